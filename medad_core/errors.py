@@ -1,0 +1,38 @@
+"""Errors a user can act on.
+
+One decision: the command line turns the class into an exit code (`UsageError` is 2, any other `MedadError` is 1), so a
+message is one line that names the case or key and the way out. Anything else that escapes is a bug and keeps its traceback.
+"""
+
+
+class MedadError(Exception):
+    """Base of every error medad raises on purpose."""
+
+
+class UsageError(MedadError):
+    """The command, its arguments or its settings are wrong; nothing was started."""
+
+
+class ConfigError(UsageError):
+    """A settings file or a `key=value` override is wrong."""
+
+
+class CaseError(MedadError):
+    """One case cannot be used; the run records it and goes on."""
+
+    def __init__(self, case_id: str, reason: str) -> None:
+        super().__init__(f"{case_id}: {reason}")
+        self.case_id = case_id
+        self.reason = reason
+
+    def __reduce__(self):
+        # Exceptions cross process boundaries by pickling their `args`, which hold the joined message only.
+        return type(self), (self.case_id, self.reason)
+
+
+class StoreError(MedadError):
+    """Stage files that are missing, damaged or of another run."""
+
+
+class WeightsError(MedadError):
+    """Weights that are missing, damaged, or made for other models."""

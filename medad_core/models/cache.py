@@ -1,0 +1,109 @@
+"""A cache of converted models, each beside a record of the file it came from.
+
+One decision: a converted folder appears by one rename, after everything in it is written, so a folder that exists is whole.
+Its `source.json` holds the sha256 of the source and of every converted file; both go into the run's fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from medad_core.errors import WeightsError
+
+log = logging.getLogger(__name__)
+RECORD = "source.json"
+
+
+def cache_root() -> Path:
+    """Folder of converted models: `$MEDAD_CACHE`, else `$XDG_CACHE_HOME/medad`, else `~/.cache/medad`."""
+    if explicit := os.environ.get("MEDAD_CACHE"):
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medad"
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: str, size: int, modified_ns: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file; remembered within the process while size and modification time stay the same."""
+    stat = path.stat()
+    return _sha256(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+@dataclass(frozen=True)
+class ConvertedModel:
+    """A folder that `transformers` loads, and where it came from."""
+
+    name: str
+    folder: Path
+    source: str
+    source_sha256: str
+    licence: str
+    files: dict[str, str]
+
+    @property
+    def weights_sha256(self) -> str:
+        return self.files["model.safetensors"]
+
+
+def converted(name: str, source: Path, licence: str, convert: Callable[[Path, Path], None]) -> ConvertedModel:
+    """Return the converted folder of `source`, converting it on first use.
+
+    `convert(source, folder)` writes `model.safetensors` and its configuration into an empty folder.
+    Raises WeightsError when the source is absent or the cache cannot be written.
+    """
+    if not source.is_file():
+        raise WeightsError(f"{name}: {source.name} is not installed; run `make setup`, or name a local model folder instead")
+    source_sha256 = sha256_of(source)
+    folder = cache_root() / f"{name}-{source_sha256[:12]}"
+    if not (folder / RECORD).is_file():
+        _convert_once(name, source, source_sha256, licence, convert, folder)
+    record = json.loads((folder / RECORD).read_text())
+    return ConvertedModel(folder=folder, **record)
+
+
+def _convert_once(name: str, source: Path, source_sha256: str, licence: str, convert: Callable, folder: Path) -> None:
+    log.info("converting %s once into %s", name, folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
+    except OSError as error:
+        raise WeightsError(f"{name}: cannot write the model cache {folder.parent} ({error.strerror}); set MEDAD_CACHE to a writable folder") from error
+    try:
+        convert(source, scratch)
+        files = {path.name: sha256_of(path) for path in sorted(scratch.iterdir()) if path.is_file()}
+        record = asdict(ConvertedModel(name, scratch, source.name, source_sha256, licence, files))
+        del record["folder"]
+        (scratch / RECORD).write_text(json.dumps(record, indent=2))
+        if (folder / RECORD).is_file():  # another process was faster
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(scratch, folder)
+    except OSError as error:
+        if not (folder / RECORD).is_file():
+            raise WeightsError(f"{name}: converting {source.name} failed: {error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def verify(model: ConvertedModel) -> None:
+    """Check every file of a converted model against its record; raises WeightsError naming the first that differs."""
+    for file, expected in model.files.items():
+        path = model.folder / file
+        if not path.is_file() or sha256_of(path) != expected:
+            raise WeightsError(f"{model.name}: {file} in the cache is damaged; delete {model.folder} and run again")

@@ -1,0 +1,32 @@
+"""Settings: strict, frozen, from YAML and `key=value` words."""
+
+from .load import known_keys, load_settings, settings_from_yaml, settings_to_yaml
+from .settings import (
+    DataSettings,
+    EvaluateSettings,
+    FlowSettings,
+    ImageScoreSettings,
+    LLMSettings,
+    ModelSettings,
+    ScalingSettings,
+    Settings,
+    SplitSettings,
+)
+from .train import TrainSettings
+
+__all__ = [
+    "DataSettings",
+    "EvaluateSettings",
+    "FlowSettings",
+    "ImageScoreSettings",
+    "LLMSettings",
+    "ModelSettings",
+    "ScalingSettings",
+    "Settings",
+    "SplitSettings",
+    "TrainSettings",
+    "known_keys",
+    "load_settings",
+    "settings_from_yaml",
+    "settings_to_yaml",
+]

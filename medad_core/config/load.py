@@ -1,0 +1,151 @@
+"""From a YAML file and `key=value` words to `Settings`, or to one line that says what is wrong.
+
+One decision: values are checked in pydantic's strict JSON mode, because YAML already gives typed values and lax mode would
+read `first_slice: yes` as slice 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ..errors import ConfigError
+from .settings import Settings
+from .yaml_reader import StrictLoader
+
+
+def load_settings(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:
+    """Read settings: defaults, then `file` where given, then `overrides` in order.
+
+    `overrides` are words like `data.first_slice=70`; keys are dotted, values are YAML (`null`, `1e-3`, `[a, b]`; a mapping
+    sets several keys of a section). Raises ConfigError: one line that names every wrong key or value and what is allowed.
+    """
+    tree = _read_file(Path(file)) if file is not None else {}
+    for word in overrides:
+        key, value = _parse_override(word)
+        tree = _merge(tree, _nest(key.split("."), value))
+    return _validate(tree, source=str(file) if file is not None else None)
+
+
+def settings_from_yaml(text: str, source: str = "settings") -> Settings:
+    """Settings from YAML text, as `settings_to_yaml` writes it. Raises ConfigError."""
+    return _validate(_read_mapping(text, source), source=source)
+
+
+def settings_to_yaml(settings: Settings) -> str:
+    """The complete settings as YAML in field order; `settings_from_yaml` gives the equal object back."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def known_keys(model: type[BaseModel] = Settings) -> tuple[str, ...]:
+    """Dotted names of all sections and values, in field order."""
+    return tuple(_walk(model, ""))
+
+
+def _walk(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _walk(field.annotation, f"{prefix}{name}.")
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError(f"cannot read settings file {path}: {reason}") from error
+    return _read_mapping(text, str(path))
+
+
+def _read_mapping(text: str, source: str) -> dict[str, Any]:
+    tree = _parse_yaml(text, source)
+    if tree is None:  # an empty file means: all defaults
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source}: expected sections such as 'data:', found a {type(tree).__name__}")
+    return tree
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=StrictLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"{source}{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+
+
+def _parse_override(word: str) -> tuple[str, Any]:
+    key, equals, text = word.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise ConfigError(f"cannot read {word!r}: write key=value, for example data.first_slice=70")
+    if key not in known_keys():
+        raise ConfigError(_unknown(key))
+    return key, _parse_yaml(text, word)
+
+
+def _nest(path: Sequence[str], value: Any) -> dict[str, Any]:
+    return {path[0]: _nest(path[1:], value) if len(path) > 1 else value}
+
+
+def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in change.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _validate(tree: Mapping[str, Any], source: str | None) -> Settings:
+    # A section that is named but left empty ("llm:") means its defaults, not null.
+    tree = {key: value for key, value in tree.items() if value is not None or key not in Settings.model_fields}
+    try:
+        return Settings.model_validate_json(json.dumps(tree), strict=True)
+    except ValidationError as error:
+        lines = [_describe(item) for item in error.errors(include_url=False)]
+        raise ConfigError((f"{source}: " if source else "") + "; ".join(lines)) from error
+
+
+def _describe(item: Any) -> str:
+    key = ".".join(str(step) for step in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return _unknown(key)
+    if item["type"] == "value_error":  # a rule between several keys of one section: its text has the values already
+        return f"{key}: {item['ctx']['error']}"
+    if item["type"] == "string_pattern_mismatch":
+        return f"{key}={item['input']!r}: {_help_of(item['loc'])}"
+    return f"{key}={_shown(item['input'])}: {item['msg'].replace('Input should', 'should')}"
+
+
+def _help_of(loc: Sequence[str | int]) -> str:
+    model: Any = Settings
+    for step in loc[:-1]:
+        model = model.model_fields[step].annotation
+    field = model.model_fields[loc[-1]]
+    return f"should be {field.description}" if field.description else f"should match {field.metadata}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _unknown(key: str) -> str:
+    known = known_keys()
+    last = key.rsplit(".", 1)[-1]
+    # The right name in the wrong section is the commonest slip; after it, the nearest spelling.
+    near = [name for name in known if name.rsplit(".", 1)[-1] == last] or difflib.get_close_matches(key, known, 1, 0.6)
+    if not near:
+        leaves = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
+        near = [leaves[match] for match in difflib.get_close_matches(last, leaves, 1, 0.6)]
+    if near:
+        return f"unknown key {key}: did you mean {' or '.join(near[:3])}?"
+    return f"unknown key {key}: the sections are {', '.join(Settings.model_fields)} (configs/default.yaml has every key)"

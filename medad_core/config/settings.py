@@ -1,0 +1,136 @@
+"""Every setting of a run, in one frozen tree.
+
+One decision: strict types and `extra="forbid"` everywhere, so that a misspelt key or a value of the wrong kind stops the
+command before any work, and nothing downstream has to ask whether a setting is sane. `configs/default.yaml` is this tree
+written out; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from .train import TrainSettings
+
+Modality = Literal["flair", "t1", "t1ce", "t2"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ScalingSettings(_Frozen):
+    """Intensity scaling per volume inside the brain of a fixed slice range.
+
+    The reference range is a setting of its own so that a slice's pixels do not change with the range that is screened.
+    """
+
+    kind: Literal["percentile", "median"] = "percentile"
+    low: float = Field(0.5, ge=0, le=100, description="percentile that becomes 0")
+    high: float = Field(99.5, ge=0, le=100, description="percentile that becomes 255 (kind percentile)")
+    k: float = Field(3.0, gt=0, description="multiple of median - low that becomes 255 (kind median)")
+    reference_first: int = Field(60, ge=0, description="first slice of the reference range, inclusive")
+    reference_last: int = Field(100, ge=0, description="last slice of the reference range, inclusive")
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
+        if self.reference_first > self.reference_last:
+            raise ValueError(
+                f"reference_first ({self.reference_first}) must not be after reference_last ({self.reference_last})"
+            )
+        return self
+
+
+class SplitSettings(_Frozen):
+    """Shares of the patients; slices of one patient never cross splits."""
+
+    seed: int = 0
+    train: float = Field(0.7, ge=0, le=1)
+    validation: float = Field(0.2, ge=0, le=1)
+    test: float = Field(0.1, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _whole(self):
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train + validation + test must be 1, not {total:g}")
+        return self
+
+
+class DataSettings(_Frozen):
+    """Which slices of which volumes, and how they are scaled and split."""
+
+    modality: Modality = "flair"
+    first_slice: int = Field(60, ge=0, description="axial, 0-based, counted from inferior, inclusive")
+    last_slice: int = Field(100, ge=0, description="inclusive")
+    scaling: ScalingSettings = ScalingSettings()
+    split: SplitSettings = SplitSettings()
+    cases_per_part: int = Field(4, ge=1, description="unit of work and of resume; does not change any row")
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.first_slice > self.last_slice:
+            raise ValueError(f"first_slice ({self.first_slice}) must not be after last_slice ({self.last_slice})")
+        return self
+
+
+class ImageScoreSettings(_Frozen):
+    """How an anomaly map becomes one number; chosen on validation patients, never on test."""
+
+    kind: Literal["max", "quantile", "mean"] = "max"
+    quantile: float = Field(0.995, gt=0, le=1, description="used by kind quantile")
+
+
+class ModelSettings(_Frozen):
+    """Encoders, the weights of decoder and converter, and how they run."""
+
+    encoder: str = Field("dinov2-small", min_length=1, description="a name that `medad models` lists")
+    text_encoder: str = Field("minilm", min_length=1, description="a name that `medad models` lists")
+    weights: str = Field("embedded", min_length=1, description="'embedded' or a folder that `medad train` wrote")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_size: int = Field(16, ge=1)
+    image_score: ImageScoreSettings = ImageScoreSettings()
+    threads: int | None = Field(None, ge=1, description="null leaves the choice to torch")
+
+
+class LLMSettings(_Frozen):
+    """The language model and its engine."""
+
+    model: str = Field("smollm2-135m", min_length=1, description="a name that `medad models` lists, or a local folder")
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    max_new_tokens: int = Field(24, ge=1)
+    batch_size: int = Field(64, ge=1)
+    constrained: bool = Field(False, description="decode only what the answer grammar allows")
+
+
+class EvaluateSettings(_Frozen):
+    """Metrics and their intervals."""
+
+    bootstrap: int = Field(1000, ge=0, description="replicates over patients; 0 gives no intervals")
+    seed: int = 0
+    map_threshold: float = Field(0.5, ge=0, le=1, description="for Dice")
+
+
+class FlowSettings(_Frozen):
+    """How Prefect runs the work; changes no row."""
+
+    runner: Literal["thread", "process", "ray"] = "thread"
+    max_workers: int = Field(1, ge=1)
+    retries: int = Field(1, ge=0)
+    retry_delay_s: float = Field(1.0, ge=0)
+    ray_address: str | None = Field(None, description="null starts Ray on this machine")
+
+
+class Settings(_Frozen):
+    """All settings of a run."""
+
+    data: DataSettings = DataSettings()
+    models: ModelSettings = ModelSettings()
+    llm: LLMSettings = LLMSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    flow: FlowSettings = FlowSettings()
+    train: TrainSettings = TrainSettings()

@@ -1,0 +1,14 @@
+"""FLAIR brightness, the trivial detector every model has to beat.
+
+One decision: it reads the very uint8 image the encoder sees, so a difference in score is never one of preprocessing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def slice_brightness(image: np.ndarray, brain: np.ndarray) -> float:
+    """99.5th percentile of the brain pixels of one slice: `image` uint8 (H, W), `brain` bool (H, W); 0 without brain."""
+    inside = image[brain.astype(bool)]
+    return float(np.percentile(inside, 99.5)) if inside.size else 0.0

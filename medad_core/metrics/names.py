@@ -1,0 +1,55 @@
+"""The words for metrics, shared by `metrics.md` and the page.
+
+One decision: every metric has a plain name and a definition in one place, so that two outputs cannot explain it differently.
+"""
+
+from __future__ import annotations
+
+LEVELS = {
+    "image": "Slices",
+    "pixel": "Pixels",
+    "patient": "Patients",
+    "text": "Answers of the language model",
+}
+
+_NAMES = {
+    "map_auroc": "Map score, AUROC",
+    "map_ap": "Map score, average precision",
+    "p_yes_auroc": "p(yes) of the LLM, AUROC",
+    "p_yes_ap": "p(yes) of the LLM, average precision",
+    "brightness_auroc": "Brightness baseline, AUROC",
+    "brightness_ap": "Brightness baseline, average precision",
+    "verdict_accuracy": "Verdict, accuracy",
+    "verdict_balanced_accuracy": "Verdict, balanced accuracy",
+    "verdict_sensitivity": "Verdict, sensitivity",
+    "verdict_specificity": "Verdict, specificity",
+    "verdict_f1": "Verdict, F1",
+    "majority_class_accuracy": "Accuracy of always answering the commoner class",
+    "map_dice": "Map, Dice",
+    "unparsed_share": "Answers that could not be read",
+    "yes_share": "Answers that say yes",
+    "verdict_map_agreement": "Verdict agrees with the thresholded map score",
+    "location_exact": "Location exact",
+    "location_exact_or_neighbour": "Location exact or neighbouring",
+    "hallucinated_location_share": "Location named where there is no tumour",
+}
+
+READING = (
+    "A slice is positive when the expert mask holds any tumour in it. Intervals are 95 % percentile intervals of a bootstrap "
+    "over patients: patients are drawn with replacement, all slices of a patient together.",
+    "Map score is the highest anomaly probability of a slice, unless configured otherwise; p(yes) is the LLM's own "
+    "probability of “Yes” against “No”. Brightness is the 99.5th percentile of the slice's brain pixels: "
+    "a detector that does not beat it has learned little.",
+    "Accuracy means nothing without the line “always answering the commoner class”: most slices of a glioma cohort "
+    "contain tumour. An answer that could not be read counts as wrong.",
+    "Patients: tumour in any slice, highest score of any slice, yes in any slice; Dice is taken per patient and averaged. "
+    "Pixels: all pixels pooled; Dice over slices with tumour only. Locations: nine cells of the picture, judged among "
+    "the true positives.",
+    "A dash is a metric that this cohort leaves undefined; the note says why. Cases of the train split were seen in "
+    "training when the weights were trained on this cohort, and flatter “all cases”.",
+)
+
+
+def metric_name(metric: str) -> str:
+    """Plain name of a metric; one unknown here keeps its own."""
+    return _NAMES.get(metric, metric.replace("_", " "))

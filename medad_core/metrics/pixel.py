@@ -1,0 +1,114 @@
+"""Pixel metrics of any number of slices in fixed memory.
+
+One decision: pixels are counted into levels of the log-odds of their probability, finest around 0.5 and ever wider away from
+it. Anomaly maps pile up near 0 and 1, where levels even in probability would lose the ranking of most of a brain. Pixels of
+slices without tumour are counted apart, because Dice is taken over tumour slices and the curves over all.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from medad_core.metrics import ranking
+
+# Log-odds of the outermost float32 values: the smallest above 0, and the one next to 1 with room for 1 itself.
+_LOWEST, _HIGHEST = -104.0, 17.0
+# Above these log-odds float32 is coarser than the levels: pixels that share a level share their value.
+_TIED = 12.7
+_TUMOUR, _BESIDE, _FREE = range(3)
+
+
+class PixelHistogram:
+    """Counts of tumour pixels, other pixels of tumour slices, and pixels of tumour-free slices, at each level.
+
+    Dice is exact at a threshold of 0.5 and within one level (0.4 % of the odds nearby) elsewhere; AUROC and AP are
+    within 1e-4 of the exact ones. Histograms add, so one per patient serves every bootstrap over patients.
+    """
+
+    def __init__(self, levels: int = 4096) -> None:
+        if levels < 4:
+            raise ValueError(f"a histogram needs at least 4 levels, not {levels}")
+        self.levels = levels
+        self.counts = np.zeros((3, levels), np.int64)
+
+    def accumulate(self, anomaly_map: np.ndarray, mask: np.ndarray, brain: np.ndarray | None = None) -> None:
+        """Count one slice: `anomaly_map` (H, W) float in [0, 1], `mask` (H, W) bool, both in the same orientation.
+
+        `brain` (H, W) bool restricts the count to the brain; without it every pixel of the picture counts, as in the
+        public benchmarks. Raises ValueError for other shapes and for values that are no probabilities.
+        """
+        if anomaly_map.shape != mask.shape or (brain is not None and brain.shape != mask.shape):
+            raise ValueError(f"map {anomaly_map.shape}, mask {mask.shape} and brain must have one shape")
+        mask = mask.astype(bool)
+        beside = _BESIDE if mask.any() else _FREE
+        if brain is not None:
+            anomaly_map, mask = anomaly_map[brain.astype(bool)], mask[brain.astype(bool)]
+        levels = self._level(anomaly_map)
+        self.counts[_TUMOUR] += np.bincount(levels[mask], minlength=self.levels)
+        self.counts[beside] += np.bincount(levels[~mask], minlength=self.levels)
+
+    def __add__(self, other: PixelHistogram) -> PixelHistogram:
+        if self.levels != other.levels:
+            raise ValueError(f"histograms of {self.levels} and {other.levels} levels do not add")
+        total = PixelHistogram(self.levels)
+        total.counts = self.counts + other.counts
+        return total
+
+    @property
+    def pixels(self) -> int:
+        """Pixels counted so far."""
+        return int(self.counts.sum())
+
+    @property
+    def tumour_slice_pixels(self) -> int:
+        """Pixels counted in slices with tumour, over which Dice is taken."""
+        return int(self.counts[[_TUMOUR, _BESIDE]].sum())
+
+    @property
+    def auroc(self) -> float:
+        """Pixel AUROC over all slices; NaN while one class is absent."""
+        return float(ranking.auroc(*self.classes()))
+
+    @property
+    def average_precision(self) -> float:
+        """Pixel average precision over all slices; NaN while one class is absent."""
+        return float(ranking.average_precision_of_levels(*self.classes(), self.tied))
+
+    def dice(self, threshold: float = 0.5) -> float:
+        """Dice of `map >= threshold`, pooled over the pixels of tumour slices; NaN without tumour."""
+        twice_hit, sizes = self.overlap(threshold)
+        return twice_hit / sizes if self.counts[_TUMOUR].any() else float("nan")
+
+    @property
+    def tied(self) -> np.ndarray:
+        """Levels whose pixels all have one value, bool (levels,)."""
+        return np.arange(self.levels) >= int(self._level(np.array([1 / (1 + np.exp(-_TIED))]))[0])
+
+    def classes(self) -> tuple[np.ndarray, np.ndarray]:
+        """(tumour, other) pixels at each level, ascending, int64 (levels,) each."""
+        return self.counts[_TUMOUR], self.counts[_BESIDE] + self.counts[_FREE]
+
+    def overlap(self, threshold: float) -> tuple[int, int]:
+        """Numerator 2·TP and denominator 2·TP + FP + FN of Dice over tumour slices."""
+        first = int(self._level(np.array([threshold]))[0])
+        hit = int(self.counts[_TUMOUR, first:].sum())
+        called = hit + int(self.counts[_BESIDE, first:].sum())
+        return 2 * hit, called + int(self.counts[_TUMOUR].sum())
+
+    def _level(self, values: np.ndarray) -> np.ndarray:
+        """Level of each probability, int64, same shape."""
+        values = np.asarray(values, np.float64)
+        if not ((values >= 0) & (values <= 1)).all():
+            raise ValueError("an anomaly map holds values outside [0, 1] or NaN")
+        with np.errstate(divide="ignore"):
+            odds = np.log(values) - np.log1p(-values)
+        # Split at 0.5, so that the default threshold falls on an edge whatever the number of levels.
+        below, above = _stretch(-_LOWEST), _stretch(_HIGHEST)
+        scale = (self.levels - 1) / (below + above)
+        stretched = np.sign(odds) * _stretch(np.abs(np.clip(odds, _LOWEST, _HIGHEST)))
+        return np.clip(np.floor(stretched * scale).astype(np.int64) + round(below * scale), 0, self.levels - 1)
+
+
+def _stretch(odds: np.ndarray | float) -> np.ndarray:
+    """Absolute log-odds to the scale on which levels are even: linear below 2, logarithmic far above."""
+    return np.log1p(np.asarray(odds) / 2)

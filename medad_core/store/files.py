@@ -1,0 +1,197 @@
+"""Bytes at a URI, whole or not at all.
+
+One decision: a reader finds either the old file, or no file, or the complete new one, also after a power cut. Locally that
+means: temporary name in the target folder, fsync of the file, rename, fsync of the folder. Other filesystems (s3://, gs://,
+memory://) go through fsspec, whose uploads appear when they are complete.
+
+Every failure of the disk is a StoreError with the path and the system's words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from medad_core.errors import StoreError, UsageError
+
+_TEMPORARY = ".tmp"
+_BLOCK = 1 << 20
+
+
+def join(uri: str, *names: str) -> str:
+    """`uri` with `names` below it."""
+    return "/".join([uri.rstrip("/"), *names])
+
+
+def local_path(uri: str) -> Path | None:
+    """The path behind a plain path or file:// URI, None for any other filesystem."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return Path(uri)
+    return Path(rest) if scheme == "file" else None
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """fsspec filesystem and its own path of `uri`, for a URI that is not local."""
+    try:
+        return fsspec.core.url_to_fs(uri)
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"cannot open {uri}: {_words(error)}") from error
+
+
+@contextmanager
+def explained(action: str, uri: str) -> Iterator[None]:
+    """Turn an OSError inside into a StoreError: "cannot <action> <uri>: <the system's words>"."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot {action} {uri}: {_words(error)}") from error
+
+
+def _words(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0]
+
+
+@contextmanager
+def new_file(uri: str) -> Iterator[Path]:
+    """A temporary local path to write to; when the block ends well it becomes `uri`, complete and durable.
+
+    When the block raises, nothing is left. The folder of `uri` must exist. Raises StoreError.
+    """
+    target = local_path(uri)
+    folder = target.parent if target is not None else Path(tempfile.gettempdir())
+    temporary = folder / f".{uri.rsplit('/', 1)[-1]}.{uuid.uuid4().hex}{_TEMPORARY}"
+    try:
+        yield temporary
+        with explained("write", uri):
+            if target is None:
+                fs, path = filesystem(uri)
+                fs.put_file(str(temporary), path)
+            else:
+                _sync(temporary)
+                os.replace(temporary, target)
+                _sync(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Replace `uri` by `data`, durably. Raises StoreError."""
+    with new_file(uri) as temporary, explained("write", uri):
+        temporary.write_bytes(data)
+
+
+def write_text(uri: str, text: str) -> None:
+    """Replace `uri` by `text` in UTF-8, durably. Raises StoreError."""
+    write_bytes(uri, text.encode())
+
+
+def read_bytes(uri: str) -> bytes | None:
+    """All bytes of `uri`, None where there is no such file. Raises StoreError."""
+    path = local_path(uri)
+    with explained("read", uri):
+        try:
+            if path is not None:
+                return path.read_bytes()
+            fs, remote = filesystem(uri)
+            return fs.cat_file(remote)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+def size_of(uri: str) -> int | None:
+    """Length in bytes, None where there is no such file."""
+    path = local_path(uri)
+    with explained("read", uri):
+        try:
+            if path is not None:
+                return path.stat().st_size
+            fs, remote = filesystem(uri)
+            return int(fs.info(remote)["size"])
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+def sha256_file(uri: str) -> str:
+    """SHA-256 of the file at `uri` as hex, read in blocks. Raises StoreError."""
+    digest = hashlib.sha256()
+    path = local_path(uri)
+    with explained("read", uri):
+        if path is not None:
+            stream = path.open("rb")
+        else:
+            fs, remote = filesystem(uri)
+            stream = fs.open(remote, "rb")
+        with stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def remove(uri: str) -> None:
+    """Remove the file at `uri`, durably; nothing happens where there is none. Raises StoreError."""
+    path = local_path(uri)
+    with explained("remove", uri):
+        try:
+            if path is not None:
+                os.unlink(path)
+                _sync(path.parent)
+            else:
+                fs, remote = filesystem(uri)
+                fs.rm_file(remote)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+
+
+def make_folder(uri: str) -> None:
+    """Make the folder and its parents, durably. Raises StoreError."""
+    path = local_path(uri)
+    if path is None:
+        fs, remote = filesystem(uri)
+        with explained("make", uri):
+            fs.makedirs(remote, exist_ok=True)
+        return
+    with explained("make", uri):
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        for folder in reversed(missing):
+            _sync(folder.parent)
+
+
+def sweep(uri: str) -> None:
+    """Remove what killed writers left under temporary names directly in the folder `uri`."""
+    path = local_path(uri)
+    if path is not None and path.is_dir():
+        with explained("clean", uri):
+            for leftover in path.glob(f".*{_TEMPORARY}"):
+                leftover.unlink(missing_ok=True)
+
+
+def check_writable(uri: str) -> None:
+    """Make the folder `uri` and try to write in it, before any work is spent. Raises UsageError with the way out."""
+    try:
+        make_folder(uri)
+        write_bytes(join(uri, ".writable"), b"medad")
+        remove(join(uri, ".writable"))
+    except StoreError as error:
+        raise UsageError(
+            f"cannot write results to {uri}: {_words(error.__cause__ or error)}; choose another output folder"
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    """fsync a file or a folder; a rename is durable only after the folder's own fsync."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

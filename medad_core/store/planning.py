@@ -1,0 +1,66 @@
+"""Making a plan, telling two plans apart, and adding up what became of one.
+
+One decision: the fingerprint says what rows are, never how they are made. The schema and the set of inputs belong to it by
+themselves; a key that speaks of batch sizes, devices or paths is a mistake of the caller and is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from medad_core.errors import StoreError
+from medad_core.store.records import Item, PartPlan, Plan, fingerprint_of
+
+# Last words of keys that say how. With one of them in the fingerprint a run could not be resumed on another machine.
+HOW_MADE = frozenset(
+    "batch_size device runner max_workers threads retries retry_delay_s ray_address cases_per_part path root out run".split()
+)
+
+
+def make_plan(stage: str, fingerprint: Mapping[str, str], schema: pa.Schema, parts: Sequence[Sequence[str]]) -> Plan:
+    """A plan with the complete fingerprint. Raises ValueError for a key of HOW_MADE or an input planned twice."""
+    how = sorted(key for key in fingerprint if key.rsplit(".", 1)[-1] in HOW_MADE)
+    if how:
+        raise ValueError(f"fingerprint of {stage} says how rows are made, not what they are: {', '.join(how)}")
+    inputs = sorted(key for part in parts for key in part)
+    fields = [f"{field.name}: {field.type}{'?' if field.nullable else ''}" for field in schema]
+    complete = {
+        **fingerprint,
+        "schema": fingerprint_of({"fields": fields}),
+        # How inputs are cut into parts is a matter of how; which they are, of what.
+        "inputs": f"{len(inputs)} cases, {fingerprint_of({'keys': inputs})}",
+    }
+    numbered = tuple(PartPlan(number=number, inputs=tuple(keys)) for number, keys in enumerate(parts))
+    return Plan(stage=stage, fingerprint=dict(sorted(complete.items())), parts=numbered)
+
+
+def difference(there: Plan, now: Plan) -> str:
+    """The fields in which two fingerprints differ, with both values."""
+    old, new = there.fingerprint, now.fingerprint
+    fields = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    return "with other content: " + ", ".join(
+        f"{name} ({_short(old.get(name))} there, {_short(new.get(name))} now)" for name in fields
+    )
+
+
+def account(where: str, part: PartPlan, cases: Sequence[str], skipped: Sequence[Item], failed: Sequence[Item]) -> None:
+    """Hold what came out of a part against what was planned. Raises StoreError naming the cases that do not add up."""
+    named = [*cases, *(item.key for item in (*skipped, *failed))]
+    for problem, keys in {
+        "planned but neither done, skipped nor failed": set(part.inputs) - set(named),
+        "not planned": set(named) - set(part.inputs),
+        "accounted for twice": {key for key in named if named.count(key) > 1},
+    }.items():
+        if keys:
+            raise StoreError(f"{where}: {problem}: {', '.join(sorted(keys))}")
+    # The same rows whoever makes them: a resumed run must not depend on the order in which cases happened to be ready.
+    if [key for key in part.inputs if key in cases] != list(cases):
+        raise StoreError(f"{where}: cases are not in the planned order")
+
+
+def _short(value: str | None) -> str:
+    if value is None:
+        return "nothing"
+    return value if len(value) <= 24 else value[:21] + "…"

@@ -1,0 +1,158 @@
+"""What a stage writes about itself: plan, part records, manifest, and the run's own note.
+
+One decision: every input is accounted for. `requested = done + skipped + failed` is checked whenever a record or manifest is
+made and whenever one is read, so a count that does not add up cannot travel. Inputs are cases: an item is a case_id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_json(self) -> bytes:
+        """The same object always gives the same bytes."""
+        return self.model_dump_json(indent=1).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        """Raises ValueError (pydantic's ValidationError) for anything that is not a sound record."""
+        return cls.model_validate_json(data, strict=True)
+
+
+class Item(_Record):
+    """A case that gave no rows, and why, in one line."""
+
+    key: str
+    reason: str = Field(min_length=1)
+
+
+class PartPlan(_Record):
+    """A part and its inputs (case ids, in row order)."""
+
+    number: int = Field(ge=0)
+    inputs: tuple[str, ...]
+
+
+class Plan(_Record):
+    """What a stage will do. Written once, first; a resumed run reads it and never makes it again."""
+
+    stage: str
+    fingerprint: dict[str, str]
+    parts: tuple[PartPlan, ...]
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if [part.number for part in self.parts] != list(range(len(self.parts))):
+            raise ValueError(f"parts of {self.stage} are not numbered 0, 1, 2, …")
+        inputs = [key for part in self.parts for key in part.inputs]
+        if len(set(inputs)) != len(inputs):
+            twice = next(key for key in inputs if inputs.count(key) > 1)
+            raise ValueError(f"input {twice!r} of {self.stage} is planned twice")
+        return self
+
+    @property
+    def fingerprint_sha256(self) -> str:
+        return fingerprint_of(self.fingerprint)
+
+    @property
+    def sha256(self) -> str:
+        """Identity of this very plan; part records carry it."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+
+class _Counts(_Record):
+    rows: int = Field(ge=0)
+    requested: int = Field(ge=0)
+    done: int = Field(ge=0)
+    skipped: tuple[Item, ...]
+    failed: tuple[Item, ...]
+    seconds: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if self.requested != self.done + len(self.skipped) + len(self.failed):
+            raise ValueError(
+                f"counts do not add up: requested {self.requested}, done {self.done}, "
+                f"skipped {len(self.skipped)}, failed {len(self.failed)}"
+            )
+        return self
+
+
+class PartRecord(_Counts):
+    """Written after its part; a part without one is rubbish. `plan_sha256` ties it to the plan it was made for."""
+
+    number: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    sha256: str
+    plan_sha256: str
+
+
+class StageManifest(_Counts):
+    """Written last; its presence means that the stage is finished. `seconds` is the sum over the parts."""
+
+    stage: str
+    fingerprint: dict[str, str]
+    fingerprint_sha256: str
+    parts: tuple[PartRecord, ...]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.fingerprint_sha256 != fingerprint_of(self.fingerprint):
+            raise ValueError("fingerprint_sha256 is not that of the fingerprint")
+        for name in ("rows", "requested", "done"):
+            if getattr(self, name) != sum(getattr(part, name) for part in self.parts):
+                raise ValueError(f"{name} is not the sum over the parts")
+        return self
+
+
+class Progress(_Record):
+    """How far a stage is, from its records alone: `parts_done` of `parts`, and the cases and rows in them."""
+
+    stage: str
+    parts: int
+    parts_done: int
+    rows: int
+    requested: int
+    done: int
+    skipped: int
+    failed: int
+    seconds: float
+    finished: bool
+
+
+class RunInfo(_Record):
+    """`RUN/run.json`: what the command was given. For people and for `medad evaluate`; no fingerprint reads it."""
+
+    settings: str = Field(description="complete settings as YAML (medad_core.config.settings_from_yaml reads it)")
+    data_root: str
+    versions: dict[str, str] = {}
+
+
+def fingerprint_of(mapping: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of a JSON-like mapping, independent of the order of its keys."""
+    text = json.dumps(mapping, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def manifest_of(plan: Plan, records: Sequence[PartRecord]) -> StageManifest:
+    """The manifest of a plan whose parts are all recorded, in part order."""
+    return StageManifest(
+        stage=plan.stage,
+        fingerprint=plan.fingerprint,
+        fingerprint_sha256=plan.fingerprint_sha256,
+        parts=tuple(records),
+        rows=sum(record.rows for record in records),
+        requested=sum(record.requested for record in records),
+        done=sum(record.done for record in records),
+        skipped=tuple(item for record in records for item in record.skipped),
+        failed=tuple(item for record in records for item in record.failed),
+        seconds=round(sum(record.seconds for record in records), 3),
+    )

@@ -1,0 +1,89 @@
+"""Arrow schemas of everything that lies between stages; rows as in DESIGN, "Stages and what lies between them".
+
+One decision: a field is nullable only where absence has a meaning (an unlabelled case, an answer that does not parse), and
+the store refuses a null anywhere else. Keys are always (case_id, slice_index). Arrays travel as raw bytes in row-major
+order, little-endian, with their shape beside them: float16 and packed bits have no compact Arrow type.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+
+def _field(name: str, kind: pa.DataType, nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable)
+
+
+_KEYS = [_field("case_id", pa.string()), _field("slice_index", pa.int32())]
+
+SLICES = pa.schema(
+    [
+        *_KEYS,
+        _field("height", pa.int32()),
+        _field("width", pa.int32()),
+        _field("image", pa.binary()),  # uint8 (height, width), display orientation
+        _field("brain", pa.binary()),  # np.packbits of bool (height, width)
+        _field("mask", pa.binary(), True),  # as brain; null where the case has no segmentation
+        _field("label", pa.int8(), True),  # 1 where the mask has a pixel
+        _field("tumour_pixels", pa.int32(), True),
+        _field("split", pa.string()),  # train, validation, test; screen where unlabelled
+        _field("spacing_mm", pa.list_(pa.field("item", pa.float32(), nullable=False), 3)),  # row, column, slice
+        _field("stored_orientation", pa.string()),  # axis codes of the file, such as LPS
+        _field("display_orientation", pa.string()),
+    ]
+)
+
+MAPS = pa.schema(
+    [
+        *_KEYS,
+        _field("taps", pa.int8()),
+        _field("grid_height", pa.int16()),
+        _field("grid_width", pa.int16()),
+        _field("grid", pa.binary()),  # float16 (taps, grid_height, grid_width), logit difference abnormal - normal
+        _field("anomaly_score", pa.float32()),  # [0, 1]
+        _field("peak_y", pa.float32()),  # native display pixels
+        _field("peak_x", pa.float32()),
+    ]
+)
+
+PROMPTS = pa.schema(
+    [
+        *_KEYS,
+        _field("tokens", pa.int16()),
+        _field("width", pa.int32()),
+        _field("embeddings", pa.binary()),  # float16 (tokens, width), map tokens only
+    ]
+)
+
+ANSWERS = pa.schema(
+    [
+        *_KEYS,
+        _field("answer", pa.string()),
+        _field("answer_parsed", pa.bool_()),
+        _field("verdict", pa.string(), True),  # yes, no; null where the answer does not parse
+        _field("location", pa.string(), True),  # one of nine cells; null for no, and where it does not parse
+        _field("p_yes", pa.float32()),  # P(Yes) / (P(Yes) + P(No)) of the first token
+        _field("finish_reason", pa.string()),
+        _field("tokens", pa.int16()),
+    ]
+)
+
+PREDICTIONS = pa.schema(
+    [
+        *_KEYS,
+        _field("split", pa.string()),
+        _field("label", pa.int8(), True),
+        _field("tumour_pixels", pa.int32(), True),
+        _field("anomaly_score", pa.float32()),
+        _field("p_yes", pa.float32()),
+        _field("verdict", pa.string(), True),
+        _field("answer", pa.string()),
+        _field("answer_parsed", pa.bool_()),
+        _field("location", pa.string(), True),
+        _field("location_true", pa.string(), True),  # cell of the mask's centroid; null where empty or unlabelled
+        _field("location_anatomical", pa.string(), True),  # of `location`, in the patient's own terms
+        _field("peak_y", pa.float32()),
+        _field("peak_x", pa.float32()),
+        _field("model_fingerprint", pa.string()),
+    ]
+)

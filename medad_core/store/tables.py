@@ -1,0 +1,121 @@
+"""Parquet files: one row group a patient, rows checked against the schema on their way to disk.
+
+One decision: row groups follow patients, so one patient is read without scanning a file, and memory holds one patient at a
+time however long the part is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from medad_core.errors import StoreError
+from medad_core.store.files import explained, filesystem, local_path, new_file
+
+Rows = pa.Table | Iterable[pa.RecordBatch | pa.Table]
+
+
+def write_table(uri: str, table: pa.Table, schema: pa.Schema | None = None) -> None:
+    """Write one Parquet file, durably and whole; `schema`, where given, is enforced. Raises StoreError."""
+    checked = conform(table, schema, uri) if schema is not None else table
+    with new_file(uri) as temporary, explained("write", uri):
+        pq.write_table(checked, temporary, compression="zstd")
+
+
+def read_table(uri: str, columns: Sequence[str] | None = None, case_id: str | None = None) -> pa.Table:
+    """Read a Parquet file; with `case_id` only that patient's row group. Raises StoreError where damaged or absent."""
+    path = local_path(uri)
+    fs, source = (None, str(path)) if path is not None else filesystem(uri)
+    filters = [("case_id", "==", case_id)] if case_id is not None else None
+    with explained("read", uri):
+        try:
+            return pq.read_table(
+                source,
+                columns=list(columns) if columns is not None else None,
+                filters=filters,
+                filesystem=fs,
+                partitioning=None,
+            )
+        except pa.ArrowInvalid as error:
+            raise StoreError(f"cannot read {uri}: the file is damaged ({str(error).splitlines()[0]})") from error
+
+
+def write_groups(path: Path, rows: Rows, schema: pa.Schema, where: str) -> tuple[int, list[str]]:
+    """Write `rows` to the local `path`, one row group a case; returns the number of rows and the cases in order.
+
+    The rows of a case must come together, with rising slice_index. Raises StoreError naming the case; errors of whoever
+    makes the rows pass through untouched.
+    """
+    count, cases = 0, []
+    with explained("write", where):
+        writer = pq.ParquetWriter(path, schema, compression="zstd")
+    try:
+        for case_id, group in _by_case(rows, schema, where):
+            if case_id in cases:
+                raise StoreError(f"{where}: rows of case {case_id!r} do not come together")
+            _check_order(case_id, group, where)
+            with explained("write", where):
+                writer.write_table(group, row_group_size=group.num_rows)
+            count += group.num_rows
+            cases.append(case_id)
+        with explained("write", where):
+            writer.close()
+    except BaseException:
+        with suppress(OSError):  # the file is thrown away; the first error is the one to tell
+            writer.close()
+        raise
+    return count, cases
+
+
+def conform(rows: pa.Table | pa.RecordBatch, schema: pa.Schema, where: str) -> pa.Table:
+    """`rows` with exactly the columns and types of `schema`. Raises StoreError naming the column that does not fit."""
+    table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
+    if sorted(table.column_names) != sorted(schema.names):
+        missing = sorted(set(schema.names) - set(table.column_names))
+        extra = sorted(set(table.column_names) - set(schema.names))
+        raise StoreError(f"{where}: columns do not fit the schema: missing {missing}, unexpected {extra}")
+    arrays = []
+    for field in schema:
+        column = table.column(field.name)
+        if not field.nullable and column.null_count:
+            raise StoreError(f"{where}: column {field.name} has {column.null_count} nulls and may have none")
+        try:
+            arrays.append(column if column.type == field.type else column.cast(field.type))
+        except pa.ArrowException as error:
+            raise StoreError(f"{where}: column {field.name} is not {field.type}: {str(error).splitlines()[0]}") from error
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _by_case(rows: Rows, schema: pa.Schema, where: str) -> Iterator[tuple[str, pa.Table]]:
+    """Runs of rows with one case_id, joined across the borders of batches."""
+    current: str | None = None
+    held: list[pa.Table] = []
+    for batch in [rows] if isinstance(rows, pa.Table) else rows:
+        table = conform(batch, schema, where)
+        for case_id, start, stop in _runs(table.column("case_id").to_pylist()):
+            if held and case_id != current:
+                yield current, pa.concat_tables(held)
+                held = []
+            current = case_id
+            held.append(table.slice(start, stop - start))
+    if held:
+        yield current, pa.concat_tables(held)
+
+
+def _runs(values: Sequence[str]) -> Iterator[tuple[str, int, int]]:
+    start = 0
+    for stop in range(1, len(values) + 1):
+        if stop == len(values) or values[stop] != values[start]:
+            yield values[start], start, stop
+            start = stop
+
+
+def _check_order(case_id: str, group: pa.Table, where: str) -> None:
+    indices = group.column("slice_index").to_pylist()
+    if any(later <= earlier for earlier, later in pairwise(indices)):
+        raise StoreError(f"{where}: slice_index of case {case_id!r} does not rise: keys must be unique and in order")

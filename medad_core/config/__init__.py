@@ -1,7 +1,7 @@
 """Settings: strict, frozen, from YAML and `key=value` words."""
 
-from .load import known_keys, load_settings, settings_from_yaml, settings_to_yaml
-from .settings import (
+from medad_core.config.load import known_keys, load_settings, settings_from_yaml, settings_to_yaml
+from medad_core.config.settings import (
     DataSettings,
     EvaluateSettings,
     FlowSettings,
@@ -12,7 +12,7 @@ from .settings import (
     Settings,
     SplitSettings,
 )
-from .train import TrainSettings
+from medad_core.config.train import TrainSettings
 
 __all__ = [
     "DataSettings",

@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ..errors import ConfigError
-from .settings import Settings
-from .yaml_reader import StrictLoader
+from medad_core.config.settings import Settings
+from medad_core.config.yaml_reader import StrictLoader
+from medad_core.errors import ConfigError
 
 
 def load_settings(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .train import TrainSettings
+from medad_core.config.train import TrainSettings
 
 Modality = Literal["flair", "t1", "t1ce", "t2"]
 

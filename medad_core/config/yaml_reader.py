@@ -1,7 +1,7 @@
 """YAML as people mean it: `1e-3` is a number, a date is text, and a key given twice is an error.
 
-PyYAML follows YAML 1.1, where `1e-3` is a string, `2024-01-01` a date object that JSON cannot hold, and the last of two equal
-keys silently wins.
+PyYAML follows YAML 1.1, where `1e-3` is a string, `2024-01-01` a date object that JSON cannot hold, and the last of two
+equal keys silently wins.
 """
 
 from __future__ import annotations

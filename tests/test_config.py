@@ -57,9 +57,9 @@ def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path):
 def test_override_values_are_yaml():
     settings = load_settings(
         None,
-        ["models.threads=2", "llm.constrained=true", "flow.retry_delay_s=5e-1", "flow.ray_address=ray://host:10001"],
+        ["models.threads=2", "flow.retry_delay_s=5e-1", "flow.ray_address=ray://host:10001"],
     )
-    assert (settings.models.threads, settings.llm.constrained) == (2, True)
+    assert settings.models.threads == 2
     assert (settings.flow.retry_delay_s, settings.flow.ray_address) == (0.5, "ray://host:10001")
     assert load_settings(None, ["models.threads=2", "models.threads=null"]).models.threads is None
 

@@ -26,7 +26,7 @@ class ScalingSettings(_Frozen):
     The reference range is a setting of its own so that a slice's pixels do not change with the range that is screened.
     """
 
-    kind: Literal["percentile", "median"] = "percentile"
+    kind: Literal["percentile", "median"] = "median"
     low: float = Field(0.5, ge=0, le=100, description="percentile that becomes 0")
     high: float = Field(99.5, ge=0, le=100, description="percentile that becomes 255 (kind percentile)")
     k: float = Field(3.0, gt=0, description="multiple of median - low that becomes 255 (kind median)")
@@ -80,8 +80,8 @@ class DataSettings(_Frozen):
 class ImageScoreSettings(_Frozen):
     """How an anomaly map becomes one number; chosen on validation patients, never on test."""
 
-    kind: Literal["max", "quantile", "mean"] = "max"
-    quantile: float = Field(0.995, gt=0, le=1, description="used by kind quantile")
+    kind: Literal["max", "quantile", "mean"] = "quantile"
+    quantile: float = Field(0.999, gt=0, le=1, description="used by kind quantile")
 
 
 class ModelSettings(_Frozen):
@@ -91,7 +91,6 @@ class ModelSettings(_Frozen):
     text_encoder: str = Field("minilm", min_length=1, description="a name that `medad models` lists")
     weights: str = Field("embedded", min_length=1, description="'embedded' or a folder that `medad train` wrote")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     batch_size: int = Field(16, ge=1)
     image_score: ImageScoreSettings = ImageScoreSettings()
     threads: int | None = Field(None, ge=1, description="null leaves the choice to torch")
@@ -104,7 +103,6 @@ class LLMSettings(_Frozen):
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     max_new_tokens: int = Field(24, ge=1)
     batch_size: int = Field(64, ge=1)
-    constrained: bool = Field(False, description="decode only what the answer grammar allows")
 
 
 class EvaluateSettings(_Frozen):

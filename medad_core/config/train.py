@@ -6,21 +6,43 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DecoderTraining(_Frozen):
     """Focal and dice loss on cached patch features (METHOD section 3)."""
 
-    steps: int = Field(1500, ge=1)
-    batch_size: int = Field(32, ge=1)
+    steps: int = Field(400, ge=1)
+    batch_size: int = Field(12, ge=2, description="half with tumour, half without")
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
 
 
+class ConverterTraining(_Frozen):
+    """Language-model loss through the frozen LLM (METHOD section 4), first on synthetic maps, then on real ones."""
+
+    warm_up_steps: int = Field(1500, ge=0, description="of the convolutions alone, against the ten answers as classes; no LLM, milliseconds a step")
+    synthetic_steps: int = Field(100, ge=0)
+    real_steps: int = Field(240, ge=1)
+    batch_size: int = Field(16, ge=2)
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    normal_share: float = Field(
+        0.5, gt=0, lt=1, description="share of tumour-free maps in a batch: sets the operating point of the verdict"
+    )
+    checkpoint_every: int = Field(20, ge=1)
+
+
 class TrainSettings(_Frozen):
+    """How `medad train` makes a decoder and a converter."""
+
     seed: int = 0
-    first_slice: int = Field(20, ge=0, description="training reads a wider range than screening: outside it lie tumour-free slices")
+    first_slice: int = Field(
+        20, ge=0, description="training reads a wider range than screening: tumour-free slices lie outside it"
+    )
     last_slice: int = Field(130, ge=0)
-    folds: int = Field(4, ge=2, description="patients are held out in turn, so the converter learns from maps of unseen patients")
+    folds: int = Field(
+        4, ge=2, description="patients are held out in turn, so the converter learns from maps of unseen patients"
+    )
     decoder: DecoderTraining = DecoderTraining()
+    converter: ConverterTraining = ConverterTraining()

@@ -1,0 +1,40 @@
+"""What the LLM is taught to say, and how what it says is read.
+
+One decision: the grammar is ten whole sentences. Anything else is kept as it is and counted as unparsed, never guessed:
+a search for "No" would also find it in "Now" (METHOD section 8).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from medad_core.llm.location import CELLS
+
+QUESTION = "This is a brain MRI image. Is there any anomaly in the image?"
+NO = "No, there is no anomaly in the image."
+
+
+def yes(cell: str) -> str:
+    """The answer that names an anomaly in one cell."""
+    return f"Yes, there is an anomaly at the {cell} of the image."
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A parsed answer: the verdict, and the cell it names (None for "no")."""
+
+    verdict: str
+    location: str | None
+
+
+GRAMMAR: dict[str, Answer] = {NO: Answer("no", None)} | {yes(cell): Answer("yes", cell) for cell in CELLS}
+
+
+def answer_to(cell: str | None) -> str:
+    """The right answer for a slice whose tumour lies in `cell`, or that has none."""
+    return NO if cell is None else yes(cell)
+
+
+def parse(text: str) -> Answer | None:
+    """Read an answer; None where it is not one of the grammar's sentences (surrounding white space aside)."""
+    return GRAMMAR.get(text.strip())

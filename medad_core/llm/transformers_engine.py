@@ -1,0 +1,80 @@
+"""Greedy generation with Transformers: the reference, and the engine where vLLM cannot be had.
+
+One decision: the prefix that all prompts of a call share is computed once and its keys and values are expanded over the
+batch, as vLLM's prefix cache does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medad_core.llm.engine import Generation
+from medad_core.llm.prompt import Prompt
+
+
+def load_llm(folder) -> torch.nn.Module:
+    """A frozen causal LM in float32 from a local folder."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval().requires_grad_(False)
+
+
+def prefix_cache(model: torch.nn.Module, prefix: Tensor, batch: int):
+    """Keys and values of a prefix (P, width), expanded to `batch` rows; gradients flow back into the prefix."""
+    from transformers import DynamicCache
+
+    cache = model.model(inputs_embeds=prefix.unsqueeze(0), past_key_values=DynamicCache(config=model.config), use_cache=True).past_key_values
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys.expand(batch, -1, -1, -1), layer.values.expand(batch, -1, -1, -1)
+    return cache
+
+
+def shared_prefix(prompts: np.ndarray) -> int:
+    """How many leading positions are the same in all prompts (n, L, width); at least one position is left to compute."""
+    same = (prompts == prompts[:1]).all(axis=(0, 2))
+    return min(int(np.argmin(same)) if not same.all() else len(same), prompts.shape[1] - 1)
+
+
+class TransformersEngine:
+    """See `Engine`."""
+
+    name = "transformers"
+
+    def __init__(self, prompt: Prompt, *, max_new_tokens: int, batch_size: int, model: torch.nn.Module | None = None) -> None:
+        self.prompt, self.max_new_tokens, self.batch_size = prompt, max_new_tokens, batch_size
+        self.model = model or load_llm(prompt.folder)
+
+    def generate(self, prompts: np.ndarray) -> list[Generation]:
+        """See `Engine.generate`."""
+        batches = range(0, len(prompts), self.batch_size)
+        return [answer for start in batches for answer in self._batch(prompts[start : start + self.batch_size])]
+
+    @torch.inference_mode()
+    def _batch(self, prompts: np.ndarray) -> list[Generation]:
+        shared = shared_prefix(prompts)
+        embeddings = torch.from_numpy(prompts)
+        cache = prefix_cache(self.model, embeddings[0, :shared], len(prompts)) if shared else None
+        inputs, tokens, finished = {"inputs_embeds": embeddings[:, shared:]}, [], torch.zeros(len(prompts), dtype=torch.bool)
+        for step in range(self.max_new_tokens):
+            out = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache, logits = out.past_key_values, out.logits[:, -1]
+            if step == 0:
+                p_yes = (logits[:, self.prompt.yes_token] - logits[:, self.prompt.no_token]).sigmoid()
+            tokens.append(logits.argmax(-1))
+            finished |= tokens[-1] == self.prompt.end_token
+            if finished.all():
+                break
+            inputs = {"input_ids": tokens[-1].unsqueeze(1)}
+        return [self._generation(row, float(p)) for row, p in zip(torch.stack(tokens, dim=1).tolist(), p_yes, strict=True)]
+
+    def _generation(self, tokens: list[int], p_yes: float) -> Generation:
+        ended = self.prompt.end_token in tokens
+        answer = tokens[: tokens.index(self.prompt.end_token)] if ended else tokens
+        text = self.prompt.tokenizer.decode(answer, skip_special_tokens=True)
+        return Generation(text, p_yes, "stop" if ended else "length", len(answer) + ended)
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        del self.model

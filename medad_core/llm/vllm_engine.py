@@ -1,0 +1,73 @@
+"""Greedy generation with vLLM in this process, on CUDA or on the CPU build.
+
+One decision: vLLM runs in-process (`VLLM_ENABLE_V1_MULTIPROCESSING=0`), one engine a process. Importing it takes about 30 s,
+so this module is imported only when an engine is opened.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+
+import numpy as np
+import torch
+
+from medad_core.llm.engine import Generation
+from medad_core.llm.prompt import Prompt
+
+# The CPU backend shares prefixes in blocks whose size must be a multiple of 32: the smallest wastes least.
+CPU_BLOCK_SIZE = 32
+CPU_CACHE_GIB = "2"
+
+
+class VLLMEngine:
+    """See `Engine`."""
+
+    name = "vllm"
+
+    def __init__(self, prompt: Prompt, *, max_new_tokens: int, batch_size: int) -> None:
+        on_cpu = not torch.cuda.is_available()
+        _quiet_environment(on_cpu)
+        from vllm import LLM, SamplingParams
+
+        self.prompt = prompt
+        self.sampling = SamplingParams(
+            temperature=0.0, max_tokens=max_new_tokens, logprob_token_ids=[prompt.yes_token, prompt.no_token], detokenize=False, stop_token_ids=[prompt.end_token]
+        )
+        self.llm = LLM(
+            model=str(prompt.folder),
+            dtype="float32" if on_cpu else "auto",
+            enable_prompt_embeds=True,
+            enable_prefix_caching=True,
+            max_num_seqs=max(batch_size, 1),
+            max_model_len=256,
+            disable_log_stats=True,
+            **({"block_size": CPU_BLOCK_SIZE} if on_cpu else {}),
+        )
+
+    def generate(self, prompts: np.ndarray) -> list[Generation]:
+        """See `Engine.generate`."""
+        inputs = [{"prompt_embeds": torch.from_numpy(prompt)} for prompt in prompts]
+        outputs = self.llm.generate(inputs, self.sampling, use_tqdm=False)
+        return [self._generation(output.outputs[0]) for output in outputs]
+
+    def _generation(self, output) -> Generation:
+        first = output.logprobs[0]
+        odds = first[self.prompt.yes_token].logprob - first[self.prompt.no_token].logprob
+        tokens = [token for token in output.token_ids if token != self.prompt.end_token]
+        text = self.prompt.tokenizer.decode(tokens, skip_special_tokens=True)
+        return Generation(text, 1 / (1 + math.exp(-odds)), output.finish_reason, len(output.token_ids))
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+
+
+def _quiet_environment(on_cpu: bool) -> None:
+    """What vLLM reads from the environment at import, unless the user has set it."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if on_cpu:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)

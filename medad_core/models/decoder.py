@@ -1,0 +1,89 @@
+"""The decoder: patch features compared with "normal" and "abnormal", and its maps.
+
+One decision: the map is kept as the grid of logit differences (taps, grid_h, grid_w). A softmax over two logits is the sigmoid
+of their difference and interpolation is linear, so the grid *is* the map, in 2 kB instead of 100 kB; it is rendered on demand.
+Source: METHOD section 3; AnomalyGPT (Gu et al. 2023) and WinCLIP-style text comparison.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LOGIT_SCALE = 100.0
+
+
+class Decoder(nn.Module):
+    """One linear layer a tap into the text space, then 100 · cosine with both texts.
+
+    `text` is the (2, text_width) pair of unit vectors, 0 normal and 1 abnormal; it is stored with the weights, which only
+    fit those texts.
+    """
+
+    def __init__(self, taps: int, width: int, text: Tensor) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(nn.Linear(width, text.shape[1]) for _ in range(taps))
+        self.register_buffer("text", text.clone())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Patch features (B, taps, gh, gw, width) to logit differences abnormal − normal (B, taps, gh, gw)."""
+        direction = LOGIT_SCALE * (self.text[1] - self.text[0])
+        patches = [F.normalize(layer(features[:, tap]), dim=-1) for tap, layer in enumerate(self.projections)]
+        return torch.stack(patches, dim=1) @ direction
+
+
+def upsample(grid: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, corners aligned, *before* the sigmoid (METHOD section 3): (B, taps, gh, gw) to (B, taps, H, W)."""
+    return F.interpolate(grid, size=size, mode="bilinear", align_corners=True)
+
+
+def render_maps(grid: Tensor, height: int, width: int) -> Tensor:
+    """Logit-difference grids (B, taps, gh, gw) to anomaly probability maps (B, height, width), float32 in [0, 1].
+
+    The encoder saw the slice centred on a square of side max(height, width); the same margins are cut off here.
+    """
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    maps = upsample(grid.float(), (side, side)).sigmoid().mean(dim=1)
+    return maps[:, top : top + height, left : left + width]
+
+
+def render_map(grid: np.ndarray, height: int, width: int) -> np.ndarray:
+    """One slice of `render_maps`: (taps, gh, gw) float16 or float32 to (height, width) float32."""
+    return render_maps(torch.from_numpy(np.ascontiguousarray(grid, dtype=np.float32)).unsqueeze(0), height, width)[0].numpy()
+
+
+def image_scores(maps: Tensor, kind: str, quantile: float) -> Tensor:
+    """Anomaly score a slice from maps (B, H, W): the maximum, a high quantile of the pixels, or the mean."""
+    pixels = maps.flatten(1)
+    if kind == "max":
+        return pixels.amax(1)
+    if kind == "mean":
+        return pixels.mean(1)
+    # torch.quantile refuses more than 16 million values; kthvalue has no such limit and sorts nothing.
+    rank = max(1, min(pixels.shape[1], round(quantile * pixels.shape[1])))
+    return pixels.kthvalue(rank, dim=1).values
+
+
+def peaks(maps: Tensor) -> Tensor:
+    """Position (row, column) of each map's maximum, int64 (B, 2)."""
+    flat = maps.flatten(1).argmax(1)
+    return torch.stack([flat // maps.shape[2], flat % maps.shape[2]], dim=1)
+
+
+def focal_dice_loss(grid: Tensor, masks: Tensor) -> Tensor:
+    """Sum over taps of focal loss (γ = 2, smooth 1e-5) and dice loss (smooth 1), METHOD section 3.
+
+    grid (B, taps, gh, gw) logit differences; masks (B, H, W) float in [0, 1], all zero for a normal slice. Dice is taken over
+    the batch: a slice without tumour has no overlap of its own to score.
+    """
+    logits = upsample(grid, tuple(masks.shape[-2:]))
+    target = masks.unsqueeze(1).expand_as(logits)
+    probability = logits.sigmoid()
+    agreement = (probability * target + (1 - probability) * (1 - target)).clamp(1e-5, 1 - 1e-5)
+    focal = (-((1 - agreement) ** 2) * agreement.log()).mean(dim=(0, 2, 3))
+    overlap = (probability * target).sum(dim=(0, 2, 3))
+    dice = 1 - (2 * overlap + 1) / (probability.sum(dim=(0, 2, 3)) + target.sum(dim=(0, 2, 3)) + 1)
+    return (focal + dice).sum()

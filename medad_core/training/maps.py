@@ -1,0 +1,94 @@
+"""Maps the converter learns from: real ones, moved and mirrored, and drawn ones.
+
+One decision: the converter sees only maps, so every real map can be shifted and mirrored together with its mask, and any
+number of lesion maps can be drawn; neither needs an image (METHOD section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from medad_core.llm.location import cell_of
+
+DRAWN_SIDE = 48
+
+
+@dataclass(frozen=True)
+class LabelledMaps:
+    """Grids (N, taps, gh, gw) float16, and the tumour's centroid (N, 2) as a share of height and width, NaN where there is none."""
+
+    grids: np.ndarray
+    centroids: np.ndarray
+
+    @property
+    def has_tumour(self) -> np.ndarray:
+        """(N,) bool."""
+        return ~np.isnan(self.centroids[:, 0])
+
+    @staticmethod
+    def join(parts: Sequence[LabelledMaps]) -> LabelledMaps:
+        return LabelledMaps(np.concatenate([part.grids for part in parts]), np.concatenate([part.centroids for part in parts]))
+
+
+def label_maps(grids: np.ndarray, masks: np.ndarray) -> LabelledMaps:
+    """Pair the grids of slices with the centroids of their masks (N, H, W) bool."""
+    centroids = np.full((len(masks), 2), np.nan)
+    for index in np.flatnonzero(masks.any(axis=(1, 2))):
+        centroids[index] = (np.argwhere(masks[index]).mean(axis=0) + 0.5) / masks.shape[1:]
+    return LabelledMaps(grids, centroids)
+
+
+def cell_at(centroid: np.ndarray) -> str | None:
+    """The answer's cell for a centroid, None for NaN."""
+    return None if np.isnan(centroid[0]) else cell_of(centroid[0], centroid[1], 1, 1)
+
+
+def move(grid: np.ndarray, centroid: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Mirror and shift one map (taps, gh, gw) by whole patches, its centroid (2,) with it; what comes in repeats the border."""
+    grid, centroid = grid.astype(np.float32), centroid.copy()
+    for axis in (0, 1):
+        if rng.random() < 0.5:
+            grid, centroid[axis] = np.flip(grid, axis + 1), 1 - centroid[axis]
+        side = grid.shape[axis + 1]
+        shift = int(rng.integers(-side // 4, side // 4 + 1))
+        if np.isnan(centroid[axis]) or 0.08 < centroid[axis] + shift / side < 0.92:
+            grid = np.take(grid, np.clip(np.arange(side) - shift, 0, side - 1), axis=axis + 1)
+            centroid[axis] += shift / side
+    return grid, centroid
+
+
+def draw(like: np.ndarray, tumour: bool, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one map in the likeness of a real tumour-free grid `like` (taps, gh, gw): its background, and a lesion where asked.
+
+    A lesion is one to three overlapping ellipses with a ragged edge; its logits rise to between 2 and 20 above zero in every
+    tap. A map without lesion may keep a faint bump below zero. Returns the grid float32 and the lesion's centroid.
+    """
+    taps, rows, columns = like.shape
+    grid = move(like, np.full(2, np.nan), rng)[0]
+    shape = _ragged_ellipses(rng) if tumour or rng.random() < 0.3 else np.zeros((DRAWN_SIDE, DRAWN_SIDE), bool)
+    if not shape.any():
+        return grid, np.full(2, np.nan)
+    cover = ndimage.zoom(ndimage.gaussian_filter(shape.astype(np.float32), 1.0), (rows / DRAWN_SIDE, columns / DRAWN_SIDE), order=1, grid_mode=True, mode="nearest")
+    cover = cover / max(cover.max(), 1e-6)
+    height = rng.uniform(2, 20) if tumour else rng.uniform(-8, -2)
+    peak = height * rng.uniform(0.6, 1.2, size=(taps, 1, 1)) if tumour else height
+    grid = np.maximum(grid, grid + cover * (peak - grid)) + rng.normal(0, 0.7, grid.shape)
+    return grid.astype(np.float32), (np.argwhere(shape).mean(axis=0) + 0.5) / DRAWN_SIDE if tumour else np.full(2, np.nan)
+
+
+def _ragged_ellipses(rng: np.random.Generator) -> np.ndarray:
+    """(48, 48) bool."""
+    y, x = np.mgrid[:DRAWN_SIDE, :DRAWN_SIDE] / DRAWN_SIDE
+    centre, shape = rng.uniform(0.12, 0.88, 2), np.zeros(y.shape, bool)
+    edge = ndimage.gaussian_filter(rng.normal(size=y.shape), 2.5)
+    edge *= 0.35 / max(edge.std(), 1e-6)
+    for _ in range(rng.integers(1, 4)):
+        at, radii, angle = centre + rng.normal(0, 0.05, 2), rng.uniform(0.03, 0.2, 2), rng.uniform(0, np.pi)
+        v, u = y - at[0], x - at[1]
+        along, across = u * np.cos(angle) + v * np.sin(angle), v * np.cos(angle) - u * np.sin(angle)
+        shape |= (along / radii[0]) ** 2 + (across / radii[1]) ** 2 < 1 + edge
+    return shape

@@ -1,0 +1,131 @@
+"""`medad train`: labelled cases in, a decoder, a converter and a card out.
+
+One decision: cross-fitting. Patients are held out fold by fold, so every map the converter learns from, and every score on the
+card, is of a patient that the decoder which drew it has not seen; the decoder that is kept is then trained on all of them.
+The converter never sees the patients of fold 0: they choose its checkpoint and give its scores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from medad_core.config import Settings
+from medad_core.data.cases import Rejection, discover
+from medad_core.errors import CaseError, MedadError
+from medad_core.llm.engine import llm_fingerprint, llm_folder
+from medad_core.llm.prompt import Prompt
+from medad_core.llm.transformers_engine import load_llm
+from medad_core.models.converter import Converter
+from medad_core.models.encoder import load_encoder
+from medad_core.models.text import load_sentences, load_text_encoder, text_features
+from medad_core.models.weights import save_converter, save_decoder
+from medad_core.training.card import cross_validated_scores, verdict_scores, write_card
+from medad_core.training.converter import ConverterTrainer, thin_out
+from medad_core.training.decoder import decode_case, train_decoder
+from medad_core.training.features import TrainingCase, encode_case
+from medad_core.training.folds import deal_folds
+from medad_core.training.maps import LabelledMaps, label_maps
+
+log = logging.getLogger(__name__)
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Where the weights are, what was left out, and the card's scores."""
+
+    folder: Path
+    rejected: tuple[Rejection, ...]
+    scores: dict[str, dict]
+
+
+def train(data: str | Path, out: str | Path, settings: Settings, progress: Progress = lambda *_: None, licence: str = "not stated") -> TrainingResult:
+    """Train on every labelled case below `data`, write weights and card to `out`; resumes where a killed run stopped.
+
+    Raises MedadError for fewer than two usable cases, or cases without any tumour or any tumour-free slice.
+    """
+    out = Path(out)
+    torch.manual_seed(settings.train.seed)
+    encoder, sentences, text_encoder = load_encoder(settings.models.encoder), load_sentences(), load_text_encoder(settings.models.text_encoder)
+    text = text_features(text_encoder, sentences)
+    cases, rejected = _encode_all(data, out, settings, encoder, progress)
+    folds = deal_folds(cases, settings.train.folds, settings.data.first_slice, settings.data.last_slice, settings.train.seed)
+    work = out / "_work" / _work_key(settings, cases, encoder.fingerprint, sentences.sha256)
+    work.mkdir(parents=True, exist_ok=True)
+
+    grids = _cross_fit(cases, folds, text, settings, work, progress)
+    shared = {"text_encoder_sha256": text_encoder.fingerprint["text_encoder_sha256"], "sentences_sha256": sentences.sha256, "scaling": scaling_key(settings)}
+    decoder = train_decoder(cases, text, settings.train.decoder, settings.train.seed)
+    save_decoder(decoder, out, {**encoder.fingerprint, **shared})
+
+    prompt = Prompt(llm_folder(settings.llm.model))
+    torch.manual_seed(settings.train.seed)
+    converter = Converter(text_encoder.encode(sentences.knowledge), prompt.width, float(prompt.embeddings.std()))
+    trainer = ConverterTrainer(converter, load_llm(prompt.folder), prompt, settings.train.converter, settings.train.seed)
+    held_out = [case for case in cases if case.case_id in folds[0]]
+    learn = LabelledMaps.join([label_maps(grids[case.case_id], case.masks) for case in cases if case.case_id not in folds[0]])
+    validation = thin_out(LabelledMaps.join([label_maps(grids[case.case_id], case.masks) for case in held_out]), settings.train.seed)
+    converter = trainer.fit(learn, validation, work / "converter.pt", lambda done, of: progress("converter", done, of))
+    save_converter(converter, out, {**llm_fingerprint(settings.llm.model), **shared})
+    pd.DataFrame(trainer.curve).to_csv(out / "converter_loss.csv", index=False)
+
+    scores = {
+        "decoder": cross_validated_scores(cases, grids, settings),
+        "converter": verdict_scores(held_out, grids, converter, prompt, trainer.llm, settings),
+    }
+    write_card(out, settings, cases, folds, scores, trainer.curve, licence)
+    return TrainingResult(out, rejected, scores)
+
+
+def scaling_key(settings: Settings) -> str:
+    """What of the intensity scaling and modality a decoder depends on."""
+    return json.dumps({"modality": settings.data.modality, **settings.data.scaling.model_dump()}, sort_keys=True)
+
+
+def _encode_all(data: str | Path, out: Path, settings: Settings, encoder, progress: Progress) -> tuple[list[TrainingCase], tuple[Rejection, ...]]:
+    found = discover(data, settings.data.modality)
+    cases, rejected = [], list(found.rejected)
+    for number, case in enumerate(found.cases, 1):
+        try:
+            cases.append(encode_case(case, settings, encoder, out / "_work" / "features"))
+        except CaseError as error:
+            log.warning("%s", error)
+            rejected.append(Rejection(error.case_id, error.reason))
+        progress("encode", number, len(found.cases))
+    flags = np.concatenate([case.has_tumour for case in cases]) if cases else np.zeros(0, bool)
+    if len(cases) < 2 or flags.all() or not flags.any():
+        raise MedadError(f"{data}: {len(cases)} usable labelled cases with {int(flags.sum())} tumour and {int((~flags).sum())} tumour-free slices; training needs two cases and both kinds")
+    return cases, tuple(rejected)
+
+
+def _work_key(settings: Settings, cases: Sequence[TrainingCase], encoder: dict[str, str], sentences: str) -> str:
+    facts = [settings.train.model_dump_json(), scaling_key(settings), sorted(encoder.items()), sentences, settings.llm.model]
+    facts += [(case.case_id, hashlib.sha256(case.masks.tobytes()).hexdigest()) for case in cases]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def _cross_fit(cases: Sequence[TrainingCase], folds: list[list[str]], text, settings: Settings, work: Path, progress: Progress) -> dict[str, np.ndarray]:
+    """Grids of every case, drawn by a decoder trained without it."""
+    grids: dict[str, np.ndarray] = {}
+    for number, held_out in enumerate(folds):
+        path = work / f"fold-{number}.npz"
+        if not path.is_file():
+            decoder = train_decoder([case for case in cases if case.case_id not in held_out], text, settings.train.decoder, settings.train.seed + 1 + number)
+            scratch = path.with_suffix(".tmp")
+            with scratch.open("wb") as stream:
+                np.savez(stream, **{case.case_id: decode_case(decoder, case) for case in cases if case.case_id in held_out})
+            scratch.replace(path)
+        with np.load(path) as stored:
+            grids |= {name: stored[name] for name in stored.files}
+        log.info("fold %d of %d: %s held out", number + 1, len(folds), ", ".join(held_out))
+        progress("decoder folds", number + 1, len(folds))
+    return grids

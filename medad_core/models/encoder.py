@@ -79,8 +79,8 @@ class VisionTransformerEncoder(nn.Module):
 
     def __init__(self, name: str, folder: Path, image_size: int = 224) -> None:
         super().__init__()
-        model_type = _model_type(name, folder)
-        self.family = FAMILIES[model_type]
+        config = _config(name, folder)
+        self.family = FAMILIES["clip" if config.model_type.startswith("clip") else config.model_type]
         self.model = self.family.load(folder).eval().requires_grad_(False)
         self.image_size = image_size
         blocks = self.family.blocks(self.model)
@@ -92,11 +92,7 @@ class VisionTransformerEncoder(nn.Module):
             blocks[number - 1].register_forward_hook(self._keep(number))
         self.register_buffer("mean", torch.tensor(self.family.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.family.std).view(3, 1, 1), persistent=False)
-        self.fingerprint = {
-            "encoder": name,
-            "encoder_sha256": sha256_of(folder / "model.safetensors"),
-            "encoder_input": f"{image_size} px, blocks {self.tapped}",
-        }
+        self.fingerprint = encoder_fingerprint(name, folder, image_size)
 
     def _keep(self, number: int) -> Callable:
         def hook(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> None:
@@ -128,21 +124,34 @@ def pad_to_square(pictures: Tensor) -> Tensor:
     return F.pad(pictures, (left, side - width - left, top, side - height - top))
 
 
-def _model_type(name: str, folder: Path) -> str:
+def _config(name: str, folder: Path):
+    """Configuration of the vision transformer in a folder, of the vision tower where there are two."""
     from transformers import AutoConfig
 
     if not (folder / "config.json").is_file():
         raise WeightsError(f"encoder {name}: {folder} holds no config.json; name a packaged encoder ({', '.join(ENCODERS)}) or a transformers folder")
-    model_type = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
-    if model_type not in FAMILIES:
-        raise WeightsError(f"encoder {name}: architecture {model_type!r} is not supported; known: {', '.join(FAMILIES)}")
-    return model_type
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if config.model_type not in FAMILIES:
+        raise WeightsError(f"encoder {name}: architecture {config.model_type!r} is not supported; known: {', '.join(FAMILIES)}")
+    return getattr(config, "vision_config", config)
 
 
 ENCODERS = ("dinov2-small",)
 
 
+def encoder_folder(name: str) -> Path:
+    """The folder of a packaged encoder, or the local `transformers` folder that is named."""
+    return packaged(name).folder if name in PACK else Path(name)
+
+
+def encoder_fingerprint(name: str, folder: Path | None = None, image_size: int = 224) -> dict[str, str]:
+    """What determines an encoder's features; loads no model. Raises WeightsError where there is none."""
+    folder = folder or encoder_folder(name)
+    blocks = quarter_blocks(_config(name, folder).num_hidden_layers)
+    return {"encoder": name if name in PACK else folder.name, "encoder_sha256": sha256_of(folder / "model.safetensors"), "encoder_input": f"{image_size} px, blocks {blocks}"}
+
+
 def load_encoder(name: str, device: str = "cpu") -> VisionTransformerEncoder:
     """A packaged encoder by name, or one from a local `transformers` folder. Raises WeightsError with what is known."""
-    folder = packaged(name).folder if name in PACK else Path(name)
-    return VisionTransformerEncoder(name if name in PACK else folder.name, folder).to(device)
+    return VisionTransformerEncoder(name, encoder_folder(name)).to(device)
+

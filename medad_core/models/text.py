@@ -50,13 +50,12 @@ def load_sentences(source: str = "embedded") -> Sentences:
 class MiniLMTextEncoder:
     """Mean-pooled BERT sentence embeddings (sentence-transformers' recipe) of a local `transformers` folder."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer, BertModel
 
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.model = BertModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32, add_pooling_layer=False).eval().requires_grad_(False)
         self.width = self.model.config.hidden_size
-        self.fingerprint = {"text_encoder": name, "text_encoder_sha256": sha256_of(folder / "model.safetensors")}
 
     @torch.inference_mode()
     def encode(self, sentences: Sequence[str]) -> Tensor:
@@ -72,9 +71,20 @@ def text_features(encoder: MiniLMTextEncoder, sentences: Sentences) -> Tensor:
     return F.normalize(torch.stack([encoder.encode(ensemble).mean(0) for ensemble in (sentences.normal, sentences.abnormal)]), dim=-1)
 
 
-def load_text_encoder(name: str) -> MiniLMTextEncoder:
-    """A packaged text encoder by name, or a BERT sentence encoder from a local `transformers` folder."""
+def text_encoder_folder(name: str) -> Path:
+    """The folder of a packaged text encoder, or the local folder of a BERT sentence encoder that is named."""
     folder = packaged(name).folder if name in PACK else Path(name)
     if not (folder / "config.json").is_file():
         raise WeightsError(f"text encoder {name}: {folder} holds no config.json; name a packaged one (minilm) or a transformers folder")
-    return MiniLMTextEncoder(name if name in PACK else folder.name, folder)
+    return folder
+
+
+def text_encoder_fingerprint(name: str) -> dict[str, str]:
+    """What determines text features, the sentences aside; loads no model."""
+    folder = text_encoder_folder(name)
+    return {"text_encoder": name if name in PACK else folder.name, "text_encoder_sha256": sha256_of(folder / "model.safetensors")}
+
+
+def load_text_encoder(name: str) -> MiniLMTextEncoder:
+    """A packaged text encoder by name, or a BERT sentence encoder from a local `transformers` folder."""
+    return MiniLMTextEncoder(text_encoder_folder(name))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from medad_core.models.cache import sha256_of
 from medad_core.models.converter import Converter
 from medad_core.models.decoder import Decoder
 
+LABELS = ("encoder", "text_encoder", "llm")  # names people use; hashes decide what fits
 DECODER, CONVERTER = "decoder.safetensors", "converter.safetensors"
 
 
@@ -33,17 +33,15 @@ def weights_folder(source: str) -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class Made:
-    """What weights were made for: fingerprint fields of the models around them."""
-
-    fits: dict[str, str]
-
-    def check(self, present: Mapping[str, str], file: Path) -> None:
-        """Raise WeightsError naming every model that differs from those the weights were made for."""
-        wrong = [f"{name} is {present[name]}, made for {made}" for name, made in self.fits.items() if name in present and present[name] != made]
-        if wrong:
-            raise WeightsError(f"{file}: weights of another model: {'; '.join(wrong)}; choose the models they were made for, or train new ones with `medad train`")
+def check_fit(path: Path, present: Mapping[str, str]) -> None:
+    """Raise WeightsError where weights were made for other models than those present, naming every one; reads the header only."""
+    with _opened(path) as tensors:
+        fits = (tensors.metadata() or {}).get("fits")
+    if fits is None:
+        raise WeightsError(f"{path}: does not say what models it was made for, so it is not of `medad train`")
+    wrong = [f"{name} is {present.get(name, 'absent')}, made for {made}" for name, made in json.loads(fits).items() if present.get(name) != made]
+    if wrong:
+        raise WeightsError(f"{path}: weights of another model: {'; '.join(wrong)}; choose the models they were made for, or train new ones with `medad train`")
 
 
 def save_decoder(decoder: Decoder, folder: Path, fits: Mapping[str, str]) -> None:
@@ -69,27 +67,29 @@ def load_converter(folder: Path, present: Mapping[str, str]) -> Converter:
 
 
 def weights_fingerprint(folder: Path, file: str) -> dict[str, str]:
+    """`{"decoder_sha256": …}` or `{"converter_sha256": …}`."""
     return {f"{file.split('.')[0]}_sha256": sha256_of(folder / file)}
 
 
 def _save(state: Mapping[str, torch.Tensor], path: Path, fits: Mapping[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".tmp")
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, scratch, metadata={"fits": json.dumps(dict(fits), sort_keys=True)})
+    fits = {name: value for name, value in fits.items() if name not in LABELS}
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, scratch, metadata={"fits": json.dumps(fits, sort_keys=True)})
     scratch.replace(path)
 
 
 def _load(path: Path, present: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    check_fit(path, present)
+    with _opened(path) as tensors:
+        return {name: tensors.get_tensor(name) for name in tensors.keys()}
+
+
+def _opened(path: Path):
     try:
-        with safe_open(path, framework="pt") as tensors:
-            fits = (tensors.metadata() or {}).get("fits")
-            state = {name: tensors.get_tensor(name) for name in tensors.keys()}
+        return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: cannot be read ({error}); the file is damaged or no safetensors, get it again") from error
-    if fits is None:
-        raise WeightsError(f"{path}: does not say what models it was made for, so it is not of `medad train`")
-    Made(json.loads(fits)).check(present, path)
-    return state
 
 
 def _strict(build, state: Mapping[str, torch.Tensor], path: Path):

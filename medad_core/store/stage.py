@@ -16,6 +16,7 @@ be pickled and made anew in any process; different parts may be written at the s
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
@@ -98,7 +99,7 @@ class Stage:
         *,
         skipped: Sequence[Item] = (),
         failed: Sequence[Item] = (),
-        seconds: float,
+        seconds: float = 0.0,
         requested: int | None = None,
     ) -> PartRecord:
         """Write a part, then its record.
@@ -108,6 +109,7 @@ class Stage:
         rows, or be in `skipped` or `failed`. `requested`, where given, must be the number of planned inputs. Raises
         StoreError, and nothing is recorded then. Errors of whoever makes the rows pass through.
         """
+        started = time.perf_counter()
         plan = self.plan()
         part = self._planned(plan, number)
         if requested not in (None, len(part.inputs)):
@@ -127,7 +129,7 @@ class Stage:
             rows=count,
             bytes=size,
             sha256=digest,
-            seconds=round(seconds, 3),
+            seconds=round(seconds + time.perf_counter() - started, 3),
             requested=len(part.inputs),
             done=len(cases),
             skipped=tuple(skipped),

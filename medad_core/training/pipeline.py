@@ -8,7 +8,6 @@ The converter never sees the patients of fold 0: they choose its checkpoint and 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from medad_core.models.converter import Converter
 from medad_core.models.encoder import load_encoder
 from medad_core.models.text import load_sentences, load_text_encoder, text_features
 from medad_core.models.weights import save_converter, save_decoder
+from medad_core.stages.models import scaling_key, shared_fingerprint
 from medad_core.training.card import cross_validated_scores, verdict_scores, write_card
 from medad_core.training.converter import ConverterTrainer, thin_out
 from medad_core.training.decoder import decode_case, train_decoder
@@ -63,7 +63,7 @@ def train(data: str | Path, out: str | Path, settings: Settings, progress: Progr
     work.mkdir(parents=True, exist_ok=True)
 
     grids = _cross_fit(cases, folds, text, settings, work, progress)
-    shared = {"text_encoder_sha256": text_encoder.fingerprint["text_encoder_sha256"], "sentences_sha256": sentences.sha256, "scaling": scaling_key(settings)}
+    shared = shared_fingerprint(settings)
     decoder = train_decoder(cases, text, settings.train.decoder, settings.train.seed)
     save_decoder(decoder, out, {**encoder.fingerprint, **shared})
 
@@ -84,11 +84,6 @@ def train(data: str | Path, out: str | Path, settings: Settings, progress: Progr
     }
     write_card(out, settings, cases, folds, scores, trainer.curve, licence)
     return TrainingResult(out, rejected, scores)
-
-
-def scaling_key(settings: Settings) -> str:
-    """What of the intensity scaling and modality a decoder depends on."""
-    return json.dumps({"modality": settings.data.modality, **settings.data.scaling.model_dump()}, sort_keys=True)
 
 
 def _encode_all(data: str | Path, out: Path, settings: Settings, encoder, progress: Progress) -> tuple[list[TrainingCase], tuple[Rejection, ...]]:

@@ -1,0 +1,37 @@
+# make setup   the environment in .venv          make demo   screen a phantom cohort
+# make test    the tests                         make clean  remove both
+#
+# torch comes first and alone: what else is pinned is installed with --no-deps, so that PyPI's CUDA builds of torchvision and its
+# like, which break `import transformers` beside a CPU torch, stay out. To take the CPU build of torch from PyTorch's own index:
+#     make setup TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo
+export PREFECT_LOGGING_LEVEL ?= WARNING
+
+.PHONY: setup demo test clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml requirements-cpu.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "medad needs Python 3.11 or newer; name one with make setup PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@# uv takes half a minute where pip takes five; where uv cannot be had, pip does it.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv \
+	  && $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps -r requirements-cpu.lock \
+	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-cpu.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/medad phantom $(DEMO)/phantoms --cases 8 --seed 1
+	$(BIN)/medad screen $(DEMO)/phantoms --out $(DEMO)/run --config configs/demo.yaml
+
+test: setup
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) $(DEMO)

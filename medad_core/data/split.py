@@ -1,0 +1,62 @@
+"""Patients to train, validation and test.
+
+One decision: patients are dealt in two groups, those with tumour-free slices and those without. Only a few patients have any
+(3 of 12 in BraTS 2021), and a split without them has no specificity and no AUROC; so that group is dealt first and spread over
+all three splits as long as it has members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+SPLITS = ("train", "validation", "test")
+
+
+def split_cases(has_tumour_free: Mapping[str, bool | None], ratios: tuple[float, float, float] = (0.7, 0.2, 0.1), seed: int = 0) -> dict[str, str]:
+    """Split of every patient, by the same seed always the same, whatever the order of the mapping.
+
+    `has_tumour_free` says of each patient whether any slice of the range is without tumour; None (unlabelled) is left out of
+    the result. Sizes follow `ratios` as nearly as whole patients can (largest remainder), with two exceptions that are worth
+    more than exact shares: a split with a positive share is not left empty while there are patients to fill it (test first,
+    then train, then validation), and neither is it left without a patient with tumour-free slices.
+    """
+    labelled = {patient: bool(flag) for patient, flag in has_tumour_free.items() if flag is not None}
+    order = [sorted(labelled)[index] for index in np.random.default_rng(seed).permutation(len(labelled))]
+    sizes = _sizes(len(order), ratios)
+    with_normal = [patient for patient in order if labelled[patient]]
+    without = [patient for patient in order if not labelled[patient]]
+    quota = _quota(len(with_normal), sizes, ratios)
+    result: dict[str, str] = {}
+    for split, count in quota.items():
+        for _ in range(count):
+            result[with_normal.pop(0)] = split
+    room = {split: sizes[split] - count for split, count in quota.items()}
+    result |= dict(zip(without, [split for split in SPLITS for _ in range(room[split])], strict=True))
+    return result
+
+
+def _sizes(count: int, ratios: tuple[float, float, float]) -> dict[str, int]:
+    """Whole numbers of patients, in sum `count`."""
+    ideal = np.array(ratios) * count
+    sizes = np.floor(ideal + 1e-9).astype(int)
+    for index in np.argsort(-(ideal - sizes), kind="stable")[: count - sizes.sum()]:
+        sizes[index] += 1
+    for index in [index for index in (2, 0, 1) if ratios[index] > 0][:count]:
+        if sizes[index] == 0:
+            sizes[np.argmax(sizes)] -= 1
+            sizes[index] += 1
+    return dict(zip(SPLITS, sizes.tolist(), strict=True))
+
+
+def _quota(count: int, sizes: dict[str, int], ratios: tuple[float, float, float]) -> dict[str, int]:
+    """How many of the `count` patients with tumour-free slices each split gets: one each first, then by room and share."""
+    quota = dict.fromkeys(SPLITS, 0)
+    shares = dict(zip(SPLITS, ratios, strict=True))
+    for dealt in range(count):
+        open_splits = [split for split in SPLITS if quota[split] < sizes[split]]
+        empty = [split for split in ("test", "train", "validation") if split in open_splits and quota[split] == 0]
+        best = empty[0] if empty else max(open_splits, key=lambda split: shares[split] * (dealt + 1) - quota[split])
+        quota[best] += 1
+    return quota

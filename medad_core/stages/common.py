@@ -1,0 +1,94 @@
+"""What the four part-wise stages share: their order on disk, and the loop over parts.
+
+One decision: a stage is three functions, `plan(...)`, `run_parts(...)` and `Stage.finish()`; whoever calls them (a Prefect task, a
+plain loop, a Python prompt) decides in how many processes. Models are loaded once per call of `run_parts`, and only if
+there is a part to do.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from medad_core.config import Settings
+from medad_core.errors import CaseError
+from medad_core.store import ANSWERS, MAPS, PROMPTS, SLICES, Item, PartRecord, Plan, Stage, join, write_text
+
+log = logging.getLogger(__name__)
+PART_STAGES = {"slices": SLICES, "maps": MAPS, "prompts": PROMPTS, "answers": ANSWERS}
+Progress = Callable[[PartRecord], None]
+
+
+def stage_of(run: str, name: str) -> Stage:
+    """One of the stages slices, maps, prompts, answers of a run."""
+    return Stage(run, name, PART_STAGES[name])
+
+
+def plan_after(run: str, upstream: str, name: str, fingerprint: dict[str, str]) -> Plan:
+    """Plan a stage part for part like the finished stage before it."""
+    before = stage_of(run, upstream)
+    before.require_finished()
+    parts = [before.done_inputs(part.number) for part in before.plan().parts]
+    return stage_of(run, name).prepare({**fingerprint, upstream: before.plan().fingerprint_sha256}, parts)
+
+
+@dataclass
+class Casewise:
+    """Rows of a part, case by case, with the cases that fail kept aside.
+
+    The store consumes `rows()` while it writes, so a part never lies in memory whole; `failed` is complete afterwards.
+    """
+
+    cases: Iterable[str]
+    make: Callable[[str], pa.Table]
+    failed: list[Item] = field(default_factory=list)
+
+    def rows(self) -> Iterator[pa.Table]:
+        for case_id in self.cases:
+            try:
+                yield self.make(case_id)
+            except CaseError as error:
+                log.warning("%s is left out: %s", error.case_id, error.reason)
+                self.failed.append(Item(key=error.case_id, reason=error.reason))
+
+
+def run_casewise(stage: Stage, numbers: Sequence[int], make: Callable[[str], pa.Table], progress: Progress) -> list[PartRecord]:
+    """Write the given parts of a stage, `make(case_id)` giving the rows of one case."""
+    records = []
+    for number in numbers:
+        part = Casewise(stage.plan().parts[number].inputs, make)
+        records.append(stage.write_part(number, part.rows(), failed=part.failed))
+        progress(records[-1])
+    return records
+
+
+def write_rejected(run: str) -> list[tuple[str, str, str]]:
+    """`RUN/rejected.csv`: case_id, stage, reason of every case that some stage could not use. Returns the rows."""
+    rows = []
+    for name in PART_STAGES:
+        stage = stage_of(run, name)
+        if stage.find_plan() is not None:
+            rows += [(item.key, name, item.reason) for record in stage.records().values() for item in record.failed]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("case_id", "stage", "reason"))
+    writer.writerows(sorted(rows))
+    write_text(join(run, "rejected.csv"), text.getvalue())
+    return sorted(rows)
+
+
+def settings_fingerprint(settings: Settings, *keys: str) -> dict[str, str]:
+    """The named sections of the settings as fingerprint fields."""
+    tree = settings.model_dump(mode="json")
+    found = {}
+    for key in keys:
+        value = tree
+        for name in key.split("."):
+            value = value[name]
+        found[key] = str(value)
+    return found

@@ -1,0 +1,62 @@
+"""Prompt embeddings to answers: the frozen LLM speaks, its sentences are parsed, in `RUN/answers/`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from medad_core.config import Settings
+from medad_core.llm.answers import parse
+from medad_core.llm.engine import Engine, Generation, llm_folder, open_engine
+from medad_core.llm.prompt import Prompt
+from medad_core.stages.common import Progress, plan_after, stage_of
+from medad_core.stages.models import answers_fingerprint, load_converter_of
+from medad_core.stages.rows import tokens_of
+from medad_core.store import ANSWERS, PartRecord, Plan
+
+
+def plan(run: str, settings: Settings) -> Plan:
+    """One part of answers for each part of prompts."""
+    return plan_after(run, "prompts", "answers", answers_fingerprint(settings))
+
+
+def run_parts(run: str, settings: Settings, numbers: Sequence[int], progress: Progress = lambda _: None, engine: Engine | None = None) -> list[PartRecord]:
+    """Answer the prompts of the given parts; an engine is started where none is given, and closed again."""
+    if not numbers:
+        return []
+    prompt, converter = Prompt(llm_folder(settings.llm.model)), load_converter_of(settings)
+    knowledge = converter.knowledge_tokens().numpy()
+    prompts, answers, records = stage_of(run, "prompts"), stage_of(run, "answers"), []
+    own = engine is None
+    engine = engine or open_engine(settings.llm.engine, prompt, max_new_tokens=settings.llm.max_new_tokens, batch_size=settings.llm.batch_size)
+    try:
+        for number in numbers:
+            started = time.perf_counter()
+            table = prompts.read_part(number)
+            generations = engine.generate(prompt.assemble(knowledge, tokens_of(table))) if len(table) else []
+            records.append(answers.write_part(number, _answer_rows(table, generations), seconds=time.perf_counter() - started))
+            progress(records[-1])
+    finally:
+        if own:
+            engine.close()
+    return records
+
+
+def _answer_rows(keys: pa.Table, generations: Sequence[Generation]) -> pa.Table:
+    parsed = [parse(generation.text) for generation in generations]
+    return pa.table(
+        {
+            "case_id": keys["case_id"],
+            "slice_index": keys["slice_index"],
+            "answer": [generation.text for generation in generations],
+            "answer_parsed": [answer is not None for answer in parsed],
+            "verdict": [answer and answer.verdict for answer in parsed],
+            "location": [answer and answer.location for answer in parsed],
+            "p_yes": [generation.p_yes for generation in generations],
+            "finish_reason": [generation.finish_reason for generation in generations],
+            "tokens": [generation.tokens for generation in generations],
+        },
+        schema=ANSWERS,
+    )

@@ -1,0 +1,84 @@
+"""The models of a run: what each stage loads, and the fingerprints that say so before anything is loaded.
+
+One decision: compatibility is settled from fingerprints when a stage is planned, so a decoder of another encoder is refused
+before the first forward pass.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import torch
+
+from medad_core.config import Settings
+from medad_core.errors import UsageError
+from medad_core.llm.engine import llm_fingerprint
+from medad_core.models.converter import Converter
+from medad_core.models.decoder import Decoder
+from medad_core.models.encoder import VisionTransformerEncoder, encoder_fingerprint, load_encoder
+from medad_core.models.text import load_sentences, text_encoder_fingerprint
+from medad_core.models.weights import CONVERTER, DECODER, check_fit, load_converter, load_decoder, weights_fingerprint, weights_folder
+
+
+def scaling_key(settings: Settings) -> str:
+    """What of modality and intensity scaling a decoder depends on."""
+    return json.dumps({"modality": settings.data.modality, **settings.data.scaling.model_dump()}, sort_keys=True)
+
+
+def shared_fingerprint(settings: Settings) -> dict[str, str]:
+    """Fields that both decoder and converter were made for."""
+    text = text_encoder_fingerprint(settings.models.text_encoder)
+    return {**text, "sentences_sha256": load_sentences().sha256, "scaling": scaling_key(settings)}
+
+
+def maps_fingerprint(settings: Settings) -> dict[str, str]:
+    """What determines maps: encoder, texts, decoder, score. Raises WeightsError where decoder and encoder do not fit."""
+    folder = weights_folder(settings.models.weights)
+    present = {**encoder_fingerprint(settings.models.encoder), **shared_fingerprint(settings)}
+    check_fit(folder / DECODER, present)
+    return {**present, **weights_fingerprint(folder, DECODER), "image_score": settings.models.image_score.model_dump_json()}
+
+
+def prompts_fingerprint(settings: Settings) -> dict[str, str]:
+    """What determines map tokens: the converter. Raises WeightsError where it was made for another LLM."""
+    folder = weights_folder(settings.models.weights)
+    check_fit(folder / CONVERTER, {**llm_fingerprint(settings.llm.model), **shared_fingerprint(settings)})
+    return weights_fingerprint(folder, CONVERTER)
+
+
+def answers_fingerprint(settings: Settings) -> dict[str, str]:
+    """What determines answers: the LLM and its limit. The engine is not part of it: engines give the same greedy answers."""
+    return {**llm_fingerprint(settings.llm.model), "max_new_tokens": str(settings.llm.max_new_tokens)}
+
+
+def device_of(settings: Settings) -> str:
+    """`auto` is CUDA where there is one, else the CPU. Raises UsageError for a device that is not there."""
+    name = settings.models.device
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"models.device: {name} is not available here; set models.device=cpu or auto")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("models.device: mps is not available here; set models.device=cpu or auto")
+    return name
+
+
+@dataclass(frozen=True)
+class MapModels:
+    """Encoder and decoder on one device."""
+
+    encoder: VisionTransformerEncoder
+    decoder: Decoder
+
+
+def load_map_models(settings: Settings) -> MapModels:
+    if settings.models.threads:
+        torch.set_num_threads(settings.models.threads)
+    device = device_of(settings)
+    decoder = load_decoder(weights_folder(settings.models.weights), maps_fingerprint(settings))
+    return MapModels(load_encoder(settings.models.encoder, device), decoder.to(device))
+
+
+def load_converter_of(settings: Settings) -> Converter:
+    return load_converter(weights_folder(settings.models.weights), prompts_fingerprint(settings))

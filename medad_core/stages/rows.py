@@ -1,0 +1,112 @@
+"""Arrays to rows and back: the one place that knows how pictures, grids and tokens lie in Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from medad_core.data.read import DISPLAY_ORIENTATION, CaseSlices
+from medad_core.store import MAPS, PROMPTS, SLICES
+
+
+def slice_rows(case: CaseSlices, split: str) -> pa.Table:
+    """One row a slice."""
+    count, height, width = case.images.shape
+    pixels = None if case.masks is None else case.masks.sum(axis=(1, 2))
+    return pa.table(
+        {
+            "case_id": [case.case_id] * count,
+            "slice_index": case.slice_index,
+            "height": [height] * count,
+            "width": [width] * count,
+            "image": [image.tobytes() for image in case.images],
+            "brain": [np.packbits(brain).tobytes() for brain in case.brain],
+            "mask": [None] * count if case.masks is None else [np.packbits(mask).tobytes() for mask in case.masks],
+            "label": [None] * count if pixels is None else (pixels > 0).astype(np.int8),
+            "tumour_pixels": [None] * count if pixels is None else pixels.astype(np.int32),
+            "split": [split] * count,
+            "spacing_mm": [list(case.spacing_mm)] * count,
+            "stored_orientation": [case.stored_orientation] * count,
+            "display_orientation": [DISPLAY_ORIENTATION] * count,
+        },
+        schema=SLICES,
+    )
+
+
+def images_of(table: pa.Table) -> np.ndarray:
+    """Rows of one case to uint8 (N, H, W)."""
+    height, width = table["height"][0].as_py(), table["width"][0].as_py()
+    return np.stack([np.frombuffer(image.as_buffer(), np.uint8).reshape(height, width) for image in table["image"]])
+
+
+def bits_of(row: Mapping, column: str) -> np.ndarray | None:
+    """A packed column (`brain`, `mask`) of one row to bool (H, W); None where null."""
+    if row[column] is None:
+        return None
+    shape = row["height"], row["width"]
+    return np.unpackbits(np.frombuffer(row[column], np.uint8), count=shape[0] * shape[1]).reshape(shape).astype(bool)
+
+
+def map_rows(keys: pa.Table, grids: np.ndarray, scores: np.ndarray, peaks: np.ndarray) -> pa.Table:
+    """Rows of one case: grids (N, taps, gh, gw) float16, scores (N,), peaks (N, 2) as row and column."""
+    count, taps, height, width = grids.shape
+    return pa.table(
+        {
+            "case_id": keys["case_id"],
+            "slice_index": keys["slice_index"],
+            "taps": [taps] * count,
+            "grid_height": [height] * count,
+            "grid_width": [width] * count,
+            "grid": [grid.tobytes() for grid in grids],
+            "anomaly_score": scores.astype(np.float32),
+            "peak_y": peaks[:, 0].astype(np.float32),
+            "peak_x": peaks[:, 1].astype(np.float32),
+        },
+        schema=MAPS,
+    )
+
+
+def grids_of(table: pa.Table) -> np.ndarray:
+    """Rows of maps to float16 (N, taps, gh, gw)."""
+    shape = tuple(table[column][0].as_py() for column in ("taps", "grid_height", "grid_width"))
+    return np.stack([np.frombuffer(grid.as_buffer(), np.float16).reshape(shape) for grid in table["grid"]])
+
+
+def prompt_rows(keys: pa.Table, tokens: np.ndarray) -> pa.Table:
+    """Rows of map tokens (N, T, width) float16."""
+    count, length, width = tokens.shape
+    return pa.table(
+        {
+            "case_id": keys["case_id"],
+            "slice_index": keys["slice_index"],
+            "tokens": [length] * count,
+            "width": [width] * count,
+            "embeddings": [row.tobytes() for row in tokens],
+        },
+        schema=PROMPTS,
+    )
+
+
+def tokens_of(table: pa.Table) -> np.ndarray:
+    """Rows of prompts to float16 (N, T, width)."""
+    shape = table["tokens"][0].as_py(), table["width"][0].as_py()
+    return np.stack([np.frombuffer(row.as_buffer(), np.float16).reshape(shape) for row in table["embeddings"]])
+
+
+@dataclass(frozen=True)
+class CaseRows:
+    """Rows of one case."""
+
+    case_id: str
+    table: pa.Table
+
+
+def by_case(table: pa.Table) -> Iterator[CaseRows]:
+    """Cut a part into its cases; rows of a case lie together."""
+    ids = table["case_id"].to_numpy(zero_copy_only=False)
+    starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]])) if len(ids) else np.zeros(0, int)
+    for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
+        yield CaseRows(str(ids[start]), table.slice(start, stop - start))

@@ -1,0 +1,1 @@
+"""Prefect flows: what follows what. Every flow takes references and settings as YAML text (empty for the defaults)."""

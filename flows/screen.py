@@ -1,0 +1,36 @@
+"""The whole path: a cohort in; slices, maps, prompts, answers, predictions, metrics and page out."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows.preflight import open_run
+from flows.stages import convert, evaluate, generate, maps, preprocess
+from medad_core.config import settings_from_yaml
+from medad_core.errors import MedadError
+from medad_core.store import Progress
+from tasks.whole import Outcome
+
+
+def _run_name() -> str:
+    return f"screen-{Path(flow_run.parameters['data']).name}-{date.today()}"
+
+
+@flow(name="screen", description="A cohort of volumes to predictions, metrics and page.", persist_result=False, flow_run_name=_run_name)
+def screen(data: str, run: str, settings: str = "") -> Outcome:
+    """Screen every case below `data`; run it again to resume."""
+    open_run(data, run, settings_from_yaml(settings))
+    _require_cases(run, preprocess(run, settings))
+    maps(run, settings)
+    convert(run, settings)
+    generate(run, settings)
+    return evaluate(run, settings)
+
+
+def _require_cases(run: str, slices: Progress) -> None:
+    if slices.done == 0:
+        raise MedadError(f"none of the {slices.requested} cases could be used; {run}/rejected.csv says why of each")

@@ -1,0 +1,79 @@
+"""The stages of a run as flows: plan, work off what is pending, finish.
+
+One decision: each flow asks the stage files what is left, so running one again is the way to resume it, and running a finished
+one does nothing. Plans are made here and not in tasks: there is one planner a stage.
+"""
+
+from __future__ import annotations
+
+from prefect import Task, flow
+from prefect.runtime import flow_run
+
+from flows.runner import RANGES_PER_WORKER, ranges_of, work_off
+from medad_core.config import settings_from_yaml
+from medad_core.store import Progress
+from tasks.parts import convert_parts, generate_parts, map_parts, preprocess_parts
+from tasks.policy import with_policy
+from tasks.whole import Outcome, evaluate_run
+
+
+def _run_name() -> str:
+    """Such as `maps-cohort7`: the stage, and the last word of the run's URI."""
+    return f"{flow_run.flow_name}-{flow_run.parameters['run'].rstrip('/').rsplit('/', 1)[-1]}"
+
+
+OPTIONS = {"persist_result": False, "flow_run_name": _run_name}
+
+
+@flow(name="preprocess", description="Volumes to slices.", **OPTIONS)
+def preprocess(run: str, settings: str = "") -> Progress:
+    """Cut the cohort of a run into slices."""
+    from medad_core.stages import cohort, preprocess
+
+    preprocess.plan(run, settings_from_yaml(settings), cohort.cohort_of(run))
+    return _complete("slices", preprocess_parts, run, settings)
+
+
+@flow(name="maps", description="Slices to anomaly maps.", **OPTIONS)
+def maps(run: str, settings: str = "") -> Progress:
+    """Draw an anomaly map of every slice."""
+    from medad_core.stages import maps
+
+    maps.plan(run, settings_from_yaml(settings))
+    return _complete("maps", map_parts, run, settings)
+
+
+@flow(name="convert", description="Anomaly maps to prompt embeddings.", **OPTIONS)
+def convert(run: str, settings: str = "") -> Progress:
+    """Turn every map into tokens that the LLM can read."""
+    from medad_core.stages import convert
+
+    convert.plan(run, settings_from_yaml(settings))
+    return _complete("prompts", convert_parts, run, settings)
+
+
+@flow(name="generate", description="Prompt embeddings to answers.", **OPTIONS)
+def generate(run: str, settings: str = "") -> Progress:
+    """Let the LLM say for every slice whether and where something is wrong."""
+    from medad_core.stages import generate
+
+    generate.plan(run, settings_from_yaml(settings))
+    # An engine takes seconds to start and fills a device: all that is pending goes to one.
+    return _complete("answers", generate_parts, run, settings, ranges=1)
+
+
+@flow(name="evaluate", description="Stage files to predictions, metrics and page.", **OPTIONS)
+def evaluate(run: str, settings: str = "") -> Outcome:
+    """Write predictions, metrics and page of a finished run."""
+    return with_policy(evaluate_run, "evaluate", settings_from_yaml(settings).flow)(run, settings)
+
+
+def _complete(name: str, task: Task, run: str, settings: str, ranges: int | None = None) -> Progress:
+    from medad_core.stages.common import stage_of, write_rejected
+
+    stage = stage_of(run, name)
+    wanted = ranges or RANGES_PER_WORKER * settings_from_yaml(settings).flow.max_workers
+    work_off(task, run, settings, ranges_of(stage.pending(), wanted))
+    stage.finish()
+    write_rejected(run)
+    return stage.progress()

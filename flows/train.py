@@ -1,0 +1,22 @@
+"""Labelled cases in, a decoder, a converter and their card out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from medad_core.config import settings_from_yaml
+from tasks.policy import with_policy
+from tasks.whole import Trained, train_weights
+
+
+def _run_name() -> str:
+    return f"train-{Path(flow_run.parameters['data']).name}-{Path(flow_run.parameters['out']).name}"
+
+
+@flow(name="train", description="Labelled cases to weights.", persist_result=False, flow_run_name=_run_name)
+def train(data: str, out: str, settings: str = "", licence: str = "not stated") -> Trained:
+    """Train decoder and converter on every labelled case below `data`; run it again to resume."""
+    return with_policy(train_weights, "train", settings_from_yaml(settings).flow)(data, out, settings, licence)

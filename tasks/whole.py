@@ -1,0 +1,54 @@
+"""Tasks that take a run, or a cohort, as a whole: evaluation and training."""
+
+from __future__ import annotations
+
+import logging
+
+from prefect import task
+from pydantic import BaseModel, ConfigDict
+
+from medad_core.config import settings_from_yaml
+from tasks.policy import OPTIONS
+
+log = logging.getLogger(__name__)
+
+
+class Outcome(BaseModel):
+    """What a run came to. Files are named, metrics stay in them; `rejected` is (case_id, stage, reason)."""
+
+    model_config = ConfigDict(frozen=True)
+    predictions: str
+    metrics: str
+    page: str
+    slices: int
+    cases: int
+    rejected: tuple[tuple[str, str, str], ...]
+
+
+class Trained(BaseModel):
+    """Where the weights are, which cases were left out and why, and the scores of the card."""
+
+    model_config = ConfigDict(frozen=True)
+    folder: str
+    rejected: tuple[tuple[str, str], ...]
+    scores: dict[str, dict[str, float | int | None]]
+
+
+@task(name="evaluate", description="Predictions, metrics and page from stage files.", **OPTIONS)
+def evaluate_run(run: str, settings: str) -> Outcome:
+    from medad_core.stages import evaluate
+
+    found = evaluate.run(run, settings_from_yaml(settings))
+    return Outcome(predictions=found.predictions, metrics=found.metrics, page=found.page, slices=found.slices, cases=found.cases, rejected=tuple(found.rejected))
+
+
+@task(name="train", description="Decoder and converter from labelled cases; resumes where it stopped.", **OPTIONS)
+def train_weights(data: str, out: str, settings: str, licence: str) -> Trained:
+    from medad_core.training.pipeline import train
+
+    def progress(step: str, done: int, of: int) -> None:
+        # The console reads these arguments and draws bars from them.
+        log.info("%s %d of %d", step, done, of)
+
+    made = train(data, out, settings_from_yaml(settings), progress, licence)
+    return Trained(folder=str(made.folder), rejected=tuple((case.case_id, case.reason) for case in made.rejected), scores=made.scores)

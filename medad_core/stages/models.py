@@ -43,8 +43,13 @@ def maps_fingerprint(settings: Settings) -> dict[str, str]:
 def prompts_fingerprint(settings: Settings) -> dict[str, str]:
     """What determines map tokens: the converter. Raises WeightsError where it was made for another LLM."""
     folder = weights_folder(settings.models.weights)
-    check_fit(folder / CONVERTER, {**llm_fingerprint(settings.llm.model), **shared_fingerprint(settings)})
+    check_fit(folder / CONVERTER, _beside_converter(settings))
     return weights_fingerprint(folder, CONVERTER)
+
+
+def _beside_converter(settings: Settings) -> dict[str, str]:
+    """What a converter has to fit."""
+    return {**llm_fingerprint(settings.llm.model), **shared_fingerprint(settings)}
 
 
 def answers_fingerprint(settings: Settings) -> dict[str, str]:
@@ -81,4 +86,4 @@ def load_map_models(settings: Settings) -> MapModels:
 
 
 def load_converter_of(settings: Settings) -> Converter:
-    return load_converter(weights_folder(settings.models.weights), prompts_fingerprint(settings))
+    return load_converter(weights_folder(settings.models.weights), _beside_converter(settings))

@@ -1,0 +1,69 @@
+"""From stored intensities to 0..255, by landmarks of the whole brain and never of one slice.
+
+One decision: landmarks are percentiles over the brain voxels of a fixed reference range of slices, so a pixel's value does
+not depend on which slices are screened. Both scalings are unchanged under x -> a*x + b (a > 0), so a header's slope and
+z-scoring change nothing and voxels keep their own dtype until the last step (16-bit and smaller go through a lookup table).
+After the percentile normalisation of Nyul and Udupa (1999), reduced to its end points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from medad_core.config import ScalingSettings
+
+# A skull-stripped volume is one constant outside the brain; less than this share of the border says that it is not stripped.
+_LEAST_BORDER_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """Stored intensities that become 0 and 255."""
+
+    black: float
+    white: float
+
+
+def find_background(block: np.ndarray) -> float | None:
+    """The constant outside the brain: the commonest value on the in-plane border of `block` (N, H, W); None where there is none."""
+    border = np.concatenate([block[:, 0].ravel(), block[:, -1].ravel(), block[:, :, 0].ravel(), block[:, :, -1].ravel()])
+    values, counts = np.unique(border, return_counts=True)
+    best = counts.argmax()
+    return values[best].item() if counts[best] >= _LEAST_BORDER_SHARE * border.size else None
+
+
+def find_landmarks(brain_values: np.ndarray, settings: ScalingSettings) -> Landmarks | None:
+    """Landmarks of the 1-D stored values inside the brain; None where they have no contrast (or are empty)."""
+    if brain_values.size == 0:
+        return None
+    if settings.kind == "median":
+        black, middle = np.percentile(brain_values, (settings.low, 50.0)).tolist()
+        white = black + settings.k * (middle - black)
+    else:
+        black, white = np.percentile(brain_values, (settings.low, settings.high)).tolist()
+    return Landmarks(black, white) if white > black else None
+
+
+def to_uint8(block: np.ndarray, brain: np.ndarray, landmarks: Landmarks) -> np.ndarray:
+    """Scale `block` (N, H, W, any dtype) to uint8: black -> 0, white -> 255, clipped and rounded; 0 outside `brain`."""
+    if block.dtype.kind in "iu" and block.dtype.itemsize <= 2:
+        limits = np.iinfo(block.dtype)
+        table = _scaled(np.arange(limits.min, limits.max + 1, dtype=np.float32), landmarks)
+        # An unsigned view wraps negative values to the table's end, so the table is rolled to match.
+        table = np.roll(table, limits.min)
+        image = table[block.view(np.dtype(f"u{block.dtype.itemsize}"))]
+    else:
+        image = _scaled(block, landmarks)
+    image[~brain] = 0
+    return image
+
+
+def _scaled(values: np.ndarray, landmarks: Landmarks) -> np.ndarray:
+    factor = 255.0 / (landmarks.white - landmarks.black)
+    out = (values.astype(np.float32) - np.float32(landmarks.black)) * np.float32(factor)
+    np.clip(out, 0.0, 255.0, out=out)
+    return np.rint(out, out=out).astype(np.uint8)

@@ -1,0 +1,203 @@
+"""Reading the part of a NIfTI file that a slice range needs, in one fixed orientation.
+
+One decision: a gzip stream is inflated (ISA-L) only up to the last byte needed, and the voxels keep the file's own dtype;
+orientation is a transposed view, so a 240x240x155 volume costs one inflate and no copy.
+Picture orientation is (S, P, L): slices inferior to superior, rows anterior to posterior, columns from the patient's right to
+the left, which is the radiological convention. The NIfTI header follows https://nifti.nimh.nih.gov/nifti-1.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from isal import igzip_lib
+
+from medad_core.data.cases import VolumeRef
+from medad_core.errors import CaseError
+
+_GZIP = b"\x1f\x8b"
+_HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
+_AWAY = "download or export the file again"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the file says of itself. `shape` is the stored (X, Y, Z); `order` and `flips` bring an array to (S, P, L)."""
+
+    shape: tuple[int, int, int]
+    channels: int
+    dtype: np.dtype
+    offset: int
+    slope: float
+    inter: float
+    affine: np.ndarray
+    has_orientation: bool
+    stored_orientation: str
+    order: tuple[int, int, int]
+    flips: tuple[bool, bool, bool]
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """(slices, rows, columns)."""
+        return tuple(self.shape[axis] for axis in self.order)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """(row, column, slice) distances in mm."""
+        lengths = np.linalg.norm(self.affine[:3, :3], axis=0)
+        s, p, l = (float(lengths[axis]) for axis in self.order)
+        return p, l, s
+
+    @property
+    def picture_affine(self) -> np.ndarray:
+        """(4, 4): (slice, row, column, 1) of the picture to RAS+ mm."""
+        columns, origin = [], self.affine[:3, 3].copy()
+        for axis, flip in zip(self.order, self.flips, strict=True):
+            step = self.affine[:3, axis]
+            origin = origin + step * (self.shape[axis] - 1) if flip else origin
+            columns.append(-step if flip else step)
+        out = np.eye(4)
+        out[:3, :3], out[:3, 3] = np.stack(columns, axis=1), origin
+        return out
+
+
+@dataclass(frozen=True)
+class NiftiFile:
+    """An opened file: its compressed or plain bytes and its header. Errors are CaseError with the file's name."""
+
+    case_id: str
+    name: str
+    raw: bytes
+    header: Header
+    channel: int
+
+    def slices(self, first: int, last: int) -> np.ndarray:
+        """Voxels (last - first + 1, rows, columns) of canonical axial slices first..last (0-based, inclusive), dtype as stored."""
+        header = self.header
+        axis, count = header.order[0], header.picture_shape[0]
+        low, high = (count - 1 - last, count - 1 - first) if header.flips[0] else (first, last)
+        if axis != 2:  # slices lie scattered through the file: all of it is needed
+            low, high = 0, header.shape[2] - 1
+        per_slice = header.shape[0] * header.shape[1]
+        start = per_slice * (header.shape[2] * self.channel + low)
+        voxels = self._voxels(start, per_slice * (high - low + 1))
+        block = voxels.reshape((*header.shape[:2], high - low + 1), order="F").transpose(header.order)
+        block = block[tuple(slice(None, None, -1 if flip else 1) for flip in header.flips)]
+        return block if axis == 2 else block[first : last + 1]
+
+    def _voxels(self, start: int, count: int) -> np.ndarray:
+        size = self.header.dtype.itemsize
+        end = self.header.offset + (start + count) * size
+        content = _inflate(self.raw, end, self.case_id, self.name)
+        if len(content) < end:
+            raise CaseError(self.case_id, f"{self.name}: truncated ({len(content)} of {end} bytes needed); {_AWAY}")
+        voxels = np.frombuffer(content, self.header.dtype, count, self.header.offset + start * size)
+        return voxels if self.header.dtype.isnative else voxels.astype(self.header.dtype.newbyteorder("="))
+
+
+def open_nifti(case_id: str, ref: VolumeRef) -> NiftiFile:
+    """Read a file's bytes and header. Raises CaseError where it is unreadable, truncated, no NIfTI, or not one 3-D volume."""
+    name = Path(ref.path).name
+    try:
+        raw = Path(ref.path).read_bytes()
+    except OSError as error:
+        raise CaseError(case_id, f"{name}: cannot be read ({error.strerror}); check the file and its permissions") from error
+    header = _parse_header(_inflate(raw, _HEADER_BYTES, case_id, name), case_id, name)
+    channel = _pick_channel(header, ref, case_id, name)
+    _require_whole_file(raw, header, case_id, name)
+    return NiftiFile(case_id, name, raw, header, channel)
+
+
+def _inflate(raw: bytes, size: int, case_id: str, name: str) -> bytes:
+    """The first `size` bytes of the content, fewer where it ends before. Several gzip members in a row are one content."""
+    if not raw.startswith(_GZIP):
+        return raw[:size]
+    pieces, have, rest = [], 0, raw
+    try:
+        while have < size and rest.startswith(_GZIP):
+            inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+            pieces.append(inflater.decompress(rest, size - have))
+            have += len(pieces[-1])
+            if not inflater.eof:
+                break
+            rest = inflater.unused_data
+    except (igzip_lib.IsalError, EOFError, zlib.error) as error:
+        raise CaseError(case_id, f"{name}: damaged gzip content ({error}); {_AWAY}") from error
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _parse_header(content: bytes, case_id: str, name: str) -> Header:
+    kind = nib.Nifti2Header if content[:4] in (struct.pack("<i", 540), struct.pack(">i", 540)) else nib.Nifti1Header
+    try:
+        header = kind(content[: kind.sizeof_hdr], check=False)  # extensions stay unread: only their length matters
+        stored = header.get_data_shape()
+        dtype = header.get_data_dtype()
+        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+    except Exception as error:  # nibabel raises many kinds on bytes that are no header; each means the same here
+        raise CaseError(case_id, f"{name}: not a NIfTI file ({error}); give .nii or .nii.gz") from error
+    if header["magic"].item()[:3] not in (b"n+1", b"n+2"):
+        raise CaseError(case_id, f"{name}: not a NIfTI file (no n+1 mark in its header); give .nii or .nii.gz")
+    if dtype.fields is not None or dtype.kind not in "iuf":
+        raise CaseError(case_id, f"{name}: voxels of type {dtype}; give whole or real numbers")
+    if len(stored) not in (3, 4) or min(stored) < 1:
+        raise CaseError(case_id, f"{name}: wrong shape {tuple(stored)}; give one 3-D volume")
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    if not np.isfinite(slope) or slope == 0:
+        slope, inter = 1.0, 0.0  # the standard: a slope of 0 means unscaled
+    order, flips, codes = _orientation(affine, case_id, name)
+    return Header(
+        shape=tuple(int(n) for n in stored[:3]),
+        channels=int(stored[3]) if len(stored) == 4 else 1,
+        dtype=dtype,
+        offset=max(int(header["vox_offset"]), header.sizeof_hdr + 4),
+        slope=slope,
+        inter=inter if np.isfinite(inter) else 0.0,
+        affine=affine,
+        has_orientation=bool(header["qform_code"] > 0 or header["sform_code"] > 0),
+        stored_orientation=codes,
+        order=order,
+        flips=flips,
+    )
+
+
+def _orientation(affine: np.ndarray, case_id: str, name: str) -> tuple[tuple, tuple, str]:
+    """Axes and flips that turn a stored array into (S, P, L), and the stored axes' codes such as "LPS"."""
+    found = nib.io_orientation(affine) if np.isfinite(affine).all() else np.full((3, 2), np.nan)
+    if not np.isfinite(found).all():
+        raise CaseError(case_id, f"{name}: its affine does not give an orientation; export it again with a valid header")
+    axis_of = {int(world): stored for stored, (world, _) in enumerate(found)}
+    sign_of = {int(world): sign for world, sign in found}
+    order = (axis_of[2], axis_of[1], axis_of[0])
+    flips = (sign_of[2] < 0, sign_of[1] > 0, sign_of[0] > 0)
+    return order, flips, "".join(nib.orientations.ornt2axcodes(found))
+
+
+def _pick_channel(header: Header, ref: VolumeRef, case_id: str, name: str) -> int:
+    if ref.channel is None and header.channels == 1:
+        return 0
+    if ref.channel is None:
+        shape = (*header.shape, header.channels)
+        raise CaseError(case_id, f"{name}: wrong shape {shape}; give one 3-D volume a file, or the MSD layout (imagesTr) for 4-D files")
+    if ref.channel >= header.channels:
+        raise CaseError(case_id, f"{name}: has {header.channels} channel(s), number {ref.channel} is wanted; check dataset.json")
+    return ref.channel
+
+
+def _require_whole_file(raw: bytes, header: Header, case_id: str, name: str) -> None:
+    """Notice a truncated file although only its beginning is inflated: gzip ends with the content's length mod 2^32.
+
+    Files of several gzip members (bgzip) end with another length, so a mismatch is decided by inflating everything.
+    """
+    whole = header.offset + int(np.prod(header.shape, dtype=np.int64)) * header.channels * header.dtype.itemsize
+    have = len(raw)
+    if raw.startswith(_GZIP):
+        if len(raw) >= 18 and int.from_bytes(raw[-4:], "little") == whole % 2**32:
+            return
+        have = len(_inflate(raw, whole, case_id, name))
+    if have < whole:
+        raise CaseError(case_id, f"{name}: truncated ({have} of {whole} bytes); {_AWAY}")

@@ -62,11 +62,10 @@ def _command(function: Callable[..., int | None]) -> Callable[..., None]:
 
 def _consoles():
     """Where results go (stdout) and where progress goes (stderr); quietens the libraries."""
-    from rich.console import Console
-
     from medad_core.console.quiet import prepare_process
+    from medad_core.console.tables import terminal
 
-    out, err = Console(), Console(stderr=True)
+    out, err = terminal(), terminal(stderr=True)
     prepare_process(_debug, err)
     return out, err
 
@@ -130,11 +129,11 @@ def _tell(outcome, stdout, stderr) -> int:
     run = outcome.predictions.rsplit("/", 1)[0]
     stdout.print(metrics_rows(read_table(join(run, "metrics.parquet")).to_pylist()))
     for name, uri in (("predictions", outcome.predictions), ("metrics", outcome.metrics), ("page", outcome.page)):
-        stdout.print(f"{name:<12} {uri}", highlight=False, soft_wrap=True)
-    stdout.print(f"{outcome.slices} slices of {outcome.cases} cases; {len(outcome.rejected)} cases rejected", highlight=False)
+        stdout.print(f"{name:<12} {uri}", soft_wrap=True)
+    stdout.print(f"{outcome.slices} slices of {outcome.cases} cases; {len(outcome.rejected)} cases rejected")
     if not outcome.rejected:
         return OK
-    stderr.print(f"medad: {len(outcome.rejected)} cases could not be used; {join(run, 'rejected.csv')} says why", highlight=False, soft_wrap=True)
+    stderr.print(f"medad: {len(outcome.rejected)} cases could not be used; {join(run, 'rejected.csv')} says why", soft_wrap=True)
     return SOME_REJECTED if outcome.cases else FAILED
 
 
@@ -165,10 +164,10 @@ def train(
     with following("tasks.whole", stderr):
         trained = train_flow(_absolute(data), out, settings_to_yaml(settings), licence)
     for part, scores in trained.scores.items():
-        stdout.print(f"{part}: " + ", ".join(f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in scores.items()), highlight=False)
-    stdout.print(f"weights and card: {trained.folder}", highlight=False, soft_wrap=True)
+        stdout.print(f"{part}: " + ", ".join(f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in scores.items()))
+    stdout.print(f"weights and card: {trained.folder}", soft_wrap=True)
     for case_id, reason in trained.rejected:
-        stderr.print(f"medad: {case_id} was left out: {reason}", highlight=False, soft_wrap=True)
+        stderr.print(f"medad: {case_id} was left out: {reason}", soft_wrap=True)
     return SOME_REJECTED if trained.rejected else OK
 
 
@@ -187,43 +186,38 @@ def phantom(
         from medad_core.data.phantom import generate_cohort
 
         generate_cohort(Path(out), cases, seed)
-    stdout.print(f"{cases} phantoms, not patients: {out}", highlight=False, soft_wrap=True)
+    stdout.print(f"{cases} phantoms, not patients: {out}", soft_wrap=True)
 
 
 @_command
 def status(run: Run) -> None:
     """Say how far RUN is, from its files alone."""
-    from rich.console import Console
-
-    from medad_core.console.tables import status_table
+    from medad_core.console.tables import status_table, terminal
     from medad_core.stages.common import PART_STAGES, stage_of
     from medad_core.store import join, read_run_info
     from medad_core.store.files import size_of
 
     info = read_run_info(run)
     stages = [(name, stage_of(run, name)) for name in PART_STAGES]
-    console = Console()
-    console.print(f"{run}: cases of {info.data_root}", highlight=False, soft_wrap=True)
+    console = terminal()
+    console.print(f"{run}: cases of {info.data_root}", soft_wrap=True)
     console.print(status_table((name, stage.progress() if stage.find_plan() else None) for name, stage in stages))
     for name in ("predictions.parquet", "metrics.md", "report.html", "rejected.csv"):
-        console.print(f"{name:<20} {'there' if size_of(join(run, name)) is not None else 'not yet'}", highlight=False)
+        console.print(f"{name:<20} {'there' if size_of(join(run, name)) is not None else 'not yet'}")
 
 
 @_command
 def models() -> None:
     """List the models that can be named, where they come from, and what is installed."""
-    from rich.console import Console
-
     from medad_core.console.inventory import embedded_weights, packaged_models
-    from medad_core.console.tables import models_table
+    from medad_core.console.tables import models_table, terminal
 
-    console = Console()
+    console = terminal()
     console.print(models_table((m.name, m.role, m.distribution, m.licence, m.source is not None, m.converted) for m in packaged_models()))
-    console.print(f"weights 'embedded' (decoder and converter for these three): {embedded_weights() or 'not there'}", highlight=False, soft_wrap=True)
+    console.print(f"weights 'embedded' (decoder and converter for these three): {embedded_weights() or 'not there'}", soft_wrap=True)
     console.print(
         "Others: models.encoder takes a local transformers folder of a DINOv2 or CLIP vision model, models.text_encoder one of a BERT sentence encoder, "
         "llm.model one of a Llama model; models.weights then names a folder that `medad train` made for them.",
-        highlight=False,
     )
 
 
@@ -237,7 +231,7 @@ def doctor() -> int:
         findings = list(examine())
     stdout.print(findings_table(findings))
     faults = sum(finding.state == "fault" for finding in findings)
-    stdout.print("screening can run" if not faults else f"screening cannot run: {faults} things are missing", highlight=False)
+    stdout.print("screening can run" if not faults else f"screening cannot run: {faults} things are missing")
     return FAILED if faults else OK
 
 

@@ -19,6 +19,7 @@ from typing import Literal
 from rich.table import Table
 
 from medad_core.console.inventory import embedded_weights, packaged_models
+from medad_core.console.tables import plain_table
 from medad_core.models.cache import cache_root
 
 NEEDED = ("torch", "transformers", "prefect", "nibabel", "isal", "pyarrow", "onnx", "gguf")
@@ -49,7 +50,7 @@ def examine() -> Iterator[Finding]:
 
 
 def findings_table(findings: list[Finding]) -> Table:
-    table = Table("", "what", "found", "what to do", show_lines=False)
+    table = plain_table("", "what", "found", "what to do")
     for finding in findings:
         table.add_row(MARKS[finding.state], finding.what, finding.found, finding.remedy)
     return table

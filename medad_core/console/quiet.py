@@ -46,7 +46,7 @@ def prepare_process(debug: bool, console: Console) -> None:
     for name in ("medad_core", "tasks", "flows"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
-        logger.addHandler(_handler(console, debug))
+        logger.handlers[:] = [_handler(console, debug)]  # a second command in one process must not say everything twice
         logger.propagate = debug
 
 

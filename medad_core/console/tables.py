@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from medad_core.metrics.names import metric_name
 from medad_core.store import Progress
@@ -24,9 +25,26 @@ MAIN_METRICS = (
 )
 
 
+FILE_WIDTH = 160  # a log file has no width; tables must not be folded to that of an old terminal
+
+
+def terminal(*, stderr: bool = False) -> Console:
+    """stdout or stderr; wide where it is no terminal."""
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=FILE_WIDTH)
+
+
+def plain_table(*columns: str) -> Table:
+    """A table without frame, whose cells fold rather than lose their end."""
+    table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns:
+        column.overflow = "fold"
+    return table
+
+
 def status_table(stages: Iterable[tuple[str, Progress | None]]) -> Table:
     """One line a stage; None is a stage that was not planned yet."""
-    table = Table("stage", *(Text(name, justify="right") for name in ("parts", "cases", "done", "rejected", "slices", "seconds")), "state")
+    table = plain_table("stage", "parts", "cases", "done", "rejected", "slices", "seconds", "state")
     for column in table.columns[1:7]:
         column.justify = "right"
     for name, now in stages:
@@ -41,7 +59,7 @@ def status_table(stages: Iterable[tuple[str, Progress | None]]) -> Table:
 def metrics_rows(rows: Iterable[Mapping]) -> Table:
     """The main metrics over all cases with their intervals; the undefined with their reason."""
     found = {(row["metric"], row["level"]): row for row in rows if row["split"] == "all"}
-    table = Table("metric", "level", Text("value", justify="right"), "95 % interval", Text("n", justify="right"))
+    table = plain_table("metric", "level", "value", "95 % interval", "n")
     for key in MAIN_METRICS:
         row = found.get(key)
         if row is None:
@@ -56,7 +74,7 @@ def metrics_rows(rows: Iterable[Mapping]) -> Table:
 
 def models_table(models: Iterable[tuple[str, str, str, str, bool, Path | None]]) -> Table:
     """Name, role, distribution, licence, installed, converted folder of every packaged model."""
-    table = Table("name", "role", "from", "licence", "installed", "converted")
+    table = plain_table("name", "role", "from", "licence", "installed", "converted")
     for name, role, source, licence, here, folder in models:
         table.add_row(name, role, source, licence, "yes" if here else "no: make setup", str(folder) if folder else "on first use")
     return table

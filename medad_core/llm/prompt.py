@@ -53,7 +53,7 @@ class Prompt:
 
     def answer_tokens(self, answer: str) -> list[int]:
         """Token ids of an answer with the token that ends it."""
-        return self.tokenizer.encode(answer, add_special_tokens=False) + [self.tokenizer.eos_token_id]
+        return [*self.tokenizer.encode(answer, add_special_tokens=False), self.tokenizer.eos_token_id]
 
     def embed(self, tokens: list[int]) -> Tensor:
         """Token ids to their input embeddings (n, width), float32."""

@@ -6,6 +6,8 @@ speak of. Source: METHOD section 4; AnomalyGPT's `PromptLearner` with knowledge 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +39,7 @@ class Converter(nn.Module):
 
     def __init__(self, knowledge: Tensor, width: int, embedding_std: float) -> None:
         super().__init__()
-        stages = [layer for a, b in zip(CHANNELS[:-1], CHANNELS[1:], strict=True) for layer in (nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GELU())]
+        stages = [layer for a, b in pairwise(CHANNELS) for layer in (nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GELU())]
         self.convolutions = nn.Sequential(*stages)
         self.mix = nn.Conv2d(CHANNELS[-1], CHANNELS[-1], 3, padding=1)  # lets each cell see all nine: the centroid is a global fact
         self.to_width = nn.Conv2d(CHANNELS[-1], width, 1)

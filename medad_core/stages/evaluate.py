@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -137,7 +137,7 @@ def _summary(run: str, settings: Settings, cohort: Cohort, rejected: list[tuple[
     plan = stage_of(run, "answers").plan()
     return RunSummary(
         cohort=Path(cohort.root).name,
-        created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         phantom=any(member.phantom for member in cohort.members),
         models=(("Image encoder", settings.models.encoder), ("Text encoder", settings.models.text_encoder), ("Language model", settings.llm.model), ("Decoder and converter", settings.models.weights)),
         fingerprint=plan.fingerprint_sha256,

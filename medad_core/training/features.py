@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from medad_core.config import Settings
 from medad_core.data.cases import Case
 from medad_core.data.read import read_slices
-from medad_core.config import Settings
 from medad_core.errors import CaseError
 from medad_core.models.encoder import Encoder
 

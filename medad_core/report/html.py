@@ -1,0 +1,120 @@
+"""`report.html`: the page of a run, in one file.
+
+One decision: everything is inside. No script, no font, no request leaves the page, because it is read on clinical machines
+without internet and mailed around; what a run cannot know (an outside server) cannot leak which patient was looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from medad_core.metrics import MetricRow
+from medad_core.metrics.markdown import split_title
+from medad_core.metrics.names import LEVELS, READING, metric_name
+from medad_core.report.colour import legend_gradient
+from medad_core.report.figures import OUTLINE, View, brain_view, map_uri, outline_path, slice_uri
+from medad_core.report.gallery import OUTCOMES, GalleryItem
+from medad_core.report.summary import CaseRow, RunSummary, main_split
+
+_HEADLINES = (
+    ("image", "map_auroc", "Slices ranked by the map", "AUROC, a slice with tumour above one without"),
+    ("image", "p_yes_auroc", "Slices ranked by the LLM", "AUROC of p(yes)"),
+    ("image", "verdict_balanced_accuracy", "Verdict of the LLM", "balanced accuracy; 0.5 is chance"),
+    ("pixel", "map_auroc", "Pixels ranked by the map", "AUROC over all pixels"),
+    ("pixel", "map_dice", "Overlap with the expert", "Dice over slices with tumour"),
+    ("text", "location_exact_or_neighbour", "Location in the answer", "right or neighbouring cell, when yes is right"),
+)
+_CASES_SHOWN = 200
+
+
+@dataclass(frozen=True)
+class _Headline:
+    title: str
+    what: str
+    row: MetricRow
+    baseline: str | None
+
+
+@dataclass(frozen=True)
+class _Card:
+    """A gallery item with its pictures encoded; `width` and `height` of the whole picture and the `view` of it, in pixels."""
+
+    item: GalleryItem
+    key: str
+    width: int
+    height: int
+    view: View
+    image: str
+    veil: str
+    outline: str | None
+
+
+def render_report(
+    summary: RunSummary, rows: Sequence[MetricRow], gallery: Sequence[GalleryItem], cases: Sequence[CaseRow] = ()
+) -> str:
+    """The page as a string: UTF-8, self-contained, readable on a phone and on paper.
+
+    `rows` as `evaluate` returns them, `gallery` in the order to show, `cases` as `case_rows` returns them.
+    """
+    environment = Environment(
+        loader=PackageLoader("medad_core.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(metric=metric_name, split=split_title, number=_number)
+    split = main_split(rows)
+    return environment.get_template("report.html.j2").render(
+        summary=summary,
+        split=split,
+        splits=sorted({row.split for row in rows}, key=lambda name: (name != split, name)),
+        rows=rows,
+        levels=LEVELS,
+        headlines=_headlines(rows, split),
+        cases=cases[:_CASES_SHOWN],
+        cases_left_out=max(0, len(cases) - _CASES_SHOWN),
+        case_count=len(cases),
+        slice_count=sum(case.slices for case in cases),
+        yes_count=sum(case.yes_slices for case in cases),
+        labelled=any(case.tumour_slices is not None for case in cases),
+        outlined=any(item.mask is not None and item.mask.any() for item in gallery),
+        groups=_groups(gallery),
+        reading=READING,
+        legend=legend_gradient(),
+        outline_colour=OUTLINE,
+    )
+
+
+def _headlines(rows: Sequence[MetricRow], split: str) -> list[_Headline]:
+    found = {(row.level, row.metric): row for row in rows if row.split == split and row.value is not None}
+    return [
+        _Headline(title, what, found[level, metric], _baseline(found, level, metric))
+        for level, metric, title, what in _HEADLINES
+        if (level, metric) in found
+    ]
+
+
+def _baseline(found: dict[tuple[str, str], MetricRow], level: str, metric: str) -> str | None:
+    """The trivial detector's value, beside each score that it can also produce."""
+    bright = found.get(("image", "brightness_auroc"))
+    comparable = (level, metric) in {("image", "map_auroc"), ("image", "p_yes_auroc")}
+    return f"brightness alone: {bright.value:.3f}" if comparable and bright and bright.value is not None else None
+
+
+def _groups(gallery: Sequence[GalleryItem]) -> list[tuple[str, str, list[_Card]]]:
+    """(outcome, heading, cards) of each outcome present, in the order of `OUTCOMES`."""
+    shapes = {item.image.shape for item in gallery}
+    views = {shape: brain_view([item.image for item in gallery if item.image.shape == shape]) for shape in shapes}
+    cards = [_card(item, f"s{number}", views[item.image.shape]) for number, item in enumerate(gallery)]
+    grouped = [(name, title, [card for card in cards if card.item.outcome == name]) for name, title in OUTCOMES.items()]
+    return [group for group in grouped if group[2]]
+
+
+def _card(item: GalleryItem, key: str, view: View) -> _Card:
+    height, width = item.image.shape
+    outline = None if item.mask is None else outline_path(item.mask)
+    return _Card(item, key, width, height, view, slice_uri(item.image), map_uri(item.anomaly_map), outline)
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

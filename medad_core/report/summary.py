@@ -1,0 +1,80 @@
+"""What a run was, and what it found in each case: the facts of the page beside the metrics.
+
+One decision: a case is listed by what was computed over its slices; nothing here is a diagnosis and nothing is rounded away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from medad_core.metrics import MetricRow
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """Facts of one run. `created` is a readable date; `rejected` pairs case and reason; `models` pairs role and name.
+
+    `phantom` marks a generated cohort, which the page must say in its first lines. `versions` pairs package and version.
+    """
+
+    cohort: str
+    created: str
+    phantom: bool
+    models: tuple[tuple[str, str], ...]
+    fingerprint: str
+    map_threshold: float
+    rejected: tuple[tuple[str, str], ...] = ()
+    versions: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """One case over its slices. `tumour_slices` is None where unlabelled; `location` is the commonest the LLM named."""
+
+    case_id: str
+    split: str
+    slices: int
+    tumour_slices: int | None
+    yes_slices: int
+    highest_score: float | None
+    highest_slice: int | None
+    location: str | None
+    location_anatomical: str | None
+
+
+def case_rows(predictions: pd.DataFrame) -> list[CaseRow]:
+    """One row a case, the most suspicious first."""
+    rows = [_case_row(str(case), frame) for case, frame in predictions.groupby("case_id", sort=True)]
+    return sorted(rows, key=lambda row: (-row.yes_slices / row.slices, -(row.highest_score or 0), row.case_id))
+
+
+def main_split(rows: Sequence[MetricRow]) -> str:
+    """The split a reader should look at first: the held-out one where there is one."""
+    return "test" if any(row.split == "test" and row.value is not None for row in rows) else "all"
+
+
+def _case_row(case_id: str, frame: pd.DataFrame) -> CaseRow:
+    labels, scores = frame["label"].dropna(), frame["anomaly_score"].dropna()
+    top = scores.idxmax() if len(scores) else None
+    yes = frame[(frame["verdict"] == "yes") & frame["answer_parsed"].fillna(False).astype(bool)]
+    anatomical = frame["location_anatomical"].loc[top] if top is not None else None
+    return CaseRow(
+        case_id=case_id,
+        split=str(frame["split"].iloc[0]),
+        slices=len(frame),
+        tumour_slices=int(labels.sum()) if len(labels) else None,
+        yes_slices=len(yes),
+        highest_score=None if top is None else float(scores.loc[top]),
+        highest_slice=None if top is None else int(frame["slice_index"].loc[top]),
+        location=_commonest(yes["location"]),
+        location_anatomical=None if pd.isna(anatomical) else str(anatomical),
+    )
+
+
+def _commonest(values: pd.Series) -> str | None:
+    counts = values.dropna().value_counts()
+    # Ties go to the first in the alphabet, so that a page is the same every time.
+    return min(counts.index[counts == counts.max()]) if len(counts) else None

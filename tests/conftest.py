@@ -1,0 +1,18 @@
+"""Fixtures that more than one test module needs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real volumes beside the checkout; they may not be copied into the project, so a test that needs them skips without them."""
+    beside = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    folder = Path(os.environ.get("MEDAD_SHARED_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip(f"real volumes are not at {folder}; set MEDAD_SHARED_DATA to their folder")
+    return folder

@@ -1,0 +1,96 @@
+"""Fixtures that need Prefect: one real server a session, a tiny cohort, and one uninterrupted run of it.
+
+A plugin and not part of conftest.py, so that tests without Prefect never import it: `pytest_plugins = ("prefect_harness",)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from medad_core.config import Settings, load_settings, settings_to_yaml
+
+SIZE = 64
+AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])  # stored as BraTS stores: left, posterior, superior
+WORDS = (
+    "data.first_slice=60",
+    "data.last_slice=62",
+    "data.cases_per_part=1",
+    "models.threads=1",
+    "llm.engine=transformers",
+    "evaluate.bootstrap=20",
+    "flow.retry_delay_s=0",
+)
+
+
+def write_case(root: Path, case_id: str, seed: int, tumour: range = range(61, 64)) -> None:
+    """A textured ball with a bright lesion in the slices of `tumour`, BraTS 2021 layout, 64 voxels a side."""
+    generator = np.random.default_rng(seed)
+    x, y, z = np.meshgrid(*[np.arange(SIZE) - SIZE / 2] * 3, indexing="ij")
+    brain = x**2 + y**2 + (z / 2) ** 2 < 26**2
+    volume = np.where(brain, 300 + 20 * generator.standard_normal((SIZE,) * 3), 0)
+    centre = generator.integers(-12, 12, 2)
+    lesion = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 < 49
+    lesion &= np.isin(np.arange(SIZE), list(tumour))[None, None, :]
+    volume[lesion] += 300
+    folder = root / case_id
+    folder.mkdir(parents=True)
+    for name, data in (("flair", volume.astype(np.float32)), ("seg", (lesion * 2).astype(np.uint8))):
+        nibabel.save(nibabel.Nifti1Image(data, AFFINE), folder / f"{case_id}_{name}.nii.gz")
+
+
+def break_case(root: Path, case_id: str) -> None:
+    """Cut the volume of a case in half, as a broken download does."""
+    path = root / case_id / f"{case_id}_flair.nii.gz"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@dataclass(frozen=True)
+class Screened:
+    """A run that nothing disturbed: three good cases and a truncated one."""
+
+    data: str
+    run: str
+    words: tuple[str, ...]
+    outcome: object
+
+    @property
+    def settings(self) -> Settings:
+        return load_settings(None, self.words)
+
+    @property
+    def text(self) -> str:
+        return settings_to_yaml(self.settings)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """URL of a Prefect server of this session alone, with a database of its own."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    home = tmp_path_factory.mktemp("prefect")
+    with temporary_settings(updates={PREFECT_HOME: home}), prefect_test_harness(server_startup_timeout=180):
+        yield PREFECT_API_URL.value()
+
+
+@pytest.fixture(scope="session")
+def tiny_cohort(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("cohort")
+    for number in range(4):
+        write_case(root, f"BraTS2021_{number:05d}", seed=number, tumour=range(60 + number % 2, 64))
+    break_case(root, "BraTS2021_00002")
+    return root
+
+
+@pytest.fixture(scope="session")
+def screened(server, tiny_cohort, tmp_path_factory) -> Screened:
+    from flows.screen import screen
+
+    run = str(tmp_path_factory.mktemp("screened") / "run")
+    text = settings_to_yaml(load_settings(None, WORDS))
+    return Screened(str(tiny_cohort), run, WORDS, screen(str(tiny_cohort), run, text))

@@ -1,0 +1,151 @@
+"""Bad volumes and masks: each is a CaseError whose one line names the file, what is wrong and the way out."""
+
+from __future__ import annotations
+
+import pickle
+
+import nibabel as nib
+import numpy as np
+import pytest
+from test_data_read import AFFINE, SHAPE, brain_array, mask_array, read, save
+
+from medad_core.data.cases import VolumeRef
+from medad_core.errors import CaseError
+
+
+def refused(match: str, volume: VolumeRef, mask: VolumeRef | None = None, **changes) -> CaseError:
+    with pytest.raises(CaseError, match=match) as caught:
+        read(volume, mask, **changes)
+    assert caught.value.case_id == "case" and "\n" not in caught.value.reason
+    return caught.value
+
+
+@pytest.fixture
+def good(tmp_path) -> VolumeRef:
+    return save(brain_array(), tmp_path / "good_flair.nii.gz")
+
+
+def write(path, content: bytes) -> VolumeRef:
+    path.write_bytes(content)
+    return VolumeRef(str(path))
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 0.999])
+def test_a_truncated_gzip_file_is_refused_wherever_it_ends(tmp_path, share):
+    save(np.random.default_rng(0).integers(0, 999, (30, 30, 9)).astype(np.int16), tmp_path / "x.nii.gz")
+    content = (tmp_path / "x.nii.gz").read_bytes()
+    refused(r"y\.nii\.gz: (truncated|damaged|not a NIfTI)", write(tmp_path / "y.nii.gz", content[: int(len(content) * share)]))
+
+
+def test_a_truncated_plain_file_is_refused(tmp_path):
+    save(brain_array(), tmp_path / "x.nii")
+    refused("truncated", write(tmp_path / "y.nii", (tmp_path / "x.nii").read_bytes()[:-2]))
+
+
+def test_a_damaged_gzip_stream_is_refused(tmp_path, good):
+    content = bytearray(open(good.path, "rb").read())
+    content[40:60] = b"\xff" * 20
+    refused("damaged gzip|not a NIfTI|truncated", write(tmp_path / "y.nii.gz", bytes(content)))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x1f\x8b", b"<html>" * 200, b"\x00" * 1000, bytes(range(256)) * 4])
+def test_what_is_no_nifti_is_refused(tmp_path, content):
+    refused(r"y\.nii\.gz: (not a NIfTI|truncated|damaged)", write(tmp_path / "y.nii.gz", content))
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    refused("cannot be read", VolumeRef(str(tmp_path / "gone.nii.gz")))
+    (tmp_path / "folder.nii.gz").mkdir()
+    refused("cannot be read", VolumeRef(str(tmp_path / "folder.nii.gz")))
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (13, 11, 9, 4), (13, 11, 9, 1, 3)])
+def test_a_wrong_shape_is_refused(tmp_path, shape):
+    refused("wrong shape", save(np.ones(shape, np.int16), tmp_path / "x.nii.gz"))
+
+
+def test_a_channel_that_the_file_lacks_is_refused(tmp_path):
+    stack = save(np.stack([brain_array()] * 2, axis=-1), tmp_path / "x.nii.gz")
+    refused(r"has 2 channel\(s\), number 3", VolumeRef(stack.path, 3))
+
+
+def test_a_fourth_axis_of_one_is_accepted(tmp_path, good):
+    assert np.array_equal(read(save(brain_array()[..., None], tmp_path / "x.nii.gz")).images, read(good).images)
+
+
+def test_colour_voxels_are_refused(tmp_path):
+    colour = np.zeros(SHAPE, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
+    refused("voxels of type", save(colour, tmp_path / "x.nii.gz"))
+
+
+def test_an_empty_brain_is_refused(tmp_path):
+    refused("empty brain", save(np.zeros(SHAPE, np.int16), tmp_path / "x.nii.gz"))
+
+
+def test_a_brain_without_contrast_is_refused(tmp_path):
+    refused("no contrast", save((brain_array() > 0).astype(np.int16), tmp_path / "x.nii.gz"))
+
+
+def test_a_volume_that_is_not_skull_stripped_is_refused(tmp_path):
+    noise = np.random.default_rng(0).normal(300, 50, SHAPE).astype(np.float32)
+    refused("skull-stripped", save(noise, tmp_path / "x.nii.gz"))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(tmp_path, bad):
+    array = brain_array(np.float32)
+    array[5, 5, 4] = bad
+    refused("1 voxels of slices 2 to 6 are NaN or infinite", save(array, tmp_path / "x.nii.gz"))
+
+
+def test_nan_outside_the_slices_read_does_no_harm(tmp_path, good):
+    array = brain_array(np.float32)
+    array[5, 5, 8] = np.nan
+    assert np.array_equal(read(save(array, tmp_path / "x.nii.gz")).images, read(good).images)
+
+
+def test_a_volume_shorter_than_the_range_is_refused_naming_its_slices_and_the_setting(good):
+    for first in (5, 20):
+        error = refused("has axial slices 0 to 8, not all of", good, first_slice=first, last_slice=30)
+        assert "data.first_slice" in error.reason and "data.last_slice" in error.reason
+
+
+def test_a_volume_below_the_scaling_reference_is_refused_naming_the_setting(good):
+    refused(r"data\.scaling\.reference_first", good, scaling={"reference_first": 60, "reference_last": 100})
+
+
+def test_a_volume_without_orientation_is_refused(tmp_path):
+    nib.save(nib.Nifti1Image(brain_array(), None), tmp_path / "x.nii.gz")
+    refused("no orientation", VolumeRef(str(tmp_path / "x.nii.gz")))
+
+
+def test_an_affine_that_is_no_orientation_is_refused(tmp_path):
+    image = nib.Nifti1Image(brain_array(), AFFINE)
+    image.header["srow_x"] = np.nan
+    raw = image.header.binaryblock + b"\x00" * 4 + brain_array().tobytes(order="F")
+    refused("affine", write(tmp_path / "x.nii", raw))
+
+
+def test_a_mask_of_another_shape_is_refused(tmp_path, good):
+    refused(r"seg\.nii\.gz: mask of shape \(13, 11, 8\)", good, save(mask_array()[:, :, :-1], tmp_path / "seg.nii.gz"))
+
+
+def test_a_mask_that_lies_elsewhere_is_refused(tmp_path, good):
+    refused("places it", good, save(mask_array(), tmp_path / "seg.nii.gz", np.diag([1.0, 1.5, 4.0, 1.0])))
+
+
+@pytest.mark.parametrize("value", [-1, 0.5, np.nan])
+def test_mask_values_that_are_no_labels_are_refused(tmp_path, good, value):
+    labels = mask_array().astype(np.float32)
+    labels[4, 4, 4] = value
+    refused("no labels", good, save(labels, tmp_path / "seg.nii.gz"))
+
+
+def test_a_truncated_mask_is_refused_naming_the_mask(tmp_path, good):
+    save(np.random.default_rng(0).integers(0, 4, SHAPE).astype(np.uint8), tmp_path / "x.nii.gz")
+    refused(r"seg\.nii\.gz", good, write(tmp_path / "seg.nii.gz", (tmp_path / "x.nii.gz").read_bytes()[:-50]))
+
+
+def test_the_error_survives_a_process_boundary(good):
+    error = refused("axial", good, first_slice=5, last_slice=30)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

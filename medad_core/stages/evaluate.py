@@ -93,7 +93,7 @@ def _predictions(pictures: pa.Table, drawn: pa.Table, said: pa.Table, fingerprin
     frame = frame.merge(drawn.select([*keys, "anomaly_score", "peak_y", "peak_x"]).to_pandas(), on=keys, validate="one_to_one")
     frame = frame.merge(said.drop_columns(["finish_reason", "tokens"]).to_pandas(), on=keys, validate="one_to_one")
     frame["location_true"] = [None if mask is None else true_cell(mask) for mask in _masks(pictures)]
-    frame["location_anatomical"] = [None if cell is None else anatomical(cell) for cell in frame["location"]]
+    frame["location_anatomical"] = [anatomical(cell) if isinstance(cell, str) else None for cell in frame["location"]]
     frame["model_fingerprint"] = fingerprint
     return frame[PREDICTIONS.names].astype({"label": "Int8", "tumour_pixels": "Int32"})
 

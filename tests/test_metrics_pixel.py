@@ -14,7 +14,7 @@ def lesion(seed: int, size: int = 240, saturation: float = 1.0) -> tuple[np.ndar
     """A noisy map of one round lesion: float32 (H, W) that piles up near 0 and 1 as a trained decoder's does, and its mask."""
     rng = np.random.default_rng(seed)
     rows, cols = np.mgrid[:size, :size]
-    y, x, radius = rng.uniform(60, 180, 2).tolist() + [rng.uniform(8, 35)]
+    y, x, radius = *rng.uniform(60, 180, 2), rng.uniform(8, 35)
     distance = np.hypot(rows - y, cols - x) - radius
     odds = saturation * (-distance / 4 + rng.normal(0, 3, (size, size)))
     return (1 / (1 + np.exp(-odds))).astype(np.float32), distance <= 0

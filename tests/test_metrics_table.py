@@ -6,12 +6,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import (
-    accuracy_score, average_precision_score, balanced_accuracy_score, f1_score, recall_score, roc_auc_score,
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    f1_score,
+    recall_score,
+    roc_auc_score,
 )  # fmt: skip
 
 from medad_core.config import EvaluateSettings
 from medad_core.metrics import (
-    METRICS, MetricRow, PixelHistogram, evaluate, metric_rows, metrics_table, render_markdown, slice_brightness,
+    METRICS,
+    MetricRow,
+    PixelHistogram,
+    evaluate,
+    metric_rows,
+    metrics_table,
+    render_markdown,
+    slice_brightness,
 )  # fmt: skip
 from medad_core.metrics.bootstrap import interval, patient_weights
 from medad_core.metrics.location import CELLS, cell_steps
@@ -76,10 +88,7 @@ def test_image_metrics_equal_scikit_learn():
 def test_weighted_curves_equal_scikit_learn_on_repeated_items(items):
     scores, labels, weights = (np.array(column) for column in zip(*items, strict=True))
     again = np.repeat(np.arange(len(items)), weights)
-    got = [
-        weighted_curve(c, scores.astype(float), labels, np.arange(len(items)), weights[None].astype(float))[0]
-        for c in (auroc, average_precision)
-    ]
+    got = [weighted_curve(c, scores.astype(float), labels, np.arange(len(items)), weights[None].astype(float))[0] for c in (auroc, average_precision)]
     if len(set(labels[again])) < 2:
         assert np.isnan(got).all()
         return

@@ -40,13 +40,11 @@ READING = (
     "Map score is the highest anomaly probability of a slice, unless configured otherwise; p(yes) is the LLM's own "
     "probability of “Yes” against “No”. Brightness is the 99.5th percentile of the slice's brain pixels: "
     "a detector that does not beat it has learned little.",
-    "Accuracy means nothing without the line “always answering the commoner class”: most slices of a glioma cohort "
-    "contain tumour. An answer that could not be read counts as wrong.",
+    "Accuracy means nothing without the line “always answering the commoner class”: most slices of a glioma cohort contain tumour. An answer that could not be read counts as wrong.",
     "Patients: tumour in any slice, highest score of any slice, yes in any slice; Dice is taken per patient and averaged. "
     "Pixels: all pixels pooled; Dice over slices with tumour only. Locations: nine cells of the picture, judged among "
     "the true positives.",
-    "A dash is a metric that this cohort leaves undefined; the note says why. Cases of the train split were seen in "
-    "training when the weights were trained on this cohort, and flatter “all cases”.",
+    "A dash is a metric that this cohort leaves undefined; the note says why. Cases of the train split were seen in training when the weights were trained on this cohort, and flatter “all cases”.",
 )
 
 

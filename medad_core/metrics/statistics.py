@@ -34,12 +34,7 @@ def score_statistics(units: Units, level: str) -> list[Statistic]:
     """AUROC and AP of the map score, of p_yes and of brightness."""
     scores = {"map": units.map_score, "p_yes": units.p_yes, "brightness": units.brightness}
     curves = {"auroc": ranking.auroc, "ap": ranking.average_precision}
-    return [
-        _ranked(f"{name}_{kind}", level, units, score, curve)
-        for name, score in scores.items()
-        for kind, curve in curves.items()
-        if name != "brightness" or not np.isnan(score).all()
-    ]
+    return [_ranked(f"{name}_{kind}", level, units, score, curve) for name, score in scores.items() for kind, curve in curves.items() if name != "brightness" or not np.isnan(score).all()]
 
 
 def verdict_statistics(units: Units, level: str) -> list[Statistic]:
@@ -142,9 +137,7 @@ def _ranked(metric: str, level: str, units: Units, score: np.ndarray, curve: ran
     usable = units.labelled & ~np.isnan(score)
     labels, groups, scores = units.positive[usable], units.patient[usable], score[usable]
     why = _why_not(level, units, usable, "scores")
-    return Statistic(
-        metric, level, "all", int(usable.sum()), lambda w: ranking.weighted_curve(curve, scores, labels, groups, w), why
-    )
+    return Statistic(metric, level, "all", int(usable.sum()), lambda w: ranking.weighted_curve(curve, scores, labels, groups, w), why)
 
 
 def _shared(units: Units, metric: str, subset: str, flag: np.ndarray, among: np.ndarray, why: str) -> Statistic:

@@ -18,7 +18,12 @@ from medad_core.metrics.bootstrap import Interval, interval, patient_weights
 from medad_core.metrics.columns import Brightness, patient_units, slice_units
 from medad_core.metrics.pixel import PixelHistogram
 from medad_core.metrics.statistics import (
-    Statistic, patient_dice, pixel_statistics, score_statistics, text_statistics, verdict_statistics,
+    Statistic,
+    patient_dice,
+    pixel_statistics,
+    score_statistics,
+    text_statistics,
+    verdict_statistics,
 )  # fmt: skip
 
 if TYPE_CHECKING:

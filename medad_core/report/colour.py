@@ -49,4 +49,4 @@ def legend_gradient(steps: int = 24, backdrop: int = 110) -> str:
     rgba = overlay(np.linspace(0, 1, steps)[None])[0].astype(float)
     alpha = rgba[:, 3:] / 255
     seen = np.round(rgba[:, :3] * alpha + backdrop * (1 - alpha)).astype(int)
-    return f"linear-gradient(90deg,{','.join('#%02x%02x%02x' % tuple(colour) for colour in seen)})"
+    return f"linear-gradient(90deg,{','.join('#' + bytes(colour).hex() for colour in seen.tolist())})"

@@ -6,7 +6,7 @@ needs to see, and among thousands of right answers a random choice would show no
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -84,30 +84,31 @@ def choose_gallery(predictions: pd.DataFrame, n: int, seed: int) -> pd.DataFrame
     `OUTCOMES`, then by case and slice.
     """
     frame = predictions.sort_values(["case_id", "slice_index"], kind="stable", ignore_index=True)
-    frame = frame.iloc[np.random.default_rng(seed).permutation(len(frame))]
-    outcomes = pd.Series([_row_outcome(row) for _, row in frame.iterrows()], index=frame.index, dtype=object)
-    waiting = {name: list(frame.index[outcomes == name]) for name in OUTCOMES}
+    shuffled = np.random.default_rng(seed).permutation(len(frame)).tolist()
+    cases, slices, outcomes = frame["case_id"].tolist(), frame["slice_index"].tolist(), _outcomes(frame)
+    # Outcome to case to its rows, all in shuffled order: `min` and `max` below take the first of equals.
+    waiting: dict[str, dict[str, list[int]]] = {name: {} for name in OUTCOMES}
+    for row in shuffled:
+        waiting[outcomes[row]].setdefault(cases[row], []).append(row)
     chosen: list[int] = []
-    seen: Counter[str] = Counter()
+    taken: dict[str, list[int]] = defaultdict(list)
     while len(chosen) < n and any(waiting.values()):
-        for rows in (rows for rows in waiting.values() if rows and len(chosen) < n):
-            best = min(rows, key=lambda row: (seen[frame.at[row, "case_id"]], _closeness(frame, row, chosen)))
-            rows.remove(best)
+        for of_case in (of_case for of_case in waiting.values() if of_case and len(chosen) < n):
+            case = min(of_case, key=lambda name: len(taken[name]))
+            best = max(of_case[case], key=lambda row: min((abs(slices[row] - at) for at in taken[case]), default=0))
+            of_case[case].remove(best)
+            if not of_case[case]:
+                del of_case[case]
             chosen.append(best)
-            seen[frame.at[best, "case_id"]] += 1
+            taken[case].append(slices[best])
     rank = {name: place for place, name in enumerate(OUTCOMES)}
     return frame.loc[sorted(chosen, key=lambda row: (rank[outcomes[row]], row))]
 
 
-def _closeness(frame: pd.DataFrame, row: int, chosen: list[int]) -> float:
-    """Minus the distance, in slices, to the nearest slice already chosen of the same case."""
-    case, index = frame.at[row, "case_id"], frame.at[row, "slice_index"]
-    return -min((abs(index - frame.at[c, "slice_index"]) for c in chosen if frame.at[c, "case_id"] == case), default=0)
-
-
-def _row_outcome(row: pd.Series) -> str:
-    parsed = bool(_or_none(row["answer_parsed"], bool))
-    return _outcome(_or_none(row["label"], int), _or_none(row["verdict"], str) if parsed else None)
+def _outcomes(frame: pd.DataFrame) -> list[str]:
+    """Key of `OUTCOMES` for each row."""
+    columns = zip(frame["label"], frame["verdict"], frame["answer_parsed"], strict=True)
+    return [_outcome(_or_none(label, int), _or_none(verdict, str) if _or_none(parsed, bool) else None) for label, verdict, parsed in columns]
 
 
 def _outcome(label: int | None, verdict: str | None) -> str:

@@ -32,7 +32,8 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class CaseRow:
-    """One case over its slices. `tumour_slices` is None where unlabelled; `location` is the commonest the LLM named."""
+    """One case over its slices. `tumour_slices` is None where unlabelled; `location` is the commonest the LLM named, in the
+    picture; `location_anatomical` is the same place in the patient."""
 
     case_id: str
     split: str
@@ -60,7 +61,7 @@ def _case_row(case_id: str, frame: pd.DataFrame) -> CaseRow:
     labels, scores = frame["label"].dropna(), frame["anomaly_score"].dropna()
     top = scores.idxmax() if len(scores) else None
     yes = frame[(frame["verdict"] == "yes") & frame["answer_parsed"].fillna(False).astype(bool)]
-    anatomical = frame["location_anatomical"].loc[top] if top is not None else None
+    location = _commonest(yes["location"])
     return CaseRow(
         case_id=case_id,
         split=str(frame["split"].iloc[0]),
@@ -69,8 +70,8 @@ def _case_row(case_id: str, frame: pd.DataFrame) -> CaseRow:
         yes_slices=len(yes),
         highest_score=None if top is None else float(scores.loc[top]),
         highest_slice=None if top is None else int(frame["slice_index"].loc[top]),
-        location=_commonest(yes["location"]),
-        location_anatomical=None if pd.isna(anatomical) else str(anatomical),
+        location=location,
+        location_anatomical=_commonest(yes.loc[yes["location"] == location, "location_anatomical"]),
     )
 
 

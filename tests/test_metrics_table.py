@@ -287,5 +287,5 @@ def test_markdown_shows_values_intervals_and_reasons():
     ]
     text = render_markdown(rows, "Cohort X", ["Not a medical device."])
     assert text.startswith("# Cohort X\n\nNot a medical device.\n\n## Split: test")
-    assert "| Map score, AUROC | 0.946 | 0.920 to 0.970 | 2,419 |  |" in text
-    assert "| Map score, AUROC | – | – | 59 | one class only: no tumour-free patients |" in text
+    assert "| Map, AUROC | 0.946 | 0.920 to 0.970 | 2,419 |  |" in text
+    assert "| Map, AUROC | – | – | 59 | one class only: no tumour-free patients |" in text

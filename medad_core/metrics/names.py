@@ -13,8 +13,8 @@ LEVELS = {
 }
 
 _NAMES = {
-    "map_auroc": "Map score, AUROC",
-    "map_ap": "Map score, average precision",
+    "map_auroc": "Map, AUROC",
+    "map_ap": "Map, average precision",
     "p_yes_auroc": "p(yes) of the LLM, AUROC",
     "p_yes_ap": "p(yes) of the LLM, average precision",
     "brightness_auroc": "Brightness baseline, AUROC",

@@ -119,7 +119,7 @@ def _runs(edges: np.ndarray) -> list[tuple[int, int, int]]:
 
 
 def _webp(picture: Image.Image, quality: int) -> str:
-    encoded = base64.b64encode(_bytes(picture, "WEBP", quality=quality, method=6)).decode("ascii")
+    encoded = base64.b64encode(_bytes(picture, "WEBP", quality=quality, method=4)).decode("ascii")
     return f"data:image/webp;base64,{encoded}"
 
 

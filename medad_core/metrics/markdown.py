@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medad_core.metrics.names import LEVELS, READING, metric_name
+from medad_core.metrics.names import LEVELS, READING, SUBSETS, metric_name
 from medad_core.metrics.table import MetricRow
 
 
@@ -36,6 +36,6 @@ def _table(rows: Sequence[MetricRow]) -> str:
 def _line(row: MetricRow) -> str:
     value = "–" if row.value is None else f"{row.value:.3f}"
     between = "–" if row.ci_low is None or row.ci_high is None else f"{row.ci_low:.3f} to {row.ci_high:.3f}"
-    subset = f"{row.n:,} {row.subset.replace('_', '-')}" if row.subset != "all" else f"{row.n:,}"
+    subset = f"{row.n:,} {SUBSETS.get(row.subset, row.subset)}".strip()
     note = (row.reason or "").replace("|", "\\|")
     return f"| {metric_name(row.metric)} | {value} | {between} | {subset} | {note} |"

@@ -12,6 +12,14 @@ LEVELS = {
     "text": "Answers of the language model",
 }
 
+SUBSETS = {
+    "all": "",
+    "tumour": "with tumour",
+    "tumour_free": "tumour-free",
+    "true_positive": "true positives",
+    "parsed": "readable answers",
+}
+
 _NAMES = {
     "map_auroc": "Map, AUROC",
     "map_ap": "Map, average precision",

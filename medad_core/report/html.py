@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from medad_core.metrics import MetricRow
 from medad_core.metrics.markdown import split_title
-from medad_core.metrics.names import LEVELS, READING, metric_name
+from medad_core.metrics.names import LEVELS, READING, SUBSETS, metric_name
 from medad_core.report.colour import legend_gradient
 from medad_core.report.figures import OUTLINE, View, brain_view, map_uri, outline_path, slice_uri
 from medad_core.report.gallery import OUTCOMES, GalleryItem
@@ -66,6 +66,7 @@ def render_report(summary: RunSummary, rows: Sequence[MetricRow], gallery: Seque
         splits=sorted({row.split for row in rows}, key=lambda name: (name != split, name)),
         rows=rows,
         levels=LEVELS,
+        subsets=SUBSETS,
         headlines=_headlines(rows, split),
         cases=cases[:_CASES_SHOWN],
         cases_left_out=max(0, len(cases) - _CASES_SHOWN),

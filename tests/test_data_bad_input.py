@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -43,7 +44,7 @@ def test_a_truncated_plain_file_is_refused(tmp_path):
 
 
 def test_a_damaged_gzip_stream_is_refused(tmp_path, good):
-    content = bytearray(open(good.path, "rb").read())
+    content = bytearray(Path(good.path).read_bytes())
     content[40:60] = b"\xff" * 20
     refused("damaged gzip|not a NIfTI|truncated", write(tmp_path / "y.nii.gz", bytes(content)))
 

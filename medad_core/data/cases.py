@@ -94,7 +94,7 @@ def _walk(folder: Path, rejected: list[Rejection], depth: int = 0) -> Iterator[l
     try:
         entries = sorted((e for e in os.scandir(folder) if not e.name.startswith((".", "__MACOSX"))), key=lambda e: e.name)
     except OSError as error:
-        rejected.append(Rejection(folder.name, f"folder cannot be read ({error.strerror}); check its permissions"))
+        rejected.append(Rejection(_printable(folder.name), f"folder cannot be read ({error.strerror}); check its permissions"))
         return
     folders = [e for e in entries if e.is_dir()]
     msd = [e for e in folders if e.name.lower() in _MSD_IMAGES]
@@ -106,7 +106,7 @@ def _walk(folder: Path, rejected: list[Rejection], depth: int = 0) -> Iterator[l
         yield _msd_drafts(folder.parent, folder)
         return
     if not entries and depth:
-        rejected.append(Rejection(folder.name, "empty folder; add its volumes or remove it"))
+        rejected.append(Rejection(_printable(folder.name), "empty folder; add its volumes or remove it"))
     yield _folder_drafts(folder, [e.name for e in entries if e.is_file() and is_nifti(e.name)], rejected)
     if depth < _DEEPEST:
         for child in folders:
@@ -129,7 +129,7 @@ def _folder_drafts(folder: Path, names: list[str], rejected: list[Rejection]) ->
     for name in unknown:
         # Derived files beside a case (X_FLAIR_bias, X_brain) are no cases of their own.
         if not any(stem(name).startswith(case_id) for case_id in drafts) and folder.resolve().name not in drafts:
-            rejected.append(Rejection(stem(name), f"{name}: the name gives no modality; name it like {stem(name)}_flair.nii.gz"))
+            rejected.append(Rejection(_printable(stem(name)), f"{_printable(name)}: the name gives no modality; name it like {_printable(stem(name))}_flair.nii.gz"))
     return list(drafts.values())
 
 
@@ -177,7 +177,7 @@ def _settle(drafts: list[_Draft], modality: str) -> tuple[list[Case], list[Rejec
     for case_id, claims in by_id.items():
         reason = _why_not(claims, modality)
         if reason:
-            rejected.append(Rejection(case_id, reason))
+            rejected.append(Rejection(_printable(case_id), reason))
         else:
             files = claims[0].files
             volumes = {m: files[m][0] for m in MODALITIES if m in files}
@@ -185,7 +185,14 @@ def _settle(drafts: list[_Draft], modality: str) -> tuple[list[Case], list[Rejec
     return cases, rejected
 
 
+def _printable(name: str) -> str:
+    """File names on disk are bytes; those that are no UTF-8 could be written to no table."""
+    return name.encode("utf-8", "replace").decode()
+
+
 def _why_not(claims: list[_Draft], modality: str) -> str | None:
+    if claims[0].case_id != _printable(claims[0].case_id):
+        return "its name is not valid UTF-8; rename its files"
     if len(claims) > 1:
         places = ", ".join(sorted(Path(c.folder).name for c in claims))
         return f"case id found {len(claims)} times, in {places}; rename or remove all but one"

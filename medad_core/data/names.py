@@ -21,9 +21,9 @@ _WORDS = {
 }
 _KIND_OF = {word: kind for kind, words in _WORDS.items() for word in words}
 _ALTERNATIVES = "|".join(sorted(_KIND_OF, key=len, reverse=True))
-_AT_END = re.compile(rf"^(?P<case>.+?)[_-](?P<word>{_ALTERNATIVES})$", re.IGNORECASE)
-_AT_START = re.compile(rf"^(?P<word>{_ALTERNATIVES}|otmulticlass)(?:[_.-].*)?$", re.IGNORECASE)
-_EXTENSION = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+_AT_END = re.compile(rf"^(?P<case>.+?)[_-](?P<word>{_ALTERNATIVES})\Z", re.IGNORECASE | re.DOTALL)
+_AT_START = re.compile(rf"^(?P<word>{_ALTERNATIVES}|otmulticlass)(?:[_.-].*)?\Z", re.IGNORECASE | re.DOTALL)
+_EXTENSION = re.compile(r"\.nii(\.gz)?\Z", re.IGNORECASE)
 # BraTS 2023 and later number a patient's visits: BraTS-GLI-00027-000, BraTS-GLI-00027-001.
 _VISIT = re.compile(r"^(?P<patient>BraTS-[A-Za-z]+-\d+)-\d{3}$")
 

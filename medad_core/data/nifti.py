@@ -50,8 +50,8 @@ class Header:
     def spacing_mm(self) -> tuple[float, float, float]:
         """(row, column, slice) distances in mm."""
         lengths = np.linalg.norm(self.affine[:3, :3], axis=0)
-        s, p, l = (float(lengths[axis]) for axis in self.order)
-        return p, l, s
+        slices, rows, columns = (float(lengths[axis]) for axis in self.order)
+        return rows, columns, slices
 
     @property
     def picture_affine(self) -> np.ndarray:

@@ -77,8 +77,7 @@ def _check_range(file: NiftiFile, settings: DataSettings) -> range:
     if settings.last_slice >= count:
         raise CaseError(
             file.case_id,
-            f"{file.name}: has axial slices 0 to {count - 1}, not all of {settings.first_slice} to {settings.last_slice}; "
-            "set data.first_slice and data.last_slice to what it has",
+            f"{file.name}: has axial slices 0 to {count - 1}, not all of {settings.first_slice} to {settings.last_slice}; set data.first_slice and data.last_slice to what it has",
         )
     scaling = settings.scaling
     reference = range(scaling.reference_first, min(scaling.reference_last + 1, count))

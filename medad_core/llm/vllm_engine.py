@@ -42,7 +42,9 @@ class VLLMEngine:
             max_num_seqs=max(batch_size, 1),
             max_model_len=256,
             disable_log_stats=True,
-            **({"block_size": CPU_BLOCK_SIZE} if on_cpu else {}),
+            use_tqdm_on_load=False,
+            # Compiling takes minutes on a small machine, more than it saves a cohort of a few thousand slices.
+            **({"block_size": CPU_BLOCK_SIZE, "enforce_eager": True} if on_cpu else {}),
         )
 
     def generate(self, prompts: np.ndarray) -> list[Generation]:
@@ -71,3 +73,5 @@ def _quiet_environment(on_cpu: bool) -> None:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if on_cpu:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
+        # By default vLLM leaves a core to a scheduler process; in-process there is none, and of two cores one would idle.
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

@@ -36,7 +36,7 @@ def plan_lesion(rng: np.random.Generator) -> Plan:
     side = rng.choice((-1, 1))
     angle, out = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 0.72)
     centre = (float(side * abs(np.cos(angle)) * out * 58 + side * 5), float(np.sin(angle) * out * 76), float(rng.uniform(-18, 40)))
-    reach = float(np.exp(rng.uniform(np.log(7), np.log(30))))
+    reach = float(np.exp(rng.uniform(np.log(8), np.log(34))))
     solid = rng.random() < 0.25
     return Plan(centre, 0.0 if solid else reach * rng.uniform(0.35, 0.75), reach, float(rng.uniform(0.22, 0.6)), float(rng.uniform(0.3, 0.8)))
 

@@ -41,6 +41,7 @@ class TrainSettings(_Frozen):
         20, ge=0, description="training reads a wider range than screening: tumour-free slices lie outside it"
     )
     last_slice: int = Field(130, ge=0)
+    hold_out_test: bool = Field(True, description="leave the patients of the split `test` out, so that screening the same cohort gives honest test numbers")
     folds: int = Field(
         4, ge=2, description="patients are held out in turn, so the converter learns from maps of unseen patients"
     )

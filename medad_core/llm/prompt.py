@@ -77,6 +77,6 @@ def embedding_table(folder: Path) -> Tensor:
     if not file.is_file():
         raise WeightsError(f"{folder}: no model.safetensors here; an LLM is a packaged name or a transformers folder with safetensors")
     with safe_open(file, framework="pt") as tensors:
-        if name not in tensors.keys():
+        if name not in tensors.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
             raise WeightsError(f"{folder.name}: no tensor {name}; only Llama-like decoders are supported")
         return tensors.get_tensor(name).float()

@@ -44,6 +44,12 @@ def check_fit(path: Path, present: Mapping[str, str]) -> None:
         raise WeightsError(f"{path}: weights of another model: {'; '.join(wrong)}; choose the models they were made for, or train new ones with `medad train`")
 
 
+def trained_on(folder: Path) -> frozenset[str]:
+    """Case ids that the card of a weights folder names; empty where there is no card."""
+    card = folder / "card.json"
+    return frozenset(json.loads(card.read_text())["cases"]) if card.is_file() else frozenset()
+
+
 def save_decoder(decoder: Decoder, folder: Path, fits: Mapping[str, str]) -> None:
     _save(decoder.state_dict(), folder / DECODER, fits)
 
@@ -82,7 +88,7 @@ def _save(state: Mapping[str, torch.Tensor], path: Path, fits: Mapping[str, str]
 def _load(path: Path, present: Mapping[str, str]) -> dict[str, torch.Tensor]:
     check_fit(path, present)
     with _opened(path) as tensors:
-        return {name: tensors.get_tensor(name) for name in tensors.keys()}
+        return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (a safetensors handle is no mapping)
 
 
 def _opened(path: Path):

@@ -17,7 +17,7 @@ from medad_core.metrics import MetricRow
 class RunSummary:
     """Facts of one run. `created` is a readable date; `rejected` pairs case and reason; `models` pairs role and name.
 
-    `phantom` marks a generated cohort, which the page must say in its first lines. `versions` pairs package and version.
+    `caveats` are sentences a reader must see before any number. `phantom` marks a generated cohort, which the page must say in its first lines. `versions` pairs package and version.
     """
 
     cohort: str
@@ -26,6 +26,7 @@ class RunSummary:
     models: tuple[tuple[str, str], ...]
     fingerprint: str
     map_threshold: float
+    caveats: tuple[str, ...] = ()
     rejected: tuple[tuple[str, str], ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
 

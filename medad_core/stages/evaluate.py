@@ -20,6 +20,7 @@ from medad_core.config import Settings
 from medad_core.llm.location import anatomical, true_cell
 from medad_core.metrics import MetricRow, PixelHistogram, evaluate, metrics_table, render_markdown, slice_brightness
 from medad_core.models.decoder import render_map
+from medad_core.models.weights import trained_on, weights_folder
 from medad_core.report import GalleryItem, RunSummary, case_rows, choose_gallery, render_report
 from medad_core.stages.cohort import Cohort, cohort_of
 from medad_core.stages.common import stage_of, write_rejected
@@ -67,7 +68,7 @@ def run(run: str, settings: Settings) -> Results:
     rows = evaluate(predictions, measured.pixel, settings.evaluate, measured.brightness)
     write_table(join(run, "metrics.parquet"), metrics_table(rows))
     cohort = cohort_of(run)
-    write_text(join(run, "metrics.md"), render_markdown(rows, f"medad: {Path(cohort.root).name}", _notes(cohort, rejected)))
+    write_text(join(run, "metrics.md"), render_markdown(rows, f"medad: {Path(cohort.root).name}", _notes(cohort, settings, rejected)))
     summary = _summary(run, settings, cohort, rejected)
     write_text(join(run, "report.html"), render_report(summary, rows, _gallery(run, predictions), case_rows(predictions)))
     done = predictions["case_id"].nunique()
@@ -124,8 +125,16 @@ def _gallery(run: str, predictions: pd.DataFrame) -> list[GalleryItem]:
     return items
 
 
-def _notes(cohort: Cohort, rejected: list[tuple[str, str, str]]) -> list[str]:
-    notes = ["For research. Not a medical device."]
+def _caveats(cohort: Cohort, settings: Settings) -> tuple[str, ...]:
+    """What a reader must know before believing a number."""
+    seen = trained_on(weights_folder(settings.models.weights)) & {member.case_id for member in cohort.members}
+    if not seen:
+        return ()
+    return (f"{len(seen)} of the {len(cohort.members)} cases were used to train these weights, so the numbers flatter, in the split test too; the weights' card has scores of patients held out.",)
+
+
+def _notes(cohort: Cohort, settings: Settings, rejected: list[tuple[str, str, str]]) -> list[str]:
+    notes = ["For research. Not a medical device.", *_caveats(cohort, settings)]
     if any(member.phantom for member in cohort.members):
         notes.append("**Phantoms: generated pictures, not patients.** These numbers say that the pipeline works, not how well it finds tumours.")
     if rejected:
@@ -142,6 +151,7 @@ def _summary(run: str, settings: Settings, cohort: Cohort, rejected: list[tuple[
         models=(("Image encoder", settings.models.encoder), ("Text encoder", settings.models.text_encoder), ("Language model", settings.llm.model), ("Decoder and converter", settings.models.weights)),
         fingerprint=plan.fingerprint_sha256,
         map_threshold=settings.evaluate.map_threshold,
+        caveats=_caveats(cohort, settings),
         rejected=tuple((case_id, reason) for case_id, _, reason in rejected),
         versions=tuple((name, found) for name in PACKAGES if (found := _version(name))),
     )

@@ -95,7 +95,7 @@ For research. Not a medical device.
 
 * Trained on {len(card["cases"])} cases, {card["slices"]} slices ({card["tumour_free_slices"]} tumour-free), axial {train["first_slice"]} to {train["last_slice"]}: {", ".join(card["cases"])}.
 * Licence of the data: {card["data_licence"]}.
-* Made by `medad train DATA --out WEIGHTS` with the settings in `card.json`, seed {train["seed"]}.
+* Made by `medad train DATA --out WEIGHTS{"" if train["hold_out_test"] else " train.hold_out_test=false"}` with the settings in `card.json`, seed {train["seed"]}.
 * The decoder kept is trained on all cases. Its scores are of {len(card["folds"])} decoders, each scored on patients it had not seen.
 * The converter learned from maps of all patients but {", ".join(card["folds"][0])}, who chose its checkpoint. Its scores are of these
   patients, so they flatter it a little.

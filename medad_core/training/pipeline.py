@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from medad_core.config import Settings
-from medad_core.data.cases import Rejection, discover
+from medad_core.data.cases import Rejection
 from medad_core.errors import CaseError, MedadError
 from medad_core.llm.engine import llm_fingerprint, llm_folder
 from medad_core.llm.prompt import Prompt
@@ -27,6 +27,7 @@ from medad_core.models.converter import Converter
 from medad_core.models.encoder import load_encoder
 from medad_core.models.text import load_sentences, load_text_encoder, text_features
 from medad_core.models.weights import save_converter, save_decoder
+from medad_core.stages.cohort import find_cohort
 from medad_core.stages.models import scaling_key, shared_fingerprint
 from medad_core.training.card import cross_validated_scores, verdict_scores, write_card
 from medad_core.training.converter import ConverterTrainer, thin_out
@@ -49,7 +50,7 @@ class TrainingResult:
 
 
 def train(data: str | Path, out: str | Path, settings: Settings, progress: Progress = lambda *_: None, licence: str = "not stated") -> TrainingResult:
-    """Train on every labelled case below `data`, write weights and card to `out`; resumes where a killed run stopped.
+    """Train on the labelled cases below `data` (without the split `test` unless told otherwise), write weights and card to `out`; resumes where a killed run stopped.
 
     Raises MedadError for fewer than two usable cases, or cases without any tumour or any tumour-free slice.
     """
@@ -87,15 +88,16 @@ def train(data: str | Path, out: str | Path, settings: Settings, progress: Progr
 
 
 def _encode_all(data: str | Path, out: Path, settings: Settings, encoder, progress: Progress) -> tuple[list[TrainingCase], tuple[Rejection, ...]]:
-    found = discover(data, settings.data.modality)
-    cases, rejected = [], list(found.rejected)
-    for number, case in enumerate(found.cases, 1):
+    cohort = find_cohort(data, settings.data)
+    cases, rejected = [], [Rejection(member.case_id, member.rejected) for member in cohort.members if member.rejected]
+    chosen = [member for member in cohort.members if not member.rejected and not (settings.train.hold_out_test and member.split == "test")]
+    for number, member in enumerate(chosen, 1):
         try:
-            cases.append(encode_case(case, settings, encoder, out / "_work" / "features"))
+            cases.append(encode_case(cohort.case(member, settings.data.modality), settings, encoder, out / "_work" / "features"))
         except CaseError as error:
             log.warning("%s", error)
             rejected.append(Rejection(error.case_id, error.reason))
-        progress("encode", number, len(found.cases))
+        progress("encode", number, len(chosen))
     flags = np.concatenate([case.has_tumour for case in cases]) if cases else np.zeros(0, bool)
     if len(cases) < 2 or flags.all() or not flags.any():
         raise MedadError(f"{data}: {len(cases)} usable labelled cases with {int(flags.sum())} tumour and {int((~flags).sum())} tumour-free slices; training needs two cases and both kinds")

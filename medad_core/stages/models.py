@@ -69,6 +69,13 @@ def device_of(settings: Settings) -> str:
     return name
 
 
+def use_threads(settings: Settings) -> None:
+    """Give torch `models.threads` threads, for every stage: the last bits of its sums depend on how many there are, and a stage that
+    is resumed must not differ from one that ran after another in the same process."""
+    if settings.models.threads:
+        torch.set_num_threads(settings.models.threads)
+
+
 @dataclass(frozen=True)
 class MapModels:
     """Encoder and decoder on one device."""
@@ -78,12 +85,12 @@ class MapModels:
 
 
 def load_map_models(settings: Settings) -> MapModels:
-    if settings.models.threads:
-        torch.set_num_threads(settings.models.threads)
+    use_threads(settings)
     device = device_of(settings)
     decoder = load_decoder(weights_folder(settings.models.weights), maps_fingerprint(settings))
     return MapModels(load_encoder(settings.models.encoder, device), decoder.to(device))
 
 
 def load_converter_of(settings: Settings) -> Converter:
+    use_threads(settings)
     return load_converter(weights_folder(settings.models.weights), _beside_converter(settings))

@@ -1,0 +1,107 @@
+"""Training: folds, resume, and that a decoder and a converter learn. On drawn features and maps, with the real LLM."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from medad_core.config.train import ConverterTraining, DecoderTraining
+from medad_core.llm.engine import llm_folder
+from medad_core.llm.prompt import Prompt
+from medad_core.llm.transformers_engine import load_llm
+from medad_core.models.converter import Converter
+from medad_core.models.decoder import render_map
+from medad_core.training.converter import ConverterTrainer
+from medad_core.training.decoder import decode_case, train_decoder
+from medad_core.training.features import TrainingCase
+from medad_core.training.folds import deal_folds
+from medad_core.training.maps import LabelledMaps, draw
+
+
+def drawn_case(number: int, normal: int) -> TrainingCase:
+    """12 slices; features are noise, shifted along one axis where the tumour is. The first `normal` slices have none."""
+    rng = np.random.default_rng(number)
+    features = rng.normal(size=(12, 4, 16, 16, 24)).astype(np.float16)
+    masks = np.zeros((12, 64, 64), bool)
+    for index in range(normal, 12):
+        row, column = rng.integers(2, 12, 2)
+        features[index, :, row : row + 3, column : column + 3, 0] += 6
+        masks[index, row * 4 : row * 4 + 12, column * 4 : column * 4 + 12] = True
+    return TrainingCase(f"case_{number}", np.arange(60, 72), features, masks)
+
+
+def drawn_maps(count: int) -> LabelledMaps:
+    rng = np.random.default_rng(0)
+    examples = [draw(np.full((4, 16, 16), -24, np.float16), index % 2 == 0, rng) for index in range(count)]
+    return LabelledMaps(np.stack([grid for grid, _ in examples]).astype(np.float16), np.stack([centroid for _, centroid in examples]))
+
+
+def test_folds_hold_every_patient_once_and_spread_those_with_tumour_free_slices():
+    cases = [drawn_case(number, normal=3 if number < 4 else 0) for number in range(9)]
+    folds = deal_folds(cases, 4, 60, 71, seed=0)
+    assert sorted(case_id for fold in folds for case_id in fold) == sorted(case.case_id for case in cases)
+    assert all(sum(case_id in {"case_0", "case_1", "case_2", "case_3"} for case_id in fold) == 1 for fold in folds)
+
+
+def test_decoder_learns_where_the_tumour_is_in_a_case_it_has_not_seen():
+    text = torch.nn.functional.normalize(torch.randn(2, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    settings = DecoderTraining(steps=60, batch_size=8, learning_rate=3e-3)
+    decoder = train_decoder([drawn_case(number, 4) for number in range(3)], text, settings, seed=0)
+    unseen = drawn_case(9, 4)
+    drawn = np.stack([render_map(grid, 64, 64) for grid in decode_case(decoder, unseen)])
+    assert drawn[unseen.masks].mean() > 0.6
+    assert drawn[~unseen.masks].mean() < 0.2
+
+
+def test_same_seed_gives_the_same_decoder():
+    text, settings = torch.eye(2, 16), DecoderTraining(steps=3, batch_size=4)
+    first, second = (train_decoder([drawn_case(0, 4), drawn_case(1, 4)], text, settings, seed=5) for _ in range(2))
+    for name, tensor in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+@pytest.fixture(scope="module")
+def llm():
+    prompt = Prompt(llm_folder("smollm2-135m"))
+    return prompt, load_llm(prompt.folder)
+
+
+def trainer(llm, **changes) -> ConverterTrainer:
+    prompt, model = llm
+    torch.manual_seed(0)
+    converter = Converter(torch.randn(4, 384), prompt.width, 0.136)
+    settings = ConverterTraining(warm_up_steps=5, synthetic_steps=2, real_steps=2, batch_size=4, checkpoint_every=1)
+    return ConverterTrainer(converter, model, prompt, settings.model_copy(update=changes), seed=3)
+
+
+class _Killed(Exception):
+    pass
+
+
+def test_converter_training_resumed_after_a_kill_ends_like_one_that_was_not_killed(llm, tmp_path):
+    maps = drawn_maps(16)
+    whole = trainer(llm)
+    expected = whole.fit(maps, maps, tmp_path / "whole.pt").state_dict()
+
+    def stop(step: int, _: int) -> None:
+        if step == 2:
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        trainer(llm).fit(maps, maps, tmp_path / "part.pt", stop)
+    resumed = trainer(llm)
+    given = resumed.fit(maps, maps, tmp_path / "part.pt").state_dict()
+    assert [point["loss"] for point in resumed.curve] == pytest.approx([point["loss"] for point in whole.curve], rel=1e-4)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(given[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_loss_reaches_map_and_knowledge_tokens_and_leaves_the_llm_alone(llm):
+    run = trainer(llm)
+    grids, answers = run._batch(drawn_maps(8), 0)
+    before = next(llm[1].parameters()).clone()
+    run._step(grids, answers)
+    for name, parameter in run.converter.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    assert torch.equal(before, next(llm[1].parameters()))

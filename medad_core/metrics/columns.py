@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from medad_core.metrics.location import CELLS, cell_steps
+from medad_core.llm.location import CELLS
+from medad_core.metrics.location import cell_steps
 
 Brightness = Mapping[tuple[str, int], float]
 

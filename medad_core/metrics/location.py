@@ -10,11 +10,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-CELLS = (
-    "top left", "top", "top right",
-    "left", "center", "right",
-    "bottom left", "bottom", "bottom right",
-)  # fmt: skip
+from medad_core.llm.location import CELLS
+
 _INDEX = {cell: index for index, cell in enumerate(CELLS)}
 
 

@@ -289,3 +289,8 @@ def test_markdown_shows_values_intervals_and_reasons():
     assert text.startswith("# Cohort X\n\nNot a medical device.\n\n## Split: test")
     assert "| Map, AUROC | 0.946 | 0.920 to 0.970 | 2,419 |  |" in text
     assert "| Map, AUROC | – | – | 59 | one class only: no tumour-free patients |" in text
+
+
+def test_two_visits_of_a_patient_are_one_patient_of_the_bootstrap():
+    rows = [row("BraTS-GLI-00001-000", 60, label=1), row("BraTS-GLI-00001-001", 60, label=0), row("BraTS-GLI-00002-000", 60, label=0)]
+    assert evaluated(rows)["patient", "map_auroc"].n == 2

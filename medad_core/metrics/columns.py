@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from medad_core.data.names import patient_of
 from medad_core.llm.location import CELLS
 from medad_core.metrics.location import cell_steps
 
@@ -53,8 +54,8 @@ class Units:
 
 
 def slice_units(predictions: pd.DataFrame, brightness: Brightness | None) -> Units:
-    """One unit a row of `predictions`; patients are numbered in order of appearance."""
-    patient, ids = pd.factorize(predictions["case_id"])
+    """One unit a row of `predictions`; patients are numbered in order of appearance; visits of one patient share a number."""
+    patient, ids = pd.factorize(predictions["case_id"].map(patient_of))
     # An answer in two minds about its location is unparsed as a whole; reading its first word only would be a guess.
     parsed = predictions["answer_parsed"].fillna(False).astype(bool).to_numpy()
     verdict = predictions["verdict"]

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from medad_core.data.names import patient_of
 from medad_core.metrics.bootstrap import Interval, interval, patient_weights
 from medad_core.metrics.columns import Brightness, patient_units, slice_units
 from medad_core.metrics.pixel import PixelHistogram
@@ -103,8 +104,7 @@ def _evaluate_split(
 ) -> list[MetricRow]:
     slices = slice_units(frame, brightness)
     patients = patient_units(slices)
-    cases = pd.unique(frame["case_id"])  # order of appearance, the order `slice_units` numbers patients in
-    histograms = [pixel.get(case) or PixelHistogram(_levels(pixel)) for case in cases]
+    histograms = _by_patient(pixel, pd.unique(frame["case_id"]))
     statistics = [
         *score_statistics(slices, "image"),
         *verdict_statistics(slices, "image"),
@@ -114,8 +114,8 @@ def _evaluate_split(
         patient_dice(histograms, settings.map_threshold),
         *text_statistics(slices, settings.map_threshold),
     ]
-    draws = patient_weights(len(cases), settings.bootstrap, settings.seed)
-    return [_row(statistic, split, draws, len(cases)) for statistic in statistics]
+    draws = patient_weights(slices.patients, settings.bootstrap, settings.seed)
+    return [_row(statistic, split, draws, slices.patients) for statistic in statistics]
 
 
 def _row(statistic: Statistic, split: str, draws: np.ndarray, patients: int) -> MetricRow:
@@ -125,6 +125,15 @@ def _row(statistic: Statistic, split: str, draws: np.ndarray, patients: int) -> 
         return MetricRow(*head, None, None, None, statistic.n, statistic.undefined)
     spread: Interval = interval(statistic.values(draws), patients)
     return MetricRow(*head, value, spread.low, spread.high, statistic.n, spread.reason)
+
+
+def _by_patient(pixel: Mapping[str, PixelHistogram], cases: Sequence[str]) -> list[PixelHistogram]:
+    """One histogram a patient, the visits of one added up, in the order in which `slice_units` numbers patients."""
+    found: dict[str, PixelHistogram] = {}
+    for case in cases:
+        patient = patient_of(case)
+        found[patient] = found.get(patient, PixelHistogram(_levels(pixel))) + pixel.get(case, PixelHistogram(_levels(pixel)))
+    return list(found.values())
 
 
 def _levels(pixel: Mapping[str, PixelHistogram]) -> int:

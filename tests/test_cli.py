@@ -14,11 +14,11 @@ import pytest
 from prefect_harness import WORDS, break_case, write_case
 from typer.testing import CliRunner
 
-from medad_core.cli import app
+from flows.cli import app
 from medad_core.models.weights import weights_folder
 
 pytest_plugins = ("prefect_harness",)
-CLI = [sys.executable, "-m", "medad_core.cli"]
+CLI = [sys.executable, "-m", "flows.cli"]
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def test_help_answers_in_under_a_second_and_imports_nothing_heavy():
         assert "screen" in subprocess.run([*CLI, "--help"], capture_output=True, text=True, check=True).stdout
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 1
-    code = "import sys, medad_core.cli; print({'torch', 'prefect', 'vllm', 'pyarrow', 'numpy'} & set(sys.modules))"
+    code = "import sys, flows.cli; print({'torch', 'prefect', 'vllm', 'pyarrow', 'numpy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
 
 

@@ -1,8 +1,7 @@
 """`medad`: the command line.
 
 One decision: this module alone knows exit codes (0 done, 1 failed, 2 wrong usage, 3 done but some cases rejected, 130
-interrupted), and it is the only one of the core that reaches up to `flows`, inside its commands. Everything heavy is imported
-there too, so that `medad --help` answers at once.
+interrupted). Everything heavy is imported inside the commands, so that `medad --help` answers at once.
 """
 
 from __future__ import annotations
@@ -62,8 +61,8 @@ def _command(function: Callable[..., int | None]) -> Callable[..., None]:
 
 def _consoles():
     """Where results go (stdout) and where progress goes (stderr); quietens the libraries."""
-    from medad_core.console.quiet import prepare_process
-    from medad_core.console.tables import terminal
+    from flows.console.quiet import prepare_process
+    from flows.console.tables import terminal
 
     out, err = terminal(), terminal(stderr=True)
     prepare_process(_debug, err)
@@ -87,7 +86,7 @@ def screen(
 
     settings, run = load_settings(config, words or []), _absolute(out)
     stdout, stderr = _consoles()
-    from medad_core.console.progress import watching
+    from flows.console.progress import watching
 
     with stderr.status("checking data, models and settings"):
         from flows.preflight import check_screening
@@ -123,7 +122,7 @@ def evaluate(run: Run, words: Words = None) -> int:
 
 
 def _tell(outcome, stdout, stderr) -> int:
-    from medad_core.console.tables import metrics_rows
+    from flows.console.tables import metrics_rows
     from medad_core.store import join, read_table
 
     run = outcome.predictions.rsplit("/", 1)[0]
@@ -151,7 +150,7 @@ def train(
 
     settings, out = load_settings(config, words or []), _absolute(out)
     stdout, stderr = _consoles()
-    from medad_core.console.progress import following
+    from flows.console.progress import following
     from medad_core.data.cases import discover
 
     discover(data, settings.data.modality)
@@ -192,7 +191,7 @@ def phantom(
 @_command
 def status(run: Run) -> None:
     """Say how far RUN is, from its files alone."""
-    from medad_core.console.tables import status_table, terminal
+    from flows.console.tables import status_table, terminal
     from medad_core.stages.common import PART_STAGES, stage_of
     from medad_core.store import join, read_run_info
     from medad_core.store.files import size_of
@@ -209,8 +208,8 @@ def status(run: Run) -> None:
 @_command
 def models() -> None:
     """List the models that can be named, where they come from, and what is installed."""
-    from medad_core.console.inventory import embedded_weights, packaged_models
-    from medad_core.console.tables import models_table, terminal
+    from flows.console.inventory import embedded_weights, packaged_models
+    from flows.console.tables import models_table, terminal
 
     console = terminal()
     console.print(models_table((m.name, m.role, m.distribution, m.licence, m.source is not None, m.converted) for m in packaged_models()))
@@ -225,7 +224,7 @@ def models() -> None:
 def doctor() -> int:
     """Say what is there, what is missing and what to do."""
     stdout, stderr = _consoles()
-    from medad_core.console.doctor import examine, findings_table
+    from flows.console.doctor import examine, findings_table
 
     with stderr.status("looking"):
         findings = list(examine())

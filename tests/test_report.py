@@ -106,7 +106,7 @@ def test_the_sentence_stands_in_quotation_apart_from_the_facts():
 def test_metrics_show_value_interval_and_reason():
     missing = MetricRow("map_auroc", "patient", "test", "all", None, None, None, 7, "one class only: no tumour-free patients")
     text = page(rows=[METRIC, missing])
-    assert "held-out test cases" in text
+    assert "split test" in text
     assert "0.946" in text and "0.920 to 0.970" in text
     assert "one class only: no tumour-free patients" in text
 

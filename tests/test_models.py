@@ -146,3 +146,27 @@ def test_a_folder_without_weights_says_what_to_name():
 @pytest.mark.parametrize("name", sorted(PACK))
 def test_packaged_models_are_whole_in_the_cache(name):
     verify(packaged(name))
+
+
+@pytest.mark.parametrize("both_towers", [False, True])
+def test_a_local_clip_folder_is_tapped_like_dinov2(tmp_path, both_towers):
+    """A small CLIP with random weights, as a vision tower alone and as the whole model that hubs give."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, CLIPVisionModel
+
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 8, "num_attention_heads": 2, "image_size": 224, "patch_size": 14}
+    text = CLIPTextConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
+    model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision)) if both_towers else CLIPVisionModel(CLIPVisionConfig(**vision))
+    model.save_pretrained(tmp_path)
+    clip = load_encoder(str(tmp_path))
+    images = np.random.default_rng(0).integers(0, 256, (2, 240, 240), np.uint8)
+    taps = clip.encode(images)
+    with torch.inference_mode():
+        hidden = clip.model(pixel_values=clip.prepare(images), output_hidden_states=True).hidden_states
+    assert taps.shape == (2, 4, 16, 16, 32) and clip.tapped == (2, 4, 6, 8)
+    for tap, block in enumerate(clip.tapped):
+        torch.testing.assert_close(taps[:, tap].flatten(1, 2), hidden[block][:, 1:])
+
+
+def test_an_encoder_that_is_neither_packaged_nor_a_folder_says_what_is_known():
+    with pytest.raises(WeightsError, match="dinov2-small"):
+        load_encoder("resnet50")

@@ -36,7 +36,7 @@ class VLLMEngine:
         )
         self.llm = LLM(
             model=str(prompt.folder),
-            dtype="float32" if on_cpu else "auto",
+            dtype="float32",  # as the converter was trained, on every device: the engine is not in the fingerprint
             enable_prompt_embeds=True,
             enable_prefix_caching=True,
             max_num_seqs=max(batch_size, 1),

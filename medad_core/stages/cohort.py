@@ -82,8 +82,19 @@ def find_cohort(data: str | Path, settings: DataSettings) -> Cohort:
     facts = {case.case_id: _has_tumour_free(case, settings) for case in found.cases}
     splits = _split_patients(facts, settings)
     members = [_member(root, case, settings.modality, splits[case.case_id]) for case in found.cases]
-    members += [Member(case_id=case.case_id, split=UNLABELLED, rejected=case.reason) for case in found.rejected]
+    taken = {member.case_id for member in members}
+    for case in found.rejected:
+        members.append(Member(case_id=_untaken(case.case_id, taken), split=UNLABELLED, rejected=case.reason))
     return Cohort(root=str(root), members=tuple(sorted(members, key=lambda member: member.case_id)))
+
+
+def _untaken(case_id: str, taken: set[str]) -> str:
+    """`case_id`, numbered where another folder of the cohort has the same name: a rejected case must not stop the others."""
+    name, number = case_id, 2
+    while name in taken:
+        name, number = f"{case_id} ({number})", number + 1
+    taken.add(name)
+    return name
 
 
 def _split_patients(facts: dict[str, bool | None], settings: DataSettings) -> dict[str, str]:

@@ -17,6 +17,8 @@ import pandas as pd
 import pyarrow as pa
 
 from medad_core.config import Settings
+from medad_core.data.names import patient_of
+from medad_core.errors import WeightsError
 from medad_core.llm.location import anatomical, true_cell
 from medad_core.metrics import MetricRow, PixelHistogram, evaluate, metrics_table, render_markdown, slice_brightness
 from medad_core.models.decoder import render_map
@@ -127,10 +129,15 @@ def _gallery(run: str, predictions: pd.DataFrame) -> list[GalleryItem]:
 
 def _caveats(cohort: Cohort, settings: Settings) -> tuple[str, ...]:
     """What a reader must know before believing a number."""
-    seen = trained_on(weights_folder(settings.models.weights)) & {member.case_id for member in cohort.members}
+    try:
+        learned = {patient_of(case_id) for case_id in trained_on(weights_folder(settings.models.weights))}
+    except WeightsError:
+        return ("The weights are no longer where they were, so it cannot be said whether they were trained on these cases.",)
+    seen = [member for member in cohort.members if patient_of(member.case_id) in learned]
     if not seen:
         return ()
-    return (f"{len(seen)} of the {len(cohort.members)} cases were used to train these weights, so the numbers flatter, in the split test too; the weights' card has scores of patients held out.",)
+    test = ", in the split test too" if any(member.split == "test" for member in seen) else "; not those of the split test, none of which was used"
+    return (f"{len(seen)} of the {len(cohort.members)} cases were used to train these weights, so the numbers flatter{test}. The weights' card has scores of patients held out.",)
 
 
 def _notes(cohort: Cohort, settings: Settings, rejected: list[tuple[str, str, str]]) -> list[str]:

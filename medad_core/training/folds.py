@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from medad_core.data.names import patient_of
 from medad_core.training.features import TrainingCase
 
 
@@ -15,7 +16,10 @@ def deal_folds(cases: Sequence[TrainingCase], folds: int, first: int, last: int,
     Fold 0 therefore always holds the patient with most of them, and tumour-free slices spread as widely as they can.
     Patients with equally many are shuffled by `seed`.
     """
-    order = np.random.default_rng(seed).permutation(len(cases))
-    normal = [int((~case.has_tumour[case.within(first, last)]).sum()) for case in cases]
-    order = sorted(order, key=lambda index: -normal[index])
-    return [[cases[index].case_id for index in order[fold::folds]] for fold in range(min(folds, len(cases)))]
+    patients: dict[str, list[TrainingCase]] = {}
+    for case in cases:  # visits of one patient stay together
+        patients.setdefault(patient_of(case.case_id), []).append(case)
+    names = list(patients)
+    normal = [sum(int((~case.has_tumour[case.within(first, last)]).sum()) for case in patients[name]) for name in names]
+    order = sorted(np.random.default_rng(seed).permutation(len(names)), key=lambda index: -normal[index])
+    return [[case.case_id for index in order[fold::folds] for case in patients[names[index]]] for fold in range(min(folds, len(names)))]

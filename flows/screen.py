@@ -8,7 +8,7 @@ from pathlib import Path
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.preflight import open_run
+from flows.preflight import note_run, open_run
 from flows.stages import convert, evaluate, generate, maps, preprocess
 from medad_core.config import settings_from_yaml
 from medad_core.errors import MedadError
@@ -28,6 +28,7 @@ def screen(data: str, run: str, settings: str = "") -> Outcome:
     maps(run, settings)
     convert(run, settings)
     generate(run, settings)
+    note_run(data, run, settings_from_yaml(settings))
     return evaluate(run, settings)
 
 

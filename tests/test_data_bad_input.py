@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 from test_data_read import AFFINE, SHAPE, brain_array, mask_array, read, save
 
 from medad_core.data.cases import VolumeRef
-from medad_core.errors import CaseError
+from medad_core.data.nifti import open_nifti
+from medad_core.errors import CaseError, StoreError
 
 
 def refused(match: str, volume: VolumeRef, mask: VolumeRef | None = None, **changes) -> CaseError:
@@ -150,3 +152,15 @@ def test_a_truncated_mask_is_refused_naming_the_mask(tmp_path, good):
 def test_the_error_survives_a_process_boundary(good):
     error = refused("axial", good, first_slice=5, last_slice=30)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_a_filesystem_that_fails_for_a_moment_does_not_reject_the_case(good, monkeypatch):
+    """An I/O error cannot be had from a sound disk on demand, so the read itself is made to fail."""
+
+    def fail(_self: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(StoreError, match="run the same command again") as raised:
+        open_nifti("case", good)
+    assert isinstance(raised.value.__cause__, OSError)

@@ -66,6 +66,15 @@ def test_true_cell_is_that_of_the_centroid_and_none_for_an_empty_mask():
     assert true_cell(mask) == "top right"
 
 
+def test_cells_of_an_oblong_slice_are_thirds_of_the_square_it_is_centred_on():
+    """256 x 176: 40 black columns on either side, so the outer thirds of the square reach 45.3 columns into the slice."""
+    assert cell_of(128, 45, 256, 176) == "left" and cell_of(128, 46, 256, 176) == "center"
+    mask = np.zeros((1, 256, 176), bool)
+    mask[0, 128, 45] = True
+    labelled = label_maps(np.zeros((1, 4, 16, 16), np.float16), mask)
+    assert cell_at(labelled.centroids[0]) == true_cell(mask[0]) == "center"
+
+
 def test_corner_has_three_neighbours_and_the_center_eight():
     assert neighbours("top left") == {"top", "left", "center"}
     assert len(neighbours("center")) == 8

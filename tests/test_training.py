@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
+from medad_core.config import Settings
 from medad_core.config.train import ConverterTraining, DecoderTraining
+from medad_core.errors import MedadError
 from medad_core.llm.engine import llm_folder
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.transformers_engine import load_llm
@@ -17,6 +21,7 @@ from medad_core.training.decoder import decode_case, train_decoder
 from medad_core.training.features import TrainingCase
 from medad_core.training.folds import deal_folds
 from medad_core.training.maps import LabelledMaps, draw
+from medad_core.training.pipeline import _check_folds, _work_key
 
 
 def drawn_case(number: int, normal: int) -> TrainingCase:
@@ -105,3 +110,30 @@ def test_loss_reaches_map_and_knowledge_tokens_and_leaves_the_llm_alone(llm):
     for name, parameter in run.converter.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
     assert torch.equal(before, next(llm[1].parameters()))
+
+
+def test_a_fold_without_which_one_kind_of_slice_is_missing_stops_before_any_training():
+    cases = [drawn_case(0, normal=4), drawn_case(1, normal=0), drawn_case(2, normal=0)]
+    with pytest.raises(MedadError, match=r"without fold 0 \(case_0\) no tumour-free slices"):
+        _check_folds(cases, [["case_0"], ["case_1"], ["case_2"]], Settings())
+
+
+def test_visits_of_one_patient_are_held_out_together():
+    cases = [dataclasses.replace(drawn_case(number, 3), case_id=f"BraTS-GLI-{number // 2:05d}-{number % 2:03d}") for number in range(8)]
+    for fold in deal_folds(cases, 4, 60, 71, seed=0):
+        assert len(fold) == 2 and fold[0][:-4] == fold[1][:-4]
+
+
+def test_weights_in_the_making_are_of_their_folds_images_and_modality(tmp_path):
+    def stored(number: int) -> TrainingCase:
+        case = drawn_case(number, 4)
+        np.save(tmp_path / f"{number}.npy", case.features)
+        return dataclasses.replace(case, features=np.load(tmp_path / f"{number}.npy", mmap_mode="r"))
+
+    cases, settings = [stored(0), stored(1)], Settings()
+    key = _work_key(settings, cases, [["case_0"], ["case_1"]], {})
+    assert key == _work_key(settings, cases, [["case_0"], ["case_1"]], {})
+    assert key != _work_key(settings, cases, [["case_1"], ["case_0"]], {})
+    other = dataclasses.replace(cases[1], features=stored(2).features)
+    assert key != _work_key(settings, [cases[0], other], [["case_0"], ["case_1"]], {})
+    assert key != _work_key(settings.model_copy(update={"data": settings.data.model_copy(update={"modality": "t2"})}), cases, [["case_0"], ["case_1"]], {})

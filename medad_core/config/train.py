@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class _Frozen(BaseModel):
@@ -47,3 +47,9 @@ class TrainSettings(_Frozen):
     )
     decoder: DecoderTraining = DecoderTraining()
     converter: ConverterTraining = ConverterTraining()
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.first_slice > self.last_slice:
+            raise ValueError(f"first_slice ({self.first_slice}) must not be after last_slice ({self.last_slice})")
+        return self

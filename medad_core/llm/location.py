@@ -1,7 +1,8 @@
 """Where in the picture, and where in the patient: the 3×3 grid the answers speak of.
 
-One decision: a place is one of nine cells, cut at 1/3 and 2/3 of both axes of the displayed slice (METHOD section 5).
-The picture is radiological, so its left is the patient's right.
+One decision: a place is one of nine cells, cut at 1/3 and 2/3 of both axes of the picture (METHOD section 5). The picture is the slice
+centred on a square, as the encoder sees it, so an oblong slice is taught, answered and judged on one and the same grid.
+It is radiological: its left is the patient's right.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ _COLUMNS = ("right", "", "left")
 
 def cell_of(row: float, column: float, height: int, width: int) -> str:
     """The cell of a point given in pixels of the displayed slice (height, width)."""
-    return CELLS[3 * min(2, int(3 * row / height)) + min(2, int(3 * column / width))]
+    down, across = square_share(row, column, height, width)
+    return CELLS[3 * min(2, int(3 * down)) + min(2, int(3 * across))]
+
+
+def square_share(row: float, column: float, height: int, width: int) -> tuple[float, float]:
+    """A point in pixels of the displayed slice as shares [0, 1) of the square that the slice is centred on."""
+    side = max(height, width)
+    return (row + (side - height) // 2) / side, (column + (side - width) // 2) / side
 
 
 def true_cell(mask: np.ndarray) -> str | None:

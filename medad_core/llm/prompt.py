@@ -46,6 +46,8 @@ class Prompt:
         return self.tokenizer.eos_token_id
 
     def _template(self) -> tuple[list[int], list[int]]:
+        if not self.tokenizer.chat_template:
+            raise WeightsError(f"llm.model: the tokenizer of {self.folder.name} has no chat template; choose an instruction-tuned model")
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": f"{QUESTION}\n{_PLACE}"}]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         before, after = text.split(_PLACE)

@@ -44,6 +44,8 @@ class Family:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     class_tokens: int
+    # CLIP refuses other sizes than its own unless it is told to interpolate its positions; DINOv2 always does.
+    call: tuple[tuple[str, bool], ...] = ()
 
 
 def _dinov2(folder: Path) -> nn.Module:
@@ -62,10 +64,11 @@ def _clip_blocks(model: nn.Module) -> nn.ModuleList:
     return getattr(model, "vision_model", model).encoder.layers
 
 
+_CLIP = Family(_clip, _clip_blocks, CLIP_MEAN, CLIP_STD, class_tokens=1, call=(("interpolate_pos_encoding", True),))
 FAMILIES = {
     "dinov2": Family(_dinov2, lambda model: model.encoder.layer, IMAGENET_MEAN, IMAGENET_STD, class_tokens=1),
-    "clip": Family(_clip, _clip_blocks, CLIP_MEAN, CLIP_STD, class_tokens=1),
-    "clip_vision_model": Family(_clip, _clip_blocks, CLIP_MEAN, CLIP_STD, class_tokens=1),
+    "clip": _CLIP,
+    "clip_vision_model": _CLIP,
 }
 
 
@@ -110,7 +113,7 @@ class VisionTransformerEncoder(nn.Module):
     def encode(self, images: np.ndarray) -> Tensor:
         """See `Encoder.encode`. float32, on the encoder's device."""
         self._outputs.clear()
-        self.model(pixel_values=self.prepare(images))
+        self.model(pixel_values=self.prepare(images), **dict(self.family.call))
         taps = torch.stack([self._outputs[number] for number in self.tapped], dim=1)[:, :, self.family.class_tokens :]
         self._outputs.clear()
         return taps.unflatten(2, (self.grid, self.grid)).float()
@@ -130,6 +133,8 @@ def _config(name: str, folder: Path):
 
     if not (folder / "config.json").is_file():
         raise WeightsError(f"encoder {name}: {folder} holds no config.json; name a packaged encoder ({', '.join(ENCODERS)}) or a transformers folder")
+    if not (folder / "model.safetensors").is_file():
+        raise WeightsError(f"encoder {name}: {folder} holds no model.safetensors; save the model as one safetensors file (pickles are not read)")
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     if config.model_type not in FAMILIES:
         raise WeightsError(f"encoder {name}: architecture {config.model_type!r} is not supported; known: {', '.join(FAMILIES)}")

@@ -76,6 +76,8 @@ def text_encoder_folder(name: str) -> Path:
     folder = packaged(name).folder if name in PACK else Path(name)
     if not (folder / "config.json").is_file():
         raise WeightsError(f"text encoder {name}: {folder} holds no config.json; name a packaged one (minilm) or a transformers folder")
+    if not (folder / "model.safetensors").is_file():
+        raise WeightsError(f"text encoder {name}: {folder} holds no model.safetensors; save the model as one safetensors file (pickles are not read)")
     return folder
 
 

@@ -12,6 +12,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from medad_core.config import Settings
+from medad_core.data.names import patient_of
 from medad_core.llm.answers import parse
 from medad_core.llm.location import neighbours, true_cell
 from medad_core.llm.prompt import Prompt
@@ -34,9 +35,13 @@ def cross_validated_scores(cases: Sequence[TrainingCase], grids: dict[str, np.nd
             for kind, values in scores.items():
                 values.append(float(image_scores(rendered, kind, settings.models.image_score.quantile)))
     both = 0 < sum(labels) < len(labels)
-    result: dict[str, float | int | None] = {"slices": len(labels), "tumour_free": len(labels) - sum(labels), "patients": len(cases)}
+    result: dict[str, float | int | None] = {"slices": len(labels), "tumour_free": len(labels) - sum(labels), "patients": _patients(cases)}
     result |= {f"image_auroc_{kind}": float(roc_auc_score(labels, values)) if both else None for kind, values in scores.items()}
     return result | {"pixel_auroc": pixels.auroc, "dice_at_0.5": pixels.dice(0.5)}
+
+
+def _patients(cases: Sequence[TrainingCase]) -> int:
+    return len({patient_of(case.case_id) for case in cases})
 
 
 def verdict_scores(cases: Sequence[TrainingCase], grids: dict, converter: Converter, prompt: Prompt, llm: torch.nn.Module, settings: Settings) -> dict[str, float | int | None]:
@@ -56,7 +61,7 @@ def verdict_scores(cases: Sequence[TrainingCase], grids: dict, converter: Conver
     return {
         "slices": len(truth),
         "tumour_free": int((~tumour).sum()),
-        "patients": len(cases),
+        "patients": _patients(cases),
         "unparsed": sum(answer is None for answer in answers),
         "p_yes_auroc": float(roc_auc_score(tumour, [generation.p_yes for generation in generations])) if both else None,
         "sensitivity": float(said_yes[tumour].mean()) if tumour.any() else None,

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from medad_core.llm.location import cell_of
+from medad_core.llm.location import cell_of, square_share
 
 DRAWN_SIDE = 48
 
 
 @dataclass(frozen=True)
 class LabelledMaps:
-    """Grids (N, taps, gh, gw) float16, and the tumour's centroid (N, 2) as a share of height and width, NaN where there is none."""
+    """Grids (N, taps, gh, gw) float16, and the tumour's centroid (N, 2) as shares of the square picture, NaN where there is none."""
 
     grids: np.ndarray
     centroids: np.ndarray
@@ -38,7 +38,7 @@ def label_maps(grids: np.ndarray, masks: np.ndarray) -> LabelledMaps:
     """Pair the grids of slices with the centroids of their masks (N, H, W) bool."""
     centroids = np.full((len(masks), 2), np.nan)
     for index in np.flatnonzero(masks.any(axis=(1, 2))):
-        centroids[index] = (np.argwhere(masks[index]).mean(axis=0) + 0.5) / masks.shape[1:]
+        centroids[index] = square_share(*(np.argwhere(masks[index]).mean(axis=0) + 0.5), *masks.shape[1:])
     return LabelledMaps(grids, centroids)
 
 

@@ -52,7 +52,7 @@ class TrainingResult:
 def train(data: str | Path, out: str | Path, settings: Settings, progress: Progress = lambda *_: None, licence: str = "not stated") -> TrainingResult:
     """Train on the labelled cases below `data` (without the split `test` unless told otherwise), write weights and card to `out`; resumes where a killed run stopped.
 
-    Raises MedadError for fewer than two usable cases, or cases without any tumour or any tumour-free slice.
+    Raises MedadError, before any training, where a fold held out leaves fewer than one case or only one kind of slice.
     """
     out = Path(out)
     use_threads(settings)
@@ -61,6 +61,7 @@ def train(data: str | Path, out: str | Path, settings: Settings, progress: Progr
     text = text_features(text_encoder, sentences)
     cases, rejected = _encode_all(data, out, settings, encoder, progress)
     folds = deal_folds(cases, settings.train.folds, settings.data.first_slice, settings.data.last_slice, settings.train.seed)
+    _check_folds(cases, folds, settings)
     work = out / "_work" / _work_key(settings, cases, folds, encoder.fingerprint)
     work.mkdir(parents=True, exist_ok=True)
 
@@ -103,6 +104,17 @@ def _encode_all(data: str | Path, out: Path, settings: Settings, encoder, progre
     if len(cases) < 2 or flags.all() or not flags.any():
         raise MedadError(f"{data}: {len(cases)} usable labelled cases with {int(flags.sum())} tumour and {int((~flags).sum())} tumour-free slices; training needs two cases and both kinds")
     return cases, tuple(rejected)
+
+
+def _check_folds(cases: Sequence[TrainingCase], folds: list[list[str]], settings: Settings) -> None:
+    """Raise MedadError before any training where a fold held out leaves nothing to learn one kind of slice from, or nothing to score."""
+    for number, held_out in enumerate(folds):
+        flags = np.concatenate([case.has_tumour for case in cases if case.case_id not in held_out] or [np.zeros(0, bool)])
+        if flags.size == 0 or flags.all() or not flags.any():
+            kind = "tumour-free" if flags.any() else "tumour"
+            raise MedadError(f"without fold {number} ({', '.join(held_out)}) no {kind} slices are left to train on; add cases with some, or widen train.first_slice..train.last_slice")
+    if not any(len(case.within(settings.data.first_slice, settings.data.last_slice)) for case in cases):
+        raise MedadError("train.first_slice..train.last_slice holds no slice of data.first_slice..data.last_slice, so nothing could be scored; let them overlap")
 
 
 def _work_key(settings: Settings, cases: Sequence[TrainingCase], folds: list[list[str]], encoder: dict[str, str]) -> str:

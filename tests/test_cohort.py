@@ -1,0 +1,67 @@
+"""Who is screened: the cohort file, its splits and what is said of weights that have seen it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from prefect_harness import write_case
+
+from medad_core.config import Settings, load_settings
+from medad_core.data.names import patient_of
+from medad_core.errors import StoreError
+from medad_core.models.weights import weights_folder
+from medad_core.stages.cohort import Cohort, Member, cohort_of, find_cohort, settle_cohort
+from medad_core.stages.evaluate import _caveats
+
+NARROW = load_settings(None, ["data.first_slice=60", "data.last_slice=62"]).data
+
+
+def test_two_bad_folders_of_one_name_stop_neither_each_other_nor_the_good_case(tmp_path):
+    write_case(tmp_path, "BraTS2021_00001", seed=1)
+    for site in ("A", "B"):
+        (tmp_path / site).mkdir()
+        (tmp_path / site / "scan.nii.gz").write_bytes(b"")
+    members = find_cohort(tmp_path, NARROW).members
+    assert len({member.case_id for member in members}) == len(members)
+    assert [member.case_id for member in members if member.rejected is None] == ["BraTS2021_00001"]
+    assert sum(member.rejected is not None for member in members) == 2
+
+
+def test_a_cohort_that_moved_is_the_same_and_one_that_changed_is_refused_by_name(tmp_path):
+    write_case(tmp_path / "here", "BraTS2021_00001", seed=1)
+    settle_cohort(str(tmp_path / "run"), find_cohort(tmp_path / "here", NARROW))
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    settle_cohort(str(tmp_path / "run"), find_cohort(tmp_path / "there", NARROW))
+    assert cohort_of(str(tmp_path / "run")).root == str(tmp_path / "there")
+    write_case(tmp_path / "there", "BraTS2021_00002", seed=2)
+    with pytest.raises(StoreError, match="BraTS2021_00002"):
+        settle_cohort(str(tmp_path / "run"), find_cohort(tmp_path / "there", NARROW))
+
+
+def test_visits_of_a_patient_share_a_split(tmp_path):
+    for number in range(12):
+        write_case(tmp_path, f"BraTS-GLI-{number // 2:05d}-{number % 2:03d}", seed=number, tumour=range(61, 64))
+    splits: dict[str, set[str]] = {}
+    for member in find_cohort(tmp_path, NARROW).members:
+        splits.setdefault(patient_of(member.case_id), set()).add(member.split)
+    assert all(len(found) == 1 for found in splits.values())
+    assert {split for found in splits.values() for split in found} == {"train", "validation", "test"}
+
+
+def cohort(*members: tuple[str, str]) -> Cohort:
+    return Cohort(root="data", members=tuple(Member(case_id=case_id, split=split) for case_id, split in members))
+
+
+def test_cases_that_trained_the_weights_are_said_to_flatter():
+    learned = json.loads((weights_folder("embedded") / "card.json").read_text())["cases"][0]
+    assert "1 of the 2 cases" in _caveats(cohort((learned, "test"), ("other", "train")), Settings())[0]
+    assert "in the split test too" in _caveats(cohort((learned, "test"), ("other", "train")), Settings())[0]
+    assert "not those of the split test" in _caveats(cohort((learned, "train"), ("other", "test")), Settings())[0]
+    assert _caveats(cohort(("other", "test")), Settings()) == ()
+
+
+def test_weights_that_are_gone_are_said_to_be_gone_and_not_to_be_clean():
+    settings = load_settings(None, ["models.weights=/nowhere/weights"])
+    assert "no longer" in _caveats(cohort(("other", "test")), settings)[0]

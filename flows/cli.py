@@ -171,6 +171,45 @@ def train(
 
 
 @_command
+def reproduce(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Folder of labelled cases, of phantoms, or of both.")],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Folder for the table and what it is made of.")],
+    words: Words = None,
+    config: Config = None,
+) -> int:
+    """Make the paper's table on DATA: every row trained and scored on the same patients; the same command again resumes."""
+    from medad_core.config import load_settings, settings_to_yaml
+    from medad_core.store import check_writable
+
+    settings, out = load_settings(config, words or []), _absolute(out)
+    stdout, stderr = _consoles()
+    from flows.console.progress import following
+    from medad_core.data.cases import discover
+
+    discover(data, settings.data.modality)
+    check_writable(out)
+    with stderr.status("checking data, models and settings"):
+        from flows.preflight import check_reproducing
+        from flows.reproduce import reproduce as reproduce_flow
+
+        check_reproducing(out, settings)
+    with following("tasks.reproduce", stderr):
+        made = reproduce_flow(_absolute(data), out, settings_to_yaml(settings))
+    from flows.console.tables import paper_table
+    from medad_core.store import read_table
+
+    for table in paper_table(read_table(made.table).to_pylist(), dict(made.failed), settings.reproduce.rule):
+        stdout.print(table)
+    for name, uri in (("table", made.text), ("figure", made.figure), ("errors", made.gallery)):
+        stdout.print(f"{name:<8} {uri}", soft_wrap=True)
+    for case_id, reason in made.rejected:
+        stderr.print(f"medad: {case_id} was left out: {reason}", soft_wrap=True)
+    for row, reason in made.failed:
+        stderr.print(f"medad: row {row} failed: {reason}", soft_wrap=True)
+    return FAILED if made.failed else SOME_REJECTED if made.rejected else OK
+
+
+@_command
 def phantom(
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the cohort.")],
     cases: Annotated[int, typer.Option("--cases", min=1, help="How many cases.")] = 8,

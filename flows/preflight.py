@@ -33,6 +33,18 @@ def check_screening(data: str, run: str, settings: Settings) -> None:
         fingerprint(settings)
 
 
+def check_reproducing(out: str, settings: Settings) -> None:
+    """Everything that can be wrong with a `reproduce` command. Raises UsageError, ConfigError, StoreError or WeightsError."""
+    from medad_core.llm.engine import choose_engine
+    from medad_core.reproduce.study import check_study, study_fingerprint
+    from medad_core.stages.models import device_of
+
+    check_orchestration(settings)
+    device_of(settings)
+    choose_engine(settings.llm.engine)
+    check_study(out, study_fingerprint(settings))
+
+
 def check_orchestration(settings: Settings) -> None:
     """The runner, and the server where one is configured. Raises UsageError."""
     check_runner(settings.flow)

@@ -33,7 +33,7 @@ def drawn_case(number: int, normal: int) -> TrainingCase:
         row, column = rng.integers(2, 12, 2)
         features[index, :, row : row + 3, column : column + 3, 0] += 6
         masks[index, row * 4 : row * 4 + 12, column * 4 : column * 4 + 12] = True
-    return TrainingCase(f"case_{number}", np.arange(60, 72), features, masks)
+    return TrainingCase(f"case_{number}", np.arange(60, 72), features, np.full(masks.shape, 90, np.uint8), np.ones(masks.shape, bool), masks, 1.0)
 
 
 def drawn_maps(count: int) -> LabelledMaps:

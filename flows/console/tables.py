@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -24,6 +24,18 @@ MAIN_METRICS = (
     ("unparsed_share", "text"),
 )
 
+PAPER_COLUMNS = (
+    ("image", "auroc", "AUROC"),
+    ("image", "ap", "AP"),
+    ("image", "accuracy", "accuracy"),
+    ("image", "balanced_accuracy", "balanced"),
+    ("image", "sensitivity", "sens."),
+    ("image", "specificity", "spec."),
+    ("pixel", "auroc", "pixel AUROC"),
+    ("pixel", "aupro", "AUPRO"),
+    ("pixel", "dice", "Dice"),
+    ("text", "location_exact", "location"),
+)
 
 FILE_WIDTH = 160  # a log file has no width; tables must not be folded to that of an old terminal
 
@@ -78,3 +90,21 @@ def models_table(models: Iterable[tuple[str, str, str, str, bool, Path | None]])
     for name, role, source, licence, here, folder in models:
         table.add_row(name, role, source, licence, "yes" if here else "no: make setup", str(folder) if folder else "on first use")
     return table
+
+
+def paper_table(lines: Iterable[Mapping], failed: Mapping[str, str], rule: str) -> Iterator[Table]:
+    """The main columns of the paper's table, one table a group; decisions by `rule` where a row has thresholds."""
+    found = {(line["group"], line["row"], line["level"], line["metric"]): line for line in lines if line["rule"] in ("", rule, "answer", "always", "validation") and _main(line)}
+    for group in dict.fromkeys(key[0] for key in found):
+        table = plain_table(group, *(title for _, _, title in PAPER_COLUMNS))
+        for row in dict.fromkeys(key[1] for key in found if key[0] == group):
+            cells = [found.get((group, row, level, metric)) for level, metric, _ in PAPER_COLUMNS]
+            table.add_row(row, *["–" if cell is None or cell["value"] is None else f"{cell['value']:.3f}" for cell in cells])
+        for row in failed:
+            table.add_row(row, "failed")
+        yield table
+
+
+def _main(line: Mapping) -> bool:
+    """Whether a line is of all slices, not of a bin of lesion sizes."""
+    return not line["subset"].startswith("area")

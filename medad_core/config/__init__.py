@@ -1,6 +1,7 @@
 """Settings: strict, frozen, from YAML and `key=value` words."""
 
 from medad_core.config.load import known_keys, load_settings, settings_from_yaml, settings_to_yaml
+from medad_core.config.reproduce import BaselineTraining, ReproduceSettings
 from medad_core.config.settings import (
     DataSettings,
     EvaluateSettings,
@@ -15,12 +16,14 @@ from medad_core.config.settings import (
 from medad_core.config.train import TrainSettings
 
 __all__ = [
+    "BaselineTraining",
     "DataSettings",
     "EvaluateSettings",
     "FlowSettings",
     "ImageScoreSettings",
     "LLMSettings",
     "ModelSettings",
+    "ReproduceSettings",
     "ScalingSettings",
     "Settings",
     "SplitSettings",

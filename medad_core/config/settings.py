@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from medad_core.config.reproduce import ReproduceSettings
 from medad_core.config.train import TrainSettings
 
 Modality = Literal["flair", "t1", "t1ce", "t2"]
@@ -132,3 +133,4 @@ class Settings(_Frozen):
     evaluate: EvaluateSettings = EvaluateSettings()
     flow: FlowSettings = FlowSettings()
     train: TrainSettings = TrainSettings()
+    reproduce: ReproduceSettings = ReproduceSettings()

@@ -13,7 +13,7 @@ class DecoderTraining(_Frozen):
     """Focal and dice loss on cached patch features (METHOD section 3)."""
 
     steps: int = Field(400, ge=1)
-    batch_size: int = Field(12, ge=2, description="half with tumour, half without")
+    batch_size: int = Field(12, ge=1, description="half with tumour, half without; the odd one by a coin")
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
 
@@ -24,13 +24,14 @@ class ConverterTraining(_Frozen):
     warm_up_steps: int = Field(1500, ge=0, description="of the convolutions alone, against the ten answers as classes; no LLM, milliseconds a step")
     synthetic_steps: int = Field(100, ge=0)
     real_steps: int = Field(240, ge=1)
-    batch_size: int = Field(16, ge=2)
+    batch_size: int = Field(16, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     normal_share: float = Field(
         0.5, gt=0, lt=1, description="share of tumour-free maps in a batch: sets the operating point of the verdict"
     )
     checkpoint_every: int = Field(20, ge=1)
+    validation_maps: int = Field(192, ge=2, description="held-out maps, half with tumour, that choose the checkpoint")
 
 
 class TrainSettings(_Frozen):

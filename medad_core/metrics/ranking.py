@@ -48,6 +48,25 @@ def average_precision_of_levels(positives: np.ndarray, negatives: np.ndarray, ti
     return _mean_precision(positives, negatives, hits - behind, called - behind - np.where(tied[::-1], 0, negatives / 2))
 
 
+def aupro(found: np.ndarray, regions: np.ndarray, negatives: np.ndarray, limit: float) -> np.ndarray:
+    """Area under the per-region overlap curve up to a false positive rate of `limit`, divided by it (Bergmann et al. 2021).
+
+    `found` (..., G): share of each region at G ascending levels, summed over regions; `regions` (...,) their number;
+    `negatives` (..., G) other pixels. Returns (...,) in [0, 1]; NaN without regions or without other pixels.
+    """
+    found, negatives = np.asarray(found, float), np.asarray(negatives, float)
+    overlap = _ratio(np.cumsum(found[..., ::-1], axis=-1), np.asarray(regions, float)[..., None])
+    rate = _ratio(np.cumsum(negatives[..., ::-1], axis=-1), negatives.sum(axis=-1)[..., None])
+    start = np.zeros((*rate.shape[:-1], 1))
+    overlap, rate = np.concatenate([start, overlap], axis=-1), np.concatenate([start, rate], axis=-1)
+    step, width = np.diff(overlap, axis=-1), np.diff(rate, axis=-1)
+    # The part of each trapezoid that lies left of the limit, its upper edge cut there.
+    inside = np.clip(limit - rate[..., :-1], 0, width)
+    share = np.divide(inside, width, out=np.zeros_like(width), where=width > 0)
+    area = (inside * (overlap[..., :-1] + step * share / 2)).sum(axis=-1)
+    return np.where(np.isnan(overlap[..., -1]) | np.isnan(rate[..., -1]), np.nan, area / limit)
+
+
 def _descending(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray, ...]:
     """Positives, negatives, positives so far and everything so far, from the highest score down."""
     positives, negatives = np.asarray(positives, float)[..., ::-1], np.asarray(negatives, float)[..., ::-1]
@@ -83,5 +102,5 @@ def weighted_curve(curve: Curve, scores: np.ndarray, labels: np.ndarray, groups:
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """`part / whole` with NaN where `whole` is zero: an undefined metric, not a bad one."""
-    part, whole = np.asarray(part, float), np.asarray(whole, float)
+    part, whole = np.broadcast_arrays(np.asarray(part, float), np.asarray(whole, float))
     return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)

@@ -28,7 +28,6 @@ from medad_core.training.maps import LabelledMaps, cell_at, draw, move
 
 log = logging.getLogger(__name__)
 IGNORE = -100
-VALIDATION_MAPS = 192
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,8 @@ class ConverterTrainer:
 
     def _examples(self, maps: LabelledMaps, count: int, drawn_share: float, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
         """Grids (count, taps, gh, gw) and the right answers."""
-        normals = round(count * self.settings.normal_share)
+        share = count * self.settings.normal_share
+        normals = int(share) + (rng.random() < share % 1) if share % 1 else int(share)
         tumour, normal = np.flatnonzero(maps.has_tumour), np.flatnonzero(~maps.has_tumour)
         examples = []
         for index in range(count):
@@ -195,9 +195,9 @@ class ConverterTrainer:
         return state["step"]
 
 
-def thin_out(maps: LabelledMaps, seed: int) -> LabelledMaps:
-    """At most 192 maps, half of them with tumour where there are enough, for a validation that costs little."""
+def thin_out(maps: LabelledMaps, count: int, seed: int) -> LabelledMaps:
+    """At most `count` maps, half of them with tumour where there are enough, for a validation that costs little."""
     rng = np.random.default_rng(seed)
     groups = [np.flatnonzero(maps.has_tumour), np.flatnonzero(~maps.has_tumour)]
-    keep = np.sort(np.concatenate([rng.choice(group, min(len(group), VALIDATION_MAPS // 2), replace=False) for group in groups]))
+    keep = np.sort(np.concatenate([rng.choice(group, min(len(group), count // 2), replace=False) for group in groups]))
     return LabelledMaps(maps.grids[keep], maps.centroids[keep])

@@ -40,7 +40,8 @@ def _batches(cases: Sequence[TrainingCase], settings: DecoderTraining, seed: int
     rng = np.random.default_rng(seed)
     half = settings.batch_size // 2
     for _ in range(settings.steps):
-        picks = [pool[index] for pool in (tumour, normal or tumour) for index in rng.integers(len(pool), size=half)]
+        sizes = (half, half) if settings.batch_size % 2 == 0 else rng.permutation([half, half + 1])
+        picks = [pool[index] for pool, size in zip((tumour, normal or tumour), sizes, strict=True) for index in rng.integers(len(pool), size=size)]
         yield (
             torch.from_numpy(np.stack([cases[case].features[slice_] for case, slice_ in picks])).float(),
             torch.stack([masks[case][slice_] for case, slice_ in picks]),
@@ -51,11 +52,11 @@ def shrink_masks(masks: np.ndarray) -> Tensor:
     """(N, H, W) bool to the covered share (N, 56, 56) float32 of the square picture that the encoder sees."""
     from medad_core.models.encoder import pad_to_square
 
-    return F.interpolate(pad_to_square(torch.from_numpy(masks).unsqueeze(1).float()), size=(LOSS_SIZE, LOSS_SIZE), mode="area")[:, 0]
+    return F.interpolate(pad_to_square(torch.from_numpy(masks.astype(np.float32)).unsqueeze(1)), size=(LOSS_SIZE, LOSS_SIZE), mode="area")[:, 0]
 
 
 @torch.inference_mode()
 def decode_case(decoder: Decoder, case: TrainingCase, batch_size: int = 16) -> np.ndarray:
     """Grids (N, taps, gh, gw) float16 of all slices of a case."""
     starts = range(0, len(case.features), batch_size)
-    return torch.cat([decoder(torch.from_numpy(case.features[start : start + batch_size]).float()).half() for start in starts]).numpy()
+    return torch.cat([decoder(torch.from_numpy(case.features[start : start + batch_size].astype(np.float32))).half() for start in starts]).numpy()

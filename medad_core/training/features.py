@@ -1,6 +1,7 @@
-"""Training slices: read once, encoded once, kept as half-precision arrays beside the weights being made.
+"""Training slices: read once, encoded once, kept as arrays beside what is being made of them.
 
-One decision: one file a case, memory-mapped, so a cohort larger than memory trains, and a killed run encodes nothing twice.
+One decision: two files a case (features, pictures), memory-mapped, so a cohort larger than memory trains, and a killed run
+encodes nothing twice.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,22 +17,27 @@ import numpy as np
 import torch
 
 from medad_core.config import Settings
-from medad_core.data.cases import Case
+from medad_core.data.cases import Case, Rejection
 from medad_core.data.read import read_slices
 from medad_core.errors import CaseError
 from medad_core.models.encoder import Encoder
+from medad_core.stages.cohort import Cohort, Member
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainingCase:
-    """One labelled case: slice_index (N,), features (N, taps, gh, gw, width) float16 memory map, masks (N, H, W) bool."""
+    """One labelled case: slice_index (N,), features (N, taps, gh, gw, width) float16, images (N, H, W) uint8, brain and masks (N, H, W)
+    bool, all memory maps; area of a pixel in mm²."""
 
     case_id: str
     slice_index: np.ndarray
     features: np.ndarray
+    images: np.ndarray
+    brain: np.ndarray
     masks: np.ndarray
+    pixel_mm2: float
 
     @property
     def has_tumour(self) -> np.ndarray:
@@ -42,6 +49,23 @@ class TrainingCase:
         return np.flatnonzero((self.slice_index >= first) & (self.slice_index <= last))
 
 
+def encode_cohort(
+    cohort: Cohort, members: Iterable[Member], settings: Settings, encoder: Encoder, folder: Path, progress: Callable[[int, int], None]
+) -> tuple[list[TrainingCase], list[Rejection]]:
+    """Encode the members that can be used; the others, and those that fail here, come back with their reason."""
+    members = list(members)
+    cases, rejected = [], [Rejection(member.case_id, member.rejected) for member in members if member.rejected]
+    usable = [member for member in members if not member.rejected]
+    for number, member in enumerate(usable, 1):
+        try:
+            cases.append(encode_case(cohort.case(member, settings.data.modality), settings, encoder, folder))
+        except CaseError as error:
+            log.warning("%s", error)
+            rejected.append(Rejection(error.case_id, error.reason))
+        progress(number, len(usable))
+    return cases, rejected
+
+
 def encode_case(case: Case, settings: Settings, encoder: Encoder, folder: Path) -> TrainingCase:
     """Read and encode one case for training, or take it from `folder` if it was encoded there before.
 
@@ -51,15 +75,23 @@ def encode_case(case: Case, settings: Settings, encoder: Encoder, folder: Path) 
         raise CaseError(case.case_id, "no segmentation; training needs one, leave the case out or add it")
     data = settings.data.model_copy(update={"first_slice": settings.train.first_slice, "last_slice": settings.train.last_slice})
     slices = read_slices(case, data)
-    key = repr((case.case_id, data.scaling, data.modality, sorted(encoder.fingerprint.items()), slices.images.shape)).encode() + slices.images.tobytes()
-    path = folder / f"{hashlib.sha256(key).hexdigest()[:24]}.npy"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
+    key = repr((case.case_id, data.scaling, data.modality, sorted(encoder.fingerprint.items()), slices.images.shape)).encode() + slices.images.tobytes() + slices.masks.tobytes()
+    stem = folder / hashlib.sha256(key).hexdigest()[:24]
+    features, pictures = stem.with_suffix(".npy"), stem.with_suffix(".pictures.npy")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not pictures.is_file():
+        _save(pictures, np.stack([slices.images, slices.brain.view(np.uint8), slices.masks.view(np.uint8)]))
+    if not features.is_file():
         size = settings.models.batch_size
         batches = [encoder.encode(slices.images[start : start + size]).half() for start in range(0, len(slices.images), size)]
-        scratch = path.with_suffix(f".{os.getpid()}.tmp")
-        with scratch.open("wb") as stream:
-            np.save(stream, torch.cat(batches).cpu().numpy())
-        os.replace(scratch, path)
+        _save(features, torch.cat(batches).cpu().numpy())
         log.info("encoded %s, %d slices", case.case_id, len(slices.images))
-    return TrainingCase(case.case_id, slices.slice_index, np.load(path, mmap_mode="r"), slices.masks)
+    images, brain, masks = np.load(pictures, mmap_mode="r")
+    return TrainingCase(case.case_id, slices.slice_index, np.load(features, mmap_mode="r"), images, brain.view(bool), masks.view(bool), slices.spacing_mm[0] * slices.spacing_mm[1])
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    scratch = path.with_suffix(f".{os.getpid()}.tmp")
+    with scratch.open("wb") as stream:
+        np.save(stream, array)
+    os.replace(scratch, path)

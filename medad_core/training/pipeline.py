@@ -19,22 +19,20 @@ import torch
 
 from medad_core.config import Settings
 from medad_core.data.cases import Rejection
-from medad_core.errors import CaseError, MedadError
+from medad_core.errors import MedadError
 from medad_core.llm.engine import llm_fingerprint, llm_folder
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.transformers_engine import load_llm
-from medad_core.models.converter import Converter
-from medad_core.models.encoder import load_encoder
+from medad_core.models.encoder import Encoder, load_encoder
 from medad_core.models.text import load_sentences, load_text_encoder, text_features
 from medad_core.models.weights import save_converter, save_decoder
 from medad_core.stages.cohort import find_cohort
 from medad_core.stages.models import device_of, shared_fingerprint, use_threads
 from medad_core.training.card import cross_validated_scores, verdict_scores, write_card
-from medad_core.training.converter import ConverterTrainer, thin_out
-from medad_core.training.decoder import decode_case, train_decoder
-from medad_core.training.features import TrainingCase, encode_case
+from medad_core.training.decoder import train_decoder
+from medad_core.training.features import TrainingCase, encode_cohort
+from medad_core.training.fitting import check_kinds, cross_fit, fit_converter, labelled
 from medad_core.training.folds import deal_folds
-from medad_core.training.maps import LabelledMaps, label_maps
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
@@ -65,41 +63,31 @@ def train(data: str | Path, out: str | Path, settings: Settings, progress: Progr
     work = out / "_work" / _work_key(settings, cases, folds, encoder.fingerprint)
     work.mkdir(parents=True, exist_ok=True)
 
-    grids = _cross_fit(cases, folds, text, settings, work, progress)
+    grids = cross_fit(cases, folds, text, settings.train, work, lambda done, of: progress("decoder folds", done, of))
     shared = shared_fingerprint(settings)
     decoder = train_decoder(cases, text, settings.train.decoder, settings.train.seed)
     save_decoder(decoder, out, {**encoder.fingerprint, **shared})
 
     prompt = Prompt(llm_folder(settings.llm.model))
-    torch.manual_seed(settings.train.seed)
-    converter = Converter(text_encoder.encode(sentences.knowledge), prompt.width, float(prompt.embeddings.std()))
-    trainer = ConverterTrainer(converter, load_llm(prompt.folder), prompt, settings.train.converter, settings.train.seed)
+    llm, knowledge = load_llm(prompt.folder), text_encoder.encode(sentences.knowledge)
     held_out = [case for case in cases if case.case_id in folds[0]]
-    learn = LabelledMaps.join([label_maps(grids[case.case_id], case.masks) for case in cases if case.case_id not in folds[0]])
-    validation = thin_out(LabelledMaps.join([label_maps(grids[case.case_id], case.masks) for case in held_out]), settings.train.seed)
-    converter = trainer.fit(learn, validation, work / "converter.pt", lambda done, of: progress("converter", done, of))
+    learn = labelled([case for case in cases if case.case_id not in folds[0]], grids)
+    converter, curve = fit_converter(knowledge, learn, labelled(held_out, grids), prompt, llm, settings.train, work / "converter.pt", lambda done, of: progress("converter", done, of))
     save_converter(converter, out, {**llm_fingerprint(settings.llm.model), **shared})
-    pd.DataFrame(trainer.curve).to_csv(out / "converter_loss.csv", index=False)
+    pd.DataFrame(curve).to_csv(out / "converter_loss.csv", index=False)
 
     scores = {
         "decoder": cross_validated_scores(cases, grids, settings),
-        "converter": verdict_scores(held_out, grids, converter, prompt, trainer.llm, settings),
+        "converter": verdict_scores(held_out, grids, converter, prompt, llm, settings),
     }
-    write_card(out, settings, cases, folds, scores, trainer.curve, licence)
+    write_card(out, settings, cases, folds, scores, curve, licence)
     return TrainingResult(out, rejected, scores)
 
 
-def _encode_all(data: str | Path, out: Path, settings: Settings, encoder, progress: Progress) -> tuple[list[TrainingCase], tuple[Rejection, ...]]:
+def _encode_all(data: str | Path, out: Path, settings: Settings, encoder: Encoder, progress: Progress) -> tuple[list[TrainingCase], tuple[Rejection, ...]]:
     cohort = find_cohort(data, settings.data)
-    cases, rejected = [], [Rejection(member.case_id, member.rejected) for member in cohort.members if member.rejected]
-    chosen = [member for member in cohort.members if not member.rejected and not (settings.train.hold_out_test and member.split == "test")]
-    for number, member in enumerate(chosen, 1):
-        try:
-            cases.append(encode_case(cohort.case(member, settings.data.modality), settings, encoder, out / "_work" / "features"))
-        except CaseError as error:
-            log.warning("%s", error)
-            rejected.append(Rejection(error.case_id, error.reason))
-        progress("encode", number, len(chosen))
+    chosen = [member for member in cohort.members if member.rejected or not (settings.train.hold_out_test and member.split == "test")]
+    cases, rejected = encode_cohort(cohort, chosen, settings, encoder, out / "_work" / "features", lambda done, of: progress("encode", done, of))
     flags = np.concatenate([case.has_tumour for case in cases]) if cases else np.zeros(0, bool)
     if len(cases) < 2 or flags.all() or not flags.any():
         raise MedadError(f"{data}: {len(cases)} usable labelled cases with {int(flags.sum())} tumour and {int((~flags).sum())} tumour-free slices; training needs two cases and both kinds")
@@ -109,10 +97,7 @@ def _encode_all(data: str | Path, out: Path, settings: Settings, encoder, progre
 def _check_folds(cases: Sequence[TrainingCase], folds: list[list[str]], settings: Settings) -> None:
     """Raise MedadError before any training where a fold held out leaves nothing to learn one kind of slice from, or nothing to score."""
     for number, held_out in enumerate(folds):
-        flags = np.concatenate([case.has_tumour for case in cases if case.case_id not in held_out] or [np.zeros(0, bool)])
-        if flags.size == 0 or flags.all() or not flags.any():
-            kind = "tumour-free" if flags.any() else "tumour"
-            raise MedadError(f"without fold {number} ({', '.join(held_out)}) no {kind} slices are left to train on; add cases with some, or widen train.first_slice..train.last_slice")
+        check_kinds(cases, held_out, f"fold {number}")
     if not any(len(case.within(settings.data.first_slice, settings.data.last_slice)) for case in cases):
         raise MedadError("train.first_slice..train.last_slice holds no slice of data.first_slice..data.last_slice, so nothing could be scored; let them overlap")
 
@@ -122,20 +107,3 @@ def _work_key(settings: Settings, cases: Sequence[TrainingCase], folds: list[lis
     facts += [(case.case_id, Path(case.features.filename).name, hashlib.sha256(case.masks.tobytes()).hexdigest()) for case in cases]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
-
-def _cross_fit(cases: Sequence[TrainingCase], folds: list[list[str]], text, settings: Settings, work: Path, progress: Progress) -> dict[str, np.ndarray]:
-    """Grids of every case, drawn by a decoder trained without it."""
-    grids: dict[str, np.ndarray] = {}
-    for number, held_out in enumerate(folds):
-        path = work / f"fold-{number}.npz"
-        if not path.is_file():
-            decoder = train_decoder([case for case in cases if case.case_id not in held_out], text, settings.train.decoder, settings.train.seed + 1 + number)
-            scratch = path.with_suffix(".tmp")
-            with scratch.open("wb") as stream:
-                np.savez(stream, **{case.case_id: decode_case(decoder, case) for case in cases if case.case_id in held_out})
-            scratch.replace(path)
-        with np.load(path) as stored:
-            grids |= {name: stored[name] for name in stored.files}
-        log.info("fold %d of %d: %s held out", number + 1, len(folds), ", ".join(held_out))
-        progress("decoder folds", number + 1, len(folds))
-    return grids

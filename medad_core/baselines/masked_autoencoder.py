@@ -1,0 +1,47 @@
+"""Masked autoencoder (He et al. 2022) as a detector: what cannot be filled in from its surroundings is anomalous.
+
+One decision: a slice is seen four times, each time through another quarter of its patches; the quarters partition it, so every patch is
+filled in from three views and compared with what is really there. The visible patches of a view are taken as they are.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medad_core.baselines.reconstruction import Reconstruction
+
+VIEWS = 4  # with 75 % masked, each view shows one quarter
+
+
+class MaskedAutoencoder(Reconstruction):
+    """See `Detector`."""
+
+    def build(self) -> nn.Module:
+        from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+        patch = 16 if self.size > 112 else 8
+        config = ViTMAEConfig(
+            image_size=self.size, patch_size=patch, num_channels=1, hidden_size=192, num_hidden_layers=6, num_attention_heads=6, intermediate_size=768,
+            decoder_hidden_size=96, decoder_num_hidden_layers=2, decoder_num_attention_heads=3, decoder_intermediate_size=384, mask_ratio=0.75, norm_pix_loss=False,
+        )  # fmt: skip
+        self.patches = (self.size // patch) ** 2
+        return ViTMAEForPreTraining(config)
+
+    def loss(self, pictures: Tensor, rng: torch.Generator) -> Tensor:
+        noise = torch.rand(len(pictures), self.patches, generator=rng)
+        return self.network(pixel_values=pictures, noise=noise.to(pictures.device)).loss
+
+    def errors(self, pictures: Tensor) -> tuple[Tensor, np.ndarray | None]:
+        order = torch.randperm(self.patches, generator=torch.Generator().manual_seed(self.seed))
+        total, seen = torch.zeros_like(pictures), torch.zeros_like(pictures)
+        for view in range(VIEWS):
+            # The network shows the patches of lowest noise: rotating the order shows each quarter once.
+            noise = torch.empty(self.patches)
+            noise[order.roll(view * self.patches // VIEWS)] = torch.arange(self.patches, dtype=torch.float32)
+            out = self.network(pixel_values=pictures, noise=noise.expand(len(pictures), -1).to(pictures.device))
+            made = self.network.unpatchify(out.logits)
+            hidden = self.network.unpatchify(out.mask.unsqueeze(-1).expand(-1, -1, out.logits.shape[-1]))
+            total, seen = total + hidden * (made - pictures) ** 2, seen + hidden
+        return (total / seen.clamp(min=1))[:, 0], None

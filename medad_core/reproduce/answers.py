@@ -1,0 +1,59 @@
+"""Answers of the LLM for the rows that speak.
+
+One decision: the answers of all folds and seeds go through one engine, because starting one costs half a minute, and a process
+can hold but one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from medad_core.config import Settings
+from medad_core.llm.answers import parse
+from medad_core.llm.engine import Engine, llm_folder, open_engine
+from medad_core.llm.prompt import Prompt
+from medad_core.reproduce.proposed import grids_of, load_tokens
+from medad_core.reproduce.rows import drawn, frame_of, scored_slices
+from medad_core.reproduce.study import open_study
+from medad_core.reproduce.units import Unit, write_unit
+from medad_core.stages.models import use_threads
+
+
+@contextmanager
+def speaking(settings: Settings) -> Iterator[tuple[Engine, Prompt]]:
+    """An LLM engine for as many units as there are."""
+    use_threads(settings)
+    prompt = Prompt(llm_folder(settings.llm.model))
+    engine = open_engine(settings.llm.engine, prompt, max_new_tokens=settings.llm.max_new_tokens, batch_size=settings.llm.batch_size)
+    try:
+        yield engine, prompt
+    finally:
+        engine.close()
+
+
+def answer_unit(out: str, unit: Unit, settings: Settings, engine: Engine, prompt: Prompt) -> None:
+    """Let the LLM answer for the test slices of a unit, and keep scores and answers. Its verdict needs no validation."""
+    study = open_study(out)
+    slices = scored_slices(study, unit.fold, study.load(out), settings)
+    grids, converter = grids_of(out, unit.fold, unit.seed), load_tokens(out, unit)
+    collected = drawn(slices, grids, settings)
+    frame = frame_of(study, unit.fold, slices, np.array(collected.scores))
+    frame = frame.assign(map_score=frame["score"])
+    test = np.flatnonzero(frame["split"] == "test")
+    with torch.inference_mode():
+        picked = np.stack([grids[case.case_id][position] for case, position in (slices.picks[at] for at in test)])
+        tokens = converter(torch.from_numpy(picked).float()).half().numpy()
+    said = engine.generate(prompt.assemble(converter.knowledge_tokens().numpy(), tokens))
+    answers = [parse(generation.text) for generation in said]
+    frame = frame.iloc[test].assign(
+        score=[generation.p_yes for generation in said],
+        answer=[generation.text for generation in said],
+        answer_parsed=[answer is not None for answer in answers],
+        verdict=[answer and answer.verdict for answer in answers],
+        location=[answer and answer.location for answer in answers],
+    )
+    write_unit(out, unit, collected.scored(frame, study, settings.reproduce.gallery))

@@ -1,0 +1,75 @@
+"""What the numbers say in words, above all where the proposed scheme is not the best.
+
+One decision: sentences compare what is printed, at three decimals, and take the other row's best rule where rules differ; a
+claim that the reader could not check against the table is not made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from medad_core.reproduce.presentation.sheet import AUROC, HEADLINE, MAIN, Column, Line, Sheet
+from medad_core.reproduce.presentation.words import between, number, rule_words, signed
+from medad_core.reproduce.schema import PROPOSED, ROWS
+
+
+def claims(sheet: Sheet, group: str) -> list[str]:
+    """Sentences about a group: every row that beats the proposed scheme in a headline column, and whether the control is at chance."""
+    return [*_beaten(sheet, group), *_control(sheet, group)]
+
+
+def _beaten(sheet: Sheet, group: str) -> Iterator[str]:
+    if all(line.value is None for line in sheet.of_row(group, PROPOSED)):
+        yield "The proposed scheme has no numbers here, so nothing is compared with it."
+        return
+    wins = {row: [win for column in HEADLINE if (win := _win(sheet, group, row.name, column))] for row in sheet.rows if row.name != PROPOSED}
+    for row, (first, *more) in ((row, found) for row, found in wins.items() if found):
+        yield f"{row.title} has a {first.what} than the proposed scheme: {first.numbers}{''.join(f'; also a {win.what}: {win.numbers}' for win in more)}."
+    if not any(wins.values()):
+        yield f"No other row is better than the proposed scheme in any of: {', '.join(column.title for column in HEADLINE)}."
+
+
+def _win(sheet: Sheet, group: str, row: str, column: Column) -> _Win | None:
+    """In which way a row is better in a column: by its main rule if that is enough, else by its best one."""
+    reference = sheet.find(group, PROPOSED, column)
+    rules = dict.fromkeys(line.rule for line in sheet.of_row(group, row) if column.rule == MAIN and (line.level, line.metric) == (column.level, column.metric))
+    lines = [line for rule in (column.rule, *rules) if (line := sheet.find(group, row, replace(column, rule=rule))) and line.value is not None]
+    if reference is None or reference.value is None or not lines:
+        return None
+    gains = {line: (round(reference.value, 3) - round(line.value, 3)) * (1 if column.low_is_better else -1) for line in lines}
+    best = lines[0] if gains[lines[0]] > 0 else max(lines, key=gains.__getitem__)
+    return _Win(best, reference, column, sheet.facts.patient_slices) if gains[best] > 0 else None
+
+
+@dataclass(frozen=True)
+class _Win:
+    """A line that is better than the proposed scheme's."""
+
+    line: Line
+    reference: Line
+    column: Column
+    patient_slices: int
+
+    @property
+    def what(self) -> str:
+        by = f" by the rule “{rule_words(self.line.rule, self.patient_slices)}”" if self.line.rule not in ("", "answer", "always") else ""
+        return f"{'lower' if self.column.low_is_better else 'higher'} {self.column.title}{by}"
+
+    @property
+    def numbers(self) -> str:
+        spread = between(self.line.difference_low, self.line.difference_high, signed)
+        return f"{number(self.line.value)} against {number(self.reference.value)}" + (f" (difference {spread})" if spread else "")
+
+
+def _control(sheet: Sheet, group: str) -> Iterator[str]:
+    """The proof that the answer comes from the map: without the slice's own map it must be at chance."""
+    line = sheet.find(group, "shuffled", AUROC)
+    if line is None or line.value is None:
+        return
+    head = f"Control “{ROWS['shuffled'].title}”: {AUROC.title} {number(line.value)}"
+    if line.ci_low is None or line.ci_high is None:
+        yield f"{head}, without an interval to judge it by; it must be at chance, 0.5."
+    else:
+        verdict = "at chance, as it must be" if line.ci_low <= 0.5 <= line.ci_high else "not at chance, which it must be: the answers do not come from the map alone"
+        yield f"{head} ({between(line.ci_low, line.ci_high)}), {verdict}."

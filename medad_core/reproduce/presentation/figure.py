@@ -1,0 +1,96 @@
+"""`figure.png`: the main numbers with their intervals, as a forest plot.
+
+One decision: patients and phantoms have panels of their own and share the scale, so that they can be compared by eye and never
+be taken for each other. A row that failed keeps its place.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from medad_core.reproduce.presentation.sheet import AUROC, BALANCED, Column, Line, Sheet
+from medad_core.reproduce.presentation.words import between, heading, number
+from medad_core.reproduce.schema import PHANTOMS, PROPOSED
+
+_COLOURS = {"paper": "#34495e", "baseline": "#b0620c", "ablation": "#7d6b9e"}
+_HIGHLIGHT, _BAND, _SOFT = "#0b6e68", "#e4f2f0", "#6b7783"
+_WIDTH, _ROW, _FRAME, _DPI = 8.4, 0.27, 1.25, 180  # inches, inches, inches, dots an inch
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Where the axis of values begins, the same in every panel; it ends at 1, with room for the numbers beyond."""
+
+    low: float
+    high: float = 1.0
+    room: float = 0.7
+
+    @property
+    def end(self) -> float:
+        return self.high + self.room * (self.high - self.low)
+
+
+def figure_png(sheet: Sheet) -> bytes:
+    """PNG bytes, 1,512 pixels wide, with a pair of panels a group."""
+    groups, rows = sheet.groups, max(1, len(sheet.rows))
+    figure = Figure(figsize=(_WIDTH, max(1, len(groups)) * (rows * _ROW + _FRAME)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.12)
+    panels = figure.subplots(len(groups), 2, squeeze=False) if groups else []
+    scale = _Scale(_lowest(sheet))
+    for group, pair in zip(groups, panels, strict=True):
+        title = f"{heading(group.name).lower()} ({group.tested_patients} {group.name}, {group.slices:,} slices)"
+        for axes, column, text in zip(pair, (AUROC, BALANCED), (title, ""), strict=True):
+            _panel(axes, sheet, group.name, column, scale)
+            axes.set_title(text, loc="left", pad=10, fontsize=10, fontweight="bold", color="#6a3fb5" if group.name == PHANTOMS else "#17212b")
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=_DPI, metadata={"Software": None})
+    return out.getvalue()
+
+
+def _lowest(sheet: Sheet) -> float:
+    lines = [line for group in sheet.groups for row in sheet.rows for column in (AUROC, BALANCED) if (line := sheet.find(group.name, row.name, column))]
+    values = [value for line in lines for value in (line.value, line.ci_low) if value is not None]
+    return max(0.0, min(0.4, *values, 1.0) - 0.03)
+
+
+def _panel(axes: Axes, sheet: Sheet, group: str, column: Column, scale: _Scale) -> None:
+    for place, row in enumerate(sheet.rows):
+        colour = _HIGHLIGHT if row.name == PROPOSED else _COLOURS[row.kind]
+        if row.name == PROPOSED:
+            axes.axhspan(place - 0.5, place + 0.5, color=_BAND, zorder=0)
+        if place and row.kind != sheet.rows[place - 1].kind:
+            axes.axhline(place - 0.5, color="#c9d0d7", linewidth=0.8)
+        _mark(axes, place, sheet.find(group, row.name, column), sheet.failed(row.name), colour, scale)
+    axes.axvline(0.5, color=_SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    _dress(axes, sheet, column, scale)
+
+
+def _mark(axes: Axes, place: int, line: Line | None, failed: str | None, colour: str, scale: _Scale) -> None:
+    text = {"fontsize": 7.5, "va": "center"}
+    if line is None or line.value is None:
+        axes.text(scale.high + 0.02, place, "failed" if failed else "undefined", color=_SOFT, style="italic", **text)
+        return
+    if line.ci_low is not None and line.ci_high is not None:
+        axes.plot([line.ci_low, line.ci_high], [place, place], color=colour, linewidth=2, solid_capstyle="butt", zorder=2)
+    axes.plot(line.value, place, marker="s" if colour == _HIGHLIGHT else "o", markersize=6, color=colour, zorder=3, clip_on=False)
+    spread = between(line.ci_low, line.ci_high)
+    axes.text(scale.high + 0.02, place, number(line.value) + (f" ({spread})" if spread else ""), color=colour, **text)
+
+
+def _dress(axes: Axes, sheet: Sheet, column: Column, scale: _Scale) -> None:
+    axes.set_xlim(scale.low, scale.end)
+    axes.set_xticks([tick / 10 for tick in range(11) if scale.low <= tick / 10 <= scale.high])
+    named = column is AUROC  # the panel beside it has the same rows
+    axes.set_yticks(range(len(sheet.rows)) if named else [], [row.title for row in sheet.rows] if named else [], fontsize=8.5)
+    axes.set_ylim(len(sheet.rows) - 0.5, -0.5)
+    for label, row in zip(axes.get_yticklabels(), sheet.rows, strict=False):
+        label.set(color=_HIGHLIGHT if row.name == PROPOSED else _COLOURS[row.kind], fontweight="bold" if row.name == PROPOSED else "normal")
+    axes.tick_params(axis="x", labelsize=8, color=_SOFT)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set(bounds=(scale.low, scale.high), color=_SOFT)
+    axes.set_xlabel(f"{column.title} (dashed: chance, 0.5)", fontsize=8.5, loc="left")

@@ -1,0 +1,98 @@
+"""The proposed scheme on one fold: its decoder and converters.
+
+One decision: they are kept under `DIR/_work/fold-{f}-seed-{s}`, because several rows share them, and training them is most of the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from medad_core.config import Settings
+from medad_core.errors import MedadError
+from medad_core.llm.engine import llm_folder
+from medad_core.llm.prompt import Prompt
+from medad_core.models.converter import Converter
+from medad_core.models.text import load_sentences, load_text_encoder, text_features
+from medad_core.reproduce.study import open_study
+from medad_core.reproduce.units import Unit
+from medad_core.stages.models import use_threads
+from medad_core.training.decoder import train_decoder
+from medad_core.training.fitting import Grids, check_kinds, cross_fit, decode_all, fit_converter, labelled, load_grids, save_grids
+from medad_core.training.folds import deal_folds
+
+Progress = Callable[[int, int], None]
+
+
+def fit_decoder(out: str, fold: int, seed: int, settings: Settings, progress: Progress = lambda *_: None) -> None:
+    """Grids of every case of a fold: those to train on by cross-fitting, the others by a decoder of all of those."""
+    work = _work(out, fold, seed)
+    if (work / "grids.npz").is_file():
+        return
+    use_threads(settings)
+    study = open_study(out)
+    cases, dealt = study.load(out), study.folds[fold]
+    train, other = [cases[name] for name in dealt.train], [cases[name] for name in (*dealt.validation, *dealt.test)]
+    check_kinds(train, (), "any patient")
+    seeded = settings.train.model_copy(update={"seed": seed})
+    inner = deal_folds(train, seeded.folds, settings.data.first_slice, settings.data.last_slice, seed)
+    for number, held_out in enumerate(inner):
+        check_kinds(train, held_out, f"inner fold {number}")
+    text = text_features(load_text_encoder(settings.models.text_encoder), load_sentences())
+    grids = cross_fit(train, inner, text, seeded, work, lambda done, _: progress(done, len(inner) + 1))
+    save_grids(work / "grids.npz", grids | decode_all(train_decoder(train, text, seeded.decoder, seed), other))
+    progress(len(inner) + 1, len(inner) + 1)
+
+
+def grids_of(out: str, fold: int, seed: int) -> Grids:
+    """Grids (N, taps, gh, gw) float16 of every case of a fold. Raises MedadError where the decoder was not trained."""
+    path = _work(out, fold, seed) / "grids.npz"
+    if not path.is_file():
+        raise MedadError(f"there is no decoder of fold {fold}, seed {seed}; its own failure says why")
+    return load_grids(path)
+
+
+def fit_tokens(out: str, unit: Unit, settings: Settings, progress: Progress = lambda *_: None) -> None:
+    """Train the converter of a row `proposed` or `without-knowledge` and keep it."""
+    path = _converter_path(out, unit)
+    if path.is_file():
+        return
+    from medad_core.llm.transformers_engine import load_llm
+
+    use_threads(settings)
+    study = open_study(out)
+    cases, dealt, grids = study.load(out), study.folds[unit.fold], grids_of(out, unit.fold, unit.seed)
+    train, validation = ([cases[name] for name in names] for names in (dealt.train, dealt.validation))
+    check_kinds(validation, (), "any patient to validate on")
+    prompt, encoder = Prompt(llm_folder(settings.llm.model)), load_text_encoder(settings.models.text_encoder)
+    knowledge = encoder.encode(load_sentences().knowledge)[: None if unit.row == "proposed" else 0]
+    seeded = settings.train.model_copy(update={"seed": unit.seed})
+    checkpoint = path.with_suffix(".pt")
+    converter, _ = fit_converter(knowledge, labelled(train, grids), labelled(validation, grids), prompt, load_llm(prompt.folder), seeded, checkpoint, progress)
+    scratch = path.with_suffix(".tmp")
+    save_file({name: tensor.contiguous() for name, tensor in converter.state_dict().items()}, scratch)
+    scratch.replace(path)
+    checkpoint.unlink()
+
+
+def load_tokens(out: str, unit: Unit) -> Converter:
+    """The converter that `fit_tokens` kept. Raises MedadError where there is none."""
+    path = _converter_path(out, unit)
+    if not path.is_file():
+        raise MedadError(f"there is no converter of {unit}; its own failure says why")
+    state = load_file(path)
+    converter = Converter(state["knowledge"], state["positions"].shape[1], 1.0)
+    converter.load_state_dict(state, strict=True)
+    return converter.eval().requires_grad_(False)
+
+
+def _work(out: str, fold: int, seed: int) -> Path:
+    folder = Path(out) / "_work" / f"fold-{fold}-seed-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _converter_path(out: str, unit: Unit) -> Path:
+    return _work(out, unit.fold, unit.seed) / f"{unit.row}.safetensors"

@@ -1,0 +1,111 @@
+"""The results of a study: `table.parquet` and everything printed from it, made from unit files alone.
+
+One decision: no model is loaded here, so the table can be made again at any time, with other intervals or other rules, in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from medad_core.config import Settings, settings_to_yaml
+from medad_core.data.names import patient_of
+from medad_core.reproduce.presentation import Facts, GalleryRow, GallerySlice, GroupFacts, ThresholdNote, write_results
+from medad_core.reproduce.schema import ROWS
+from medad_core.reproduce.study import Study, open_study
+from medad_core.reproduce.table import RowOfGroup, Table, make_table
+from medad_core.training.features import TrainingCase
+
+
+@dataclass(frozen=True)
+class Results:
+    """Where the results are; rows that failed and cases left out, with reasons."""
+
+    table: str
+    text: str
+    figure: str
+    gallery: str
+    failed: tuple[tuple[str, str], ...]
+    rejected: tuple[tuple[str, str], ...]
+
+
+def write(out: str, settings: Settings) -> Results:
+    """Make the table of a study anew. Raises StoreError where there is no study."""
+    study = open_study(out)
+    table = make_table(out, study, settings)
+    written = write_results(out, table.lines, _facts(study, table, settings), list(_gallery(study, table, study.load(out), settings)))
+    return Results(written.table, written.text, written.figure, written.gallery, tuple(table.failed.items()), study.rejected)
+
+
+def _facts(study: Study, table: Table, settings: Settings) -> Facts:
+    return Facts(
+        data=study.root.rstrip("/").rsplit("/", 1)[-1],
+        groups=tuple(_group_facts(study, table, group) for group in study.groups),
+        folds=len(study.folds),
+        seeds=settings.reproduce.seeds,
+        rule=settings.reproduce.rule,
+        patient_slices=settings.reproduce.patient_slices,
+        failed={row: table.failed.get(row) for row in settings.reproduce.rows},
+        thresholds=tuple(_threshold_notes(table, settings)),
+        settings=settings_to_yaml(settings),
+    )
+
+
+def _group_facts(study: Study, table: Table, group: str) -> GroupFacts:
+    """Patients in each part of the folds, and what was tested."""
+    cases = [case.case_id for case in study.cases if study.group_of(case.case_id) == group]
+    tested = next((row.seeds[0].frame for row in table.rows if row.group == group), None)
+    return GroupFacts(
+        name=group,
+        patients=len({patient_of(case) for case in cases}),
+        tested_patients=0 if tested is None else tested["case_id"].map(patient_of).nunique(),
+        slices=0 if tested is None else len(tested),
+        tumour_free=0 if tested is None else int((tested["label"] == 0).sum()),
+        dealt=tuple(tuple(len({patient_of(case) for case in getattr(fold, part) if case in cases}) for part in ("train", "validation", "test")) for fold in study.folds),
+    )
+
+
+def _threshold_notes(table: Table, settings: Settings) -> Iterator[ThresholdNote]:
+    for row in table.rows:
+        for seed, of_seed in enumerate(row.seeds):
+            for chosen in of_seed.thresholds:
+                yield ThresholdNote(row.row, row.group, chosen.fold, settings.reproduce.seeds[seed], chosen.level, chosen.threshold.rule, chosen.threshold.value, chosen.threshold.reason)
+
+
+def _gallery(study: Study, table: Table, cases: dict[str, TrainingCase], settings: Settings) -> Iterator[GalleryRow]:
+    """The worst errors of every row that decides by slices, by its first seed."""
+    for row in table.rows:
+        rule, decided, _ = next(((r, d, w) for r, d, w in row.seeds[0].units.decisions if r in (settings.reproduce.rule, "answer")), (None, None, None))
+        if rule is not None:
+            yield GalleryRow(row.row, ROWS[row.row].title, row.group, rule, tuple(_worst(row, rule, decided, cases, settings.reproduce.gallery)))
+
+
+def _worst(row: RowOfGroup, rule: str, decided: np.ndarray, cases: dict[str, TrainingCase], count: int) -> Iterator[GallerySlice]:
+    seed = row.seeds[0]
+    limits = {item.fold: item.threshold.value for item in seed.thresholds if (item.level, item.threshold.rule) == ("image", rule)}
+    for kind, label, said, ascending in (("false positive", 0, 1, False), ("false negative", 1, 0, True)):
+        wrong = seed.frame[(seed.frame["label"] == label) & (decided == said)].sort_values("score", ascending=ascending, kind="stable")
+        for item in wrong.head(count).itertuples():
+            case = cases[item.case_id]
+            at = int(item.slice_index - case.slice_index[0])
+            thumbnail = seed.thumbnails.get((item.case_id, item.slice_index))
+            yield GallerySlice(
+                kind=kind,
+                case_id=item.case_id,
+                slice_index=item.slice_index,
+                score=item.score,
+                threshold=limits.get(item.fold),
+                label=label,
+                area_mm2=item.area_mm2,
+                image=np.asarray(case.images[at]),
+                mask=np.asarray(case.masks[at]),
+                anomaly_map=None if thumbnail is None else _enlarged(thumbnail, case.images.shape[1:]),
+                answer=item.answer,
+            )
+
+
+def _enlarged(thumbnail: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A thumbnail at half size as a map (H, W) float in [0, 1]."""
+    return np.repeat(np.repeat(thumbnail, 2, axis=0), 2, axis=1)[: shape[0], : shape[1]].astype(np.float32) / 255

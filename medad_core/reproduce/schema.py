@@ -1,0 +1,65 @@
+"""The rows of the table, and the columns in which its numbers are kept.
+
+One decision: the table is kept long, one line a number, and every printed form of it (CSV, Markdown, LaTeX, figure) is made
+from these lines; a number that is undefined stays, null and with its reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+PATIENTS, PHANTOMS = "patients", "phantoms"
+PROPOSED = "proposed"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table. `kind` is paper (of the paper's own table), baseline (ours) or ablation (of the proposed scheme)."""
+
+    name: str
+    title: str
+    kind: str
+    what: str
+
+
+ROWS = {
+    row.name: row
+    for row in (
+        Row("autoencoder", "Autoencoder with perceptual loss", "paper", "Shvetsova et al. 2021, trained on tumour-free slices"),
+        Row("masked-autoencoder", "Masked autoencoder", "paper", "He et al. 2022 as a detector, trained on tumour-free slices"),
+        Row("memory-autoencoder", "Memory autoencoder", "paper", "Gong et al. 2019, trained on tumour-free slices"),
+        Row(PROPOSED, "Proposed scheme", "paper", "p(yes) and verdict of the LLM; no threshold"),
+        Row("patchcore", "PatchCore", "baseline", "Roth et al. 2022 on the same encoder's features, tumour-free slices"),
+        Row("brightness", "FLAIR brightness", "baseline", "99.5th percentile of the brain's pixels; nothing is trained"),
+        Row("majority", "Majority class", "baseline", "always the commoner class of the training slices"),
+        Row("without-knowledge", "Proposed without knowledge tokens", "ablation", "trained anew without them"),
+        Row("without-llm", "Proposed without the LLM", "ablation", "score of the anomaly map, threshold from validation"),
+        Row("shuffled", "Proposed, map of another slice", "ablation", "must be at chance: the answer comes from the map"),
+    )
+}
+
+TABLE = pa.schema(
+    [
+        ("row", pa.string()),
+        ("title", pa.string()),
+        ("group", pa.string()),  # patients or phantoms
+        ("level", pa.string()),  # image, pixel, patient or text
+        ("metric", pa.string()),
+        ("rule", pa.string()),  # how a score became a decision; empty where there is none
+        ("subset", pa.string()),
+        ("value", pa.float64()),  # mean over seeds
+        ("sd", pa.float64()),  # over seeds; null for one
+        ("ci_low", pa.float64()),
+        ("ci_high", pa.float64()),
+        ("difference", pa.float64()),  # to the proposed scheme
+        ("difference_low", pa.float64()),
+        ("difference_high", pa.float64()),
+        ("p_bootstrap", pa.float64()),
+        ("p_delong", pa.float64()),
+        ("n", pa.int64()),  # units of the level (slices for text)
+        ("seeds", pa.int64()),
+        ("reason", pa.string()),
+    ]
+)

@@ -1,0 +1,144 @@
+"""A study on disk: `DIR/study.json` says which cases were encoded, how they are dealt to folds, and with which settings.
+
+One decision: it is written once, after the cases were read and encoded, and everything later opens it. Row files beside it
+are of this study and of no other; a command with other settings is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from medad_core.config import Settings
+from medad_core.data.names import patient_of
+from medad_core.errors import StoreError
+from medad_core.llm.engine import llm_fingerprint
+from medad_core.models.encoder import encoder_fingerprint, load_encoder
+from medad_core.reproduce.folds import Fold, deal
+from medad_core.reproduce.schema import PATIENTS, PHANTOMS
+from medad_core.stages.cohort import find_cohort, settle_cohort
+from medad_core.stages.models import device_of, shared_fingerprint, use_threads
+from medad_core.store import join, write_text
+from medad_core.store.files import read_bytes
+from medad_core.training.features import TrainingCase, encode_cohort
+
+
+class StudyCase(BaseModel):
+    """One encoded case: where its arrays are (below DIR), which slices they hold."""
+
+    model_config = ConfigDict(frozen=True)
+    case_id: str
+    phantom: bool
+    features: str
+    pictures: str
+    first_slice: int
+    pixel_mm2: float
+
+
+class Study(BaseModel):
+    """What `DIR/study.json` holds. `rejected` are (case_id, reason)."""
+
+    model_config = ConfigDict(frozen=True)
+    root: str
+    fingerprint: dict[str, str]
+    cases: tuple[StudyCase, ...]
+    rejected: tuple[tuple[str, str], ...]
+    folds: tuple[Fold, ...]
+
+    def load(self, out: str | Path) -> dict[str, TrainingCase]:
+        """Every case as memory maps, by case_id."""
+        return {case.case_id: _load(Path(out), case) for case in self.cases}
+
+    def group_of(self, case_id: str) -> str:
+        """patients or phantoms."""
+        return PHANTOMS if next(case for case in self.cases if case.case_id == case_id).phantom else PATIENTS
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups that are there, patients first."""
+        return tuple(sorted({self.group_of(case.case_id) for case in self.cases}))
+
+    def patients(self, group: str, fold: int | None = None) -> int:
+        """How many patients (or phantoms) of a group there are, or are tested in one fold."""
+        tested = self.folds[fold].test if fold is not None else [case.case_id for case in self.cases]
+        return len({patient_of(case_id) for case_id in tested if self.group_of(case_id) == group})
+
+
+def open_study(out: str) -> Study:
+    """Raises StoreError where there is none."""
+    data = read_bytes(join(out, "study.json"))
+    if data is None:
+        raise StoreError(f"{out} has no study.json; make one with `medad reproduce DATA --out {out}`")
+    return Study.model_validate_json(data)
+
+
+def prepare(data: str, out: str, settings: Settings, progress: Callable[[int, int], None] = lambda *_: None) -> Study:
+    """Read, encode and deal the labelled cases below `data`; one that is there already is checked and given back.
+
+    Raises UsageError where `data` is no folder of cases, StoreError where `out` was made of other cases or settings.
+    """
+    use_threads(settings)
+    fingerprint = study_fingerprint(settings)
+    check_study(out, fingerprint)
+    cohort = settle_cohort(out, find_cohort(data, settings.data))
+    if read_bytes(join(out, "study.json")) is not None:
+        return open_study(out)
+    encoder = load_encoder(settings.models.encoder, device_of(settings))
+    cases, rejected = encode_cohort(cohort, cohort.members, settings, encoder, Path(out) / "_work" / "features", progress)
+    phantoms = {member.case_id for member in cohort.members if member.phantom}
+    study = Study(
+        root=cohort.root,
+        fingerprint=fingerprint,
+        cases=tuple(_note(case, case.case_id in phantoms, Path(out)) for case in cases),
+        rejected=tuple((item.case_id, item.reason) for item in rejected),
+        folds=deal(tumour_free_counts(cases, settings), phantoms, settings.reproduce.folds, settings.data.split),
+    )
+    write_text(join(out, "study.json"), study.model_dump_json(indent=1))
+    return study
+
+
+def tumour_free_counts(cases: Iterable[TrainingCase], settings: Settings) -> dict[str, int]:
+    """Tumour-free slices of each case within the screening range."""
+    first, last = settings.data.first_slice, settings.data.last_slice
+    return {case.case_id: int((~case.has_tumour[case.within(first, last)]).sum()) for case in cases}
+
+
+def study_fingerprint(settings: Settings) -> dict[str, str]:
+    """What determines the scores of a unit. Rows and seeds are not among it: more of them may be asked for later."""
+    reproduce = settings.reproduce
+    return {
+        **encoder_fingerprint(settings.models.encoder),
+        **shared_fingerprint(settings),
+        **llm_fingerprint(settings.llm.model),
+        "max_new_tokens": str(settings.llm.max_new_tokens),
+        "image_score": settings.models.image_score.model_dump_json(),
+        "data": settings.data.model_dump_json(include={"first_slice", "last_slice", "split"}),
+        "train": settings.train.model_dump_json(exclude={"seed", "hold_out_test"}),
+        "reproduce.baselines": reproduce.baselines.model_dump_json(),
+        "reproduce.folds": str(reproduce.folds),
+    }
+
+
+def check_study(out: str, fingerprint: dict[str, str]) -> None:
+    """Raise StoreError where `out` holds a study with another fingerprint, naming what differs."""
+    if read_bytes(join(out, "study.json")) is None:
+        return
+    there = open_study(out).fingerprint
+    wrong = [f"{key} (there {there.get(key)}, now {fingerprint.get(key)})" for key in sorted(there.keys() | fingerprint.keys()) if there.get(key) != fingerprint.get(key)]
+    if wrong:
+        raise StoreError(f"{out} was made with other settings: {'; '.join(wrong)}; choose another --out")
+
+
+def _note(case: TrainingCase, phantom: bool, out: Path) -> StudyCase:
+    files = (str(Path(array.filename).resolve().relative_to(out.resolve())) for array in (case.features, case.images))
+    features, pictures = files
+    return StudyCase(case_id=case.case_id, phantom=phantom, features=features, pictures=pictures, first_slice=int(case.slice_index[0]), pixel_mm2=case.pixel_mm2)
+
+
+def _load(out: Path, case: StudyCase) -> TrainingCase:
+    features, (images, brain, masks) = np.load(out / case.features, mmap_mode="r"), np.load(out / case.pictures, mmap_mode="r")
+    index = np.arange(case.first_slice, case.first_slice + len(images), dtype=np.int32)
+    return TrainingCase(case.case_id, index, features, images, brain.view(bool), masks.view(bool), case.pixel_mm2)

@@ -1,0 +1,73 @@
+"""Paired comparisons: DeLong against a plain implementation, and what the bootstrap can and cannot show."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
+
+from medad_core.metrics.comparison import delong, paired_difference
+
+
+def plain_delong(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """(difference, p) from the definition: every positive against every negative."""
+    placements = []
+    for scores in (ours, theirs):
+        wins = (scores[labels][:, None] > scores[~labels][None]) + 0.5 * (scores[labels][:, None] == scores[~labels][None])
+        placements.append((wins.mean(axis=1), wins.mean(axis=0)))
+    gap = placements[0][0].mean() - placements[1][0].mean()
+    variance = sum((placements[0][kind] - placements[1][kind]).var(ddof=1) / len(placements[0][kind]) for kind in (0, 1))
+    return gap, 2 * norm.sf(abs(gap) / np.sqrt(variance))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_delong_equals_the_plain_quadratic_form_with_ties(seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.random(120) < 0.4
+    ours, theirs = np.round(labels + rng.normal(0, 1, 120), 1), np.round(0.4 * labels + rng.normal(0, 1, 120), 1)
+    gap, p = plain_delong(ours, theirs, labels)
+    found = delong(ours, theirs, labels)
+    assert found.p == pytest.approx(p, rel=1e-9)
+    assert (found.low + found.high) / 2 == pytest.approx(gap)
+    assert gap == pytest.approx(roc_auc_score(labels, ours) - roc_auc_score(labels, theirs))
+
+
+def test_delong_of_a_detector_with_itself_is_one():
+    rng = np.random.default_rng(0)
+    scores, labels = rng.random(50), rng.random(50) < 0.5
+    assert delong(scores, scores, labels).p == 1
+
+
+def test_delong_holds_its_level_when_there_is_no_difference():
+    rng = np.random.default_rng(0)
+    small = 0
+    for _ in range(400):
+        labels = np.arange(160) < 60
+        small += delong(labels + rng.normal(0, 1.5, 160), labels + rng.normal(0, 1.5, 160), labels).p < 0.05
+    assert 0.02 < small / 400 < 0.09
+
+
+@pytest.mark.parametrize(("ours", "labels", "reason"), [([0.1, np.nan, 0.3, 0.4], [1, 1, 0, 0], "not numbers"), ([0.1, 0.2, 0.3, 0.4], [1, 1, 1, 1], "of a class")])
+def test_delong_is_undefined_with_its_reason(ours, labels, reason):
+    found = delong(np.array(ours), np.array([0.4, 0.3, 0.2, 0.1]), np.array(labels, bool))
+    assert found.p is None
+    assert reason in found.reason
+
+
+def test_paired_bootstrap_p_is_twice_the_smaller_side():
+    gaps = np.r_[np.full(30, -1.0), np.full(970, 1.0)]
+    assert paired_difference(gaps, np.zeros(1000)).p == pytest.approx(2 * 31 / 1001)
+
+
+def test_paired_bootstrap_never_claims_more_than_its_draws_can_show():
+    assert paired_difference(np.ones(999), np.zeros(999)).p == pytest.approx(2 / 1000)
+
+
+def test_draws_without_a_value_are_left_out_and_too_many_leave_nothing():
+    few = np.r_[np.full(100, np.nan), np.ones(900)]
+    assert "100 of 1000" in paired_difference(few, np.zeros(1000)).reason
+    many = np.r_[np.full(600, np.nan), np.ones(400)]
+    found = paired_difference(many, np.zeros(1000))
+    assert (found.low, found.p) == (None, None)
+    assert "600 of 1000" in found.reason

@@ -193,7 +193,7 @@ def reproduce(
         from flows.reproduce import reproduce as reproduce_flow
 
         check_reproducing(out, settings)
-    with following("tasks.reproduce", stderr):
+    with following("tasks.reproduce", stderr, keep=("cases", "units", "table")):
         made = reproduce_flow(_absolute(data), out, settings_to_yaml(settings))
     from flows.console.tables import paper_table
     from medad_core.store import read_table

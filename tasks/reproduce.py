@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from medad_core.config import settings_from_yaml
 from medad_core.errors import MedadError
-from medad_core.reproduce.units import Unit, write_failure
+from medad_core.reproduce.units import Unit, pending, units_of, write_failure
 from tasks.policy import OPTIONS, can_heal
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,8 @@ def answer_units(out: str, settings: str, units: list[tuple[str, int, int]]) -> 
             with _noting(out, [unit]) as answered:
                 answer_unit(out, unit, parsed, engine, prompt)
             all_went &= answered()
-            log.info("%s %d of %d", "answers", number, len(chosen))
+            _progress("answers")(number, len(chosen))
+            _count_units(out, settings)
     return went() and all_went
 
 
@@ -76,6 +77,7 @@ def score_unit(out: str, settings: str, row: str, fold: int, seed: int) -> bool:
     unit = Unit(row, fold, seed)
     with _noting(out, [unit]) as went:
         run_unit(out, unit, settings_from_yaml(settings), _progress(f"{row} f{fold} s{seed}"))
+    _count_units(out, settings)
     return went()
 
 
@@ -83,15 +85,22 @@ def score_unit(out: str, settings: str, row: str, fold: int, seed: int) -> bool:
 def write_table(out: str, settings: str) -> Reproduced:
     from medad_core.reproduce.results import write
 
-    log.info("%s %d of %d", "table", 0, 1)
     made = write(out, settings_from_yaml(settings))
-    log.info("%s %d of %d", "table", 1, 1)
+    _progress("table")(1, 1)
     return Reproduced(**vars(made))
 
 
 def _progress(name: str) -> Callable[[int, int], None]:
     # The console reads these arguments and draws bars from them.
     return lambda done, of: log.info("%s %d of %d", name, done, of)
+
+
+def _count_units(out: str, settings: str) -> None:
+    """Tell how much of the whole is done."""
+    from medad_core.reproduce.study import open_study
+
+    units = units_of(settings_from_yaml(settings).reproduce, len(open_study(out).folds))
+    _progress("units")(len(units) - len(pending(out, units)), len(units))
 
 
 @contextmanager

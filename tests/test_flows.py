@@ -134,8 +134,10 @@ def _raising(error: Exception, times: int, original=maps_stage.run_parts):
 
 def test_a_changed_setting_is_refused_in_a_finished_run_naming_the_field(screened, copied):
     text = settings_to_yaml(load_settings(None, [*screened.words, "data.last_slice=63"]))
+    before = (Path(copied) / "run.json").read_bytes()
     with pytest.raises(StoreError, match=r"data\.last_slice"):
         screen(screened.data, copied, text)
+    assert (Path(copied) / "run.json").read_bytes() == before, "a command that was refused changed what the run says of itself"
 
 
 def test_processes_give_the_rows_that_threads_give(screened, tmp_path):

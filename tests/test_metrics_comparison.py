@@ -33,6 +33,21 @@ def test_delong_equals_the_plain_quadratic_form_with_ties(seed):
     assert gap == pytest.approx(roc_auc_score(labels, ours) - roc_auc_score(labels, theirs))
 
 
+def test_delong_worked_by_hand():
+    # Tumour at 4 and 2, others at 3 and 1, against a score that is always the same: AUROC 0.75 and 0.5. Placements of the tumours
+    # differ by 1/2 and 0, those of the others by 0 and 1/2: variance 1/8 in each class, over two items 1/16, together 1/8.
+    found = delong(np.array([4.0, 2, 3, 1]), np.ones(4), np.array([1, 1, 0, 0], bool))
+    half = 1.959964 * np.sqrt(1 / 8)
+    assert (found.low, found.high) == pytest.approx((0.25 - half, 0.25 + half), abs=1e-6)
+    assert found.p == pytest.approx(0.479500, abs=1e-6)  # two-sided, z = 0.25 / sqrt(1/8) = 0.7071
+
+
+def test_delong_claims_nothing_where_no_placement_varies():
+    found = delong(np.array([0.8, 0.9, 0.1, 0.2]), np.array([0.1, 0.2, 0.8, 0.9]), np.array([1, 1, 0, 0], bool))
+    assert (found.low, found.high, found.p) == (None, None, None)
+    assert "no variance" in found.reason
+
+
 def test_delong_of_a_detector_with_itself_is_one():
     rng = np.random.default_rng(0)
     scores, labels = rng.random(50), rng.random(50) < 0.5

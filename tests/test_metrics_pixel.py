@@ -38,6 +38,26 @@ def test_curves_equal_scikit_learn_within_1e_4(saturation):
     assert histogram.average_precision == pytest.approx(average_precision_score(labels, scores), abs=1e-4)
 
 
+@pytest.mark.parametrize("power", [10, 100, 1000])
+def test_curves_of_maps_that_pile_up_near_0_equal_scikit_learn_within_1e_4(power):
+    rng = np.random.default_rng(power)
+    mask = np.zeros((300, 300), bool)
+    mask[40:90, 60:120] = True
+    # Of the highest power most pixels are 0 in float32, tumour among them: ties, which scikit-learn counts as such.
+    anomaly_map = (rng.random(mask.shape) ** np.where(mask, power / 4, power)).astype(np.float32)
+    histogram = accumulated([(anomaly_map, mask)])
+    assert histogram.auroc == pytest.approx(roc_auc_score(mask.ravel(), anomaly_map.ravel()), abs=1e-4)
+    assert histogram.average_precision == pytest.approx(average_precision_score(mask.ravel(), anomaly_map.ravel()), abs=1e-4)
+
+
+def test_half_is_an_edge_in_every_precision():
+    for kind in (np.float16, np.float32, np.float64):
+        half = kind(0.5)
+        below = np.nextafter(half, kind(0))
+        histogram = accumulated([(np.array([[half, below]], kind), np.array([[True, True]]))])
+        assert histogram.dice(0.5) == pytest.approx(2 / 3), kind  # one of two found
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     arrays(np.float32, (6, 7), elements=st.floats(0, 1, width=32)),

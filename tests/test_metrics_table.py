@@ -156,6 +156,7 @@ def test_unlabelled_cohorts_get_null_and_a_reason():
         ("image", "verdict_accuracy"): "no labelled slices",
         ("patient", "map_auroc"): "no labelled patients",
         ("pixel", "map_auroc"): "no labelled pixels of both classes",
+        ("pixel", "map_aupro"): "no labelled pixels of both classes",
         ("pixel", "map_dice"): "no tumour slices",
         ("text", "location_exact"): "no true positives",
     }.items():
@@ -185,6 +186,14 @@ def histogram(anomaly_map: list[float], mask: list[int]) -> PixelHistogram:
     out = PixelHistogram()
     out.accumulate(np.array([anomaly_map], np.float32), np.array([mask], bool))
     return out
+
+
+def test_aupro_is_that_of_all_patients_together():
+    pixel = {"a": histogram([0.9, 0.2, 0.4, 0.1], [1, 0, 1, 0]), "b": histogram([0.1, 0.9, 0.3], [1, 0, 0])}
+    got = evaluated([row("a", 0, 1), row("b", 0, 1)], pixel=pixel)
+    assert got["pixel", "map_aupro"].value == pytest.approx((pixel["a"] + pixel["b"]).aupro, abs=1e-12)
+    # At 0.9 one region of three and one healthy pixel of four at once: a slope from 0 to (1/4, 1/3). At 0.4 a second region, then flat.
+    assert got["pixel", "map_aupro"].value == pytest.approx((1 / 4 * 1 / 3 / 2 + 0.05 * 2 / 3) / 0.3)
 
 
 def test_dice_is_pooled_over_pixels_and_averaged_over_patients():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, roc_curve
 
@@ -29,6 +29,7 @@ def test_f1_takes_the_greatest_f1():
     assert choose_threshold(SCORES, LABELS, "f1").value == 0.5
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=2, max_size=40).filter(lambda rows: len({label for _, label in rows}) == 2))
 def test_choices_are_as_good_as_any_that_scikit_learn_finds(rows):
     scores, labels = np.array([score for score, _ in rows], float), np.array([label for _, label in rows])
@@ -41,6 +42,15 @@ def test_choices_are_as_good_as_any_that_scikit_learn_finds(rows):
     assert said[labels].mean() - said[~labels].mean() == pytest.approx((true_rate - false_rate)[1:].max())
     assert f1_score(labels, at("f1")) == pytest.approx(max(f1_score(labels, scores >= cut) for cut in scores))
     assert at("max_recall")[labels].all()
+
+
+def test_of_equally_good_thresholds_the_highest_wins():
+    # From 3: sensitivity 1/3, specificity 1. From 2: sensitivity 1, specificity 1/3. Rounded, 1 - 2/3 is more than 1/3.
+    scores, labels = np.array([3, 2, 2, 2, 2, 1]), np.array([1, 1, 1, 0, 0, 0], bool)
+    assert choose_threshold(scores, labels, "youden").value == 3
+    # From 4: one of one right and one of three found, F1 1/2. From 1: three of nine right and all found, F1 1/2.
+    scores, labels = np.array([4, 1, 1, 1, 1, 1, 1, 1, 1, 0]), np.array([1, 1, 1, 0, 0, 0, 0, 0, 0, 0], bool)
+    assert choose_threshold(scores, labels, "f1").value == 4
 
 
 def test_equal_scores_are_decided_alike():

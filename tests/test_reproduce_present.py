@@ -167,6 +167,7 @@ def test_the_main_table_gives_value_spread_interval_and_the_papers_number_apart(
     assert cells(main, "Proposed scheme")[0] == "0.930 (0.900 to 0.950)"
     assert cells(main, "Proposed scheme")[-2:] == ["1", "89.07 % / 85.90 %"]
     assert cells(main, "PatchCore")[-1] == ""
+    assert "paper AUC" not in section(markdown(), "phantoms"), "the paper measured no phantoms"
 
 
 def test_the_best_value_of_a_column_is_bold_and_no_other():
@@ -215,6 +216,19 @@ def test_a_row_that_wins_by_another_threshold_rule_is_named_with_that_rule():
     assert "; also a higher balanced accuracy by the rule “Youden”: 0.930 against 0.910" in main
 
 
+@pytest.mark.parametrize(("value", "wins"), [(0.02, True), (0.09, False)])
+def test_of_a_calibration_error_the_lower_one_wins(value, wins):
+    made = [{**found, "value": value} if (found["row"], found["metric"]) == ("brightness", "ece") else found for found in long_table().to_pylist()]
+    main = section(markdown(pa.Table.from_pylist(made, schema=TABLE)), "patients")
+    assert (f"also a lower calibration error: {value:.3f} against 0.050" in main) == wins
+    assert ("**0.020**" in cells(main, "FLAIR brightness")[4]) == wins and ("**0.050**" in cells(main, "Proposed scheme")[4]) != wins
+
+
+def test_lesion_sizes_are_not_taken_for_all_slices():
+    backwards = pa.Table.from_pylist(long_table().to_pylist()[::-1], schema=TABLE)
+    assert cells(section(markdown(backwards), "patients", "Decisions"), "Proposed scheme")[3] == "0.980 (0.950 to 1.000)"
+
+
 def test_a_proposed_scheme_that_nobody_beats_is_said_so():
     unbeaten = [made for made in long_table().to_pylist() if made["row"] in ("proposed", "autoencoder")]
     text = markdown(pa.Table.from_pylist(unbeaten, schema=TABLE), facts(failed={"autoencoder": None, "proposed": None}))
@@ -235,7 +249,7 @@ def test_without_the_proposed_scheme_nothing_is_compared():
     assert cells(section(text, "patients"), "Proposed scheme")[0] == "failed: out of memory"
 
 
-@pytest.mark.parametrize(("value", "verdict"), [(0.51, "at chance, as it must be"), (0.7, "not at chance, which it must be")])
+@pytest.mark.parametrize(("value", "verdict"), [(0.51, "at chance, as it must be"), (0.7, "not at chance, which it must be"), (0.3, "not at chance, which it must be")])
 def test_the_shuffled_control_is_judged_by_its_interval(value, verdict):
     made = [{**found, "ci_low": value - 0.03, "ci_high": value + 0.02, "value": value} if found["row"] == "shuffled" else found for found in long_table().to_pylist()]
     assert f"image AUROC {value:.3f} ({value - 0.03:.3f} to {value + 0.02:.3f}), {verdict}" in markdown(pa.Table.from_pylist(made, schema=TABLE))
@@ -256,16 +270,29 @@ def test_sizes_and_the_accuracy_of_the_commoner_class_are_stated():
 def test_empty_cells_are_listed_once_a_reason_with_the_rows():
     empty = section(markdown(), "patients", "Empty cells")
     found = [entry for entry in empty.splitlines() if ONE_CLASS in entry]
-    assert found == [f"- {ONE_CLASS}: patient AUROC (all rows)."]
-    assert "- this row draws no map of its own: pixel AUROC, pixel AP, pixel AUPRO, pixel Dice (Majority class)." in empty
+    assert found == [f"- {ONE_CLASS}: AUROC at patient level (all rows)."]
+    assert "- this row draws no map of its own: AUROC, AP, AUPRO, Dice at pixel level (Majority class)." in empty
     assert "- Memory autoencoder failed: fold 0" in empty
+
+
+def test_rules_without_a_threshold_are_named_together():
+    gone = {"value": None, "ci_low": None, "ci_high": None, "sd": None, "reason": "fold 0: one class"}
+    made = [{**found, **gone} if found["rule"] in ("youden", "f1") and found["metric"] in ("accuracy", "f1") else found for found in long_table().to_pylist()]
+    empty = section(markdown(pa.Table.from_pylist(made, schema=TABLE)), "patients", "Empty cells")
+    assert "- fold 0: one class: accuracy, F1 at image level by Youden / by best F1 (" in empty
+
+
+def test_a_cell_without_any_line_is_listed_too():
+    made = [found for found in long_table().to_pylist() if (found["row"], found["level"]) != ("brightness", "pixel")]
+    empty = section(markdown(pa.Table.from_pylist(made, schema=TABLE)), "patients", "Empty cells")
+    assert "- the row has no such number: AUROC, AP, AUPRO, Dice at pixel level (FLAIR brightness)." in empty
 
 
 def test_a_value_without_interval_stands_with_its_reason():
     made = [{**found, "ci_low": None, "ci_high": None, "reason": "one patient"} if (found["row"], found["metric"]) == ("brightness", "auroc") else found for found in long_table().to_pylist()]
     text = markdown(pa.Table.from_pylist(made, schema=TABLE))
     assert cells(section(text, "patients"), "FLAIR brightness")[0] == "**0.950**"
-    assert "- one patient (the value stands): image AUROC, pixel AUROC (FLAIR brightness)." in section(text, "patients", "Empty cells")
+    assert "- one patient (the value stands): AUROC at image level, AUROC at pixel level (FLAIR brightness)." in section(text, "patients", "Empty cells")
 
 
 def test_a_nan_in_the_long_table_is_an_empty_cell_and_not_a_number():
@@ -289,7 +316,7 @@ def test_every_decision_rule_has_its_line():
 def test_thresholds_are_shown_by_fold_and_kept_in_full():
     table = section(markdown(), "patients", "Thresholds")
     assert cells(table, "PatchCore") == ["image", "highest recall", "0.400 · 0.400", "0.410 · 0.410", "–"]
-    assert "one class only: no tumour-free slices: image threshold of fold 2 (PatchCore)" in table
+    assert "one class only: no tumour-free slices: threshold at image level, fold 2 (PatchCore)" in table
     kept = records(thresholds_csv(facts().thresholds))
     assert len(kept) == 49 and kept[-1] == {
         "row": "patchcore", "group": "patients", "fold": "2", "seed": "0", "level": "image", "rule": "youden", "value": "", "reason": "one class only: no tumour-free slices",
@@ -378,7 +405,8 @@ def test_every_card_of_a_phantom_is_labelled_and_no_card_of_a_patient():
     text = page()
     phantoms = text.split("<h2>Generated phantoms, not patients</h2>")[1]
     assert text.count('tag phantom">generated phantom') == phantoms.count('<article class="card">') == 1
-    assert "Generated phantom, slice 60 of case Phantom_00001" in phantoms
+    assert "Generated phantom, slice 60 of case Phantom_00001" in phantoms and "<figcaption>Phantom. Expert</figcaption>" in phantoms
+    assert "Phantom. " not in text.replace(phantoms, "")
 
 
 def test_answers_in_the_gallery_are_escaped_and_marked_as_the_models():

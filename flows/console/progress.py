@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -43,6 +43,11 @@ class Board:
         if name not in self._tasks:
             self._tasks[name] = self.progress.add_task(name, total=of, note=note)
         self.progress.update(self._tasks[name], completed=done, total=of, note=note)
+
+    def retire(self, name: str) -> None:
+        """Take the bar of a finished step from the terminal."""
+        if name in self._tasks:
+            self.progress.remove_task(self._tasks.pop(name))
 
     def begin(self, name: str) -> None:
         """Show a step that has started, unless it is shown already."""
@@ -111,22 +116,25 @@ def watching(run: str, console: Console) -> Iterator[None]:
 
 
 class _Steps(logging.Handler):
-    """Turns the log lines `"%s %d of %d"` of a long task into bars."""
+    """Turns the log lines `"%s %d of %d"` of a long task into bars. The bar of a finished step goes, unless it is one to `keep`."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, keep: Collection[str] | None) -> None:
         super().__init__()
-        self.board = board
+        self.board, self.keep = board, keep
 
     def emit(self, record: logging.LogRecord) -> None:
         if isinstance(record.args, tuple) and len(record.args) == 3:
-            self.board.show(str(record.args[0]), int(record.args[1]), int(record.args[2]))
+            name, done, of = str(record.args[0]), int(record.args[1]), int(record.args[2])
+            self.board.show(name, done, of)
+            if done == of and self.keep is not None and name not in self.keep:
+                self.board.retire(name)
 
 
 @contextmanager
-def following(logger: str, console: Console) -> Iterator[None]:
-    """Show the steps that `logger` reports while the block runs."""
+def following(logger: str, console: Console, keep: Collection[str] | None = None) -> Iterator[None]:
+    """Show the steps that `logger` reports while the block runs; of many steps, only the bars to `keep` outlast their end."""
     board = Board(console)
-    handler = _Steps(board)
+    handler = _Steps(board, keep)
     logging.getLogger(logger).addHandler(handler)
     try:
         with board.progress:

@@ -51,7 +51,8 @@ def delong(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray) -> Gap:
     gap = wins.mean(axis=1) @ [1, -1]
     variance = _contrast(wins) / wins.shape[1] + _contrast(losses) / losses.shape[1]
     if variance <= 0:
-        return Gap(gap, gap, 1.0 if gap == 0 else 0.0, None)
+        # Two that separate or confuse the classes without exception: normal theory would claim certainty from any few items.
+        return Gap(0.0, 0.0, 1.0, None) if gap == 0 else Gap(None, None, None, "no variance to test the difference against")
     half = norm.ppf(0.975) * np.sqrt(variance)
     return Gap(float(gap - half), float(gap + half), float(2 * norm.sf(abs(gap) / np.sqrt(variance))), None)
 

@@ -23,6 +23,7 @@ SUBSETS = {
 _NAMES = {
     "map_auroc": "Map, AUROC",
     "map_ap": "Map, average precision",
+    "map_aupro": "Map, AUPRO (false positive rate up to 0.3)",
     "p_yes_auroc": "p(yes) of the LLM, AUROC",
     "p_yes_ap": "p(yes) of the LLM, average precision",
     "brightness_auroc": "Brightness baseline, AUROC",
@@ -50,7 +51,7 @@ READING = (
     "a detector that does not beat it has learned little.",
     "Accuracy means nothing without the line “always answering the commoner class”: most slices of a glioma cohort contain tumour. An answer that could not be read counts as wrong.",
     "Patients: tumour in any slice, highest score of any slice, yes in any slice; Dice is taken per patient and averaged. "
-    "Pixels: all pixels pooled; Dice over slices with tumour only. Locations: nine cells of the picture, judged among "
+    "Pixels: all pixels pooled; Dice over slices with tumour only; AUPRO gives every connected lesion of a slice the same weight, however small. Locations: nine cells of the picture, judged among "
     "the true positives.",
     "A dash is a metric that this cohort leaves undefined; the note says why. Cases of the train split were seen in training when the weights were trained on this cohort, and flatter “all cases”.",
 )

@@ -25,7 +25,7 @@ def auroc(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
     positives, negatives = np.asarray(positives, float), np.asarray(negatives, float)
     below = np.cumsum(negatives, axis=-1) - negatives / 2
     pairs = positives.sum(axis=-1) * negatives.sum(axis=-1)
-    return _ratio((positives * below).sum(axis=-1), pairs)
+    return ratio((positives * below).sum(axis=-1), pairs)
 
 
 def average_precision(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
@@ -55,8 +55,8 @@ def aupro(found: np.ndarray, regions: np.ndarray, negatives: np.ndarray, limit: 
     `negatives` (..., G) other pixels. Returns (...,) in [0, 1]; NaN without regions or without other pixels.
     """
     found, negatives = np.asarray(found, float), np.asarray(negatives, float)
-    overlap = _ratio(np.cumsum(found[..., ::-1], axis=-1), np.asarray(regions, float)[..., None])
-    rate = _ratio(np.cumsum(negatives[..., ::-1], axis=-1), negatives.sum(axis=-1)[..., None])
+    overlap = ratio(np.cumsum(found[..., ::-1], axis=-1), np.asarray(regions, float)[..., None])
+    rate = ratio(np.cumsum(negatives[..., ::-1], axis=-1), negatives.sum(axis=-1)[..., None])
     start = np.zeros((*rate.shape[:-1], 1))
     overlap, rate = np.concatenate([start, overlap], axis=-1), np.concatenate([start, rate], axis=-1)
     step, width = np.diff(overlap, axis=-1), np.diff(rate, axis=-1)
@@ -76,7 +76,7 @@ def _descending(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarra
 
 def _mean_precision(positives: np.ndarray, negatives: np.ndarray, hits: np.ndarray, called: np.ndarray) -> np.ndarray:
     precision = np.divide(hits, called, out=np.zeros_like(hits), where=called > 0)
-    mean = _ratio((positives * precision).sum(axis=-1), positives.sum(axis=-1))
+    mean = ratio((positives * precision).sum(axis=-1), positives.sum(axis=-1))
     return np.where(negatives.sum(axis=-1) > 0, mean, np.nan)
 
 
@@ -100,7 +100,7 @@ def weighted_curve(curve: Curve, scores: np.ndarray, labels: np.ndarray, groups:
     return out
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """`part / whole` with NaN where `whole` is zero: an undefined metric, not a bad one."""
     part, whole = np.broadcast_arrays(np.asarray(part, float), np.asarray(whole, float))
     return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)

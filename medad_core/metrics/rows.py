@@ -13,8 +13,8 @@ from itertools import pairwise
 import numpy as np
 
 from medad_core.metrics import ranking
-from medad_core.metrics.pixel import FPR_LIMIT, PixelHistogram
-from medad_core.metrics.statistics import Values
+from medad_core.metrics.pixel import PixelHistogram
+from medad_core.metrics.statistics import Values, pixel_statistics
 
 ECE_BINS = 15
 Decision = tuple[str, np.ndarray, str | None]  # rule; 1 yes, 0 no, NaN undecided; why some are undecided
@@ -59,26 +59,34 @@ class RuledStatistic:
 
 @dataclass(frozen=True)
 class _Judged:
-    """Units (slices or patients) of one level: label and score (N,), patient (N,) of each."""
+    """Units (slices or patients) of one level: label and score (N,), patient (N,) of each; `absent` says why scores are missing."""
 
     level: str
     patient: np.ndarray
     patients: int
     label: np.ndarray
     score: np.ndarray
+    absent: str | None = None
+
+    @property
+    def name(self) -> str:
+        return "patients" if self.level == "patient" else "slices"
 
     def why_not(self) -> str | None:
         """Why nothing can be measured of these scores."""
         known = ~np.isnan(self.label)
-        name = "patients" if self.level == "patient" else "slices"
         if not known.any():
-            return f"no labelled {name}"
+            return f"no labelled {self.name}"
         bad = int(np.isnan(self.score[known]).sum())
-        return f"{bad} scores are not numbers" if bad else None
+        return (self.absent or f"{bad} scores are not numbers") if bad else None
+
+    def why_undecided(self, said: np.ndarray, among: np.ndarray, reason: str | None) -> str | None:
+        """Why nothing can be said of decisions (N,) `among` which some are NaN; None where all are made."""
+        undecided = int(np.isnan(said[among]).sum())
+        return (reason or self.why_not() or f"{undecided} {self.name} undecided") if undecided else None
 
     def one_class(self) -> str:
-        name = "patients" if self.level == "patient" else "slices"
-        return f"one class only: no {name} with tumour" if not (self.label == 1).any() else f"one class only: no tumour-free {name}"
+        return f"one class only: no {self.name} with tumour" if not (self.label == 1).any() else f"one class only: no tumour-free {self.name}"
 
     def count(self, flags: np.ndarray) -> np.ndarray:
         """Flags (N,) to how many each patient has (P,)."""
@@ -118,28 +126,28 @@ def _calibration(units: _Judged, probability: bool) -> RuledStatistic:
     cells = np.minimum((units.score[known] * ECE_BINS).astype(int), ECE_BINS - 1) + ECE_BINS * units.patient[known]
     gaps = np.bincount(cells, weights=units.score[known] - units.label[known], minlength=ECE_BINS * units.patients).reshape(-1, ECE_BINS)
     sizes = units.count(known)
-    return RuledStatistic("ece", units.level, "", "all", int(known.sum()), lambda w: _share(np.abs(w @ gaps).sum(axis=1), w @ sizes), "no slices")
+    return RuledStatistic("ece", units.level, "", "all", int(known.sum()), lambda w: ranking.ratio(np.abs(w @ gaps).sum(axis=1), w @ sizes), "no slices")
 
 
 def _decided(units: _Judged, decision: Decision, rule: str | None = None) -> Iterator[RuledStatistic]:
     name, said, reason = decision
     known = ~np.isnan(units.label)
-    why = "no labelled units" if not known.any() else (reason or "undecided") if np.isnan(said[known]).any() else None
+    why = units.why_undecided(said, known, reason) if known.any() else units.why_not()
     positive, negative = units.label == 1, units.label == 0
     tp, fn, tn, fp = (units.count(a & (said == b)) for a, b in ((positive, 1), (positive, 0), (negative, 0), (negative, 1)))
 
     def sensitivity(w: np.ndarray) -> np.ndarray:
-        return _share(w @ tp, w @ (tp + fn))
+        return ranking.ratio(w @ tp, w @ (tp + fn))
 
     def specificity(w: np.ndarray) -> np.ndarray:
-        return _share(w @ tn, w @ (tn + fp))
+        return ranking.ratio(w @ tn, w @ (tn + fp))
 
     rows = (
-        ("accuracy", "all", known, lambda w: _share(w @ (tp + tn), w @ (tp + fn + tn + fp))),
+        ("accuracy", "all", known, lambda w: ranking.ratio(w @ (tp + tn), w @ (tp + fn + tn + fp))),
         ("balanced_accuracy", "all", known, lambda w: (sensitivity(w) + specificity(w)) / 2),
         ("sensitivity", "tumour", positive, sensitivity),
         ("specificity", "tumour_free", negative, specificity),
-        ("f1", "all", known, lambda w: np.where(w @ (tp + fn) > 0, _share(2 * (w @ tp), w @ (2 * tp + fp + fn)), np.nan)),
+        ("f1", "all", known, lambda w: np.where(w @ (tp + fn) > 0, ranking.ratio(2 * (w @ tp), w @ (2 * tp + fp + fn)), np.nan)),
     )
     single = not (positive.any() and negative.any())
     for metric, subset, among, values in rows:
@@ -151,55 +159,67 @@ def _decided(units: _Judged, decision: Decision, rule: str | None = None) -> Ite
 def _by_size(units: _Judged, decision: Decision, area_mm2: np.ndarray, edges: Sequence[float]) -> Iterator[RuledStatistic]:
     """Sensitivity among slices whose tumour covers an area within each bin."""
     name, said, reason = decision
+    unmeasured = int(np.isnan(area_mm2[units.label == 1]).sum())
     for low, high in pairwise((0.0, *edges, np.inf)):
         within = (units.label == 1) & (area_mm2 >= low) & (area_mm2 < high)
         hit, size = units.count(within & (said == 1)), units.count(within)
-        why = (reason or "undecided") if np.isnan(said[within]).any() else None
+        # A lesion of unknown size may belong to any of the bins.
+        why = f"{unmeasured} slices with tumour have no area" if unmeasured else units.why_undecided(said, within, reason)
         subset = f"area from {low:g} mm²" if np.isinf(high) else f"area {low:g} to {high:g} mm²"
-        values = _never if why else lambda w, hit=hit, size=size: _share(w @ hit, w @ size)
+        values = _never if why else lambda w, hit=hit, size=size: ranking.ratio(w @ hit, w @ size)
         yield RuledStatistic("sensitivity", units.level, name, subset, int(within.sum()), values, why or "no lesions of this size")
 
 
 def _pixels(row: RowUnits) -> Iterator[RuledStatistic]:
     if not row.histograms:
-        for metric, rule in (("auroc", ""), ("ap", ""), ("aupro", ""), ("dice", "validation"), ("dice", "0.5")):
-            yield RuledStatistic(metric, "pixel", rule, "all", 0, _never, row.pixel_reason or "no maps")
+        for metric, rule, subset in (("auroc", "", "all"), ("ap", "", "all"), ("aupro", "", "all"), ("dice", "validation", "tumour"), ("dice", "0.5", "tumour")):
+            yield RuledStatistic(metric, "pixel", rule, subset, 0, _never, row.pixel_reason or "no maps")
         return
-    tumour, other = (np.array(counts, float) for counts in zip(*(histogram.classes() for histogram in row.histograms), strict=True))
-    found, regions = np.array([h.found for h in row.histograms]), np.array([h.regions for h in row.histograms], float)
-    tied, pixels = row.histograms[0].tied, sum(h.pixels for h in row.histograms)
-    why = "no pixels of both classes"
-    yield RuledStatistic("auroc", "pixel", "", "all", pixels, _batched(lambda w: ranking.auroc(w @ tumour, w @ other)), why)
-    yield RuledStatistic("ap", "pixel", "", "all", pixels, _batched(lambda w: ranking.average_precision_of_levels(w @ tumour, w @ other, tied)), why)
-    yield RuledStatistic("aupro", "pixel", "", "all", pixels, _batched(lambda w: ranking.aupro(w @ found, w @ regions, w @ other, FPR_LIMIT)), why)
-    in_tumour_slices = sum(h.tumour_slice_pixels for h in row.histograms)
-    for rule, limits in (("validation", row.pixel_thresholds), ("0.5", np.full(row.patients, 0.5))):
-        if limits is None:
-            yield RuledStatistic("dice", "pixel", rule, "tumour", in_tumour_slices, _never, row.pixel_reason or "no threshold")
-            continue
-        overlap = np.array([h.overlap(limit) if h.classes()[0].any() else (0, 0) for h, limit in zip(row.histograms, limits, strict=True)], float)
-        yield RuledStatistic("dice", "pixel", rule, "tumour", in_tumour_slices, lambda w, o=overlap: _share(w @ o[:, 0], w @ o[:, 1]), "no slices with tumour")
+    *curves, at_half = pixel_statistics(row.histograms, 0.5)
+    for found in curves:
+        yield RuledStatistic(found.metric.removeprefix("map_"), "pixel", "", "all", found.n, found.values, found.undefined)
+    yield _dice(row, at_half.n)
+    yield RuledStatistic("dice", "pixel", "0.5", "tumour", at_half.n, at_half.values, at_half.undefined)
+
+
+def _dice(row: RowUnits, pixels: int) -> RuledStatistic:
+    """Pooled Dice, each patient at the threshold of its own fold."""
+    if row.pixel_thresholds is None:
+        return RuledStatistic("dice", "pixel", "validation", "tumour", pixels, _never, row.pixel_reason or "no threshold")
+    overlaps = [h.overlap(limit) if h.regions else (0, 0) for h, limit in zip(row.histograms, row.pixel_thresholds, strict=True)]
+    twice_hit, sizes = np.array(overlaps, float).T
+    return RuledStatistic("dice", "pixel", "validation", "tumour", pixels, lambda w: ranking.ratio(w @ twice_hit, w @ sizes), "no tumour slices")
 
 
 def _patients(row: RowUnits) -> Iterator[RuledStatistic]:
     """A patient is positive where any slice is, by the highest, the k-th highest or the mean score."""
-    columns = [row.patient == patient for patient in range(row.patients)]
-    label = np.array([_highest(row.label[own]) for own in columns])
-    for name, of_scores in (("any", lambda s: np.max(s)), ("k_of_n", lambda s: np.sort(s)[-row.k] if len(s) >= row.k else np.nan), ("mean", np.mean)):
-        score = np.array([of_scores(row.score[own]) for own in columns])
-        units = _Judged("patient", np.arange(row.patients), row.patients, label, score)
+    slices = [np.flatnonzero(row.patient == patient) for patient in range(row.patients)]
+    label = np.array([_highest(row.label[own]) for own in slices])
+    for name, least in (("any", 1), ("k_of_n", row.k), ("mean", 1)):
+        score = np.array([_score(row.score[own], None if name == "mean" else least) for own in slices])
+        few = sum(len(own) < least and not np.isnan(known) for own, known in zip(slices, label, strict=True))
+        absent = f"{few} patients have fewer than {least} slices" if few else None
+        units = _Judged("patient", np.arange(row.patients), row.patients, label, score, absent)
         yield from _curves(units, name, ("auroc",))
-        decisions = row.patient_decisions_mean if name == "mean" else [_voted(decision, columns, 1 if name == "any" else row.k) for decision in row.decisions]
+        decisions = row.patient_decisions_mean if name == "mean" else [_voted(decision, slices, least) for decision in row.decisions]
         for decision in decisions:
             yield from (found for found in _decided(units, decision, f"{name}/{decision[0]}") if found.metric != "f1")
 
 
-def _voted(decision: Decision, columns: Sequence[np.ndarray], least: int) -> Decision:
-    """Yes where at least `least` slices are; undecided where undecided slices could still change that."""
+def _score(scores: np.ndarray, k: int | None) -> float:
+    """The k-th highest of a patient's scores, or their mean; NaN where one is NaN, which sorting would pass over, or k are not there."""
+    if len(scores) < (k or 1) or np.isnan(scores).any():
+        return np.nan
+    return float(np.sort(scores)[-k] if k else np.mean(scores))
+
+
+def _voted(decision: Decision, slices: Sequence[np.ndarray], least: int) -> Decision:
+    """Yes where at least `least` slices are; undecided where undecided or missing slices could still change that."""
     rule, said, reason = decision
-    yes = np.array([(said[own] == 1).sum() for own in columns])
-    open_ = np.array([np.isnan(said[own]).sum() for own in columns])
-    return rule, np.where(yes >= least, 1.0, np.where(yes + open_ < least, 0.0, np.nan)), reason
+    yes = np.array([(said[own] == 1).sum() for own in slices])
+    open_ = np.array([np.isnan(said[own]).sum() for own in slices])
+    enough = np.array([len(own) >= least for own in slices])
+    return rule, np.where(yes >= least, 1.0, np.where(enough & (yes + open_ < least), 0.0, np.nan)), reason
 
 
 def _highest(values: np.ndarray) -> float:
@@ -207,16 +227,5 @@ def _highest(values: np.ndarray) -> float:
     return float(known.max()) if len(known) else np.nan
 
 
-def _batched(values: Values) -> Values:
-    """In batches: a thousand replicates of 4,096 levels at once would hold gigabytes for a large cohort."""
-    return lambda w: np.concatenate([values(part) for part in np.array_split(w, 1 + len(w) // 64)])
-
-
 def _never(weights: np.ndarray) -> np.ndarray:
     return np.full(len(weights), np.nan)
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
-
-

@@ -13,7 +13,7 @@ import numpy as np
 
 from medad_core.metrics import ranking
 from medad_core.metrics.columns import Units
-from medad_core.metrics.pixel import PixelHistogram
+from medad_core.metrics.pixel import FPR_LIMIT, PixelHistogram
 
 Values = Callable[[np.ndarray], np.ndarray]
 
@@ -46,21 +46,21 @@ def verdict_statistics(units: Units, level: str) -> list[Statistic]:
     tn, fp = of_patient(negative & units.says_no), of_patient(negative & ~units.says_no)
 
     def sensitivity(w: np.ndarray) -> np.ndarray:
-        return _share(w @ tp, w @ (tp + fn))
+        return ranking.ratio(w @ tp, w @ (tp + fn))
 
     def specificity(w: np.ndarray) -> np.ndarray:
-        return _share(w @ tn, w @ (tn + fp))
+        return ranking.ratio(w @ tn, w @ (tn + fp))
 
     def f1(w: np.ndarray) -> np.ndarray:
-        return np.where(w @ (tp + fn) > 0, _share(2 * (w @ tp), w @ (2 * tp + fp + fn)), np.nan)
+        return np.where(w @ (tp + fn) > 0, ranking.ratio(2 * (w @ tp), w @ (2 * tp + fp + fn)), np.nan)
 
     def majority(w: np.ndarray) -> np.ndarray:
-        return _share(np.maximum(w @ (tp + fn), w @ (tn + fp)), w @ (tp + fn + tn + fp))
+        return ranking.ratio(np.maximum(w @ (tp + fn), w @ (tn + fp)), w @ (tp + fn + tn + fp))
 
     why = _why_not(level, units, judged, "answers")
     everything, sick, healthy = int(judged.sum()), int(positive.sum()), int(negative.sum())
     rows: list[tuple[str, str, int, Values]] = [
-        ("verdict_accuracy", "all", everything, lambda w: _share(w @ (tp + tn), w @ (tp + fn + tn + fp))),
+        ("verdict_accuracy", "all", everything, lambda w: ranking.ratio(w @ (tp + tn), w @ (tp + fn + tn + fp))),
         ("verdict_balanced_accuracy", "all", everything, lambda w: (sensitivity(w) + specificity(w)) / 2),
         ("verdict_sensitivity", "tumour", sick, sensitivity),
         ("verdict_specificity", "tumour_free", healthy, specificity),
@@ -89,32 +89,30 @@ def text_statistics(slices: Units, map_threshold: float) -> list[Statistic]:
 
 
 def pixel_statistics(histograms: Sequence[PixelHistogram], map_threshold: float) -> list[Statistic]:
-    """Pixel curves and pooled Dice from one histogram a patient, in the order of the weights' columns; at least one."""
+    """Pixel curves, AUPRO and pooled Dice, in this order, from one histogram a patient, in the order of the weights' columns; at least one."""
     levels = histograms[0].levels
     classes = np.array([histogram.classes() for histogram in histograms], float).reshape(-1, 2, levels)
     positives, negatives = classes[:, 0], classes[:, 1]
+    found, regions = np.array([h.found for h in histograms]), np.array([h.regions for h in histograms], float)
     twice_hit, sizes, sick = _overlaps(histograms, map_threshold)
     pixels = sum(histogram.pixels for histogram in histograms)
     in_tumour_slices = sum(histogram.tumour_slice_pixels for histogram in histograms)
 
-    def curve(of: ranking.Curve) -> Values:
+    def batched(values: Values) -> Values:
         # Replicates go through in batches: a thousand of them at once would hold gigabytes for a large cohort.
-        def batches(w: np.ndarray) -> np.ndarray:
-            parts = np.array_split(w, 1 + len(w) // 64)
-            return np.concatenate([of(part @ positives, part @ negatives) for part in parts])
+        return lambda w: np.concatenate([values(part) for part in np.array_split(w, 1 + len(w) // 64)])
 
-        return batches
-
-    def precision(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
-        return ranking.average_precision_of_levels(positive, negative, histograms[0].tied)
+    def precision(w: np.ndarray) -> np.ndarray:
+        return ranking.average_precision_of_levels(w @ positives, w @ negatives, histograms[0].tied)
 
     why = "no labelled pixels of both classes"
     return [
-        Statistic("map_auroc", "pixel", "all", pixels, curve(ranking.auroc), why),
-        Statistic("map_ap", "pixel", "all", pixels, curve(precision), why),
+        Statistic("map_auroc", "pixel", "all", pixels, batched(lambda w: ranking.auroc(w @ positives, w @ negatives)), why),
+        Statistic("map_ap", "pixel", "all", pixels, batched(precision), why),
+        Statistic("map_aupro", "pixel", "all", pixels, batched(lambda w: ranking.aupro(w @ found, w @ regions, w @ negatives, FPR_LIMIT)), why),
         Statistic(
             "map_dice", "pixel", "tumour", in_tumour_slices,
-            lambda w: np.where(w @ sick > 0, _share(w @ twice_hit, w @ sizes), np.nan), "no tumour slices",
+            lambda w: np.where(w @ sick > 0, ranking.ratio(w @ twice_hit, w @ sizes), np.nan), "no tumour slices",
         ),
     ]  # fmt: skip
 
@@ -124,7 +122,7 @@ def patient_dice(histograms: Sequence[PixelHistogram], map_threshold: float) -> 
     twice_hit, sizes, sick = _overlaps(histograms, map_threshold)
     each = np.where(sick > 0, twice_hit / np.maximum(sizes, 1), 0.0)
     why = "no patients with tumour slices"
-    return Statistic("map_dice", "patient", "tumour", int(sick.sum()), lambda w: _share(w @ each, w @ sick), why)
+    return Statistic("map_dice", "patient", "tumour", int(sick.sum()), lambda w: ranking.ratio(w @ each, w @ sick), why)
 
 
 def _overlaps(histograms: Sequence[PixelHistogram], threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -144,7 +142,7 @@ def _shared(units: Units, metric: str, subset: str, flag: np.ndarray, among: np.
     """Share of `flag` among the slices `among`."""
     of_patient = _counter(units)
     part, whole = of_patient(flag & among), of_patient(among)
-    return Statistic(metric, "text", subset, int(among.sum()), lambda w: _share(w @ part, w @ whole), why)
+    return Statistic(metric, "text", subset, int(among.sum()), lambda w: ranking.ratio(w @ part, w @ whole), why)
 
 
 def _counter(units: Units) -> Callable[[np.ndarray], np.ndarray]:
@@ -162,7 +160,3 @@ def _why_not(level: str, units: Units, usable: np.ndarray, what: str) -> str:
     if not (usable & units.positive).any():
         return f"one class only: no {unit} with tumour"
     return f"one class only: no tumour-free {unit}"
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)

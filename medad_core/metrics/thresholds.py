@@ -38,7 +38,8 @@ def choose_threshold(scores: np.ndarray, labels: np.ndarray, rule: str) -> Thres
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # where the last of equal scores stands
     hits, called = np.cumsum(labels[order])[ends], ends + 1
     positives, negatives = labels.sum(), (~labels).sum()
-    gain = hits / positives - (called - hits) / negatives if rule == "youden" else 2 * hits / (called + positives)
+    # Whole numbers for Youden, because rounding would part equally good thresholds.
+    gain = hits * negatives - (called - hits) * positives if rule == "youden" else 2 * hits / (called + positives)
     return Threshold(rule, float(scores[order][ends[np.argmax(gain)]]))
 
 

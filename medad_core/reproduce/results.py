@@ -50,7 +50,18 @@ def _facts(study: Study, table: Table, settings: Settings) -> Facts:
         failed={row: table.failed.get(row) for row in settings.reproduce.rows},
         thresholds=tuple(_threshold_notes(table, settings)),
         settings=settings_to_yaml(settings),
+        notes=tuple(_notes(study)),
     )
+
+
+def _notes(study: Study) -> Iterator[str]:
+    yield "For research. Not a medical device."
+    if len(study.groups) > 1:
+        yield "Every row learns from the training patients and the training phantoms together; thresholds and numbers are of each kind alone."
+    if len(study.folds) > 1:
+        yield "Scores of the folds are pooled as they are, though each fold has models of its own; decisions use each fold's own threshold."
+    if study.rejected:
+        yield f"{len(study.rejected)} cases could not be used: " + "; ".join(f"{case_id}, {reason}" for case_id, reason in study.rejected) + "."
 
 
 def _group_facts(study: Study, table: Table, group: str) -> GroupFacts:
@@ -79,7 +90,9 @@ def _gallery(study: Study, table: Table, cases: dict[str, TrainingCase], setting
     for row in table.rows:
         rule, decided, _ = next(((r, d, w) for r, d, w in row.seeds[0].units.decisions if r in (settings.reproduce.rule, "answer")), (None, None, None))
         if rule is not None:
-            yield GalleryRow(row.row, ROWS[row.row].title, row.group, rule, tuple(_worst(row, rule, decided, cases, settings.reproduce.gallery)))
+            label = row.seeds[0].units.label
+            errors = [int(((label == true) & (decided == said)).sum()) for true, said in ((0, 1), (1, 0))]
+            yield GalleryRow(row.row, ROWS[row.row].title, row.group, rule, tuple(_worst(row, rule, decided, cases, settings.reproduce.gallery)), *errors)
 
 
 def _worst(row: RowOfGroup, rule: str, decided: np.ndarray, cases: dict[str, TrainingCase], count: int) -> Iterator[GallerySlice]:

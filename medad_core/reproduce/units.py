@@ -30,7 +30,7 @@ SCORES = pa.schema(
         pa.field("split", pa.string(), nullable=False),  # validation or test
         pa.field("label", pa.int8(), nullable=False),
         pa.field("area_mm2", pa.float64(), nullable=False),  # of the tumour in this slice
-        pa.field("score", pa.float64(), nullable=False),  # NaN where the row has none
+        pa.field("score", pa.float64()),  # null and NaN are one: no score
         pa.field("map_score", pa.float64()),  # of the anomaly map under an answer
         pa.field("answer", pa.string()),
         pa.field("answer_parsed", pa.bool_()),

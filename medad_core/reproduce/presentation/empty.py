@@ -1,20 +1,30 @@
 """Why cells are empty, in few lines.
 
-One decision: cells are named under their common reason, and rows under their common cells, since a reason such as "one class
-only" empties dozens at once.
+One decision: cells are named under their common reason, rows under their common cells and rules under their common metrics, since
+a reason such as "one class only" empties a hundred at once.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from medad_core.reproduce.presentation.facts import ThresholdNote
 from medad_core.reproduce.presentation.sheet import HEADLINE, PIXEL, Line, Sheet
 from medad_core.reproduce.presentation.words import escape, metric_words, rule_words
 from medad_core.reproduce.schema import ROWS
 
-Noted = tuple[str, str, str]  # reason, what is empty, row
+
+@dataclass(frozen=True)
+class _Empty:
+    """One empty cell: its row, level and metric; `how` is the rule or lesion size where that matters, as it is said after the level."""
+
+    reason: str
+    row: str
+    level: str
+    metric: str
+    how: str = ""
 
 
 def empty_cells(sheet: Sheet, group: str) -> list[str]:
@@ -22,52 +32,62 @@ def empty_cells(sheet: Sheet, group: str) -> list[str]:
     failed = [f"{row.title} failed: {escape(reason)}" for row in sheet.rows if (reason := sheet.failed(row.name))]
     alive = [row.name for row in sheet.rows if not sheet.failed(row.name)]
     lines = [line for row in alive for line in sheet.of_row(group, row)]
-    empty = [(line.reason or "no reason given", _what(line, sheet, lines), line.row) for line in lines if line.value is None]
-    noted = [(f"{line.reason} (the value stands)", _what(line, sheet, lines), line.row) for line in lines if line.value is not None and line.reason]
-    return failed + _grouped([*empty, *_absent(sheet, group, alive), *noted], alive)
+    empty = [_named(line, sheet, group, line.reason or "no reason given") for line in lines if line.value is None]
+    noted = [_named(line, sheet, group, f"{line.reason} (the value stands)") for line in lines if line.value is not None and line.reason]
+    return failed + _sentences([*empty, *_absent(sheet, group, alive), *noted], alive)
 
 
 def undefined_thresholds(notes: Iterable[ThresholdNote]) -> list[str]:
     """One sentence a reason for thresholds that could not be chosen."""
-    found = [(note.reason or "no reason given", f"{note.level} threshold of fold {note.fold}", note.row) for note in notes if note.value is None]
-    return _grouped(found, [note.row for note in notes])
+    found = [_Empty(note.reason or "no reason given", note.row, note.level, "threshold", f", fold {note.fold}") for note in notes if note.value is None]
+    return _sentences(found, [note.row for note in notes])
 
 
-def _absent(sheet: Sheet, group: str, rows: Iterable[str]) -> Iterator[Noted]:
+def _absent(sheet: Sheet, group: str, rows: Iterable[str]) -> Iterator[_Empty]:
     """Cells of the tables of columns that have no line at all."""
     for row in rows:
         for column in (*HEADLINE, *PIXEL):
             if sheet.find(group, row, column) is None:
-                yield "the row has no such number", f"{column.level} {metric_words(column.metric)}", row
+                yield _Empty("the row has no such number", row, column.level, metric_words(column.metric))
 
 
-def _what(line: Line, sheet: Sheet, lines: Iterable[Line]) -> str:
-    """Name of a number; its rule and subset only where the same number stands under another."""
-    name = f"{line.level} {metric_words(line.metric)}"
-    if line.is_area:
-        return f"{name}, {line.subset}"
-    fates = {(other.value is None, other.reason) for other in lines if (other.row, other.level, other.metric, other.is_area) == (line.row, line.level, line.metric, False)}
-    return f"{name} ({rule_words(line.rule, sheet.facts.patient_slices)})" if len(fates) > 1 and line.rule else name
+def _named(line: Line, sheet: Sheet, group: str, reason: str) -> _Empty:
+    """With its rule only where another rule gives the same number another fate."""
+    same = [other for other in sheet.of_row(group, line.row) if (other.level, other.metric, other.is_area) == (line.level, line.metric, line.is_area)]
+    differ = len({(other.value is None, other.reason) for other in same}) > 1
+    how = f" for {line.subset}" if line.is_area else f" by {rule_words(line.rule, sheet.facts.patient_slices)}" if differ and line.rule else ""
+    return _Empty(reason, line.row, line.level, metric_words(line.metric), how)
 
 
-def _grouped(found: Iterable[Noted], rows: Iterable[str]) -> list[str]:
-    """One "reason: cells (rows), cells (rows)" a reason, in the order in which reasons turn up."""
-    cells: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
-    for reason, what, row in found:
-        cells[reason][row][what] = None
+def _sentences(found: Iterable[_Empty], rows: Iterable[str]) -> list[str]:
+    """One "reason: cells (rows); cells (rows)" a reason, in the order in which reasons turn up."""
+    by_reason: dict[str, dict[str, list[_Empty]]] = defaultdict(lambda: defaultdict(list))
+    for cell in found:
+        by_reason[cell.reason][cell.row].append(cell)
     everyone = list(dict.fromkeys(rows))
-    return [f"{escape(reason)}: {', '.join(_shared(by_row, everyone))}." for reason, by_row in cells.items()]
+    return [f"{escape(reason)}: {'; '.join(_shared(by_row, everyone))}." for reason, by_row in by_reason.items()]
 
 
-def _shared(by_row: dict[str, dict[str, None]], everyone: list[str]) -> Iterator[str]:
-    together: dict[tuple[str, ...], list[str]] = defaultdict(list)
+def _shared(by_row: dict[str, list[_Empty]], everyone: list[str]) -> Iterator[str]:
+    together: dict[str, list[str]] = defaultdict(list)
     for row, cells in by_row.items():
-        together[tuple(cells)].append(row)
+        together[_cells(cells)].append(row)
     for cells, rows in together.items():
-        yield f"{', '.join(cells)} ({_named(rows, everyone)})"
+        yield f"{cells} ({_titles(rows, everyone)})"
 
 
-def _named(rows: list[str], everyone: list[str]) -> str:
+def _cells(cells: Iterable[_Empty]) -> str:
+    """As in: accuracy, F1 at image level by Youden / by best F1, Dice at pixel level."""
+    metrics: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    for cell in cells:
+        metrics[cell.level, cell.how][cell.metric] = None
+    places: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for (level, how), found in metrics.items():
+        places[level, ", ".join(found)].append(how)
+    return ", ".join(f"{found} at {level} level{' /'.join(hows)}" for (level, found), hows in places.items())
+
+
+def _titles(rows: list[str], everyone: list[str]) -> str:
     """Titles hold commas, so semicolons part them."""
     others = [row for row in everyone if row not in rows]
     if len(rows) <= max(1, len(others)):

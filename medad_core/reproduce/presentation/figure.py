@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from medad_core.reproduce.presentation.sheet import AUROC, BALANCED, Column, Line, Sheet
-from medad_core.reproduce.presentation.words import between, heading, number
+from medad_core.reproduce.presentation.sheet import AUROC, BALANCED, MAIN, Column, Line, Sheet
+from medad_core.reproduce.presentation.words import RULES, between, heading, number
 from medad_core.reproduce.schema import PHANTOMS, PROPOSED
 
 _COLOURS = {"paper": "#34495e", "baseline": "#b0620c", "ablation": "#7d6b9e"}
@@ -27,7 +27,7 @@ class _Scale:
 
     low: float
     high: float = 1.0
-    room: float = 0.7
+    room: float = 0.76
 
     @property
     def end(self) -> float:
@@ -93,4 +93,5 @@ def _dress(axes: Axes, sheet: Sheet, column: Column, scale: _Scale) -> None:
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set(bounds=(scale.low, scale.high), color=_SOFT)
-    axes.set_xlabel(f"{column.title} (dashed: chance, 0.5)", fontsize=8.5, loc="left")
+    rule = f"by {RULES[sheet.facts.rule]}, or the LLM's answer" if column.rule == MAIN else ""
+    axes.set_xlabel(f"{column.title} (dashed: chance, 0.5)\n{rule}", fontsize=8.5, loc="left")

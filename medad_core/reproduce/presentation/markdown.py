@@ -30,14 +30,14 @@ def render_markdown(sheet: Sheet) -> str:
 
 
 def _facts(sheet: Sheet) -> list[str]:
-    facts = sheet.facts
+    facts, patients = sheet.facts, any(group.name != PHANTOMS for group in sheet.groups)
     return [
         f"Data: {escape(facts.data)}.",
         *(f"{heading(group.name)}: {_counted(group)}" for group in sheet.groups),
-        f"Split by patient, the same for every row: {'once' if facts.folds == 1 else f'{facts.folds} folds, each patient tested once'}. Seeds: {', '.join(map(str, facts.seeds))}.",
+        f"Split by patient, the same for every row: {'one split' if facts.folds == 1 else f'{facts.folds} folds, each patient tested once'}. Seeds: {', '.join(map(str, facts.seeds))}.",
         "A value is the mean over seeds, ± its standard deviation where a row has several; in brackets the 95 % interval of a bootstrap over patients, all slices of a patient together.",
         f"Thresholds are chosen on validation patients alone. Main decisions: the LLM's own answer where a row speaks, else the threshold rule “{RULES[facts.rule]}”.",
-        "The paper's own numbers are from other patients and another split: not comparable, shown for orientation.",
+        *(["The paper's own numbers are from other patients and another split: not comparable, shown for orientation."] if patients else []),
         *map(escape, facts.notes),
     ]
 

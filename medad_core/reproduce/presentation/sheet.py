@@ -17,7 +17,6 @@ from medad_core.reproduce.presentation.facts import Facts, GroupFacts
 from medad_core.reproduce.schema import ROWS, Row
 
 MAIN = "main"
-_SUBSETS = ("all", "tumour", "tumour_free")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Column:
-    """A number that rows are compared by. `rule` may be, or end in, `MAIN`; `subset` "" takes the widest that is there."""
+    """A number that rows are compared by. `rule` may be, or end in, `MAIN`; `subset` "" is any but a lesion size."""
 
     title: str
     level: str
@@ -102,9 +101,10 @@ class Sheet:
     def find(self, group: str, row: str, column: Column) -> Line | None:
         """The line behind a cell; None where the row has no such number."""
         for rule in self._rules(column.rule):
-            found = [line for line in self.of_row(group, row) if (line.level, line.metric, line.rule) == (column.level, column.metric, rule) and _fits(line, column)]
-            if found:
-                return min(found, key=lambda line: _SUBSETS.index(line.subset) if line.subset in _SUBSETS else len(_SUBSETS))
+            wanted = (column.level, column.metric, rule)
+            found = (line for line in self.of_row(group, row) if (line.level, line.metric, line.rule) == wanted and _fits(line, column))
+            if line := next(found, None):
+                return line
         return None
 
     def best(self, group: str, column: Column) -> float | None:

@@ -1,0 +1,230 @@
+"""What is measured of one row: hand-worked counts, scikit-learn as the reference, and cells that must stay empty."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
+
+from medad_core.metrics import PixelHistogram
+from medad_core.metrics.bootstrap import patient_weights
+from medad_core.metrics.rows import RowUnits, RuledStatistic, row_statistics
+
+# Patient 0: three slices, two with tumour. Patient 1: three, one. Patient 2: two, none.
+PATIENT = np.array([0, 0, 0, 1, 1, 1, 2, 2])
+LABEL = np.array([1, 1, 0, 1, 0, 0, 0, 0], float)
+SCORE = np.array([0.9, 0.4, 0.5, 0.8, 0.3, 0.1, 0.6, 0.2])
+AREA = np.array([50, 900, 0, 3000, 0, 0, 0, 0], float)
+SAID = (SCORE >= 0.5).astype(float)
+MEAN_SAID = np.array([1.0, 0.0, 0.0])
+
+
+def histogram(seed: int) -> PixelHistogram:
+    rng, found = np.random.default_rng(seed), PixelHistogram()
+    mask = np.zeros((20, 20), bool)
+    if seed < 2:
+        mask[4:9, 4:9] = True
+    found.accumulate(np.clip(rng.random((20, 20)) * 0.6 + 0.4 * mask, 0, 1).astype(np.float32), mask)
+    return found
+
+
+ROW = RowUnits(
+    patient=PATIENT, patients=3, label=LABEL, score=SCORE, probability=True, decisions=(("youden", SAID, None),), area_mm2=AREA,
+    patient_decisions_mean=(("youden", MEAN_SAID, None),), k=2, histograms=[histogram(seed) for seed in range(3)], pixel_thresholds=np.full(3, 0.4), pixel_reason=None,
+)  # fmt: skip
+
+
+def found(row: RowUnits, edges=(100.0, 1000.0)) -> dict[tuple[str, str, str, str], RuledStatistic]:
+    return {(s.level, s.metric, s.rule, s.subset): s for s in row_statistics(row, edges)}
+
+
+def value(row: RowUnits, *key: str) -> float:
+    return float(found(row)[key].values(np.ones((1, row.patients)))[0])
+
+
+def test_curves_equal_scikit_learn():
+    assert value(ROW, "image", "auroc", "", "all") == pytest.approx(roc_auc_score(LABEL, SCORE))
+    assert value(ROW, "image", "ap", "", "all") == pytest.approx(average_precision_score(LABEL, SCORE))
+
+
+def test_decisions_equal_scikit_learn():
+    assert value(ROW, "image", "balanced_accuracy", "youden", "all") == pytest.approx(balanced_accuracy_score(LABEL, SAID))
+    assert value(ROW, "image", "f1", "youden", "all") == pytest.approx(f1_score(LABEL, SAID))
+    assert value(ROW, "image", "accuracy", "youden", "all") == pytest.approx(5 / 8)
+    assert value(ROW, "image", "sensitivity", "youden", "tumour") == pytest.approx(2 / 3)
+    assert value(ROW, "image", "specificity", "youden", "tumour_free") == pytest.approx(3 / 5)
+
+
+def test_sensitivity_by_lesion_size_counts_each_slice_in_its_bin():
+    rows = found(ROW)
+    small, middle, large = (rows["image", "sensitivity", "youden", f"area {words}"] for words in ("0 to 100 mm²", "100 to 1000 mm²", "from 1000 mm²"))
+    assert [row.n for row in (small, middle, large)] == [1, 1, 1]
+    assert [float(row.values(np.ones((1, 3)))[0]) for row in (small, middle, large)] == [1, 0, 1]
+
+
+def test_calibration_error_worked_by_hand():
+    # Two bins: four slices at 0.1 of which one has tumour, four at 0.9 of which two have. |0.1 - 0.25| / 2 + |0.9 - 0.5| / 2.
+    row = replace(ROW, score=np.array([0.1, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9]), label=np.array([1, 0, 0, 0, 1, 1, 0, 0], float))
+    assert value(row, "image", "ece", "", "all") == pytest.approx(0.275)
+
+
+def test_calibration_of_a_score_that_is_no_probability_is_empty_with_its_reason():
+    cell = found(replace(ROW, probability=False))["image", "ece", "", "all"]
+    assert np.isnan(cell.values(np.ones((1, 3)))[0])
+    assert cell.undefined == "the score is no probability"
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("any", 0.5), ("k_of_n", 1.0), ("mean", 1.0)])
+def test_patients_are_ranked_by_highest_kth_highest_and_mean_score(rule, expected):
+    # Patients 0 and 1 have tumour, 2 has none. Highest: 0.9, 0.5, 0.6. Second highest: 0.5, 0.3, 0.2. Mean: 0.6, 0.3, 0.25.
+    row = replace(ROW, score=np.array([0.9, 0.4, 0.5, 0.5, 0.3, 0.1, 0.6, -0.1]))
+    if rule == "k_of_n":
+        row = replace(row, score=np.array([0.9, 0.4, 0.5, 0.5, 0.3, 0.1, 0.6, 0.2]))
+    assert value(row, "patient", "auroc", rule, "all") == pytest.approx(expected)
+
+
+def test_a_patient_is_positive_by_any_slice_by_k_slices_or_by_its_mean():
+    # Slices said yes: patient 0 two, patient 1 one, patient 2 one.
+    assert value(ROW, "patient", "sensitivity", "any/youden", "tumour") == 1
+    assert value(ROW, "patient", "specificity", "any/youden", "tumour_free") == 0
+    assert value(ROW, "patient", "sensitivity", "k_of_n/youden", "tumour") == 0.5
+    assert value(ROW, "patient", "specificity", "k_of_n/youden", "tumour_free") == 1
+    assert value(ROW, "patient", "sensitivity", "mean/youden", "tumour") == 0.5
+
+
+def test_an_undecided_slice_leaves_its_patient_undecided_only_where_it_could_change_the_verdict():
+    said = SAID.copy()
+    said[[1, 4]] = np.nan  # patient 0 has a yes without it; patient 1 too, and one of two needed for k of n
+    row = replace(ROW, decisions=(("youden", said, "fold 0: no reason"),))
+    assert value(row, "patient", "sensitivity", "any/youden", "tumour") == 1
+    assert np.isnan(value(row, "patient", "sensitivity", "k_of_n/youden", "tumour"))
+
+
+def test_one_score_that_is_no_number_empties_every_cell_that_rests_on_it():
+    scores = SCORE.copy()
+    scores[3] = np.nan
+    rows = found(replace(ROW, score=scores))
+    for key in (("image", "auroc", "", "all"), ("image", "ap", "", "all"), ("image", "ece", "", "all")):
+        assert np.isnan(rows[key].values(np.ones((1, 3)))[0])
+        assert rows[key].undefined == "1 scores are not numbers"
+    assert np.isnan(rows["patient", "auroc", "mean", "all"].values(np.ones((1, 3)))[0])
+
+
+@pytest.mark.parametrize(("rule", "k"), [("any", 2), ("k_of_n", 2), ("mean", 2)])
+def test_a_patient_with_a_score_that_is_no_number_has_no_score_however_it_is_made(rule, k):
+    scores = SCORE.copy()
+    scores[0] = np.nan  # the other two of patient 0 would still have a second highest
+    cell = found(replace(ROW, score=scores, k=k))["patient", "auroc", rule, "all"]
+    assert np.isnan(cell.values(np.ones((1, 3)))[0])
+    assert cell.undefined == "1 scores are not numbers"
+
+
+def test_a_patient_of_fewer_than_k_slices_is_no_patient_without_tumour():
+    rows = found(replace(ROW, k=3))  # patient 2 has two slices
+    for key in (("patient", "auroc", "k_of_n", "all"), ("patient", "specificity", "k_of_n/youden", "tumour_free")):
+        assert np.isnan(rows[key].values(np.ones((1, 3)))[0])
+        assert rows[key].undefined == "1 patients have fewer than 3 slices"
+    assert rows["patient", "auroc", "any", "all"].values(np.ones((1, 3)))[0] == 1
+
+
+def test_decisions_that_a_missing_score_left_open_say_so():
+    scores, said = SCORE.copy(), SAID.copy()
+    scores[0], said[0] = np.nan, np.nan
+    rows = found(replace(ROW, score=scores, decisions=(("youden", said, None),)))
+    assert rows["image", "accuracy", "youden", "all"].undefined == "1 scores are not numbers"
+    assert found(replace(ROW, decisions=(("youden", said, None),)))["image", "accuracy", "youden", "all"].undefined == "1 slices undecided"
+
+
+def test_a_lesion_of_unknown_size_empties_every_bin():
+    area = AREA.copy()
+    area[0] = np.nan
+    cells = [cell for cell in row_statistics(replace(ROW, area_mm2=area), (100.0,)) if cell.subset.startswith("area")]
+    assert len(cells) == 2
+    assert all(np.isnan(cell.values(np.ones((1, 3)))[0]) and cell.undefined == "1 slices with tumour have no area" for cell in cells)
+
+
+def test_a_lesion_on_an_edge_belongs_to_the_bin_above():
+    rows = found(replace(ROW, area_mm2=np.array([100, 900, 0, 1000, 0, 0, 0, 0], float)))
+    assert [rows["image", "sensitivity", "youden", f"area {words}"].n for words in ("0 to 100 mm²", "100 to 1000 mm²", "from 1000 mm²")] == [0, 2, 1]
+
+
+def test_scores_outside_0_and_1_have_no_calibration_error():
+    cell = found(replace(ROW, score=SCORE * 2))["image", "ece", "", "all"]
+    assert np.isnan(cell.values(np.ones((1, 3)))[0])
+    assert cell.undefined == "scores outside [0, 1]"
+
+
+def test_undecided_slices_empty_the_cells_of_their_rule_and_no_others():
+    said = SAID.copy()
+    said[0] = np.nan
+    rows = found(replace(ROW, decisions=(("youden", said, "fold 1: nothing tumour-free to validate on"), ("max_recall", SAID, None))))
+    cell = rows["image", "accuracy", "youden", "all"]
+    assert np.isnan(cell.values(np.ones((1, 3)))[0])
+    assert cell.undefined == "fold 1: nothing tumour-free to validate on"
+    assert rows["image", "accuracy", "max_recall", "all"].values(np.ones((1, 3)))[0] == pytest.approx(5 / 8)
+
+
+def test_of_one_class_only_what_needs_two_is_empty():
+    rows = found(replace(ROW, label=np.ones(8)))
+    for metric in ("accuracy", "balanced_accuracy", "f1"):
+        assert np.isnan(rows["image", metric, "youden", "all"].values(np.ones((1, 3)))[0])
+        assert rows["image", metric, "youden", "all"].undefined == "one class only: no tumour-free slices"
+    assert np.isnan(rows["image", "auroc", "", "all"].values(np.ones((1, 3)))[0])
+    assert rows["image", "sensitivity", "youden", "tumour"].values(np.ones((1, 3)))[0] == pytest.approx(4 / 8)
+
+
+def test_maps_are_measured_by_their_histograms_and_thresholds():
+    total = ROW.histograms[0] + ROW.histograms[1] + ROW.histograms[2]
+    assert value(ROW, "pixel", "auroc", "", "all") == pytest.approx(total.auroc)
+    assert value(ROW, "pixel", "ap", "", "all") == pytest.approx(total.average_precision)
+    assert value(ROW, "pixel", "aupro", "", "all") == pytest.approx(total.aupro)
+    assert value(ROW, "pixel", "dice", "validation", "tumour") == pytest.approx(total.dice(0.4))
+    assert value(ROW, "pixel", "dice", "0.5", "tumour") == pytest.approx(total.dice(0.5))
+
+
+def test_dice_takes_each_patient_at_its_own_threshold():
+    row = replace(ROW, pixel_thresholds=np.array([0.2, 0.7, 0.4]))
+    overlaps = np.array([h.overlap(limit) for h, limit in zip(ROW.histograms[:2], (0.2, 0.7), strict=True)])
+    assert value(row, "pixel", "dice", "validation", "tumour") == pytest.approx(overlaps[:, 0].sum() / overlaps[:, 1].sum())
+
+
+def test_a_row_with_maps_and_one_without_have_the_same_cells():
+    without = replace(ROW, histograms=None, pixel_thresholds=None, pixel_reason="this row draws no map of its own")
+    assert list(found(ROW)) == list(found(without))
+
+
+def test_a_row_without_maps_has_empty_pixel_cells_with_the_reason():
+    row = replace(ROW, histograms=None, pixel_thresholds=None, pixel_reason="this row draws no map of its own")
+    cells = [cell for cell in row_statistics(row, (100.0,)) if cell.level == "pixel"]
+    assert len(cells) == 5
+    assert all(np.isnan(cell.values(np.ones((1, 3)))[0]) and cell.undefined == "this row draws no map of its own" for cell in cells)
+
+
+def test_a_patient_drawn_twice_counts_like_two_patients():
+    weights = np.array([[2.0, 0.0, 1.0]])
+    rows = np.r_[np.flatnonzero(PATIENT == 0), np.flatnonzero(PATIENT == 0), np.flatnonzero(PATIENT == 2)]
+    twice = found(ROW)
+    assert twice["image", "auroc", "", "all"].values(weights)[0] == pytest.approx(roc_auc_score(LABEL[rows], SCORE[rows]))
+    assert twice["image", "accuracy", "youden", "all"].values(weights)[0] == pytest.approx((LABEL[rows] == SAID[rows]).mean())
+
+
+def test_weights_of_one_give_the_value_and_drawn_patients_give_what_those_patients_would():
+    # Patient 1 drawn twice and patient 2 once, as a row of its own.
+    rows, numbers = np.r_[3:6, 3:6, 6:8], np.repeat([0, 1, 2], [3, 3, 2])
+    drawn = RowUnits(
+        patient=numbers, patients=3, label=LABEL[rows], score=SCORE[rows], probability=True, decisions=(("youden", SAID[rows], None),), area_mm2=AREA[rows],
+        patient_decisions_mean=(("youden", MEAN_SAID[[1, 1, 2]], None),), k=2, histograms=[ROW.histograms[n] for n in (1, 1, 2)], pixel_thresholds=np.full(3, 0.4), pixel_reason=None,
+    )  # fmt: skip
+    expected = found(drawn)
+    for key, cell in found(ROW).items():
+        assert cell.values(np.array([[0.0, 2.0, 1.0]]))[0] == pytest.approx(expected[key].values(np.ones((1, 3)))[0], nan_ok=True), key
+
+
+def test_every_statistic_takes_any_weights():
+    weights = patient_weights(3, 200, 0)
+    for cell in row_statistics(ROW, (100.0, 1000.0)):
+        values = cell.values(weights)
+        assert values.shape == (200,)
+        assert np.isnan(values).all() or (np.nanmin(values) >= 0 and np.nanmax(values) <= 1)

@@ -1,0 +1,433 @@
+"""`medad reproduce`: who is trained on whom, what a table is made of, and one whole table on tiny volumes with real models."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prefect_harness import write_case
+
+from medad_core.config import SplitSettings, load_settings, settings_to_yaml
+from medad_core.data.names import patient_of
+from medad_core.errors import ConfigError, MedadError, StoreError
+from medad_core.llm.location import CELLS
+from medad_core.metrics import PixelHistogram
+from medad_core.reproduce.decisions import seed_of_row
+from medad_core.reproduce.folds import Fold, deal
+from medad_core.reproduce.rows import derangement
+from medad_core.reproduce.schema import ROWS
+from medad_core.reproduce.study import Study, StudyCase, check_study, open_study, study_fingerprint
+from medad_core.reproduce.table import make_table
+from medad_core.reproduce.units import Scored, Unit, failure_of, is_done, pending, read_unit, seeds_of, units_of, write_failure, write_unit
+from medad_core.training.decoder import train_decoder
+
+pytest_plugins = ("prefect_harness",)
+SHARES = SplitSettings()
+
+# --- folds ----------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 5), min_size=3, max_size=30), st.lists(st.integers(0, 5), max_size=8), st.sampled_from([1, 3, 4, 5]))
+def test_every_patient_is_in_one_part_of_a_fold_and_tested_at_most_once(real, drawn, folds):
+    counts = {f"BraTS-GLI-{number // 2:05d}-{number % 2:03d}": count for number, count in enumerate(real)}
+    phantoms = {f"Phantom_{number:05d}": count for number, count in enumerate(drawn)}
+    dealt = deal(counts | phantoms, set(phantoms), folds, SHARES)
+    for fold in dealt:
+        parts = [{patient_of(case) for case in part} for part in (fold.train, fold.validation, fold.test)]
+        assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+    tested = [case for fold in dealt for case in fold.test]
+    assert len(tested) == len(set(tested))
+    if folds > 1:
+        assert set(tested) == set(counts) | set(phantoms)
+
+
+def test_tumour_free_slices_are_spread_over_tests_and_left_for_training_and_validation():
+    counts = {f"case_{number:02d}": 10 if number < 3 else 0 for number in range(12)}
+    for fold in deal(counts, (), 3, SHARES):
+        for part in (fold.train, fold.validation, fold.test):
+            assert sum(counts[case] > 0 for case in part) == 1
+
+
+def test_phantoms_are_dealt_apart_from_patients():
+    counts = {f"case_{number:02d}": 1 for number in range(9)}
+    alone = deal(counts, (), 3, SHARES)
+    phantoms = {f"Phantom_{number}": 1 for number in range(6)}
+    together = deal(counts | phantoms, set(phantoms), 3, SHARES)
+    for before, after in zip(alone, together, strict=True):
+        assert before.test == tuple(case for case in after.test if case in counts)
+        assert sum(case in phantoms for case in after.test) == 2
+
+
+# --- settings and units ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("reproduce.folds=2", "choose 1, or 3 and more"),
+        ("reproduce.rows=[shuffled]", "shuffled takes the answers of proposed"),
+        ("reproduce.rows=[patchwork]", "rows"),
+        ("reproduce.seeds=[1, 1]", "names one twice"),
+        ("reproduce.lesion_area_mm2=[100, 50]", "must rise"),
+    ],
+)
+def test_settings_that_make_no_table_are_refused(word, text):
+    with pytest.raises(ConfigError, match=text):
+        load_settings(None, [word])
+
+
+def test_rows_that_train_through_the_llm_may_have_fewer_seeds_and_untrained_rows_one():
+    chosen = load_settings(None, ["reproduce.seeds=[3, 4, 5]", "reproduce.llm_seeds=2"]).reproduce
+    assert {row: len(seeds_of(row, chosen)) for row in ("proposed", "shuffled", "autoencoder", "without-llm", "brightness", "majority")} == {
+        "proposed": 2, "shuffled": 2, "autoencoder": 3, "without-llm": 3, "brightness": 1, "majority": 1,
+    }  # fmt: skip
+    assert len(units_of(chosen, 2)) == 2 * (3 * 5 + 2 * 3 + 2)
+
+
+def frame(case_ids, split="test", seed=0, fold_labels=None) -> pd.DataFrame:
+    """Four slices a case, two with tumour, scores that tell them apart but for noise."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for case_id in case_ids:
+        for index in range(4):
+            label = int(index >= 2) if fold_labels is None else fold_labels
+            rows.append((case_id, 60 + index, split, label, 300.0 * label, 0.3 * label + rng.random() * 0.5, "left" if label else None))
+    made = pd.DataFrame(rows, columns=["case_id", "slice_index", "split", "label", "area_mm2", "score", "location_true"])
+    return made.assign(map_score=None, answer=None, answer_parsed=None, verdict=None, location=None)
+
+
+def histograms(case_ids, seed=0) -> dict[str, PixelHistogram]:
+    rng, found = np.random.default_rng(seed), {}
+    mask = np.zeros((16, 16), bool)
+    mask[4:8, 4:8] = True
+    for case_id in case_ids:
+        found[case_id] = PixelHistogram()
+        found[case_id].accumulate(np.clip(rng.random((16, 16)) * 0.6 + 0.35 * mask, 0, 1).astype(np.float32), mask)
+    return found
+
+
+def test_a_unit_comes_back_as_it_was_written(tmp_path):
+    unit, scored = Unit("autoencoder", 0, 1), Scored(frame(["a", "b"]), histograms(["a", "b"]), {("a", 61): np.full((8, 8), 7, np.uint8)})
+    write_failure(str(tmp_path), unit, "no such luck")
+    assert failure_of(str(tmp_path), unit) == "fold 0, seed 1: no such luck"
+    write_unit(str(tmp_path), unit, scored)
+    assert is_done(str(tmp_path), unit) and failure_of(str(tmp_path), unit) is None
+    again = read_unit(str(tmp_path), unit)
+    assert again.frame["score"].tolist() == scored.frame["score"].tolist()
+    assert again.histograms["b"].aupro == scored.histograms["b"].aupro
+    np.testing.assert_array_equal(again.thumbnails["a", 61], scored.thumbnails["a", 61])
+
+
+def test_units_without_scores_are_pending_and_say_so(tmp_path):
+    units = [Unit("autoencoder", 0, 0), Unit("autoencoder", 0, 1)]
+    write_unit(str(tmp_path), units[0], Scored(frame(["a"]), {}, {}))
+    assert pending(str(tmp_path), units) == units[1:]
+    assert failure_of(str(tmp_path), units[1]) == "fold 0, seed 1: not run yet"
+
+
+@settings(deadline=None)
+@given(st.integers(2, 60), st.integers(0, 1000))
+def test_a_shuffled_slice_never_keeps_its_own_map(count, seed):
+    rows = np.arange(5, 5 + count)
+    order = derangement(rows, np.random.default_rng(seed))
+    assert sorted(order) == rows.tolist()
+    assert (order != rows).all()
+
+
+# --- decisions ------------------------------------------------------------------------------------------------------
+
+
+def study_of(folds: int = 2) -> Study:
+    names = [f"case_{number}" for number in range(6)]
+    dealt = [Fold(train=(names[4],), validation=(names[fold],), test=(names[2 + fold],)) for fold in range(folds)]
+    cases = tuple(StudyCase(case_id=name, phantom=False, features="", pictures="", first_slice=60, pixel_mm2=1.0) for name in names)
+    return Study(root="somewhere", fingerprint={}, cases=cases, rejected=(), folds=tuple(dealt))
+
+
+def scored_folds(study: Study, **changes) -> list[Scored]:
+    made = []
+    for number, fold in enumerate(study.folds):
+        both = pd.concat([frame(fold.validation, "validation", seed=number), frame(fold.test, "test", seed=10 + number)], ignore_index=True)
+        made.append(Scored(both.assign(**changes), histograms([*fold.validation, *fold.test], number), {}))
+    return made
+
+
+def test_thresholds_come_from_the_validation_patients_of_the_same_fold():
+    study, chosen = study_of(), load_settings()
+    folds = scored_folds(study)
+    made = seed_of_row("autoencoder", "patients", study, folds, chosen)
+    for number, scored in enumerate(folds):
+        held = scored.frame[scored.frame["split"] == "validation"]
+        [threshold] = [item.threshold for item in made.thresholds if (item.fold, item.level, item.threshold.rule) == (number, "image", "max_recall")]
+        assert threshold.value == held.loc[held["label"] == 1, "score"].min()
+        decided = dict(zip(zip(made.frame["case_id"], made.frame["slice_index"], strict=True), made.units.decisions[0][1], strict=True))
+        test = scored.frame[scored.frame["split"] == "test"]
+        assert [decided[row.case_id, row.slice_index] for row in test.itertuples()] == (test["score"] >= threshold.value).astype(float).tolist()
+
+
+def test_test_labels_change_no_threshold():
+    study, chosen = study_of(), load_settings()
+    folds = scored_folds(study)
+    turned = [Scored(scored.frame.assign(label=scored.frame["label"].where(scored.frame["split"] == "validation", 1 - scored.frame["label"])), scored.histograms, {}) for scored in folds]
+    before, after = (seed_of_row("autoencoder", "patients", study, given, chosen).thresholds for given in (folds, turned))
+    assert [item.threshold.value for item in before] == [item.threshold.value for item in after]
+
+
+def test_an_answer_that_cannot_be_read_is_wrong_whatever_the_label():
+    study, chosen = study_of(1), load_settings()
+    unread = {"answer": "Perhaps.", "answer_parsed": False, "verdict": None}
+    made = seed_of_row("proposed", "patients", study, scored_folds(study, **unread), chosen)
+    [(rule, said, _)] = made.units.decisions
+    assert rule == "answer"
+    assert (said == 1 - made.frame["label"]).all()
+
+
+def test_validation_of_one_class_leaves_the_cells_empty_with_the_reason():
+    study, chosen = study_of(), load_settings()
+    folds = scored_folds(study)
+    folds[1] = Scored(folds[1].frame.assign(label=folds[1].frame["label"].where(folds[1].frame["split"] == "test", 1)), folds[1].histograms, {})
+    made = seed_of_row("autoencoder", "patients", study, folds, chosen)
+    [cell] = [cell for cell in made.statistics if (cell.level, cell.metric, cell.rule) == ("image", "accuracy", "youden")]
+    assert np.isnan(cell.values(np.ones((1, 2)))[0])
+    assert cell.undefined == "fold 1: nothing tumour-free to validate on"
+
+
+def written(out: Path, study: Study, rows: tuple[str, ...], seeds=(0, 1), **changes) -> None:
+    answers = {"answer": "Yes, there is an anomaly at the left of the image.", "answer_parsed": True, "verdict": "yes", "location": "left", "map_score": 0.7}
+    for row in rows:
+        for fold, number in enumerate(range(len(study.folds))):
+            for seed in seeds:
+                given = scored_folds(study, **(answers if row == "proposed" else {}), **changes)[number]
+                noise = np.random.default_rng([seed, len(row)]).random(len(given.frame)) * 0.2
+                write_unit(str(out), Unit(row, fold, seed), Scored(given.frame.assign(score=given.frame["score"] * 0.8 + noise), given.histograms, {}))
+
+
+def test_a_table_averages_seeds_and_compares_with_the_proposed_scheme_on_the_same_slices(tmp_path):
+    study = study_of()
+    chosen = load_settings(None, ["reproduce.rows=[autoencoder, proposed]", "reproduce.seeds=[0, 1]", "evaluate.bootstrap=50"])
+    written(tmp_path, study, ("autoencoder", "proposed"))
+    lines = make_table(str(tmp_path), study, chosen).lines.to_pandas().set_index(["row", "level", "metric", "rule", "subset"]).sort_index()
+    each = []
+    for seed in (0, 1):
+        test = pd.concat([read_unit(str(tmp_path), Unit("autoencoder", fold, seed)).frame for fold in (0, 1)]).query("split == 'test'")
+        pairs = test.loc[test["label"] == 1, "score"].to_numpy()[:, None] - test.loc[test["label"] == 0, "score"].to_numpy()[None]
+        each.append((pairs > 0).mean())
+    found = lines.loc[("autoencoder", "image", "auroc", "", "all")]
+    assert found["value"] == pytest.approx(np.mean(each))
+    assert found["sd"] == pytest.approx(np.std(each, ddof=1))
+    reference = lines.loc[("proposed", "image", "auroc", "", "all")]
+    assert found["difference"] == pytest.approx(found["value"] - reference["value"])
+    assert np.isnan(reference["difference"])
+    accuracy = lines.loc[("autoencoder", "image", "accuracy", "f1", "all")]
+    assert accuracy["difference"] == pytest.approx(accuracy["value"] - lines.loc[("proposed", "image", "accuracy", "answer", "all"), "value"])
+
+
+def test_a_row_of_which_one_unit_failed_has_no_numbers_at_all(tmp_path):
+    study = study_of()
+    chosen = load_settings(None, ["reproduce.rows=[autoencoder, patchcore]", "reproduce.seeds=[0, 1]", "evaluate.bootstrap=10"])
+    written(tmp_path, study, ("autoencoder", "patchcore"))
+    (tmp_path / "rows/patchcore/fold-1-seed-0.parquet").unlink()
+    write_failure(str(tmp_path), Unit("patchcore", 1, 0), "out of luck")
+    table = make_table(str(tmp_path), study, chosen)
+    assert table.failed == {"patchcore": "fold 1, seed 0: out of luck"}
+    assert set(table.lines["row"].to_pylist()) == {"autoencoder"}
+
+
+def test_scores_that_are_not_numbers_leave_cells_empty_with_the_reason(tmp_path):
+    study = study_of()
+    chosen = load_settings(None, ["reproduce.rows=[autoencoder]", "evaluate.bootstrap=10"])
+    written(tmp_path, study, ("autoencoder",), seeds=(0,))
+    unit = Unit("autoencoder", 1, 0)
+    broken = read_unit(str(tmp_path), unit)
+    scores = broken.frame["score"].to_numpy(copy=True)
+    scores[-1] = np.nan
+    write_unit(str(tmp_path), unit, Scored(broken.frame.assign(score=scores), broken.histograms, {}))
+    lines = make_table(str(tmp_path), study, chosen).lines.to_pandas().set_index(["level", "metric", "rule", "subset"]).sort_index()
+    cell = lines.loc[("image", "auroc", "", "all")]
+    assert np.isnan(cell["value"]) and cell["reason"] == "1 scores are not numbers"
+    assert not np.isnan(lines.loc[("pixel", "auroc", "", "all"), "value"])
+
+
+def test_intervals_need_two_patients_and_say_so(tmp_path):
+    study = study_of(1)
+    chosen = load_settings(None, ["reproduce.rows=[autoencoder]", "evaluate.bootstrap=10"])
+    written(tmp_path, study, ("autoencoder",), seeds=(0,))
+    lines = make_table(str(tmp_path), study, chosen).lines.to_pandas().set_index(["level", "metric"]).sort_index()
+    cell = lines.loc[[("image", "auroc")]].iloc[0]
+    assert not np.isnan(cell["value"]) and np.isnan(cell["ci_low"])
+    assert cell["reason"] == "no interval from one patient"
+
+
+def test_a_study_of_other_settings_is_refused_by_name(tmp_path):
+    chosen = load_settings()
+    study = study_of().model_copy(update={"fingerprint": study_fingerprint(chosen)})
+    (tmp_path / "study.json").write_text(study.model_dump_json())
+    check_study(str(tmp_path), study_fingerprint(chosen))
+    check_study(str(tmp_path), study_fingerprint(load_settings(None, ["reproduce.seeds=[7]", "evaluate.bootstrap=9"])))
+    with pytest.raises(StoreError, match=r"reproduce\.folds \(there 1, now 3\).*choose another --out"):
+        check_study(str(tmp_path), study_fingerprint(load_settings(None, ["reproduce.folds=3"])))
+
+
+# --- the whole command ----------------------------------------------------------------------------------------------
+
+TINY = (
+    "data.first_slice=48", "data.last_slice=59", "data.scaling.reference_first=40", "data.scaling.reference_last=60", "train.first_slice=46", "train.last_slice=61",
+    "models.threads=2", "llm.engine=transformers", "evaluate.bootstrap=30", "flow.retry_delay_s=0", "train.folds=2", "train.decoder.steps=30", "train.decoder.batch_size=8",
+    "train.converter.warm_up_steps=10", "train.converter.synthetic_steps=1", "train.converter.real_steps=2", "train.converter.batch_size=2", "train.converter.validation_maps=4",
+    "reproduce.baselines.image_size=32", "reproduce.baselines.epochs=1", "reproduce.baselines.memory_slots=20", "reproduce.baselines.coreset=50", "reproduce.gallery=2",
+    "data.split={train: 0.5, validation: 0.25, test: 0.25}",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory) -> Path:
+    """Six balls with a lesion in the upper half of the range, one without a segmentation."""
+    root = tmp_path_factory.mktemp("labelled")
+    for number in range(7):
+        write_case(root, f"BraTS2021_{number:05d}", seed=number, tumour=range(53 + number % 3, 64))
+    (root / "BraTS2021_00006" / "BraTS2021_00006_seg.nii.gz").unlink()
+    return root
+
+
+@pytest.fixture(scope="module")
+def reproduced(server, cases, tmp_path_factory):
+    from flows.reproduce import reproduce
+
+    out = tmp_path_factory.mktemp("reproduced")
+    return out, reproduce(str(cases), str(out), settings_to_yaml(load_settings(None, TINY)))
+
+
+def test_every_row_of_the_table_has_its_numbers(reproduced):
+    _, made = reproduced
+    assert made.failed == ()
+    lines = pd.read_parquet(made.table)
+    assert set(lines["row"]) == set(ROWS)
+    auroc = lines[(lines["level"] == "image") & (lines["metric"] == "auroc")].set_index("row")
+    assert auroc["value"].between(0, 1).all() and (auroc["n"] == 12).all()
+    assert auroc.loc["majority", "value"] == 0.5
+    assert auroc.loc["without-llm", "value"] > 0.8
+    assert {(row, reason) for row, reason in made.rejected} == {("BraTS2021_00006", made.rejected[0][1])}
+    assert "no segmentation" in made.rejected[0][1]
+
+
+def test_every_row_is_scored_on_the_very_same_slices(reproduced):
+    out, _ = reproduced
+    keys = {row: [tuple(key) for key in read_unit(str(out), Unit(row, 0, 0)).frame.query("split == 'test'")[["case_id", "slice_index", "label"]].to_numpy()] for row in ROWS}
+    assert all(found == keys["proposed"] for found in keys.values())
+
+
+def test_shuffled_answers_are_those_of_other_slices(reproduced):
+    out, _ = reproduced
+    own, moved = (read_unit(str(out), Unit(row, 0, 0)).frame for row in ("proposed", "shuffled"))
+    assert sorted(own["score"]) == sorted(moved["score"])
+    assert (own["score"].to_numpy() != moved["score"].to_numpy()).mean() > 0.9
+    assert own["label"].tolist() == moved["label"].tolist()
+
+
+def test_answers_of_a_shuffled_slice_are_what_the_llm_says_to_that_map(reproduced):
+    """The claim behind the row `shuffled`: its answers may be taken from `proposed`, for the LLM would say the same again."""
+    from medad_core.reproduce.answers import speaking
+    from medad_core.reproduce.proposed import grids_of, load_tokens
+
+    out, _ = reproduced
+    chosen, unit = load_settings(None, TINY), Unit("proposed", 0, 0)
+    own, moved = (read_unit(str(out), Unit(row, 0, 0)).frame for row in ("proposed", "shuffled"))
+    place = {score: at for at, score in enumerate(own["score"])}
+    some = [0, 5, 11]
+    grids, converter = grids_of(str(out), 0, 0), load_tokens(str(out), unit)
+    import torch
+
+    sources = own.iloc[[place[moved["score"].iloc[at]] for at in some]]
+    picked = np.stack([grids[row.case_id][row.slice_index - 46] for row in sources.itertuples()])
+    with torch.inference_mode():
+        tokens = converter(torch.from_numpy(picked).float()).half().numpy()
+    with speaking(chosen) as (engine, prompt):
+        said = engine.generate(prompt.assemble(converter.knowledge_tokens().numpy(), tokens))
+    assert [answer.text for answer in said] == moved["answer"].iloc[some].tolist()
+    assert [answer.p_yes for answer in said] == pytest.approx(moved["score"].iloc[some].tolist(), abs=1e-3)
+
+
+def test_without_knowledge_has_no_knowledge_tokens(reproduced):
+    from medad_core.reproduce.proposed import load_tokens
+
+    out, _ = reproduced
+    assert load_tokens(str(out), Unit("without-knowledge", 0, 0)).knowledge_tokens().shape[0] == 0
+    assert load_tokens(str(out), Unit("proposed", 0, 0)).knowledge_tokens().shape[0] > 0
+
+
+def test_run_again_it_does_nothing_twice_and_more_seeds_add_only_theirs(reproduced, cases, server, monkeypatch):
+    from flows.reproduce import reproduce
+
+    out, _ = reproduced
+    before = {path: path.stat().st_mtime_ns for path in (out / "rows").rglob("*.parquet")}
+    trained: list[int] = []
+    monkeypatch.setattr("medad_core.reproduce.proposed.train_decoder", lambda *args: trained.append(args[-1]) or train_decoder(*args))
+    words = [*TINY, "reproduce.seeds=[0, 1]", "reproduce.rows=[brightness, majority, memory-autoencoder, without-llm]"]
+    again = reproduce(str(cases), str(out), settings_to_yaml(load_settings(None, words)))
+    assert again.failed == ()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert trained == [1]
+    lines = pd.read_parquet(again.table)
+    assert lines.query("row == 'memory-autoencoder' and metric == 'auroc' and level == 'image'")["seeds"].tolist() == [2]
+
+
+def test_everything_that_is_printed_is_there(reproduced):
+    out, _ = reproduced
+    for name in ("table.parquet", "table.csv", "table.md", "table.tex", "figure.png", "gallery.html", "thresholds.csv", "study.json", "run.json", "cohort.json"):
+        assert (out / name).stat().st_size > 100, name
+    assert len((out / "table.csv").read_text().splitlines()) > 4
+
+
+def test_a_row_that_fails_is_in_the_table_with_its_reason_the_others_go_on_and_the_command_says_so(server, cases, tmp_path):
+    few, out = tmp_path / "few", tmp_path / "out"
+    for number in range(3):
+        shutil.copytree(cases / f"BraTS2021_{number:05d}", few / f"BraTS2021_{number:05d}")
+    words = [*TINY, "train.first_slice=57", "data.first_slice=57", "reproduce.rows=[brightness, without-llm, memory-autoencoder]"]
+    environment = {**os.environ, "PREFECT_API_URL": server, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "flows.cli", "reproduce", str(few), "--out", str(out), *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stderr
+    assert "medad: row without-llm failed: fold 0, seed 0: without inner fold 0" in done.stderr
+    assert "row memory-autoencoder failed: fold 0, seed 0: no tumour-free slices to train on; add cases with some, or widen train.first_slice" in done.stderr
+    assert "failed" in (out / "table.md").read_text() and "failed" in done.stdout
+    brightness = pd.read_parquet(out / "table.parquet").query("row == 'brightness' and level == 'image' and metric == 'auroc'").iloc[0]
+    assert np.isnan(brightness["value"]) and "one class only" in brightness["reason"]
+
+
+def test_without_segmentations_every_row_says_so(server, tmp_path):
+    from flows.reproduce import reproduce
+
+    write_case(tmp_path / "bare", "BraTS2021_00001", seed=1)
+    (tmp_path / "bare" / "BraTS2021_00001" / "BraTS2021_00001_seg.nii.gz").unlink()
+    made = reproduce(str(tmp_path / "bare"), str(tmp_path / "out"), settings_to_yaml(load_settings(None, TINY)))
+    assert set(dict(made.failed)) == set(ROWS)
+    assert all(reason == "no case with a segmentation could be used" for _, reason in made.failed)
+    assert len(pd.read_parquet(made.table)) == 0
+
+
+def test_the_same_study_refuses_other_cases(reproduced, cases, server, tmp_path):
+    from flows.reproduce import reproduce
+
+    other = tmp_path / "other"
+    write_case(other, "BraTS2021_00099", seed=1)
+    with pytest.raises(MedadError, match="was made of other data"):
+        reproduce(str(other), str(reproduced[0]), settings_to_yaml(load_settings(None, TINY)))
+
+
+def test_study_file_holds_no_path_outside_and_reads_back(reproduced):
+    out, _ = reproduced
+    study = open_study(str(out))
+    assert all(not Path(case.features).is_absolute() for case in study.cases)
+    assert json.loads((out / "study.json").read_text())["folds"]
+    assert set(study.load(out)) == {f"BraTS2021_{number:05d}" for number in range(6)}
+    assert set(CELLS) >= set(read_unit(str(out), Unit("proposed", 0, 0)).frame["location_true"].dropna())

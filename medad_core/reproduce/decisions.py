@@ -6,7 +6,7 @@ do not allow one, the decisions of that fold are undefined, and so is every numb
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from medad_core.config import Settings
 from medad_core.data.names import patient_of
 from medad_core.metrics.columns import Units, slice_units
 from medad_core.metrics.pixel import PixelHistogram
-from medad_core.metrics.rows import RowUnits, RuledStatistic, row_statistics
+from medad_core.metrics.rows import Decision, RowUnits, RuledStatistic, row_statistics
 from medad_core.metrics.statistics import text_statistics
 from medad_core.metrics.thresholds import Threshold, choose_pixel_threshold, choose_threshold
 from medad_core.reproduce.study import Study
@@ -52,13 +52,13 @@ def seed_of_row(row: str, group: str, study: Study, folds: Sequence[Scored], set
     everything = everything[everything["case_id"].map(study.group_of) == group].sort_values(["case_id", "slice_index"], kind="stable", ignore_index=True)
     test, validation = (everything[everything["split"] == split].reset_index(drop=True) for split in ("test", "validation"))
     histograms = [{case: found for case, found in scored.histograms.items() if study.group_of(case) == group} for scored in folds]
-    chosen = tuple(_thresholds(row, validation, histograms, study, settings))
+    chosen = tuple(_thresholds(row, validation, histograms, study))
     units = _row_units(row, test, histograms, chosen, settings)
     statistics = tuple(row_statistics(units, settings.reproduce.lesion_area_mm2)) + tuple(_text(row, test, settings))
     return SeedOfRow(test, chosen, units, statistics, {key: picture for scored in folds for key, picture in scored.thumbnails.items()})
 
 
-def _thresholds(row: str, validation: pd.DataFrame, histograms: Sequence[dict[str, PixelHistogram]], study: Study, settings: Settings):
+def _thresholds(row: str, validation: pd.DataFrame, histograms: Sequence[dict[str, PixelHistogram]], study: Study) -> Iterator[Chosen]:
     for fold, found in enumerate(histograms):
         rows = validation[validation["fold"] == fold]
         if row not in (*THROUGH_LLM, "majority"):
@@ -98,7 +98,7 @@ def _row_units(row: str, test: pd.DataFrame, histograms: Sequence[dict[str, Pixe
     )
 
 
-def _decisions(row: str, test: pd.DataFrame, scores: np.ndarray, folds: np.ndarray, level: str, chosen: Sequence[Chosen]):
+def _decisions(row: str, test: pd.DataFrame, scores: np.ndarray, folds: np.ndarray, level: str, chosen: Sequence[Chosen]) -> Iterator[Decision]:
     """(rule, yes 1 / no 0 / undecided NaN, reason) for every rule of the row."""
     if row == "majority":
         yield "always", (scores >= 0.5).astype(float), None
@@ -119,7 +119,7 @@ def _answered(test: pd.DataFrame) -> np.ndarray:
     return verdict.fillna(1.0 - test["label"]).to_numpy(float)
 
 
-def _patient_decisions(row: str, test: pd.DataFrame, patient: np.ndarray, means: np.ndarray, fold_of: np.ndarray, chosen: Sequence[Chosen]):
+def _patient_decisions(row: str, test: pd.DataFrame, patient: np.ndarray, means: np.ndarray, fold_of: np.ndarray, chosen: Sequence[Chosen]) -> Iterator[Decision]:
     """Decisions on a patient's mean: of its scores, or of its yes answers where the row answers."""
     if row in THROUGH_LLM:
         share = pd.Series(_answered(test)).groupby(patient).mean().reindex(range(len(means))).to_numpy()
@@ -138,7 +138,7 @@ def _by_patient(test: pd.DataFrame, histograms: Sequence[dict[str, PixelHistogra
     return list(total.values())
 
 
-def _text(row: str, test: pd.DataFrame, settings: Settings):
+def _text(row: str, test: pd.DataFrame, settings: Settings) -> Iterator[RuledStatistic]:
     if row not in THROUGH_LLM:
         return
     units: Units = slice_units(test.assign(anomaly_score=test["map_score"], p_yes=test["score"]), None)

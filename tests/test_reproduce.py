@@ -397,7 +397,7 @@ def test_a_row_that_fails_is_in_the_table_with_its_reason_the_others_go_on_and_t
     command = [sys.executable, "-m", "flows.cli", "reproduce", str(few), "--out", str(out), *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1, done.stderr
-    assert "medad: row without-llm failed: fold 0, seed 0: without inner fold 0" in done.stderr
+    assert "medad: row without-llm failed: fold 0, seed 0: no tumour-free slices to train on; add cases" in done.stderr
     assert "row memory-autoencoder failed: fold 0, seed 0: no tumour-free slices to train on; add cases with some, or widen train.first_slice" in done.stderr
     assert "failed" in (out / "table.md").read_text() and "failed" in done.stdout
     brightness = pd.read_parquet(out / "table.parquet").query("row == 'brightness' and level == 'image' and metric == 'auroc'").iloc[0]

@@ -35,7 +35,7 @@ def fit_decoder(out: str, fold: int, seed: int, settings: Settings, progress: Pr
     study = open_study(out)
     cases, dealt = study.load(out), study.folds[fold]
     train, other = [cases[name] for name in dealt.train], [cases[name] for name in (*dealt.validation, *dealt.test)]
-    check_kinds(train, (), "any patient")
+    check_kinds(train, (), "to train on")
     seeded = settings.train.model_copy(update={"seed": seed})
     inner = deal_folds(train, seeded.folds, settings.data.first_slice, settings.data.last_slice, seed)
     for number, held_out in enumerate(inner):
@@ -65,7 +65,7 @@ def fit_tokens(out: str, unit: Unit, settings: Settings, progress: Progress = la
     study = open_study(out)
     cases, dealt, grids = study.load(out), study.folds[unit.fold], grids_of(out, unit.fold, unit.seed)
     train, validation = ([cases[name] for name in names] for names in (dealt.train, dealt.validation))
-    check_kinds(validation, (), "any patient to validate on")
+    check_kinds(validation, (), "to validate on")
     prompt, encoder = Prompt(llm_folder(settings.llm.model)), load_text_encoder(settings.models.text_encoder)
     knowledge = encoder.encode(load_sentences().knowledge)[: None if unit.row == "proposed" else 0]
     seeded = settings.train.model_copy(update={"seed": unit.seed})

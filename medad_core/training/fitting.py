@@ -62,11 +62,12 @@ def load_grids(path: Path) -> Grids:
 
 
 def check_kinds(cases: Sequence[TrainingCase], held_out: Collection[str], name: str) -> None:
-    """Raise MedadError where `cases` without those held out leave nothing to learn one kind of slice from."""
+    """Raise MedadError where `cases` without those held out (a fold's, by `name`) have slices of one kind only."""
     flags = np.concatenate([case.has_tumour for case in cases if case.case_id not in held_out] or [np.zeros(0, bool)])
     if flags.size == 0 or flags.all() or not flags.any():
         kind = "tumour-free" if flags.any() else "tumour"
-        raise MedadError(f"without {name} ({', '.join(held_out)}) no {kind} slices are left to train on; add cases with some, or widen train.first_slice..train.last_slice")
+        left = f"without {name} ({', '.join(held_out)}) no {kind} slices are left to learn from" if held_out else f"no {kind} slices {name}"
+        raise MedadError(f"{left}; add cases with some, or widen train.first_slice..train.last_slice")
 
 
 def labelled(cases: Sequence[TrainingCase], grids: Grids) -> LabelledMaps:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flows.runner import check_runner, server_url
 from medad_core.config import Settings, settings_to_yaml
-from medad_core.errors import UsageError
+from medad_core.errors import ConfigError, UsageError
 from medad_core.store import RunInfo, check_writable, join, write_run_info
 from medad_core.store.files import read_bytes
 
@@ -42,6 +42,11 @@ def check_reproducing(out: str, settings: Settings) -> None:
     check_orchestration(settings)
     device_of(settings)
     choose_engine(settings.llm.engine)
+    if settings.flow.runner == "thread" and settings.flow.max_workers > 1:
+        raise ConfigError("flow.max_workers: threads share torch's random numbers, so no seed would mean anything; set flow.runner=process, or flow.max_workers=1")
+    outside = {settings.data.first_slice, settings.data.last_slice} - set(range(settings.train.first_slice, settings.train.last_slice + 1))
+    if outside:
+        raise ConfigError(f"train.first_slice..train.last_slice leaves out slices {sorted(outside)} of data.first_slice..data.last_slice; widen it, or test fewer slices")
     check_study(out, study_fingerprint(settings))
 
 

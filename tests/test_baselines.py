@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from medad_core.baselines import build
 from medad_core.baselines.autoencoder import Features
 from medad_core.baselines.detector import normal_limit, smoothed, squashed
-from medad_core.baselines.memory_autoencoder import SHRINK, Memory
+from medad_core.baselines.memory_autoencoder import Memory
 from medad_core.baselines.patchcore import greedy_coreset
 from medad_core.config import BaselineTraining
 from medad_core.errors import MedadError
@@ -157,17 +157,34 @@ def test_gradients_reach_the_picture_through_the_features_and_stop_at_their_weig
     assert all(parameter.grad is None for parameter in features.parameters())
 
 
-def test_memory_is_addressed_by_few_slots_that_sum_to_one():
+@pytest.mark.parametrize("slots", [500, 2000])
+def test_memory_is_addressed_by_some_slots_that_sum_to_one_and_learns(slots):
     torch.manual_seed(0)
-    memory = Memory(50)
-    with torch.no_grad():
-        memory.slots.mul_(30)
-        _, address = memory(100 * torch.randn(2, 128, 4, 4))
+    memory, codes = Memory(slots), torch.randn(2, 128, 4, 4, requires_grad=True)
+    made, address = memory(codes)
     torch.testing.assert_close(address.sum(-1), torch.ones(2, 4, 4))
-    # By hand: an address at or below λ is cut to nothing, one above keeps its value before the rest is shared out.
-    plain = (F.normalize(torch.randn(1, 128), dim=-1) @ F.normalize(memory.slots, dim=-1).T).softmax(-1)
-    kept = F.relu(plain - SHRINK) * plain / ((plain - SHRINK).abs() + 1e-12)
-    torch.testing.assert_close(kept, torch.where(plain > SHRINK, plain, torch.zeros(())), atol=1e-6, rtol=1e-4)
+    used = (address > 0).float().mean()
+    assert 0.01 < used < 0.5, used
+    made.square().sum().backward()
+    assert codes.grad.abs().sum() > 0 and memory.slots.grad.abs().sum() > 0
+
+
+def test_addresses_at_or_below_the_limit_are_cut_to_nothing_and_the_rest_is_shared_out():
+    memory = Memory(4)  # λ = 1.25 / 4
+    with torch.no_grad():
+        memory.slots.copy_(torch.eye(4, 128))
+    _, address = memory(torch.eye(1, 128)[..., None, None] * 7)
+    plain = torch.tensor([1.0, 0, 0, 0]).softmax(0)  # cosines 1, 0, 0, 0: 0.475 and three times 0.175
+    assert plain[1] < 0.3125 < plain[0]
+    torch.testing.assert_close(address[0, 0, 0], torch.tensor([1.0, 0, 0, 0]))
+
+
+def test_a_network_that_has_learned_says_so_and_one_that_has_not_too(encoder, fitted, normal):
+    assert fitted["memory-autoencoder"][0].training_error < 0.9
+    hardly = build("memory-autoencoder", SMALL.model_copy(update={"epochs": 1, "learning_rate": 1e-9}), encoder, 0, "cpu")
+    hardly.fit(normal)
+    assert hardly.training_error > 1
+    assert fitted["patchcore"][0].training_error is None
 
 
 def test_masked_views_show_every_patch_once_and_hide_it_three_times(encoder):

@@ -27,7 +27,7 @@ def test_delong_equals_the_plain_quadratic_form_with_ties(seed):
     labels = rng.random(120) < 0.4
     ours, theirs = np.round(labels + rng.normal(0, 1, 120), 1), np.round(0.4 * labels + rng.normal(0, 1, 120), 1)
     gap, p = plain_delong(ours, theirs, labels)
-    found = delong(ours, theirs, labels)
+    found = delong(ours, theirs, labels, np.zeros(len(labels)))
     assert found.p == pytest.approx(p, rel=1e-9)
     assert (found.low + found.high) / 2 == pytest.approx(gap)
     assert gap == pytest.approx(roc_auc_score(labels, ours) - roc_auc_score(labels, theirs))
@@ -36,14 +36,14 @@ def test_delong_equals_the_plain_quadratic_form_with_ties(seed):
 def test_delong_worked_by_hand():
     # Tumour at 4 and 2, others at 3 and 1, against a score that is always the same: AUROC 0.75 and 0.5. Placements of the tumours
     # differ by 1/2 and 0, those of the others by 0 and 1/2: variance 1/8 in each class, over two items 1/16, together 1/8.
-    found = delong(np.array([4.0, 2, 3, 1]), np.ones(4), np.array([1, 1, 0, 0], bool))
+    found = delong(np.array([4.0, 2, 3, 1]), np.ones(4), np.array([1, 1, 0, 0], bool), np.zeros(4))
     half = 1.959964 * np.sqrt(1 / 8)
     assert (found.low, found.high) == pytest.approx((0.25 - half, 0.25 + half), abs=1e-6)
     assert found.p == pytest.approx(0.479500, abs=1e-6)  # two-sided, z = 0.25 / sqrt(1/8) = 0.7071
 
 
 def test_delong_claims_nothing_where_no_placement_varies():
-    found = delong(np.array([0.8, 0.9, 0.1, 0.2]), np.array([0.1, 0.2, 0.8, 0.9]), np.array([1, 1, 0, 0], bool))
+    found = delong(np.array([0.8, 0.9, 0.1, 0.2]), np.array([0.1, 0.2, 0.8, 0.9]), np.array([1, 1, 0, 0], bool), np.zeros(4))
     assert (found.low, found.high, found.p) == (None, None, None)
     assert "no variance" in found.reason
 
@@ -51,7 +51,7 @@ def test_delong_claims_nothing_where_no_placement_varies():
 def test_delong_of_a_detector_with_itself_is_one():
     rng = np.random.default_rng(0)
     scores, labels = rng.random(50), rng.random(50) < 0.5
-    assert delong(scores, scores, labels).p == 1
+    assert delong(scores, scores, labels, np.zeros(len(labels))).p == 1
 
 
 def test_delong_holds_its_level_when_there_is_no_difference():
@@ -59,13 +59,13 @@ def test_delong_holds_its_level_when_there_is_no_difference():
     small = 0
     for _ in range(400):
         labels = np.arange(160) < 60
-        small += delong(labels + rng.normal(0, 1.5, 160), labels + rng.normal(0, 1.5, 160), labels).p < 0.05
+        small += delong(labels + rng.normal(0, 1.5, 160), labels + rng.normal(0, 1.5, 160), labels, np.zeros(160)).p < 0.05
     assert 0.02 < small / 400 < 0.09
 
 
 @pytest.mark.parametrize(("ours", "labels", "reason"), [([0.1, np.nan, 0.3, 0.4], [1, 1, 0, 0], "not numbers"), ([0.1, 0.2, 0.3, 0.4], [1, 1, 1, 1], "of a class")])
 def test_delong_is_undefined_with_its_reason(ours, labels, reason):
-    found = delong(np.array(ours), np.array([0.4, 0.3, 0.2, 0.1]), np.array(labels, bool))
+    found = delong(np.array(ours), np.array([0.4, 0.3, 0.2, 0.1]), np.array(labels, bool), np.zeros(4))
     assert found.p is None
     assert reason in found.reason
 
@@ -86,3 +86,27 @@ def test_draws_without_a_value_are_left_out_and_too_many_leave_nothing():
     found = paired_difference(many, np.zeros(1000))
     assert (found.low, found.p) == (None, None)
     assert "600 of 1000" in found.reason
+
+
+def test_strata_are_compared_apart_and_weigh_their_pairs():
+    rng = np.random.default_rng(3)
+    labels = rng.random(90) < 0.5
+    strata = np.repeat([0, 1], [60, 30])
+    ours, theirs = labels + rng.normal(0, 1, 90) + 100 * strata, labels + rng.normal(0, 1.5, 90) - 100 * strata
+    parts = [strata == 0, strata == 1]
+    pairs = np.array([labels[own].sum() * (~labels[own]).sum() for own in parts])
+    gaps = [roc_auc_score(labels[own], ours[own]) - roc_auc_score(labels[own], theirs[own]) for own in parts]
+    found = delong(ours, theirs, labels, strata)
+    assert (found.low + found.high) / 2 == pytest.approx(pairs @ gaps / pairs.sum())
+    halves = [delong(ours[own], theirs[own], labels[own], np.zeros(own.sum())) for own in parts]
+    widths = np.array([half.high - half.low for half in halves])
+    assert found.high - found.low == pytest.approx(np.sqrt((pairs / pairs.sum()) ** 2 @ widths**2))
+
+
+def test_a_stratum_of_one_class_takes_no_part_and_one_of_a_single_negative_allows_no_test():
+    labels, strata = np.array([1, 1, 0, 0, 1, 1], bool), np.array([0, 0, 0, 0, 1, 1])
+    ours, theirs = np.array([0.9, 0.4, 0.5, 0.1, 0.2, 0.3]), np.array([0.2, 0.9, 0.3, 0.8, 0.1, 0.7])
+    alone = delong(ours[:4], theirs[:4], labels[:4], strata[:4])
+    assert delong(ours, theirs, labels, strata) == alone
+    labels[5] = False
+    assert delong(ours, theirs, labels, strata).reason == "fewer than two items of a class"

@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1
 
 from medad_core.metrics import PixelHistogram
 from medad_core.metrics.bootstrap import patient_weights
-from medad_core.metrics.rows import RowUnits, RuledStatistic, row_statistics
+from medad_core.metrics.rows import Decision, RowUnits, RuledStatistic, row_statistics
 
 # Patient 0: three slices, two with tumour. Patient 1: three, one. Patient 2: two, none.
 PATIENT = np.array([0, 0, 0, 1, 1, 1, 2, 2])
@@ -31,8 +31,8 @@ def histogram(seed: int) -> PixelHistogram:
 
 
 ROW = RowUnits(
-    patient=PATIENT, patients=3, label=LABEL, score=SCORE, probability=True, decisions=(("youden", SAID, None),), area_mm2=AREA,
-    patient_decisions_mean=(("youden", MEAN_SAID, None),), k=2, histograms=[histogram(seed) for seed in range(3)], pixel_thresholds=np.full(3, 0.4), pixel_reason=None,
+    patient=PATIENT, fold=np.zeros(3, int), label=LABEL, score=SCORE, probability=True, decisions=(Decision("youden", SAID),), area_mm2=AREA,
+    patient_decisions_mean=(Decision("youden", MEAN_SAID),), k=2, histograms=[histogram(seed) for seed in range(3)], pixel_thresholds=np.full(3, 0.4), pixel_reason=None,
 )  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def test_a_patient_is_positive_by_any_slice_by_k_slices_or_by_its_mean():
 def test_an_undecided_slice_leaves_its_patient_undecided_only_where_it_could_change_the_verdict():
     said = SAID.copy()
     said[[1, 4]] = np.nan  # patient 0 has a yes without it; patient 1 too, and one of two needed for k of n
-    row = replace(ROW, decisions=(("youden", said, "fold 0: no reason"),))
+    row = replace(ROW, decisions=(Decision("youden", said, "fold 0: no reason"),))
     assert value(row, "patient", "sensitivity", "any/youden", "tumour") == 1
     assert np.isnan(value(row, "patient", "sensitivity", "k_of_n/youden", "tumour"))
 
@@ -132,9 +132,9 @@ def test_a_patient_of_fewer_than_k_slices_is_no_patient_without_tumour():
 def test_decisions_that_a_missing_score_left_open_say_so():
     scores, said = SCORE.copy(), SAID.copy()
     scores[0], said[0] = np.nan, np.nan
-    rows = found(replace(ROW, score=scores, decisions=(("youden", said, None),)))
+    rows = found(replace(ROW, score=scores, decisions=(Decision("youden", said),)))
     assert rows["image", "accuracy", "youden", "all"].undefined == "1 scores are not numbers"
-    assert found(replace(ROW, decisions=(("youden", said, None),)))["image", "accuracy", "youden", "all"].undefined == "1 slices undecided"
+    assert found(replace(ROW, decisions=(Decision("youden", said),)))["image", "accuracy", "youden", "all"].undefined == "1 slices undecided"
 
 
 def test_a_lesion_of_unknown_size_empties_every_bin():
@@ -159,7 +159,7 @@ def test_scores_outside_0_and_1_have_no_calibration_error():
 def test_undecided_slices_empty_the_cells_of_their_rule_and_no_others():
     said = SAID.copy()
     said[0] = np.nan
-    rows = found(replace(ROW, decisions=(("youden", said, "fold 1: nothing tumour-free to validate on"), ("max_recall", SAID, None))))
+    rows = found(replace(ROW, decisions=(Decision("youden", said, "fold 1: nothing tumour-free to validate on"), Decision("max_recall", SAID))))
     cell = rows["image", "accuracy", "youden", "all"]
     assert np.isnan(cell.values(np.ones((1, 3)))[0])
     assert cell.undefined == "fold 1: nothing tumour-free to validate on"
@@ -214,8 +214,8 @@ def test_weights_of_one_give_the_value_and_drawn_patients_give_what_those_patien
     # Patient 1 drawn twice and patient 2 once, as a row of its own.
     rows, numbers = np.r_[3:6, 3:6, 6:8], np.repeat([0, 1, 2], [3, 3, 2])
     drawn = RowUnits(
-        patient=numbers, patients=3, label=LABEL[rows], score=SCORE[rows], probability=True, decisions=(("youden", SAID[rows], None),), area_mm2=AREA[rows],
-        patient_decisions_mean=(("youden", MEAN_SAID[[1, 1, 2]], None),), k=2, histograms=[ROW.histograms[n] for n in (1, 1, 2)], pixel_thresholds=np.full(3, 0.4), pixel_reason=None,
+        patient=numbers, fold=np.zeros(3, int), label=LABEL[rows], score=SCORE[rows], probability=True, decisions=(Decision("youden", SAID[rows]),), area_mm2=AREA[rows],
+        patient_decisions_mean=(Decision("youden", MEAN_SAID[[1, 1, 2]]),), k=2, histograms=[ROW.histograms[n] for n in (1, 1, 2)], pixel_thresholds=np.full(3, 0.4), pixel_reason=None,
     )  # fmt: skip
     expected = found(drawn)
     for key, cell in found(ROW).items():
@@ -228,3 +228,62 @@ def test_every_statistic_takes_any_weights():
         values = cell.values(weights)
         assert values.shape == (200,)
         assert np.isnan(values).all() or (np.nanmin(values) >= 0 and np.nanmax(values) <= 1)
+
+
+def of_fold(row: RowUnits, fold: int) -> np.ndarray:
+    """Slices of one fold."""
+    return row.fold[row.patient] == fold
+
+
+def test_scores_of_two_folds_are_never_ranked_against_each_other():
+    # Patients 0 and 1 in fold 0, 2 and 3 in fold 1, whose model scores everything a thousand times higher.
+    patient = np.r_[PATIENT, np.full(3, 3)]
+    label, score = np.r_[LABEL, 1, 1, 0], np.r_[SCORE, 0.7, 0.3, 0.1]
+    fold = np.array([0, 0, 1, 1])
+    score = np.where(fold[patient] == 1, 1000 * score, score)
+    row = replace(ROW, patient=patient, fold=fold, label=label, score=score, area_mm2=np.zeros(11), decisions=(), patient_decisions_mean=(), probability=False, histograms=None)
+    folds = [of_fold(row, number) for number in (0, 1)]
+    pairs = np.array([label[own].sum() * (1 - label[own]).sum() for own in folds])
+    expected = pairs @ [roc_auc_score(label[own], score[own]) for own in folds] / pairs.sum()
+    assert value(row, "image", "auroc", "", "all") == pytest.approx(expected)
+    assert abs(expected - roc_auc_score(label, score)) > 0.1, "pooled, it would be another number"
+    precisions = [average_precision_score(label[own], score[own]) for own in folds]
+    assert value(row, "image", "ap", "", "all") == pytest.approx(pairs @ precisions / pairs.sum())
+    constant = replace(row, score=np.where(fold[patient] == 1, 0.9, 0.8))
+    assert value(constant, "image", "auroc", "", "all") == 0.5
+
+
+def test_a_bootstrap_draw_counts_patients_within_their_folds():
+    row = replace(ROW, fold=np.array([0, 1, 1]))
+    auroc = found(row)["image", "auroc", "", "all"].values
+    drawn = auroc(np.array([[0.0, 2, 1]]))[0]
+    expected = roc_auc_score(LABEL[3:], SCORE[3:], sample_weight=[2, 2, 2, 1, 1])
+    assert drawn == pytest.approx(expected)
+    assert np.isnan(auroc(np.array([[0.0, 0, 3]]))[0]), "no fold has both classes"
+
+
+def test_where_no_fold_has_both_classes_the_reason_says_so():
+    row = replace(ROW, label=np.array([1, 1, 1, 0, 0, 0, 0, 0], float), fold=np.array([0, 1, 1]))
+    cell = found(row)["image", "auroc", "", "all"]
+    assert np.isnan(cell.values(np.ones((1, 3)))[0]) and cell.undefined == "one class only in every fold of these slices"
+
+
+def test_pixels_of_two_folds_are_ranked_apart():
+    shifted = [histogram(0), histogram(1), histogram(2)]
+    mask, rng = np.zeros((20, 20), bool), np.random.default_rng(7)
+    mask[2:6, 2:6] = True
+    other = PixelHistogram()
+    other.accumulate((np.clip(rng.random((20, 20)) * 0.6 + 0.4 * mask, 0, 1) * 0.01).astype(np.float32), mask)
+    row = replace(ROW, fold=np.array([0, 1, 1]), histograms=[shifted[0], other, PixelHistogram()])
+    assert value(row, "pixel", "auroc", "", "all") == pytest.approx((16 * 384 * other.auroc + 25 * 375 * shifted[0].auroc) / (16 * 384 + 25 * 375), abs=1e-6)
+    assert value(row, "pixel", "aupro", "", "all") == pytest.approx((other.aupro + shifted[0].aupro) / 2)
+
+
+def test_what_was_not_read_is_wrong_for_the_slice_and_never_a_yes_for_its_patient():
+    # Patient 0: two tumour slices answered no, the tumour-free one not read. Patient 1 reads right. Patient 2: no, not read.
+    said = np.array([0, 0, np.nan, 1, 0, 0, 0, np.nan])
+    row = replace(ROW, decisions=(Decision("answer", said, undecided_is_wrong=True),), patient_decisions_mean=())
+    assert value(row, "image", "specificity", "answer", "tumour_free") == pytest.approx(3 / 5)
+    assert value(row, "patient", "sensitivity", "any/answer", "tumour") == 0.5
+    assert value(row, "patient", "specificity", "any/answer", "tumour_free") == 0, "patient 2 could have been a yes"
+    assert value(row, "patient", "specificity", "k_of_n/answer", "tumour_free") == 1, "one unread answer cannot make two"

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medad_core.baselines.detector import SliceSet, batches, spread
-from medad_core.baselines.reconstruction import Reconstruction
+from medad_core.baselines.reconstruction import Reconstruction, normalisation
 from medad_core.config import BaselineTraining
 from medad_core.models.encoder import VisionTransformerEncoder
 
@@ -26,22 +26,21 @@ STATISTICS_SLICES = 256
 class _Residual(nn.Module):
     """Two 3×3 convolutions beside a shortcut."""
 
-    def __init__(self, before: int, after: int) -> None:
+    def __init__(self, before: int, after: int, batch_size: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.LeakyReLU(0.2), nn.Conv2d(after, after, 3, padding=1), nn.BatchNorm2d(after)
-        )
+        first, second = nn.Conv2d(before, after, 3, padding=1), nn.Conv2d(after, after, 3, padding=1)
+        self.body = nn.Sequential(first, normalisation(after, batch_size), nn.LeakyReLU(0.2), second, normalisation(after, batch_size))
         self.shortcut = nn.Conv2d(before, after, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.leaky_relu(self.body(x) + self.shortcut(x), 0.2)
 
 
-def residual_autoencoder(width: int, depth: int = 4) -> nn.Sequential:
+def residual_autoencoder(width: int, batch_size: int, depth: int = 4) -> nn.Sequential:
     """(n, 1, S, S) to (n, 1, S, S) in [0, 1] through `LATENT` channels at S / 2**depth."""
     channels = [min(width * 2**step, 128) for step in range(depth + 1)]
-    down = [layer for step in range(depth) for layer in (_Residual(channels[step], channels[step + 1]), nn.AvgPool2d(2))]
-    up = [layer for step in reversed(range(depth)) for layer in (nn.Upsample(scale_factor=2), _Residual(channels[step + 1], channels[step]))]
+    down = [layer for step in range(depth) for layer in (_Residual(channels[step], channels[step + 1], batch_size), nn.AvgPool2d(2))]
+    up = [layer for step in reversed(range(depth)) for layer in (nn.Upsample(scale_factor=2), _Residual(channels[step + 1], channels[step], batch_size))]
     narrow = (nn.Conv2d(channels[-1], LATENT, 1), nn.Conv2d(LATENT, channels[-1], 1))
     return nn.Sequential(nn.Conv2d(1, channels[0], 3, padding=1), *down, *narrow, *up, nn.Conv2d(channels[0], 1, 3, padding=1), nn.Sigmoid())
 
@@ -85,7 +84,7 @@ class PerceptualAutoencoder(Reconstruction):
         self.centre, self.spread = torch.zeros(1, device=device), torch.ones(1, device=device)
 
     def build(self) -> nn.Module:
-        return residual_autoencoder(width=16 if self.size > 112 else 8)
+        return residual_autoencoder(16 if self.size > 112 else 8, self.settings.batch_size)
 
     @torch.no_grad()
     def prepare(self, normal: SliceSet) -> None:
@@ -95,7 +94,10 @@ class PerceptualAutoencoder(Reconstruction):
         self.centre, self.spread = found.mean((0, 2, 3), keepdim=True), found.std((0, 2, 3), keepdim=True).clamp(min=1e-6)
 
     def loss(self, pictures: Tensor, rng: torch.Generator) -> Tensor:
-        gap, size = self._gap(pictures, self.network(pictures))
+        return self.distance(pictures, self.network(pictures))
+
+    def distance(self, pictures: Tensor, made: Tensor) -> Tensor:
+        gap, size = self._gap(pictures, made)
         return (gap.mean((1, 2, 3)) / size).mean()
 
     def errors(self, pictures: Tensor) -> tuple[Tensor, np.ndarray]:

@@ -15,6 +15,8 @@ MAP_SIZE = 224
 class Brightness:
     """Score: 99.5th percentile of the brain's pixels, at full size. Map: the picture itself."""
 
+    training_error = None
+
     def fit(self, normal: SliceSet, progress: Progress = lambda *_: None) -> None:
         """Nothing to learn."""
 

@@ -1,8 +1,8 @@
 """What every baseline is: fitted on tumour-free slices, then asked for a score and a map of any slice.
 
 One decision: maps are brought to [0, 1] as e / (e + q), where q is the 99.5th percentile of the errors of brain pixels in
-tumour-free training slices. So 0.5 means the same for all of them, "as large as the largest errors of normal brain", and no test
-slice has a say in it.
+tumour-free training slices. So 0.5 is "as large as the largest errors of normal brain" for all of them, and no test slice has a
+say in it. (PatchCore takes it from slices that it does not remember, on which it would make no error; the others from those learned.)
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ class Scored:
 
 
 class Detector(Protocol):
-    """A baseline."""
+    """A baseline. `training_error` after the fit: the loss relative to that of the mean training picture, so 1 or more has learned
+    nothing that a picture on the wall would not know; None where nothing is rebuilt."""
+
+    training_error: float | None
 
     def fit(self, normal: SliceSet, progress: Progress = ...) -> None:
         """Learn from tumour-free slices. Raises MedadError where there are none."""

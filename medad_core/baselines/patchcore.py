@@ -25,6 +25,8 @@ MAP_SIZE = 112
 class PatchCore:
     """See `Detector`."""
 
+    training_error = None
+
     def __init__(self, coreset: int, seed: int, device: str) -> None:
         self.coreset, self.seed, self.device = coreset, seed, device
         self.memory = torch.zeros(0)

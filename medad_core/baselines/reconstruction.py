@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medad_core.baselines.detector import LIMIT_SLICES, SCORE_BATCH, Progress, Scored, SliceSet, batches, mean_within, normal_limit, require, smoothed, spread, squashed
@@ -26,6 +27,7 @@ class Reconstruction(ABC):
         torch.manual_seed(seed)
         self.network = self.build().to(device)
         self.limit = 1.0
+        self.training_error: float | None = None
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -33,7 +35,11 @@ class Reconstruction(ABC):
 
     @abstractmethod
     def loss(self, pictures: Tensor, rng: torch.Generator) -> Tensor:
-        """Training loss of pictures (n, 1, S, S)."""
+        """Training loss of pictures (n, 1, S, S): `distance` to what the network makes of them, and what else it is charged for."""
+
+    def distance(self, pictures: Tensor, made: Tensor) -> Tensor:
+        """How far pictures (n, 1, S, S) are from others, a number."""
+        return F.mse_loss(made, pictures)
 
     @abstractmethod
     def errors(self, pictures: Tensor) -> tuple[Tensor, np.ndarray | None]:
@@ -46,18 +52,19 @@ class Reconstruction(ABC):
         """See `Detector`."""
         require(normal)
         self.prepare(normal)
-        self._train(normal, progress)
+        self.training_error = self._train(normal, progress) / self._of_the_mean_picture(normal)
         self.network.eval()
         places = spread(len(normal), LIMIT_SLICES)
         self.limit = normal_limit(self._inside(normal, places[at.start : at.stop]) for at in batches(len(places), SCORE_BATCH))
 
-    def _train(self, normal: SliceSet, progress: Progress) -> None:
+    def _train(self, normal: SliceSet, progress: Progress) -> float:
+        """The mean loss of the last epoch."""
         epochs, size = self.settings.epochs, self.settings.batch_size
         optimizer = torch.optim.Adam(self.network.parameters(), lr=self.settings.learning_rate)
         rng = torch.Generator().manual_seed(self.seed)
         self.network.train()
         for epoch in range(epochs):
-            order = torch.randperm(len(normal), generator=rng).tolist()
+            order, total = torch.randperm(len(normal), generator=rng).tolist(), 0.0
             for at in batches(len(normal), size):
                 loss = self.loss(normal.pictures(order[at.start : at.stop], self.size).to(self.device), rng)
                 if not torch.isfinite(loss):
@@ -65,7 +72,17 @@ class Reconstruction(ABC):
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+                total += loss.item() * len(at)
             progress(epoch + 1, epochs)
+        return total / len(normal)
+
+    @torch.no_grad()
+    def _of_the_mean_picture(self, normal: SliceSet) -> float:
+        places = spread(len(normal), LIMIT_SLICES)
+        pictures = normal.pictures(places, self.size)
+        mean = pictures.mean(0, keepdim=True).to(self.device)
+        runs = [pictures[at.start : at.stop].to(self.device) for at in batches(len(pictures), SCORE_BATCH)]
+        return max(sum(float(self.distance(run, mean.expand_as(run))) * len(run) for run in runs) / len(pictures), 1e-12)
 
     @torch.no_grad()
     def score(self, slices: SliceSet) -> Iterator[Scored]:
@@ -79,3 +96,8 @@ class Reconstruction(ABC):
     @torch.no_grad()
     def _inside(self, slices: SliceSet, at: list[int]) -> Tensor:
         return smoothed(self.errors(slices.pictures(at, self.size).to(self.device))[0].cpu())[slices.brain(at, self.size)]
+
+
+def normalisation(channels: int, batch_size: int) -> nn.Module:
+    """Of a batch, as the papers have it; of groups of channels where a batch is one picture, whose running statistics fit no other."""
+    return nn.BatchNorm2d(channels) if batch_size > 1 else nn.GroupNorm(max(1, channels // 8), channels)

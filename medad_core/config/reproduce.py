@@ -19,7 +19,7 @@ class _Frozen(BaseModel):
 class BaselineTraining(_Frozen):
     """The budget that the three reconstruction baselines share."""
 
-    image_size: int = Field(64, ge=32, le=512, description="pixels a side")
+    image_size: int = Field(64, ge=32, le=512, multiple_of=16, description="pixels a side")
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(16, ge=1)
     learning_rate: float = Field(1e-3, gt=0)

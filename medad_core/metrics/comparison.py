@@ -39,22 +39,34 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> Gap:
     return Gap(spread.low, spread.high, float(min(1.0, 2 * (tail + 1) / (len(defined) + 1))), spread.reason)
 
 
-def delong(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray) -> Gap:
-    """DeLong's test of two AUROCs on the same N items: `ours`, `theirs` (N,) scores, `labels` (N,) bool."""
+def delong(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, strata: np.ndarray) -> Gap:
+    """DeLong's test of two AUROCs on the same N items: `ours`, `theirs` (N,) scores, `labels` (N,) bool, `strata` (N,).
+
+    Strata (folds) are independent samples, each ranked by itself; they weigh as many pairs as they have, as in `ranking.within_strata`.
+    """
     labels = np.asarray(labels, bool)
     scores = np.stack([np.asarray(ours, float), np.asarray(theirs, float)])
     if np.isnan(scores).any():
         return Gap(None, None, None, "scores that are not numbers")
-    if labels.sum() < 2 or (~labels).sum() < 2:
+    own = [strata == stratum for stratum in np.unique(strata)]
+    pairs = {at: int(labels[part].sum()) * int((~labels[part]).sum()) for at, part in enumerate(own)}
+    ranked = [at for at, count in pairs.items() if count]
+    if not ranked or any(min(labels[own[at]].sum(), (~labels[own[at]]).sum()) < 2 for at in ranked):
         return Gap(None, None, None, "fewer than two items of a class")
-    wins, losses = _placements(scores, labels)
-    gap = wins.mean(axis=1) @ [1, -1]
-    variance = _contrast(wins) / wins.shape[1] + _contrast(losses) / losses.shape[1]
+    shares = np.array([pairs[at] for at in ranked]) / sum(pairs.values())
+    gaps, variances = np.array([_gap_and_variance(scores[:, own[at]], labels[own[at]]) for at in ranked]).T
+    gap, variance = float(shares @ gaps), float(shares**2 @ variances)
     if variance <= 0:
         # Two that separate or confuse the classes without exception: normal theory would claim certainty from any few items.
         return Gap(0.0, 0.0, 1.0, None) if gap == 0 else Gap(None, None, None, "no variance to test the difference against")
     half = norm.ppf(0.975) * np.sqrt(variance)
     return Gap(float(gap - half), float(gap + half), float(2 * norm.sf(abs(gap) / np.sqrt(variance))), None)
+
+
+def _gap_and_variance(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Difference of the AUROCs of two scores (2, N), and its variance."""
+    wins, losses = _placements(scores, labels)
+    return float(wins.mean(axis=1) @ [1, -1]), _contrast(wins) / wins.shape[1] + _contrast(losses) / losses.shape[1]
 
 
 def _placements(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

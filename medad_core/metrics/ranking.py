@@ -15,6 +15,7 @@ import numpy as np
 _CHUNK_VALUES = 4_000_000
 
 Curve = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Values = Callable[[np.ndarray], np.ndarray]
 
 
 def auroc(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
@@ -98,6 +99,22 @@ def weighted_curve(curve: Curve, scores: np.ndarray, labels: np.ndarray, groups:
         positives = np.add.reduceat(chunk * labels, starts, axis=1)
         out[first : first + step] = curve(positives, np.add.reduceat(chunk, starts, axis=1) - positives)
     return out
+
+
+def within_strata(values: Values, pairs: Values, strata: np.ndarray) -> Values:
+    """A curve metric taken within each stratum and averaged, each weighing as many pairs as it has: a pair across strata is never ranked.
+
+    `values`, `pairs`: patient weights (B, P) to the metric and to the number of pairs it ranks (B,); `strata` (P,). Of AUROC this is the
+    share of right pairs among all within strata.
+    """
+    parts = [strata == stratum for stratum in np.unique(strata)]
+
+    def combined(weights: np.ndarray) -> np.ndarray:
+        found = np.array([values(weights * part) for part in parts])
+        sizes = np.where(np.isnan(found), 0.0, [pairs(weights * part) for part in parts])
+        return ratio((np.nan_to_num(found) * sizes).sum(axis=0), sizes.sum(axis=0))
+
+    return combined if len(parts) > 1 else values
 
 
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Everything measured of one row of a comparison: a score, decisions by several rules, and maps.
 
 One decision: what cannot be known makes NaN with its reason, and never drops out in silence. One score that is no number takes
-every cell that would rest on it; a slice without a decision takes the cells of that rule.
+every cell that would rest on it; a slice without a decision takes the cells of that rule. Scores of two folds are scores of two
+models, on two scales: curves rank within folds only (`ranking.within_strata`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,21 +19,29 @@ from medad_core.metrics.pixel import PixelHistogram
 from medad_core.metrics.statistics import Values, pixel_statistics
 
 ECE_BINS = 15
-Decision = tuple[str, np.ndarray, str | None]  # rule; 1 yes, 0 no, NaN undecided; why some are undecided
+
+
+class Decision(NamedTuple):
+    """Yes 1, no 0 or undecided NaN by a rule, for slices (N,) or patients (P,); why some are undecided, or that undecided is wrong."""
+
+    rule: str
+    said: np.ndarray
+    reason: str | None = None
+    undecided_is_wrong: bool = False
 
 
 @dataclass(frozen=True)
 class RowUnits:
     """N slices of P patients.
 
-    patient (N,) int column of the bootstrap weights. label (N,) float 0/1, NaN where unlabelled. score (N,) float, a `probability` or
+    patient (N,) int column of the bootstrap weights; fold (P,) int that tests each patient. label (N,) float 0/1, NaN where unlabelled. score (N,) float, a `probability` or
     not. decisions: rules with (N,) values. area_mm2 (N,) of the lesion. patient_decisions_mean: rules with (P,) values, taken on a
     patient's mean score. k: slices that make a patient positive by the rule k of n. histograms: one a patient, None where the
     row has no maps; pixel_thresholds (P,) or None; `pixel_reason` why not.
     """
 
     patient: np.ndarray
-    patients: int
+    fold: np.ndarray
     label: np.ndarray
     score: np.ndarray
     probability: bool
@@ -42,6 +52,10 @@ class RowUnits:
     histograms: Sequence[PixelHistogram] | None
     pixel_thresholds: np.ndarray | None
     pixel_reason: str | None
+
+    @property
+    def patients(self) -> int:
+        return len(self.fold)
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,7 @@ class _Judged:
 
     level: str
     patient: np.ndarray
-    patients: int
+    fold: np.ndarray
     label: np.ndarray
     score: np.ndarray
     absent: str | None = None
@@ -86,19 +100,22 @@ class _Judged:
         return (reason or self.why_not() or f"{undecided} {self.name} undecided") if undecided else None
 
     def one_class(self) -> str:
-        return f"one class only: no {self.name} with tumour" if not (self.label == 1).any() else f"one class only: no tumour-free {self.name}"
+        for flag, kind in ((1, f"{self.name} with tumour"), (0, f"tumour-free {self.name}")):
+            if not (self.label == flag).any():
+                return f"one class only: no {kind}"
+        return f"one class only in every fold of these {self.name}"
 
     def count(self, flags: np.ndarray) -> np.ndarray:
         """Flags (N,) to how many each patient has (P,)."""
-        return np.bincount(self.patient, weights=flags, minlength=self.patients)
+        return np.bincount(self.patient, weights=flags, minlength=len(self.fold))
 
 
 def row_statistics(row: RowUnits, lesion_area_mm2: Sequence[float]) -> list[RuledStatistic]:
     """Image, pixel and patient statistics of a row; `lesion_area_mm2` are the edges between bins of lesion size."""
-    slices = _Judged("image", row.patient, row.patients, row.label, row.score)
+    slices = _Judged("image", row.patient, row.fold, row.label, row.score)
     return [
-        *_curves(slices, "", ("auroc", "ap")),
-        _calibration(slices, row.probability),
+        *_curves(slices, ""),
+        _calibration(slices, "", row.probability),
         *(found for decision in row.decisions for found in _decided(slices, decision)),
         *(found for decision in row.decisions for found in _by_size(slices, decision, row.area_mm2, lesion_area_mm2)),
         *_pixels(row),
@@ -106,33 +123,33 @@ def row_statistics(row: RowUnits, lesion_area_mm2: Sequence[float]) -> list[Rule
     ]
 
 
-def _curves(units: _Judged, rule: str, metrics: Sequence[str]) -> Iterator[RuledStatistic]:
+def _curves(units: _Judged, rule: str) -> Iterator[RuledStatistic]:
     known, why = ~np.isnan(units.label), units.why_not()
     labels, groups, scores = units.label[known] == 1, units.patient[known], units.score[known]
-    for name in metrics:
-        curve = {"auroc": ranking.auroc, "ap": ranking.average_precision}[name]
-        values = _never if why else lambda w, curve=curve: ranking.weighted_curve(curve, scores, labels, groups, w)
+    sick, free = units.count(units.label == 1), units.count(units.label == 0)
+    for name, curve in (("auroc", ranking.auroc), ("ap", ranking.average_precision)):
+        ranked = ranking.within_strata(lambda w, curve=curve: ranking.weighted_curve(curve, scores, labels, groups, w), lambda w: (w @ sick) * (w @ free), units.fold)
+        values = _never if why else ranked
         yield RuledStatistic(name, units.level, rule, "all", int(known.sum()), values, why or units.one_class())
 
 
-def _calibration(units: _Judged, probability: bool) -> RuledStatistic:
+def _calibration(units: _Judged, rule: str, probability: bool) -> RuledStatistic:
     """Expected calibration error: mean gap between score and share of tumour over 15 bins of equal width, weighted by their size."""
     known = ~np.isnan(units.label)
     why = units.why_not() or (None if probability else "the score is no probability")
     if not why and ((units.score[known] < 0) | (units.score[known] > 1)).any():
         why = "scores outside [0, 1]"
     if why:
-        return RuledStatistic("ece", units.level, "", "all", int(known.sum()), _never, why)
+        return RuledStatistic("ece", units.level, rule, "all", int(known.sum()), _never, why)
     cells = np.minimum((units.score[known] * ECE_BINS).astype(int), ECE_BINS - 1) + ECE_BINS * units.patient[known]
-    gaps = np.bincount(cells, weights=units.score[known] - units.label[known], minlength=ECE_BINS * units.patients).reshape(-1, ECE_BINS)
+    gaps = np.bincount(cells, weights=units.score[known] - units.label[known], minlength=ECE_BINS * len(units.fold)).reshape(-1, ECE_BINS)
     sizes = units.count(known)
-    return RuledStatistic("ece", units.level, "", "all", int(known.sum()), lambda w: ranking.ratio(np.abs(w @ gaps).sum(axis=1), w @ sizes), "no slices")
+    return RuledStatistic("ece", units.level, rule, "all", int(known.sum()), lambda w: ranking.ratio(np.abs(w @ gaps).sum(axis=1), w @ sizes), "no slices")
 
 
 def _decided(units: _Judged, decision: Decision, rule: str | None = None) -> Iterator[RuledStatistic]:
-    name, said, reason = decision
-    known = ~np.isnan(units.label)
-    why = units.why_undecided(said, known, reason) if known.any() else units.why_not()
+    said, known = _settled(units, decision), ~np.isnan(units.label)
+    why = units.why_undecided(said, known, decision.reason) if known.any() else units.why_not()
     positive, negative = units.label == 1, units.label == 0
     tp, fn, tn, fp = (units.count(a & (said == b)) for a, b in ((positive, 1), (positive, 0), (negative, 0), (negative, 1)))
 
@@ -153,21 +170,26 @@ def _decided(units: _Judged, decision: Decision, rule: str | None = None) -> Ite
     for metric, subset, among, values in rows:
         # Of one class alone, accuracy is the sensitivity or the specificity under a name that promises more.
         unknown = why or (subset == "all" and single)
-        yield RuledStatistic(metric, units.level, rule or name, subset, int(among.sum()), _never if unknown else values, why or units.one_class())
+        yield RuledStatistic(metric, units.level, rule or decision.rule, subset, int(among.sum()), _never if unknown else values, why or units.one_class())
+
+
+def _settled(units: _Judged, decision: Decision) -> np.ndarray:
+    """What was said of each unit, the opposite of the truth where undecided is wrong."""
+    return np.where(np.isnan(decision.said) & decision.undecided_is_wrong, 1 - units.label, decision.said)
 
 
 def _by_size(units: _Judged, decision: Decision, area_mm2: np.ndarray, edges: Sequence[float]) -> Iterator[RuledStatistic]:
     """Sensitivity among slices whose tumour covers an area within each bin."""
-    name, said, reason = decision
+    said = _settled(units, decision)
     unmeasured = int(np.isnan(area_mm2[units.label == 1]).sum())
     for low, high in pairwise((0.0, *edges, np.inf)):
         within = (units.label == 1) & (area_mm2 >= low) & (area_mm2 < high)
         hit, size = units.count(within & (said == 1)), units.count(within)
         # A lesion of unknown size may belong to any of the bins.
-        why = f"{unmeasured} slices with tumour have no area" if unmeasured else units.why_undecided(said, within, reason)
+        why = f"{unmeasured} slices with tumour have no area" if unmeasured else units.why_undecided(said, within, decision.reason)
         subset = f"area from {low:g} mm²" if np.isinf(high) else f"area {low:g} to {high:g} mm²"
         values = _never if why else lambda w, hit=hit, size=size: ranking.ratio(w @ hit, w @ size)
-        yield RuledStatistic("sensitivity", units.level, name, subset, int(within.sum()), values, why or "no lesions of this size")
+        yield RuledStatistic("sensitivity", units.level, decision.rule, subset, int(within.sum()), values, why or "no lesions of this size")
 
 
 def _pixels(row: RowUnits) -> Iterator[RuledStatistic]:
@@ -175,7 +197,7 @@ def _pixels(row: RowUnits) -> Iterator[RuledStatistic]:
         for metric, rule, subset in (("auroc", "", "all"), ("ap", "", "all"), ("aupro", "", "all"), ("dice", "validation", "tumour"), ("dice", "0.5", "tumour")):
             yield RuledStatistic(metric, "pixel", rule, subset, 0, _never, row.pixel_reason or "no maps")
         return
-    *curves, at_half = pixel_statistics(row.histograms, 0.5)
+    *curves, at_half = pixel_statistics(row.histograms, 0.5, row.fold)
     for found in curves:
         yield RuledStatistic(found.metric.removeprefix("map_"), "pixel", "", "all", found.n, found.values, found.undefined)
     yield _dice(row, at_half.n)
@@ -199,11 +221,12 @@ def _patients(row: RowUnits) -> Iterator[RuledStatistic]:
         score = np.array([_score(row.score[own], None if name == "mean" else least) for own in slices])
         few = sum(len(own) < least and not np.isnan(known) for own, known in zip(slices, label, strict=True))
         absent = f"{few} patients have fewer than {least} slices" if few else None
-        units = _Judged("patient", np.arange(row.patients), row.patients, label, score, absent)
-        yield from _curves(units, name, ("auroc",))
+        units = _Judged("patient", np.arange(row.patients), row.fold, label, score, absent)
+        yield from _curves(units, name)
+        yield _calibration(units, name, row.probability)
         decisions = row.patient_decisions_mean if name == "mean" else [_voted(decision, slices, least) for decision in row.decisions]
         for decision in decisions:
-            yield from (found for found in _decided(units, decision, f"{name}/{decision[0]}") if found.metric != "f1")
+            yield from _decided(units, decision, f"{name}/{decision.rule}")
 
 
 def _score(scores: np.ndarray, k: int | None) -> float:
@@ -215,11 +238,10 @@ def _score(scores: np.ndarray, k: int | None) -> float:
 
 def _voted(decision: Decision, slices: Sequence[np.ndarray], least: int) -> Decision:
     """Yes where at least `least` slices are; undecided where undecided or missing slices could still change that."""
-    rule, said, reason = decision
-    yes = np.array([(said[own] == 1).sum() for own in slices])
-    open_ = np.array([np.isnan(said[own]).sum() for own in slices])
+    yes = np.array([(decision.said[own] == 1).sum() for own in slices])
+    open_ = np.array([np.isnan(decision.said[own]).sum() for own in slices])
     enough = np.array([len(own) >= least for own in slices])
-    return rule, np.where(yes >= least, 1.0, np.where(enough & (yes + open_ < least), 0.0, np.nan)), reason
+    return decision._replace(said=np.where(yes >= least, 1.0, np.where(enough & (yes + open_ < least), 0.0, np.nan)))
 
 
 def _highest(values: np.ndarray) -> float:

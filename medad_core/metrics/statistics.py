@@ -15,7 +15,7 @@ from medad_core.metrics import ranking
 from medad_core.metrics.columns import Units
 from medad_core.metrics.pixel import FPR_LIMIT, PixelHistogram
 
-Values = Callable[[np.ndarray], np.ndarray]
+Values = ranking.Values
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,12 @@ def text_statistics(slices: Units, map_threshold: float) -> list[Statistic]:
     return [_shared(slices, *row) for row in rows]
 
 
-def pixel_statistics(histograms: Sequence[PixelHistogram], map_threshold: float) -> list[Statistic]:
-    """Pixel curves, AUPRO and pooled Dice, in this order, from one histogram a patient, in the order of the weights' columns; at least one."""
+def pixel_statistics(histograms: Sequence[PixelHistogram], map_threshold: float, strata: np.ndarray | None = None) -> list[Statistic]:
+    """Pixel curves, AUPRO and pooled Dice, in this order, from one histogram a patient, in the order of the weights' columns; at least one.
+
+    `strata` (P,): patients whose maps are of one model, within which the curves are taken (`ranking.within_strata`); None: all are.
+    """
+    strata = np.zeros(len(histograms), int) if strata is None else strata
     levels = histograms[0].levels
     classes = np.array([histogram.classes() for histogram in histograms], float).reshape(-1, 2, levels)
     positives, negatives = classes[:, 0], classes[:, 1]
@@ -98,18 +102,21 @@ def pixel_statistics(histograms: Sequence[PixelHistogram], map_threshold: float)
     pixels = sum(histogram.pixels for histogram in histograms)
     in_tumour_slices = sum(histogram.tumour_slice_pixels for histogram in histograms)
 
-    def batched(values: Values) -> Values:
+    sick_pixels, other_pixels = positives.sum(axis=1), negatives.sum(axis=1)
+
+    def curve(values: Values, pairs: Values = lambda w: (w @ sick_pixels) * (w @ other_pixels)) -> Values:
+        within = ranking.within_strata(values, pairs, strata)
         # Replicates go through in batches: a thousand of them at once would hold gigabytes for a large cohort.
-        return lambda w: np.concatenate([values(part) for part in np.array_split(w, 1 + len(w) // 64)])
+        return lambda w: np.concatenate([within(part) for part in np.array_split(w, 1 + len(w) // 64)])
 
     def precision(w: np.ndarray) -> np.ndarray:
         return ranking.average_precision_of_levels(w @ positives, w @ negatives, histograms[0].tied)
 
     why = "no labelled pixels of both classes"
     return [
-        Statistic("map_auroc", "pixel", "all", pixels, batched(lambda w: ranking.auroc(w @ positives, w @ negatives)), why),
-        Statistic("map_ap", "pixel", "all", pixels, batched(precision), why),
-        Statistic("map_aupro", "pixel", "all", pixels, batched(lambda w: ranking.aupro(w @ found, w @ regions, w @ negatives, FPR_LIMIT)), why),
+        Statistic("map_auroc", "pixel", "all", pixels, curve(lambda w: ranking.auroc(w @ positives, w @ negatives)), why),
+        Statistic("map_ap", "pixel", "all", pixels, curve(precision), why),
+        Statistic("map_aupro", "pixel", "all", pixels, curve(lambda w: ranking.aupro(w @ found, w @ regions, w @ negatives, FPR_LIMIT), lambda w: w @ regions), why),
         Statistic(
             "map_dice", "pixel", "tumour", in_tumour_slices,
             lambda w: np.where(w @ sick > 0, ranking.ratio(w @ twice_hit, w @ sizes), np.nan), "no tumour slices",

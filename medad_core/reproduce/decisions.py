@@ -37,13 +37,15 @@ class Chosen:
 
 @dataclass(frozen=True)
 class SeedOfRow:
-    """One row, group and seed: its test slices (SCORES and `fold`, sorted by case and slice), thresholds, units, statistics, thumbnails by key."""
+    """One row, group and seed: its test slices (SCORES and `fold`, sorted by case and slice), thresholds, units, statistics, thumbnails by key,
+    and the training error of each fold, where there are such."""
 
     frame: pd.DataFrame
     thresholds: tuple[Chosen, ...]
     units: RowUnits
     statistics: tuple[RuledStatistic, ...]
     thumbnails: dict[tuple[str, int], np.ndarray]
+    training_errors: tuple[float, ...]
 
 
 def seed_of_row(row: str, group: str, study: Study, folds: Sequence[Scored], settings: Settings) -> SeedOfRow:
@@ -54,8 +56,9 @@ def seed_of_row(row: str, group: str, study: Study, folds: Sequence[Scored], set
     histograms = [{case: found for case, found in scored.histograms.items() if study.group_of(case) == group} for scored in folds]
     chosen = tuple(_thresholds(row, validation, histograms, study))
     units = _row_units(row, test, histograms, chosen, settings)
+    errors = tuple(scored.training_error for scored in folds if scored.training_error is not None)
     statistics = tuple(row_statistics(units, settings.reproduce.lesion_area_mm2)) + tuple(_text(row, test, settings))
-    return SeedOfRow(test, chosen, units, statistics, {key: picture for scored in folds for key, picture in scored.thumbnails.items()})
+    return SeedOfRow(test, chosen, units, statistics, {key: picture for scored in folds for key, picture in scored.thumbnails.items()}, errors)
 
 
 def _thresholds(row: str, validation: pd.DataFrame, histograms: Sequence[dict[str, PixelHistogram]], study: Study) -> Iterator[Chosen]:
@@ -84,7 +87,7 @@ def _row_units(row: str, test: pd.DataFrame, histograms: Sequence[dict[str, Pixe
     missing = next((threshold.reason for threshold in pixel.values() if threshold.value is None), None)
     return RowUnits(
         patient=patient,
-        patients=len(names),
+        fold=fold_of,
         label=test["label"].to_numpy(float),
         score=test["score"].to_numpy(float),
         probability=row in PROBABILITIES,
@@ -99,31 +102,32 @@ def _row_units(row: str, test: pd.DataFrame, histograms: Sequence[dict[str, Pixe
 
 
 def _decisions(row: str, test: pd.DataFrame, scores: np.ndarray, folds: np.ndarray, level: str, chosen: Sequence[Chosen]) -> Iterator[Decision]:
-    """(rule, yes 1 / no 0 / undecided NaN, reason) for every rule of the row."""
+    """One decision by every rule of the row. An answer that could not be read is undecided, and counts as wrong at every level."""
     if row == "majority":
-        yield "always", (scores >= 0.5).astype(float), None
+        yield Decision("always", (scores >= 0.5).astype(float))
         return
     if row in THROUGH_LLM:
-        yield "answer", _answered(test), None
+        yield Decision("answer", _answered(test), undecided_is_wrong=True)
         return
     for rule in RULES:
         limits = {item.fold: item.threshold for item in chosen if (item.level, item.threshold.rule) == (level, rule)}
         cut = np.array([np.nan if limits[fold].value is None else limits[fold].value for fold in folds], float)
         decided = np.where(np.isnan(cut) | np.isnan(scores), np.nan, scores >= cut)
-        yield rule, decided, next((f"fold {fold}: {limit.reason}" for fold, limit in limits.items() if limit.value is None), None)
+        yield Decision(rule, decided, next((f"fold {fold}: {limit.reason}" for fold, limit in limits.items() if limit.value is None), None))
 
 
 def _answered(test: pd.DataFrame) -> np.ndarray:
-    """The verdicts. An answer that could not be read counts as the wrong one, whatever the label."""
-    verdict = test["verdict"].map({"yes": 1.0, "no": 0.0}).where(test["answer_parsed"].astype(bool))
-    return verdict.fillna(1.0 - test["label"]).to_numpy(float)
+    """The verdicts (N,), NaN for an answer that could not be read."""
+    return test["verdict"].map({"yes": 1.0, "no": 0.0}).where(test["answer_parsed"].astype(bool)).to_numpy(float)
 
 
 def _patient_decisions(row: str, test: pd.DataFrame, patient: np.ndarray, means: np.ndarray, fold_of: np.ndarray, chosen: Sequence[Chosen]) -> Iterator[Decision]:
-    """Decisions on a patient's mean: of its scores, or of its yes answers where the row answers."""
+    """Decisions on a patient's mean: of its scores, or of its yes answers where the row answers, undecided where those not read could turn it."""
     if row in THROUGH_LLM:
-        share = pd.Series(_answered(test)).groupby(patient).mean().reindex(range(len(means))).to_numpy()
-        yield "answer", (share >= 0.5).astype(float), None
+        said, count = _answered(test), np.bincount(patient)
+        yes, unread = np.bincount(patient, weights=said == 1), np.bincount(patient, weights=np.isnan(said))
+        share = np.where(yes / count >= 0.5, 1.0, np.where((yes + unread) / count < 0.5, 0.0, np.nan))
+        yield Decision("answer", share, undecided_is_wrong=True)
         return
     yield from _decisions(row, test, means, fold_of, "patient", chosen)
 

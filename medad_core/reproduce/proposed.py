@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from medad_core.config import Settings
@@ -19,6 +20,7 @@ from medad_core.models.text import load_sentences, load_text_encoder, text_featu
 from medad_core.reproduce.study import open_study
 from medad_core.reproduce.units import Unit
 from medad_core.stages.models import use_threads
+from medad_core.store.files import new_file
 from medad_core.training.decoder import train_decoder
 from medad_core.training.fitting import Grids, check_kinds, cross_fit, decode_all, fit_converter, labelled, load_grids, save_grids
 from medad_core.training.folds import deal_folds
@@ -71,9 +73,8 @@ def fit_tokens(out: str, unit: Unit, settings: Settings, progress: Progress = la
     seeded = settings.train.model_copy(update={"seed": unit.seed})
     checkpoint = path.with_suffix(".pt")
     converter, _ = fit_converter(knowledge, labelled(train, grids), labelled(validation, grids), prompt, load_llm(prompt.folder), seeded, checkpoint, progress)
-    scratch = path.with_suffix(".tmp")
-    save_file({name: tensor.contiguous() for name, tensor in converter.state_dict().items()}, scratch)
-    scratch.replace(path)
+    with new_file(str(path)) as scratch:
+        save_file({name: tensor.contiguous() for name, tensor in converter.state_dict().items()}, scratch)
     checkpoint.unlink()
 
 
@@ -82,7 +83,11 @@ def load_tokens(out: str, unit: Unit) -> Converter:
     path = _converter_path(out, unit)
     if not path.is_file():
         raise MedadError(f"there is no converter of {unit}; its own failure says why")
-    state = load_file(path)
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        path.unlink()
+        raise MedadError(f"{path} was damaged ({error}) and has been removed; run the same command again") from error
     converter = Converter(state["knowledge"], state["positions"].shape[1], 1.0)
     converter.load_state_dict(state, strict=True)
     return converter.eval().requires_grad_(False)

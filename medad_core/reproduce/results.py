@@ -48,18 +48,24 @@ def _facts(study: Study, table: Table, settings: Settings) -> Facts:
         rule=settings.reproduce.rule,
         patient_slices=settings.reproduce.patient_slices,
         failed={row: table.failed.get(row) for row in settings.reproduce.rows},
-        thresholds=tuple(_threshold_notes(table, settings)),
+        thresholds=tuple(_threshold_notes(table)),
         settings=settings_to_yaml(settings),
-        notes=tuple(_notes(study)),
+        notes=tuple(_notes(study, table, settings)),
     )
 
 
-def _notes(study: Study) -> Iterator[str]:
+def _notes(study: Study, table: Table, settings: Settings) -> Iterator[str]:
     yield "For research. Not a medical device."
     if len(study.groups) > 1:
         yield "Every row learns from the training patients and the training phantoms together; thresholds and numbers are of each kind alone."
     if len(study.folds) > 1:
-        yield "Scores of the folds are pooled as they are, though each fold has models of its own; decisions use each fold's own threshold."
+        yield "Each fold has models of its own: curves rank slices within folds only, each fold weighing as many pairs as it has, and decisions use each fold's own threshold."
+    if len(settings.reproduce.seeds) > 1:
+        yield "A difference to the proposed scheme is taken over the seeds that both rows have; DeLong's test takes the first of them."
+    for row in (row for row in table.rows if row.group == study.groups[0] and row.first.training_errors):
+        errors = [error for seed in row.seeds.values() for error in seed.training_errors]
+        warning = "; where it is 1 or more, the row has learned nothing and only measures how unusual a slice's brightness is" if max(errors) >= 1 else ""
+        yield f"{ROWS[row.row].title}: its training loss ended at {min(errors):.2f} to {max(errors):.2f} of that of the mean training picture{warning}."
     if study.rejected:
         yield f"{len(study.rejected)} cases could not be used: " + "; ".join(f"{case_id}, {reason}" for case_id, reason in study.rejected) + "."
 
@@ -67,7 +73,7 @@ def _notes(study: Study) -> Iterator[str]:
 def _group_facts(study: Study, table: Table, group: str) -> GroupFacts:
     """Patients in each part of the folds, and what was tested."""
     cases = [case.case_id for case in study.cases if study.group_of(case.case_id) == group]
-    tested = next((row.seeds[0].frame for row in table.rows if row.group == group), None)
+    tested = next((row.first.frame for row in table.rows if row.group == group), None)
     return GroupFacts(
         name=group,
         patients=len({patient_of(case) for case in cases}),
@@ -78,25 +84,25 @@ def _group_facts(study: Study, table: Table, group: str) -> GroupFacts:
     )
 
 
-def _threshold_notes(table: Table, settings: Settings) -> Iterator[ThresholdNote]:
+def _threshold_notes(table: Table) -> Iterator[ThresholdNote]:
     for row in table.rows:
-        for seed, of_seed in enumerate(row.seeds):
+        for seed, of_seed in row.seeds.items():
             for chosen in of_seed.thresholds:
-                yield ThresholdNote(row.row, row.group, chosen.fold, settings.reproduce.seeds[seed], chosen.level, chosen.threshold.rule, chosen.threshold.value, chosen.threshold.reason)
+                yield ThresholdNote(row.row, row.group, chosen.fold, seed, chosen.level, chosen.threshold.rule, chosen.threshold.value, chosen.threshold.reason)
 
 
 def _gallery(study: Study, table: Table, cases: dict[str, TrainingCase], settings: Settings) -> Iterator[GalleryRow]:
     """The worst errors of every row that decides by slices, by its first seed."""
     for row in table.rows:
-        rule, decided, _ = next(((r, d, w) for r, d, w in row.seeds[0].units.decisions if r in (settings.reproduce.rule, "answer")), (None, None, None))
-        if rule is not None:
-            label = row.seeds[0].units.label
-            errors = [int(((label == true) & (decided == said)).sum()) for true, said in ((0, 1), (1, 0))]
-            yield GalleryRow(row.row, ROWS[row.row].title, row.group, rule, tuple(_worst(row, rule, decided, cases, settings.reproduce.gallery)), *errors)
+        found = next((decision for decision in row.first.units.decisions if decision.rule in (settings.reproduce.rule, "answer", "always")), None)
+        if found is not None:
+            label = row.first.units.label
+            errors = [int(((label == true) & (found.said == said)).sum()) for true, said in ((0, 1), (1, 0))]
+            yield GalleryRow(row.row, ROWS[row.row].title, row.group, found.rule, tuple(_worst(row, found.rule, found.said, cases, settings.reproduce.gallery)), *errors)
 
 
 def _worst(row: RowOfGroup, rule: str, decided: np.ndarray, cases: dict[str, TrainingCase], count: int) -> Iterator[GallerySlice]:
-    seed = row.seeds[0]
+    seed = row.first
     limits = {item.fold: item.threshold.value for item in seed.thresholds if (item.level, item.threshold.rule) == ("image", rule)}
     for kind, label, said, ascending in (("false positive", 0, 1, False), ("false negative", 1, 0, True)):
         wrong = seed.frame[(seed.frame["label"] == label) & (decided == said)].sort_values("score", ascending=ascending, kind="stable")

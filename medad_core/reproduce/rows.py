@@ -7,6 +7,7 @@ validation and test slices. Nothing here knows a test label other than to write 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -104,7 +105,8 @@ def _detector(out: str, unit: Unit, settings: Settings, study: Study, cases: dic
     for batch in detector.score(slices):
         for score, drawn in zip(batch.scores, batch.maps, strict=True):
             collected.add(score, to_native(drawn[None], *slices.mask(len(collected.scores)).shape)[0])
-    return collected.scored(frame_of(study, unit.fold, slices, np.array(collected.scores)), study, settings.reproduce.gallery)
+    scored = collected.scored(frame_of(study, unit.fold, slices, np.array(collected.scores)), study, settings.reproduce.gallery)
+    return replace(scored, training_error=detector.training_error)
 
 
 def _majority(out: str, unit: Unit, settings: Settings, study: Study, cases: dict[str, TrainingCase], progress: Progress) -> Scored:

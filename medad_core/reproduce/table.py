@@ -1,14 +1,14 @@
 """From the scores of all units to the long table.
 
 One decision: every number is a function of how often each patient counts, so its value, its interval and its paired difference
-to the proposed scheme come from the same lines and the same draws. Seeds are averaged within a draw. The scores of all folds
-are pooled as they are; each fold's thresholds come from its own validation patients and are applied to its own test patients.
+to the proposed scheme come from the same lines and the same draws. Seeds are averaged within a draw; a difference is taken over the
+seeds that both rows have. Folds are never ranked against each other, and each has thresholds of its own validation patients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -20,30 +20,43 @@ from medad_core.metrics.rows import RuledStatistic
 from medad_core.reproduce.decisions import SeedOfRow, seed_of_row
 from medad_core.reproduce.schema import PROPOSED, ROWS, TABLE
 from medad_core.reproduce.study import Study
-from medad_core.reproduce.units import Unit, failure_of, read_unit, seeds_of
+from medad_core.reproduce.units import DamagedUnit, Unit, discard_unit, failure_of, read_unit, seeds_of
 
 CellKey = tuple[str, str, str, str]  # level, metric, rule, subset
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of one row: its value (mean over seeds, NaN where undefined), each seed's, and its bootstrap replicates (B,)."""
+    """One number of one row: by seed its value (NaN where undefined) and bootstrap replicates (S, B); `n` None where seeds differ in it."""
 
-    value: float
-    seeds: tuple[float, ...]
+    seeds: tuple[int, ...]
+    values: np.ndarray
     draws: np.ndarray
-    n: int
+    n: int | None
     undefined: str
+
+    @property
+    def value(self) -> float:
+        return float(self.values.mean())
+
+    def of(self, seeds: Sequence[int]) -> Cell:
+        """The same number of some of the seeds."""
+        at = [self.seeds.index(seed) for seed in seeds]
+        return replace(self, seeds=tuple(seeds), values=self.values[at], draws=self.draws[at])
 
 
 @dataclass(frozen=True)
 class RowOfGroup:
-    """A row of the table for patients or for phantoms."""
+    """A row of the table for patients or for phantoms, by seed."""
 
     row: str
     group: str
-    seeds: tuple[SeedOfRow, ...]
+    seeds: Mapping[int, SeedOfRow]
     cells: dict[CellKey, Cell]
+
+    @property
+    def first(self) -> SeedOfRow:
+        return next(iter(self.seeds.values()))
 
 
 @dataclass(frozen=True)
@@ -56,10 +69,17 @@ class Table:
 
 
 def make_table(out: str, study: Study, settings: Settings) -> Table:
-    """The table of a study from its unit files. Raises StoreError where a file is damaged."""
+    """The table of a study from its unit files. A row with a damaged file has failed, and the file makes way for the next run."""
     failed = {row: reason for row in settings.reproduce.rows if (reason := _failure(out, study, row, settings))}
-    rows = [row for group in study.groups for row in _group(out, study, group, [row for row in settings.reproduce.rows if row not in failed], settings)]
+    rows: list[RowOfGroup] = []
+    for row in (row for row in settings.reproduce.rows if row not in failed):
+        try:
+            rows += [_row(out, study, row, group, settings) for group in study.groups]
+        except DamagedUnit as error:
+            discard_unit(out, error.unit, str(error))
+            failed[row] = str(error)
     lines = [line for group in study.groups for line in _lines([row for row in rows if row.group == group])]
+    rows.sort(key=lambda row: study.groups.index(row.group))
     return Table(pa.Table.from_pylist(lines, schema=TABLE), tuple(rows), failed)
 
 
@@ -71,29 +91,31 @@ def _failure(out: str, study: Study, row: str, settings: Settings) -> str | None
     return reasons[0] if reasons else None
 
 
-def _group(out: str, study: Study, group: str, rows: Sequence[str], settings: Settings) -> Iterator[RowOfGroup]:
-    weights = None
-    for row in rows:
-        seeds = tuple(
-            seed_of_row(row, group, study, [read_unit(out, Unit(row, fold, seed)) for fold in range(len(study.folds))], settings) for seed in seeds_of(row, settings.reproduce)
-        )
-        if weights is None:
-            weights = patient_weights(seeds[0].units.patients, settings.evaluate.bootstrap, settings.evaluate.seed)
-        yield RowOfGroup(row, group, seeds, _cells([seed.statistics for seed in seeds], seeds[0].units.patients, weights))
+def _row(out: str, study: Study, row: str, group: str, settings: Settings) -> RowOfGroup:
+    """One row; of each seed only what is printed is kept, because the histograms of a large cohort fill memory."""
+    seeds: dict[int, SeedOfRow] = {}
+    measured = []
+    for seed in seeds_of(row, settings.reproduce):
+        made = seed_of_row(row, group, study, [read_unit(out, Unit(row, fold, seed)) for fold in range(len(study.folds))], settings)
+        weights = patient_weights(made.units.patients, settings.evaluate.bootstrap, settings.evaluate.seed)
+        measured.append([_measure(statistic, made.units.patients, weights) for statistic in made.statistics])
+        seeds[seed] = replace(made, statistics=(), units=replace(made.units, histograms=None))
+    cells = (_joined(tuple(seeds), of_seeds) for of_seeds in zip(*measured, strict=True))
+    return RowOfGroup(row, group, seeds, dict(cells))
 
 
-def _cells(statistics: Sequence[Sequence[RuledStatistic]], patients: int, weights: np.ndarray) -> dict[CellKey, Cell]:
-    """Every statistic, averaged over seeds."""
-    found = {}
-    ones = np.ones((1, patients))
-    for of_seeds in zip(*statistics, strict=True):
-        first = of_seeds[0]
-        values = tuple(float(statistic.values(ones)[0]) for statistic in of_seeds)
-        value = float(np.mean(values))
-        reason = next((s.undefined for s, v in zip(of_seeds, values, strict=True) if np.isnan(v)), first.undefined)
-        draws = np.mean([s.values(weights) for s in of_seeds], axis=0) if len(weights) and not np.isnan(value) else np.zeros(0)
-        found[first.level, first.metric, first.rule, first.subset] = Cell(value, values, draws, first.n, reason)
-    return found
+def _measure(statistic: RuledStatistic, patients: int, weights: np.ndarray) -> tuple[CellKey, Cell]:
+    value = statistic.values(np.ones((1, patients)))
+    draws = statistic.values(weights) if len(weights) and not np.isnan(value[0]) else np.full(len(weights), np.nan)
+    return (statistic.level, statistic.metric, statistic.rule, statistic.subset), Cell((0,), value, draws[None], statistic.n, statistic.undefined)
+
+
+def _joined(seeds: tuple[int, ...], of_seeds: Sequence[tuple[CellKey, Cell]]) -> tuple[CellKey, Cell]:
+    """One cell of several seeds; undefined for the reason of the first that is."""
+    (key, first), cells = of_seeds[0], [cell for _, cell in of_seeds]
+    undefined = next((cell.undefined for cell in cells if np.isnan(cell.value)), first.undefined)
+    n = first.n if len({cell.n for cell in cells}) == 1 else None
+    return key, Cell(seeds, np.concatenate([cell.values for cell in cells]), np.concatenate([cell.draws for cell in cells]), n, undefined)
 
 
 def _lines(rows: Sequence[RowOfGroup]) -> Iterator[dict]:
@@ -111,26 +133,30 @@ def _head(row: RowOfGroup, key: CellKey, cell: Cell) -> dict:
 def _value(cell: Cell, row: RowOfGroup) -> dict:
     if np.isnan(cell.value):
         return {"reason": cell.undefined}
-    spread = interval(cell.draws, row.seeds[0].units.patients)
-    sd = float(np.std(cell.seeds, ddof=1)) if len(cell.seeds) > 1 else None
+    spread = interval(cell.draws.mean(axis=0), row.first.units.patients)
+    sd = float(np.std(cell.values, ddof=1)) if len(cell.seeds) > 1 else None
     return {"value": cell.value, "sd": sd, "ci_low": spread.low, "ci_high": spread.high, "reason": spread.reason}
 
 
 def _difference(row: RowOfGroup, key: CellKey, cell: Cell, reference: RowOfGroup | None) -> dict:
-    """Against the proposed scheme on the same patients, whose decisions are the LLM's own."""
+    """Against the proposed scheme on the same patients and seeds, whose decisions are the LLM's own. DeLong takes the first of the seeds."""
     if reference is None or row is reference:
         return {}
     level, metric, rule, subset = key
     *how, _ = rule.split("/")
     other = reference.cells.get(key) or reference.cells.get((level, metric, "/".join([*how, "answer"]), subset))
-    if other is None or np.isnan(cell.value) or np.isnan(other.value):
+    common = [seed for seed in cell.seeds if other is not None and seed in other.seeds]
+    if not common:
         return {}
-    gap = paired_difference(cell.draws, other.draws) if len(cell.draws) and len(other.draws) else None
+    cell, other = cell.of(common), other.of(common)
+    if np.isnan(cell.value) or np.isnan(other.value):
+        return {}
     found = {"difference": cell.value - other.value}
-    if gap is not None:
+    if cell.draws.size:
+        gap = paired_difference(cell.draws.mean(axis=0), other.draws.mean(axis=0))
         found |= {"difference_low": gap.low, "difference_high": gap.high, "p_bootstrap": gap.p}
     if (level, metric) == ("image", "auroc"):
-        mine, theirs = row.seeds[0].units, reference.seeds[0].units
+        mine, theirs = row.seeds[common[0]].units, reference.seeds[common[0]].units
         known = ~np.isnan(mine.label)
-        found["p_delong"] = delong(mine.score[known], theirs.score[known], mine.label[known] == 1).p
+        found["p_delong"] = delong(mine.score[known], theirs.score[known], mine.label[known] == 1, mine.fold[mine.patient[known]]).p
     return found

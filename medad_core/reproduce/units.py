@@ -7,6 +7,8 @@ failed leaves a `.failed` file with its reason instead, and is tried again by th
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -15,10 +17,12 @@ import pandas as pd
 import pyarrow as pa
 
 from medad_core.config import ReproduceSettings
+from medad_core.errors import StoreError
 from medad_core.metrics import PixelHistogram
 from medad_core.store import join, read_table, write_bytes, write_table, write_text
 from medad_core.store.files import make_folder, read_bytes, remove, size_of
 
+TRAINING_ERROR = "training_error"
 Key = tuple[str, int]  # case_id, slice_index
 LLM_ROWS = ("proposed", "without-knowledge")  # answered by the LLM; the row "shuffled" takes answers of "proposed"
 THROUGH_LLM = (*LLM_ROWS, "shuffled")
@@ -56,11 +60,12 @@ class Unit:
 @dataclass(frozen=True)
 class Scored:
     """Scores of a unit: a frame of SCORES; histograms by case_id, of validation and test alike; and thumbnails of some maps, uint8 at half
-    size (0 to 255 is 0 to 1). The last two are empty where a row has no maps."""
+    size (0 to 255 is 0 to 1). The last two are empty where a row has no maps. `training_error`: see `baselines.Detector`."""
 
     frame: pd.DataFrame
     histograms: dict[str, PixelHistogram]
     thumbnails: dict[Key, np.ndarray]
+    training_error: float | None = None
 
 
 def seeds_of(row: str, settings: ReproduceSettings) -> tuple[int, ...]:
@@ -94,11 +99,28 @@ def write_unit(out: str, unit: Unit, scored: Scored) -> None:
     remove(_at(out, unit, ".failed"))
 
 
+class DamagedUnit(StoreError):
+    """The files of a unit cannot be read."""
+
+    def __init__(self, unit: Unit, why: str) -> None:
+        super().__init__(f"fold {unit.fold}, seed {unit.seed}: its files are damaged ({why}); run the same command again to make them anew")
+        self.unit = unit
+
+
 def read_unit(out: str, unit: Unit) -> Scored:
-    """What `write_unit` kept. Raises StoreError where it is not there."""
-    frame = read_table(_at(out, unit, ".parquet")).to_pandas()
-    with np.load(io.BytesIO(read_bytes(_at(out, unit, ".npz")) or b"")) as stored:
-        return _unpacked(frame, stored)
+    """What `write_unit` kept. Raises DamagedUnit where it cannot be read."""
+    try:
+        frame = read_table(_at(out, unit, ".parquet")).to_pandas()
+        with np.load(io.BytesIO(read_bytes(_at(out, unit, ".npz")) or b"")) as stored:
+            return _unpacked(frame, stored)
+    except (StoreError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise DamagedUnit(unit, f"{str(error).splitlines()[0]}") from error
+
+
+def discard_unit(out: str, unit: Unit, reason: str) -> None:
+    """Make a unit undone, with the reason, so that the next run makes it anew."""
+    write_failure(out, unit, reason)
+    remove(_at(out, unit, ".parquet"))
 
 
 def write_failure(out: str, unit: Unit, reason: str) -> None:
@@ -112,7 +134,8 @@ def failure_of(out: str, unit: Unit) -> str | None:
     if is_done(out, unit):
         return None
     noted = read_bytes(_at(out, unit, ".failed"))
-    return f"fold {unit.fold}, seed {unit.seed}: {noted.decode().strip() if noted else 'not run yet'}"
+    reason, head = noted.decode().strip() if noted else "not run yet", f"fold {unit.fold}, seed {unit.seed}: "
+    return reason if reason.startswith(head) else head + reason
 
 
 def _at(out: str, unit: Unit, suffix: str) -> str:
@@ -125,16 +148,19 @@ def _packed(scored: Scored) -> Iterator[tuple[str, np.ndarray]]:
             yield f"histogram/{case_id}/{name}", array
     for (case_id, slice_index), picture in scored.thumbnails.items():
         yield f"map/{case_id}/{slice_index}", picture
+    if scored.training_error is not None:
+        yield TRAINING_ERROR, np.array(scored.training_error)
 
 
 def _unpacked(frame: pd.DataFrame, stored: Mapping[str, np.ndarray]) -> Scored:
     arrays: dict[str, dict[str, np.ndarray]] = {}
     thumbnails: dict[Key, np.ndarray] = {}
-    for key in stored:
+    error = float(stored[TRAINING_ERROR]) if TRAINING_ERROR in stored else None
+    for key in (key for key in stored if key != TRAINING_ERROR):
         kind, rest = key.split("/", 1)
         case_id, name = rest.rsplit("/", 1)
         if kind == "map":
             thumbnails[case_id, int(name)] = stored[key]
         else:
             arrays.setdefault(case_id, {})[name] = stored[key]
-    return Scored(frame, {case_id: PixelHistogram.from_arrays(found) for case_id, found in arrays.items()}, thumbnails)
+    return Scored(frame, {case_id: PixelHistogram.from_arrays(found) for case_id, found in arrays.items()}, thumbnails, error)

@@ -7,6 +7,8 @@ converter would believe every faint one of a new patient to be healthy.
 from __future__ import annotations
 
 import logging
+import zipfile
+import zlib
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from medad_core.errors import MedadError
 from medad_core.llm.prompt import Prompt
 from medad_core.models.converter import Converter
 from medad_core.models.decoder import Decoder
+from medad_core.store.files import new_file
 from medad_core.training.converter import ConverterTrainer, thin_out
 from medad_core.training.decoder import decode_case, train_decoder
 from medad_core.training.features import TrainingCase
@@ -49,16 +52,18 @@ def decode_all(decoder: Decoder, cases: Sequence[TrainingCase]) -> Grids:
 
 def save_grids(path: Path, grids: Grids) -> None:
     """Write grids, complete or not at all."""
-    scratch = path.with_suffix(".tmp")
-    with scratch.open("wb") as stream:
+    with new_file(str(path)) as scratch, scratch.open("wb") as stream:
         np.savez(stream, **grids)
-    scratch.replace(path)
 
 
 def load_grids(path: Path) -> Grids:
-    """What `save_grids` wrote."""
-    with np.load(path) as stored:
-        return {name: stored[name] for name in stored.files}
+    """What `save_grids` wrote. A damaged file is removed, so that the next run makes it anew; raises MedadError that says so."""
+    try:
+        with np.load(path) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        path.unlink()
+        raise MedadError(f"{path} was damaged ({error}) and has been removed; run the same command again") from error
 
 
 def check_kinds(cases: Sequence[TrainingCase], held_out: Collection[str], name: str) -> None:

@@ -63,7 +63,7 @@ class Column:
     @property
     def key(self) -> str:
         """Name of the column where it has to be one word."""
-        return f"{self.level}_{self.metric}"
+        return f"{self.level}_{self.metric}{'_at_0.5' if self.rule == '0.5' else ''}"
 
 
 @dataclass(frozen=True)

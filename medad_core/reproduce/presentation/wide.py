@@ -17,15 +17,16 @@ from medad_core.reproduce.schema import Row
 COLUMNS = (
     *(Column("", "image", metric) for metric in ("auroc", "ap", "ece")),
     *(Column("", "image", metric, MAIN) for metric, _ in DECIDED),
-    *(column for column in PIXEL if column.rule != "0.5"),
+    *PIXEL,
     Column("", "patient", "auroc", "any"),
     *TEXT,
 )
-_PARTS = {"": "value", "_low": "ci_low", "_high": "ci_high", "_sd": "sd"}
+_PARTS = {"": "value", "_low": "ci_low", "_high": "ci_high", "_sd": "sd", "_difference": "difference", "_p": "p_bootstrap"}
 
 
 def wide_csv(sheet: Sheet) -> str:
-    """The text of `table.csv`: who, status, sizes, then value, interval and standard deviation over seeds of each headline number."""
+    """The text of `table.csv`: who, status, sizes, then value, interval, standard deviation over seeds, difference to the
+    proposed scheme and its p (paired bootstrap) of each headline number."""
     head = ["row", "title", "group", "status", "patients", "slices", "tumour_free", "seeds", "decision_rule"]
     numbers = [column.key + suffix for column in COLUMNS for suffix in _PARTS]
     return _csv([[*head, *numbers], *(_record(sheet, group, row) for group in sheet.groups for row in sheet.rows)])

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,9 @@ def test_a_unit_comes_back_as_it_was_written(tmp_path):
     write_unit(str(tmp_path), unit, scored)
     assert is_done(str(tmp_path), unit) and failure_of(str(tmp_path), unit) is None
     again = read_unit(str(tmp_path), unit)
+    assert again.training_error is None
+    write_unit(str(tmp_path), unit, replace(scored, training_error=0.75))
+    assert read_unit(str(tmp_path), unit).training_error == 0.75
     assert again.frame["score"].tolist() == scored.frame["score"].tolist()
     assert again.histograms["b"].aupro == scored.histograms["b"].aupro
     np.testing.assert_array_equal(again.thumbnails["a", 61], scored.thumbnails["a", 61])
@@ -170,7 +174,7 @@ def test_thresholds_come_from_the_validation_patients_of_the_same_fold():
         held = scored.frame[scored.frame["split"] == "validation"]
         [threshold] = [item.threshold for item in made.thresholds if (item.fold, item.level, item.threshold.rule) == (number, "image", "max_recall")]
         assert threshold.value == held.loc[held["label"] == 1, "score"].min()
-        decided = dict(zip(zip(made.frame["case_id"], made.frame["slice_index"], strict=True), made.units.decisions[0][1], strict=True))
+        decided = dict(zip(zip(made.frame["case_id"], made.frame["slice_index"], strict=True), made.units.decisions[0].said, strict=True))
         test = scored.frame[scored.frame["split"] == "test"]
         assert [decided[row.case_id, row.slice_index] for row in test.itertuples()] == (test["score"] >= threshold.value).astype(float).tolist()
 
@@ -187,9 +191,10 @@ def test_an_answer_that_cannot_be_read_is_wrong_whatever_the_label():
     study, chosen = study_of(1), load_settings()
     unread = {"answer": "Perhaps.", "answer_parsed": False, "verdict": None}
     made = seed_of_row("proposed", "patients", study, scored_folds(study, **unread), chosen)
-    [(rule, said, _)] = made.units.decisions
-    assert rule == "answer"
-    assert (said == 1 - made.frame["label"]).all()
+    cells = {(cell.level, cell.metric, cell.rule): cell.values(np.ones((1, 1)))[0] for cell in made.statistics}
+    assert cells["image", "accuracy", "answer"] == 0
+    assert cells["text", "unparsed_share", ""] == 1
+    assert cells["patient", "sensitivity", "any/answer"] == cells["patient", "sensitivity", "mean/answer"] == 0
 
 
 def test_validation_of_one_class_leaves_the_cells_empty_with_the_reason():
@@ -219,9 +224,9 @@ def test_a_table_averages_seeds_and_compares_with_the_proposed_scheme_on_the_sam
     lines = make_table(str(tmp_path), study, chosen).lines.to_pandas().set_index(["row", "level", "metric", "rule", "subset"]).sort_index()
     each = []
     for seed in (0, 1):
-        test = pd.concat([read_unit(str(tmp_path), Unit("autoencoder", fold, seed)).frame for fold in (0, 1)]).query("split == 'test'")
-        pairs = test.loc[test["label"] == 1, "score"].to_numpy()[:, None] - test.loc[test["label"] == 0, "score"].to_numpy()[None]
-        each.append((pairs > 0).mean())
+        tests = [read_unit(str(tmp_path), Unit("autoencoder", fold, seed)).frame.query("split == 'test'") for fold in (0, 1)]
+        pairs = [test.loc[test["label"] == 1, "score"].to_numpy()[:, None] - test.loc[test["label"] == 0, "score"].to_numpy()[None] for test in tests]
+        each.append(np.mean([gaps > 0 for gaps in pairs]))
     found = lines.loc[("autoencoder", "image", "auroc", "", "all")]
     assert found["value"] == pytest.approx(np.mean(each))
     assert found["sd"] == pytest.approx(np.std(each, ddof=1))
@@ -241,6 +246,54 @@ def test_a_row_of_which_one_unit_failed_has_no_numbers_at_all(tmp_path):
     table = make_table(str(tmp_path), study, chosen)
     assert table.failed == {"patchcore": "fold 1, seed 0: out of luck"}
     assert set(table.lines["row"].to_pylist()) == {"autoencoder"}
+
+
+@pytest.mark.parametrize(("suffix", "damage"), [(".npz", b"junk"), (".npz", None), (".parquet", b""), (".npz", b"PK\x03\x04half")])
+def test_a_damaged_file_costs_its_row_with_the_reason_and_the_next_run_makes_it_anew(tmp_path, suffix, damage):
+    study = study_of()
+    chosen = load_settings(None, ["reproduce.rows=[autoencoder, patchcore]", "evaluate.bootstrap=10"])
+    written(tmp_path, study, ("autoencoder", "patchcore"), seeds=(0,))
+    file, unit = tmp_path / f"rows/patchcore/fold-1-seed-0{suffix}", Unit("patchcore", 1, 0)
+    file.unlink() if damage is None else file.write_bytes(damage)
+    table = make_table(str(tmp_path), study, chosen)
+    assert set(table.failed) == {"patchcore"} and table.failed["patchcore"].startswith("fold 1, seed 0: its files are damaged")
+    assert set(table.lines["row"].to_pylist()) == {"autoencoder"}
+    assert pending(str(tmp_path), [Unit("patchcore", 0, 0), unit]) == [unit]
+    assert failure_of(str(tmp_path), unit) == table.failed["patchcore"]
+
+
+def test_a_difference_is_taken_over_the_seeds_that_both_rows_have(tmp_path):
+    study = study_of()
+    chosen = load_settings(None, ["reproduce.rows=[autoencoder, proposed]", "reproduce.seeds=[0, 1]", "reproduce.llm_seeds=1", "evaluate.bootstrap=20"])
+    written(tmp_path, study, ("autoencoder",))
+    written(tmp_path, study, ("proposed",), seeds=(0,))
+    alone = load_settings(None, ["reproduce.rows=[autoencoder, proposed]", "evaluate.bootstrap=20"])
+    both, one = (make_table(str(tmp_path), study, given).lines.to_pandas().query("row == 'autoencoder'").set_index(["level", "metric", "rule", "subset"]) for given in (chosen, alone))
+    key = ("image", "auroc", "", "all")
+    assert both.loc[key, "seeds"] == 2 and (both["value"].dropna() != one["value"].dropna()).any()
+    for column in ("difference", "difference_low", "difference_high", "p_bootstrap", "p_delong"):
+        assert both.loc[key, column] == pytest.approx(one.loc[key, column], nan_ok=True)
+
+
+def test_what_a_fold_says_of_everyone_is_at_chance_however_folds_differ(tmp_path):
+    study = study_of()
+    chosen = load_settings(None, ["reproduce.rows=[majority]", "evaluate.bootstrap=20"])
+    for fold, scored in enumerate(scored_folds(study)):
+        write_unit(str(tmp_path), Unit("majority", fold, 0), Scored(scored.frame.assign(score=0.6 + 0.3 * fold), {}, {}))
+    lines = make_table(str(tmp_path), study, chosen).lines.to_pandas().set_index(["level", "metric"]).sort_index()
+    [auroc] = lines.loc[[("image", "auroc")], "value"]
+    assert auroc == 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["flow.max_workers=2"], "flow.runner=process"), (["train.first_slice=70"], r"leaves out slices \[60\]"), (["train.last_slice=90"], r"leaves out slices \[100\]")],
+)
+def test_settings_under_which_numbers_would_mean_something_else_are_refused(tmp_path, words, message):
+    from flows.preflight import check_reproducing
+
+    with pytest.raises(ConfigError, match=message):
+        check_reproducing(str(tmp_path), load_settings(None, words))
 
 
 def test_scores_that_are_not_numbers_leave_cells_empty_with_the_reason(tmp_path):

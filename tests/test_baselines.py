@@ -162,9 +162,9 @@ def test_memory_is_addressed_by_some_slots_that_sum_to_one_and_learns(slots):
     torch.manual_seed(0)
     memory, codes = Memory(slots), torch.randn(2, 128, 4, 4, requires_grad=True)
     made, address = memory(codes)
-    torch.testing.assert_close(address.sum(-1), torch.ones(2, 4, 4))
-    used = (address > 0).float().mean()
-    assert 0.01 < used < 0.5, used
+    used = address > 0
+    assert used.float().mean() < 0.1 and used.any(-1).float().mean() > 0.7
+    torch.testing.assert_close(address.sum(-1), used.any(-1).float())
     made.square().sum().backward()
     assert codes.grad.abs().sum() > 0 and memory.slots.grad.abs().sum() > 0
 
@@ -179,12 +179,22 @@ def test_addresses_at_or_below_the_limit_are_cut_to_nothing_and_the_rest_is_shar
     torch.testing.assert_close(address[0, 0, 0], torch.tensor([1.0, 0, 0, 0]))
 
 
-def test_a_network_that_has_learned_says_so_and_one_that_has_not_too(encoder, fitted, normal):
-    assert fitted["memory-autoencoder"][0].training_error < 0.9
+def test_training_error_is_measured_against_the_mean_training_picture(encoder, fitted, normal):
     hardly = build("memory-autoencoder", SMALL.model_copy(update={"epochs": 1, "learning_rate": 1e-9}), encoder, 0, "cpu")
     hardly.fit(normal)
-    assert hardly.training_error > 1
+    pictures = normal.pictures(range(48), 32).numpy()
+    yardstick = ((pictures - pictures.mean(0)) ** 2).mean()
+    assert hardly._of_the_mean_picture(normal) == pytest.approx(yardstick, rel=1e-4)
+    assert fitted["memory-autoencoder"][0].training_error < hardly.training_error / 2
     assert fitted["patchcore"][0].training_error is None
+
+
+def test_patches_of_the_masked_autoencoder_know_their_place(encoder):
+    network = build("masked-autoencoder", SMALL, encoder, 0, "cpu").network
+    for positions in (network.vit.embeddings.position_embeddings, network.decoder.decoder_pos_embed):
+        apart = torch.cdist(positions[0, 1:], positions[0, 1:]) + 9 * torch.eye(16)
+        assert apart.min() > 0.5
+    assert network.decoder.mask_token.abs().sum() > 0
 
 
 def test_masked_views_show_every_patch_once_and_hide_it_three_times(encoder):

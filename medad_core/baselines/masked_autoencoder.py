@@ -27,7 +27,12 @@ class MaskedAutoencoder(Reconstruction):
             decoder_hidden_size=96, decoder_num_hidden_layers=2, decoder_num_attention_heads=3, decoder_intermediate_size=384, mask_ratio=0.75, norm_pix_loss=False,
         )  # fmt: skip
         self.patches = (self.size // patch) ** 2
-        return ViTMAEForPreTraining(config)
+        network = ViTMAEForPreTraining(config)
+        for positions in (network.vit.embeddings.position_embeddings, network.decoder.decoder_pos_embed):
+            # Transformers 5.19 leaves them at zero in a model made from its configuration, and no patch would know its place.
+            positions.data[0, 1:] = sinusoids(self.size // patch, positions.shape[-1])
+        nn.init.normal_(network.decoder.mask_token, std=config.initializer_range)
+        return network
 
     def loss(self, pictures: Tensor, rng: torch.Generator) -> Tensor:
         noise = torch.rand(len(pictures), self.patches, generator=rng)
@@ -45,3 +50,11 @@ class MaskedAutoencoder(Reconstruction):
             hidden = self.network.unpatchify(out.mask.unsqueeze(-1).expand(-1, -1, out.logits.shape[-1]))
             total, seen = total + hidden * (made - pictures) ** 2, seen + hidden
         return (total / seen.clamp(min=1))[:, 0], None
+
+
+def sinusoids(side: int, width: int) -> Tensor:
+    """Fixed positions of a square of patches, row by row, (side², width): sines and cosines of the row, then of the column (He et al. 2022)."""
+    frequencies = 1e4 ** -(torch.arange(width // 4) / (width // 4))
+    angles = torch.arange(side).unsqueeze(1) * frequencies
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return torch.cat([waves.repeat_interleave(side, dim=0), waves.repeat(side, 1)], dim=1)

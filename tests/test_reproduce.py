@@ -424,7 +424,7 @@ def test_run_again_it_does_nothing_twice_and_more_seeds_add_only_theirs(reproduc
     out, _ = reproduced
     before = {path: path.stat().st_mtime_ns for path in (out / "rows").rglob("*.parquet")}
     trained: list[int] = []
-    monkeypatch.setattr("medad_core.reproduce.proposed.train_decoder", lambda *args: trained.append(args[-1]) or train_decoder(*args))
+    monkeypatch.setattr("medad_core.reproduce.proposed.train_decoder", lambda *args, **kwargs: trained.append(args[3]) or train_decoder(*args, **kwargs))
     words = [*TINY, "reproduce.seeds=[0, 1]", "reproduce.rows=[brightness, majority, memory-autoencoder, without-llm]"]
     again = reproduce(str(cases), str(out), settings_to_yaml(load_settings(None, words)))
     assert again.failed == ()

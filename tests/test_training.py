@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -19,9 +20,19 @@ from medad_core.models.decoder import render_map
 from medad_core.training.converter import ConverterTrainer
 from medad_core.training.decoder import decode_case, train_decoder
 from medad_core.training.features import TrainingCase
+from medad_core.training.fitting import cross_fit
 from medad_core.training.folds import deal_folds
+from medad_core.training.loop import CPU, Arithmetic, Loop
 from medad_core.training.maps import LabelledMaps, draw
 from medad_core.training.pipeline import _check_folds, _work_key
+
+
+class _Killed(Exception):
+    pass
+
+
+def _raise() -> None:
+    raise _Killed
 
 
 def drawn_case(number: int, normal: int) -> TrainingCase:
@@ -49,21 +60,78 @@ def test_folds_hold_every_patient_once_and_spread_those_with_tumour_free_slices(
     assert all(sum(case_id in {"case_0", "case_1", "case_2", "case_3"} for case_id in fold) == 1 for fold in folds)
 
 
-def test_decoder_learns_where_the_tumour_is_in_a_case_it_has_not_seen():
+@pytest.mark.parametrize("arithmetic", [CPU, Arithmetic(dtype=torch.bfloat16)])
+def test_decoder_learns_where_the_tumour_is_in_a_case_it_has_not_seen(arithmetic, tmp_path):
     text = torch.nn.functional.normalize(torch.randn(2, 16, generator=torch.Generator().manual_seed(0)), dim=1)
     settings = DecoderTraining(steps=60, batch_size=8, learning_rate=3e-3)
-    decoder = train_decoder([drawn_case(number, 4) for number in range(3)], text, settings, seed=0)
+    decoder = train_decoder([drawn_case(number, 4) for number in range(3)], text, settings, 0, tmp_path / "decoder.pt", arithmetic=arithmetic)
+    assert {tensor.dtype for tensor in decoder.state_dict().values()} == {torch.float32}
     unseen = drawn_case(9, 4)
     drawn = np.stack([render_map(grid, 64, 64) for grid in decode_case(decoder, unseen)])
     assert drawn[unseen.masks].mean() > 0.6
     assert drawn[~unseen.masks].mean() < 0.2
 
 
-def test_same_seed_gives_the_same_decoder():
-    text, settings = torch.eye(2, 16), DecoderTraining(steps=3, batch_size=4)
-    first, second = (train_decoder([drawn_case(0, 4), drawn_case(1, 4)], text, settings, seed=5) for _ in range(2))
-    for name, tensor in first.state_dict().items():
-        torch.testing.assert_close(second.state_dict()[name], tensor, rtol=0, atol=0)
+def test_same_seed_gives_the_same_decoder_also_after_a_kill(tmp_path):
+    text, cases = torch.eye(2, 16), [drawn_case(0, 4), drawn_case(1, 4)]
+    settings = DecoderTraining(steps=6, batch_size=3, accumulate=2, checkpoint_every=2)
+    whole = train_decoder(cases, text, settings, 5, tmp_path / "whole.pt")
+
+    def kill(steps: int, _) -> None:
+        if steps == 4:
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        train_decoder(cases, text, settings, 5, tmp_path / "part.pt", validate=kill)
+    assert torch.load(tmp_path / "part.pt", weights_only=True)["step"] == 2
+    resumed = train_decoder(cases, text, settings, 5, tmp_path / "part.pt")
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], tensor, rtol=0, atol=0)
+    assert not (tmp_path / "part.pt").exists()
+
+
+def test_a_checkpoint_of_another_seed_is_not_gone_on_with(tmp_path):
+    text, cases, settings = torch.eye(2, 16), [drawn_case(0, 4)], DecoderTraining(steps=4, batch_size=2, checkpoint_every=2)
+    for seed in (1, 2):
+        with pytest.raises(_Killed):
+            train_decoder(cases, text, settings, seed, tmp_path / "part.pt", validate=lambda steps, _: _raise() if steps == 4 else None)
+    given = train_decoder(cases, text, settings, 3, tmp_path / "part.pt")
+    expected = train_decoder(cases, text, settings, 3, tmp_path / "none.pt")
+    torch.testing.assert_close(given.state_dict()["projections.0.weight"], expected.state_dict()["projections.0.weight"], rtol=0, atol=0)
+
+
+def test_a_step_of_two_batches_is_the_step_of_their_mean_loss(tmp_path):
+    def moved(settings: DecoderTraining, batches: list) -> torch.Tensor:
+        module = torch.nn.Linear(3, 1)
+        torch.nn.init.ones_(module.weight)
+        loop = Loop(module, settings, 0, CPU, rise=0.5)
+        loop.run(lambda first: iter(batches[first:]), lambda batch: module(batch).square().mean(), tmp_path / "x.pt", lambda _: None, lambda *_: None)
+        return module.weight.detach()
+
+    one, two = torch.eye(3)[:2], torch.eye(3)[1:]
+    summed = moved(DecoderTraining(steps=2, accumulate=2), [one, two, two, one])
+    torch.testing.assert_close(summed, moved(DecoderTraining(steps=2), [torch.cat([one, two])] * 2))
+    assert not torch.allclose(summed, torch.ones(1, 3))
+
+
+def test_a_loss_that_is_no_number_stops_with_what_to_lower(tmp_path):
+    with pytest.raises(MedadError, match="lower learning_rate"):
+        train_decoder([drawn_case(0, 4)], torch.full((2, 16), torch.nan), DecoderTraining(steps=2, batch_size=2), 0, tmp_path / "x.pt")
+
+
+def test_decoders_stop_where_patients_held_out_fare_best(tmp_path):
+    text, cases = torch.nn.functional.normalize(torch.randn(2, 16, generator=torch.Generator().manual_seed(0)), dim=1), [drawn_case(number, 4) for number in range(4)]
+    decoder = DecoderTraining(steps=30, batch_size=4, learning_rate=0.3, checkpoint_every=5)  # a rate at which more steps are not always better
+    settings, folds = Settings().train.model_copy(update={"decoder": decoder}), [["case_0", "case_1"], ["case_2", "case_3"]]
+    fitted = cross_fit(cases, folds, text, settings, tmp_path, CPU, lambda *_: None)
+    losses = [json.loads((tmp_path / f"fold-{number}.json").read_text()) for number in range(2)]
+    mean = {int(steps): (losses[0][steps] + losses[1][steps]) / 2 for steps in losses[0]}
+    assert sorted(mean) == [5, 10, 15, 20, 25, 30] and mean[fitted.steps] == min(mean.values()) < max(mean.values())
+    again = train_decoder(cases[2:], text, decoder, settings.seed + 1, tmp_path / "again.pt", until=fitted.steps)
+    np.testing.assert_array_equal(decode_case(again, cases[0]), fitted.grids["case_0"])
+    all_steps = settings.model_copy(update={"decoder": decoder.model_copy(update={"choose_steps": False})})
+    (tmp_path / "all").mkdir()
+    assert cross_fit(cases, folds, text, all_steps, tmp_path / "all", CPU, lambda *_: None).steps == 30
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +148,6 @@ def trainer(llm, **changes) -> ConverterTrainer:
     return ConverterTrainer(converter, model, prompt, settings.model_copy(update=changes), seed=3)
 
 
-class _Killed(Exception):
-    pass
-
-
 def test_converter_training_resumed_after_a_kill_ends_like_one_that_was_not_killed(llm, tmp_path):
     maps = drawn_maps(16)
     whole = trainer(llm)
@@ -97,16 +161,15 @@ def test_converter_training_resumed_after_a_kill_ends_like_one_that_was_not_kill
         trainer(llm).fit(maps, maps, tmp_path / "part.pt", stop)
     resumed = trainer(llm)
     given = resumed.fit(maps, maps, tmp_path / "part.pt").state_dict()
-    assert [point["loss"] for point in resumed.curve] == pytest.approx([point["loss"] for point in whole.curve], rel=1e-4)
+    assert [point["loss"] for point in resumed.loop.curve] == pytest.approx([point["loss"] for point in whole.loop.curve], rel=1e-4)
     for name, tensor in expected.items():
         torch.testing.assert_close(given[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_loss_reaches_map_and_knowledge_tokens_and_leaves_the_llm_alone(llm):
     run = trainer(llm)
-    grids, answers = run._batch(drawn_maps(8), 0)
     before = next(llm[1].parameters()).clone()
-    run._step(grids, answers)
+    run.loop._step([run._batch(drawn_maps(8), 0)], run._loss)
     for name, parameter in run.converter.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
     assert torch.equal(before, next(llm[1].parameters()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
@@ -16,6 +18,13 @@ class DecoderTraining(_Frozen):
     batch_size: int = Field(12, ge=1, description="half with tumour, half without; the odd one by a coin")
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
+    accumulate: int = Field(1, ge=1, description="batches whose gradients are summed for one step, where memory holds no larger batch")
+    checkpoint_every: int = Field(100, ge=1)
+    choose_steps: bool = Field(True, description="stop where the loss on the patients held out is lowest, among the steps of checkpoints; false: after `steps`")
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps
 
 
 class ConverterTraining(_Frozen):
@@ -27,11 +36,16 @@ class ConverterTraining(_Frozen):
     batch_size: int = Field(16, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
+    accumulate: int = Field(1, ge=1, description="as the decoder's")
     normal_share: float = Field(
         0.5, gt=0, lt=1, description="share of tumour-free maps in a batch: sets the operating point of the verdict"
     )
     checkpoint_every: int = Field(20, ge=1)
     validation_maps: int = Field(192, ge=2, description="held-out maps, half with tumour, that choose the checkpoint")
+
+    @property
+    def total_steps(self) -> int:
+        return self.synthetic_steps + self.real_steps
 
 
 class TrainSettings(_Frozen):
@@ -46,6 +60,7 @@ class TrainSettings(_Frozen):
     folds: int = Field(
         4, ge=2, description="patients are held out in turn, so the converter learns from maps of unseen patients"
     )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of matrix products; auto: bfloat16 on CUDA, float32 elsewhere")
     decoder: DecoderTraining = DecoderTraining()
     converter: ConverterTraining = ConverterTraining()
 

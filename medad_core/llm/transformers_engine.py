@@ -6,6 +6,8 @@ batch, as vLLM's prefix cache does.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,11 +16,11 @@ from medad_core.llm.engine import Generation
 from medad_core.llm.prompt import Prompt
 
 
-def load_llm(folder) -> torch.nn.Module:
-    """A frozen causal LM in float32 from a local folder."""
+def load_llm(folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """A frozen causal LM from a local folder."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval().requires_grad_(False)
+    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype).eval().requires_grad_(False)
 
 
 def prefix_cache(model: torch.nn.Module, prefix: Tensor, batch: int):

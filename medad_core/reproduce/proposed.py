@@ -19,11 +19,12 @@ from medad_core.models.converter import Converter
 from medad_core.models.text import load_sentences, load_text_encoder, text_features
 from medad_core.reproduce.study import open_study
 from medad_core.reproduce.units import Unit
-from medad_core.stages.models import use_threads
+from medad_core.stages.models import device_of, use_threads
 from medad_core.store.files import new_file
 from medad_core.training.decoder import train_decoder
 from medad_core.training.fitting import Grids, check_kinds, cross_fit, decode_all, fit_converter, labelled, load_grids, save_grids
 from medad_core.training.folds import deal_folds
+from medad_core.training.loop import arithmetic_of
 
 Progress = Callable[[int, int], None]
 
@@ -43,8 +44,10 @@ def fit_decoder(out: str, fold: int, seed: int, settings: Settings, progress: Pr
     for number, held_out in enumerate(inner):
         check_kinds(train, held_out, f"inner fold {number}")
     text = text_features(load_text_encoder(settings.models.text_encoder), load_sentences())
-    grids = cross_fit(train, inner, text, seeded, work, lambda done, _: progress(done, len(inner) + 1))
-    save_grids(work / "grids.npz", grids | decode_all(train_decoder(train, text, seeded.decoder, seed), other))
+    arithmetic = arithmetic_of(seeded, device_of(settings))
+    fitted = cross_fit(train, inner, text, seeded, work, arithmetic, lambda done, _: progress(done, len(inner) + 1))
+    decoder = train_decoder(train, text, seeded.decoder, seed, work / "decoder.pt", arithmetic=arithmetic, until=fitted.steps)
+    save_grids(work / "grids.npz", fitted.grids | decode_all(decoder, other))
     progress(len(inner) + 1, len(inner) + 1)
 
 
@@ -71,8 +74,9 @@ def fit_tokens(out: str, unit: Unit, settings: Settings, progress: Progress = la
     prompt, encoder = Prompt(llm_folder(settings.llm.model)), load_text_encoder(settings.models.text_encoder)
     knowledge = encoder.encode(load_sentences().knowledge)[: None if unit.row == "proposed" else 0]
     seeded = settings.train.model_copy(update={"seed": unit.seed})
-    checkpoint = path.with_suffix(".pt")
-    converter, _ = fit_converter(knowledge, labelled(train, grids), labelled(validation, grids), prompt, load_llm(prompt.folder), seeded, checkpoint, progress)
+    checkpoint, arithmetic = path.with_suffix(".pt"), arithmetic_of(seeded, device_of(settings))
+    llm = load_llm(prompt.folder, arithmetic.dtype).to(arithmetic.device)
+    converter, _ = fit_converter(knowledge, labelled(train, grids), labelled(validation, grids), prompt, llm, seeded, checkpoint, arithmetic, progress)
     with new_file(str(path)) as scratch:
         save_file({name: tensor.contiguous() for name, tensor in converter.state_dict().items()}, scratch)
     checkpoint.unlink()

@@ -72,7 +72,7 @@ def verdict_scores(cases: Sequence[TrainingCase], grids: dict, converter: Conver
     }
 
 
-def write_card(out: Path, settings: Settings, cases: Sequence[TrainingCase], folds: list[list[str]], scores: dict[str, dict], curve: list[dict], licence: str) -> None:
+def write_card(out: Path, settings: Settings, cases: Sequence[TrainingCase], folds: list[list[str]], scores: dict[str, dict], curve: list[dict], decoder_steps: int, licence: str) -> None:
     """Write card.json (everything) and card.md (for people)."""
     card = {
         "cases": [case.case_id for case in cases],
@@ -83,6 +83,7 @@ def write_card(out: Path, settings: Settings, cases: Sequence[TrainingCase], fol
         "settings": settings.model_dump(mode="json"),
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "scores": scores,
+        "decoder_steps": decoder_steps,
         "last_step": curve[-1],
     }
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
@@ -101,7 +102,7 @@ For research. Not a medical device.
 * Trained on {len(card["cases"])} cases, {card["slices"]} slices ({card["tumour_free_slices"]} tumour-free), axial {train["first_slice"]} to {train["last_slice"]}: {", ".join(card["cases"])}.
 * Licence of the data: {card["data_licence"]}.
 * Made by `medad train DATA --out WEIGHTS{"" if train["hold_out_test"] else " train.hold_out_test=false"}` with the settings in `card.json`, seed {train["seed"]}.
-* The decoder kept is trained on all cases. Its scores are of {len(card["folds"])} decoders, each scored on patients it had not seen.
+* The decoder kept is trained on all cases, for {card["decoder_steps"]} of {train["decoder"]["steps"]} steps, as many as served the patients held out best. Its scores are of {len(card["folds"])} decoders, each scored on patients it had not seen.
 * The converter learned from maps of all patients but {", ".join(card["folds"][0])}, who chose its checkpoint. Its scores are of these
   patients, so they flatter it a little.
 

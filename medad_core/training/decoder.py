@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,40 +14,53 @@ from torch import Tensor
 from medad_core.config.train import DecoderTraining
 from medad_core.models.decoder import Decoder, focal_dice_loss
 from medad_core.training.features import TrainingCase
+from medad_core.training.loop import CPU, Arithmetic, Loop
 
 LOSS_SIZE = 56  # pixels a side at which the loss is taken: 3.5 a patch, beyond what a 16×16 grid can draw, and 16 times cheaper than 224
 
 
-def train_decoder(cases: Sequence[TrainingCase], text: Tensor, settings: DecoderTraining, seed: int) -> Decoder:
-    """Train a decoder on the slices of `cases`. The same seed and cases give the same decoder on the same machine."""
+def train_decoder(
+    cases: Sequence[TrainingCase],
+    text: Tensor,
+    settings: DecoderTraining,
+    seed: int,
+    checkpoint: Path,
+    *,
+    arithmetic: Arithmetic = CPU,
+    validate: Callable[[int, Decoder], dict[str, float] | None] = lambda *_: None,
+    until: int | None = None,
+) -> Decoder:
+    """Train a decoder on the slices of `cases`, to the end of the schedule or to its step `until`; resumes from `checkpoint`, which is gone afterwards.
+
+    `validate(steps, decoder)` sees the decoder at every checkpoint. The same seed and cases give the same decoder on the same machine.
+    """
     taps, width = cases[0].features.shape[1], cases[0].features.shape[-1]
     torch.manual_seed(seed)
     decoder = Decoder(taps, width, text)
-    optimizer = torch.optim.AdamW(decoder.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=settings.steps, pct_start=0.1)
-    for features, masks in _batches(cases, settings, seed):
-        loss = focal_dice_loss(decoder(features), masks)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+    loop = Loop(decoder, settings, seed, arithmetic, rise=0.1)
+    loop.resume(checkpoint)
+    loop.run(lambda first: _batches(cases, settings, seed, first, arithmetic.device), lambda batch: focal_dice_loss(decoder(batch[0]), batch[1]), checkpoint,
+             lambda steps: validate(steps, decoder.eval()), lambda *_: None, until)  # fmt: skip
+    checkpoint.unlink(missing_ok=True)
     return decoder.eval().requires_grad_(False)
 
 
-def _batches(cases: Sequence[TrainingCase], settings: DecoderTraining, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(cases: Sequence[TrainingCase], settings: DecoderTraining, seed: int, first: int, device: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features and masks of the batches from number `first` on, half of them tumour-free."""
     masks = [shrink_masks(case.masks) for case in cases]
-    flags = [case.has_tumour for case in cases]
+    for picks in islice(_picks([case.has_tumour for case in cases], settings.batch_size, seed), first, None):
+        features = torch.from_numpy(np.stack([cases[case].features[slice_] for case, slice_ in picks]))
+        yield features.to(device).float(), torch.stack([masks[case][slice_] for case, slice_ in picks]).to(device)
+
+
+def _picks(flags: Sequence[np.ndarray], batch_size: int, seed: int) -> Iterator[list[tuple[int, int]]]:
+    """(case, slice) of every batch, without end."""
     tumour = [(case, slice_) for case, flag in enumerate(flags) for slice_ in np.flatnonzero(flag)]
     normal = [(case, slice_) for case, flag in enumerate(flags) for slice_ in np.flatnonzero(~flag)]
-    rng = np.random.default_rng(seed)
-    half = settings.batch_size // 2
-    for _ in range(settings.steps):
-        sizes = (half, half) if settings.batch_size % 2 == 0 else rng.permutation([half, half + 1])
-        picks = [pool[index] for pool, size in zip((tumour, normal or tumour), sizes, strict=True) for index in rng.integers(len(pool), size=size)]
-        yield (
-            torch.from_numpy(np.stack([cases[case].features[slice_] for case, slice_ in picks])).float(),
-            torch.stack([masks[case][slice_] for case, slice_ in picks]),
-        )
+    rng, half = np.random.default_rng(seed), batch_size // 2
+    while True:
+        sizes = (half, half) if batch_size % 2 == 0 else rng.permutation([half, half + 1])
+        yield [pool[index] for pool, size in zip((tumour, normal or tumour), sizes, strict=True) for index in rng.integers(len(pool), size=size)]
 
 
 def shrink_masks(masks: np.ndarray) -> Tensor:
@@ -58,5 +73,6 @@ def shrink_masks(masks: np.ndarray) -> Tensor:
 @torch.inference_mode()
 def decode_case(decoder: Decoder, case: TrainingCase, batch_size: int = 16) -> np.ndarray:
     """Grids (N, taps, gh, gw) float16 of all slices of a case."""
-    starts = range(0, len(case.features), batch_size)
-    return torch.cat([decoder(torch.from_numpy(case.features[start : start + batch_size].astype(np.float32))).half() for start in starts]).numpy()
+    starts, device = range(0, len(case.features), batch_size), decoder.text.device
+    features = (torch.from_numpy(np.ascontiguousarray(case.features[start : start + batch_size])) for start in starts)
+    return torch.cat([decoder(batch.to(device).float()).half().cpu() for batch in features]).numpy()

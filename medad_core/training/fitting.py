@@ -6,10 +6,12 @@ converter would believe every faint one of a new patient to be healthy.
 
 from __future__ import annotations
 
+import json
 import logging
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,29 +22,82 @@ from medad_core.config.train import TrainSettings
 from medad_core.errors import MedadError
 from medad_core.llm.prompt import Prompt
 from medad_core.models.converter import Converter
-from medad_core.models.decoder import Decoder
+from medad_core.models.decoder import Decoder, focal_dice_loss
 from medad_core.store.files import new_file
 from medad_core.training.converter import ConverterTrainer, thin_out
-from medad_core.training.decoder import decode_case, train_decoder
+from medad_core.training.decoder import decode_case, shrink_masks, train_decoder
 from medad_core.training.features import TrainingCase
+from medad_core.training.loop import Arithmetic
 from medad_core.training.maps import LabelledMaps, label_maps
 
 log = logging.getLogger(__name__)
 Grids = dict[str, np.ndarray]
 
 
-def cross_fit(cases: Sequence[TrainingCase], folds: Sequence[Sequence[str]], text: Tensor, settings: TrainSettings, work: Path, progress: Callable[[int, int], None]) -> Grids:
-    """Grids of every case (case_id to (N, taps, gh, gw) float16), drawn by a decoder trained without its fold; resumes from `work`."""
-    grids: Grids = {}
+@dataclass(frozen=True)
+class CrossFit:
+    """Grids of every case (case_id to (N, taps, gh, gw) float16), drawn by a decoder trained without it, and the steps that decoder took."""
+
+    grids: Grids
+    steps: int
+
+
+def cross_fit(
+    cases: Sequence[TrainingCase], folds: Sequence[Sequence[str]], text: Tensor, settings: TrainSettings, work: Path, arithmetic: Arithmetic, progress: Callable[[int, int], None]
+) -> CrossFit:
+    """Train a decoder without each fold in turn; resumes from `work`.
+
+    The steps are one number for all folds, that of the lowest loss on the patients held out, over all of them; among the checkpoints,
+    or the last where `train.decoder.choose_steps` is off. One number of a few fitted on all patients flatters their maps hardly.
+    """
+    losses: list[dict[str, float]] = []
     for number, held_out in enumerate(folds):
-        path = work / f"fold-{number}.npz"
+        path = work / f"fold-{number}.json"
         if not path.is_file():
-            decoder = train_decoder([case for case in cases if case.case_id not in held_out], text, settings.decoder, settings.seed + 1 + number)
-            save_grids(path, decode_all(decoder, [case for case in cases if case.case_id in held_out]))
-        grids |= load_grids(path)
+            path.write_text(json.dumps(_fit_fold(cases, number, held_out, text, settings, work, arithmetic)))
+        losses.append(json.loads(path.read_text()))
         log.info("fold %d of %d: %s held out", number + 1, len(folds), ", ".join(held_out))
         progress(number + 1, len(folds))
-    return grids
+    mean = {int(steps): float(np.mean([fold[steps] for fold in losses])) for steps in losses[0]}
+    steps = min(mean, key=mean.__getitem__)
+    log.info("decoders take %d of %d steps; held-out loss %s", steps, settings.decoder.steps, ", ".join(f"{loss:.4f} at {at}" for at, loss in mean.items()))
+    grids: Grids = {}
+    for number in range(len(folds)):
+        grids |= load_grids(_fold_grids(work, number, steps))
+    return CrossFit(grids, steps)
+
+
+def _fit_fold(cases: Sequence[TrainingCase], number: int, held_out: Sequence[str], text: Tensor, settings: TrainSettings, work: Path, arithmetic: Arithmetic) -> dict[str, float]:
+    """Train without a fold; keep its grids at every checkpoint that may be chosen, and give the loss of each."""
+    unseen, losses = [case for case in cases if case.case_id in held_out], {}
+    losses_at = work / f"fold-{number}.losses.json"
+    if losses_at.is_file():  # of the checkpoints before a kill
+        losses = json.loads(losses_at.read_text())
+
+    def validate(steps: int, decoder: Decoder) -> dict[str, float] | None:
+        if not settings.decoder.choose_steps and steps < settings.decoder.steps:
+            return None
+        grids = decode_all(decoder, unseen)
+        save_grids(_fold_grids(work, number, steps), grids)
+        losses[str(steps)] = held_out_loss(grids, unseen)
+        losses_at.write_text(json.dumps(losses))
+        return {"validation_loss": losses[str(steps)]}
+
+    learn = [case for case in cases if case.case_id not in held_out]
+    train_decoder(learn, text, settings.decoder, settings.seed + 1 + number, work / f"fold-{number}.pt", arithmetic=arithmetic, validate=validate)
+    return losses
+
+
+def _fold_grids(work: Path, number: int, steps: int) -> Path:
+    return work / f"fold-{number}-steps-{steps}.npz"
+
+
+def held_out_loss(grids: Grids, cases: Sequence[TrainingCase]) -> float:
+    """The training loss on all slices of `cases`; tumour and tumour-free ones weigh the same, as in training, where there are both."""
+    grid = torch.from_numpy(np.concatenate([grids[case.case_id] for case in cases])).float()
+    masks, tumour = torch.cat([shrink_masks(case.masks) for case in cases]), np.concatenate([case.has_tumour for case in cases])
+    parts = [torch.from_numpy(np.flatnonzero(kind)) for kind in (tumour, ~tumour) if kind.any()]
+    return float(np.mean([focal_dice_loss(grid[part], masks[part]).item() for part in parts]))
 
 
 def decode_all(decoder: Decoder, cases: Sequence[TrainingCase]) -> Grids:
@@ -88,11 +143,12 @@ def fit_converter(
     llm: torch.nn.Module,
     settings: TrainSettings,
     checkpoint: Path,
+    arithmetic: Arithmetic,
     progress: Callable[[int, int], None],
 ) -> tuple[Converter, list[dict[str, float]]]:
     """A converter with the lowest loss on `validation`, and its loss curve; resumes from `checkpoint`. `knowledge` (K, text width) may be empty."""
     torch.manual_seed(settings.seed)
     converter = Converter(knowledge, prompt.width, float(prompt.embeddings.std()))
-    trainer = ConverterTrainer(converter, llm, prompt, settings.converter, settings.seed)
+    trainer = ConverterTrainer(converter, llm, prompt, settings.converter, settings.seed, arithmetic)
     few = thin_out(validation, settings.converter.validation_maps, settings.seed)
-    return trainer.fit(learn, few, checkpoint, progress), trainer.curve
+    return trainer.fit(learn, few, checkpoint, progress).cpu(), trainer.loop.curve

@@ -33,6 +33,7 @@ from medad_core.training.decoder import train_decoder
 from medad_core.training.features import TrainingCase, encode_cohort
 from medad_core.training.fitting import check_kinds, cross_fit, fit_converter, labelled
 from medad_core.training.folds import deal_folds
+from medad_core.training.loop import arithmetic_of
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
@@ -55,7 +56,8 @@ def train(data: str | Path, out: str | Path, settings: Settings, progress: Progr
     out = Path(out)
     use_threads(settings)
     torch.manual_seed(settings.train.seed)
-    encoder, sentences, text_encoder = load_encoder(settings.models.encoder, device_of(settings)), load_sentences(), load_text_encoder(settings.models.text_encoder)
+    arithmetic = arithmetic_of(settings.train, device_of(settings))
+    encoder, sentences, text_encoder = load_encoder(settings.models.encoder, arithmetic.device), load_sentences(), load_text_encoder(settings.models.text_encoder)
     text = text_features(text_encoder, sentences)
     cases, rejected = _encode_all(data, out, settings, encoder, progress)
     folds = deal_folds(cases, settings.train.folds, settings.data.first_slice, settings.data.last_slice, settings.train.seed)
@@ -63,16 +65,17 @@ def train(data: str | Path, out: str | Path, settings: Settings, progress: Progr
     work = out / "_work" / _work_key(settings, cases, folds, encoder.fingerprint)
     work.mkdir(parents=True, exist_ok=True)
 
-    grids = cross_fit(cases, folds, text, settings.train, work, lambda done, of: progress("decoder folds", done, of))
-    shared = shared_fingerprint(settings)
-    decoder = train_decoder(cases, text, settings.train.decoder, settings.train.seed)
-    save_decoder(decoder, out, {**encoder.fingerprint, **shared})
+    fitted = cross_fit(cases, folds, text, settings.train, work, arithmetic, lambda done, of: progress("decoder folds", done, of))
+    grids, shared = fitted.grids, shared_fingerprint(settings)
+    decoder = train_decoder(cases, text, settings.train.decoder, settings.train.seed, work / "decoder.pt", arithmetic=arithmetic, until=fitted.steps)
+    save_decoder(decoder.cpu(), out, {**encoder.fingerprint, **shared})
+    del encoder, decoder  # the LLM needs their memory
 
     prompt = Prompt(llm_folder(settings.llm.model))
-    llm, knowledge = load_llm(prompt.folder), text_encoder.encode(sentences.knowledge)
+    llm, knowledge = load_llm(prompt.folder, arithmetic.dtype).to(arithmetic.device), text_encoder.encode(sentences.knowledge)
     held_out = [case for case in cases if case.case_id in folds[0]]
     learn = labelled([case for case in cases if case.case_id not in folds[0]], grids)
-    converter, curve = fit_converter(knowledge, learn, labelled(held_out, grids), prompt, llm, settings.train, work / "converter.pt", lambda done, of: progress("converter", done, of))
+    converter, curve = fit_converter(knowledge, learn, labelled(held_out, grids), prompt, llm, settings.train, work / "converter.pt", arithmetic, lambda done, of: progress("converter", done, of))
     save_converter(converter, out, {**llm_fingerprint(settings.llm.model), **shared})
     pd.DataFrame(curve).to_csv(out / "converter_loss.csv", index=False)
 
@@ -80,7 +83,7 @@ def train(data: str | Path, out: str | Path, settings: Settings, progress: Progr
         "decoder": cross_validated_scores(cases, grids, settings),
         "converter": verdict_scores(held_out, grids, converter, prompt, llm, settings),
     }
-    write_card(out, settings, cases, folds, scores, curve, licence)
+    write_card(out, settings, cases, folds, scores, curve, fitted.steps, licence)
     return TrainingResult(out, rejected, scores)
 
 

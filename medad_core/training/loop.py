@@ -1,0 +1,139 @@
+"""The one training loop: AdamW, one cycle of the learning rate, summed gradients, mixed precision, a checkpoint to resume from.
+
+One decision: what a batch holds is a function of its number alone, and the checkpoint holds all else (weights, optimiser, schedule,
+curve), so a killed run that is started again ends like one that was never killed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medad_core.config.train import ConverterTraining, DecoderTraining, TrainSettings
+from medad_core.errors import MedadError
+
+log = logging.getLogger(__name__)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Where training computes, and the dtype of its matrix products; weights, norms, softmax and losses are float32."""
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    def products(self) -> AbstractContextManager:
+        """The context of a forward pass."""
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.split(":")[0], self.dtype)
+
+
+CPU = Arithmetic()
+
+
+def arithmetic_of(settings: TrainSettings, device: str) -> Arithmetic:
+    """`train.precision` on a device; auto is bfloat16 on CUDA devices that have it, float16 on others, float32 elsewhere."""
+    if settings.precision != "auto":
+        return Arithmetic(device, DTYPES[settings.precision])
+    if not device.startswith("cuda"):
+        return Arithmetic(device)
+    return Arithmetic(device, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+
+
+class Loop:
+    """Trains `module`; `curve` has step and loss of every step, `best` the lowest validation loss with its weights."""
+
+    def __init__(self, module: nn.Module, settings: DecoderTraining | ConverterTraining, seed: int, arithmetic: Arithmetic, *, rise: float, clip: float = math.inf) -> None:
+        self.module, self.settings, self.arithmetic, self.clip = module.to(arithmetic.device), settings, arithmetic, clip
+        self.identity = json.dumps([seed, settings.model_dump(mode="json"), str(arithmetic.dtype)])
+        self.optimizer = torch.optim.AdamW(module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        steps = settings.total_steps
+        rise = rise if rise * steps != 1 else 1.01 * rise  # OneCycleLR divides by zero where the rise is one step long
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, settings.learning_rate, total_steps=steps, pct_start=rise)
+        # Without float16 it passes everything through.
+        self.scaler = torch.amp.GradScaler(arithmetic.device.split(":")[0], enabled=arithmetic.dtype == torch.float16)
+        self.step = 0
+        self.curve: list[dict[str, float]] = []
+        self.best: tuple[float, dict[str, Tensor]] | None = None
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on from `checkpoint`, where there is one of the same seed, settings and precision."""
+        if not checkpoint.is_file():
+            return
+        state = torch.load(checkpoint, weights_only=True, map_location=self.arithmetic.device)
+        if state["identity"] != self.identity:
+            log.warning("%s is of other settings; training starts anew", checkpoint)
+            return
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.step, self.curve, self.best = state["step"], json.loads(state["curve"]), state["best"]
+
+    def run(
+        self,
+        batches: Callable[[int], Iterator[Any]],
+        loss: Callable[[Any], Tensor],
+        checkpoint: Path,
+        validate: Callable[[int], dict[str, float] | None],
+        progress: Callable[[int, int], None],
+        until: int | None = None,
+    ) -> None:
+        """Train to the end, or to the step `until`.
+
+        `batches(n)` are the batches from number n on; `validate(steps)` is called at every checkpoint and gives `validation_loss`
+        and what else the curve shall show, or None. Raises MedadError where the loss is no number any more.
+        """
+        end, share = until or self.settings.total_steps, self.settings.accumulate
+        coming = batches(self.step * share)
+        for step in range(self.step, end):
+            self.curve.append({"step": step, "loss": self._step([next(coming) for _ in range(share)], loss)})
+            self.step = step + 1
+            if self.step % self.settings.checkpoint_every == 0 or self.step == end:
+                self._note(validate(self.step))
+                self._save(checkpoint)
+                log.info("step %d of %d: %s", self.step, end, ", ".join(f"{name} {value:.4f}" for name, value in self.curve[-1].items() if name != "step"))
+            progress(self.step, end)
+
+    def _step(self, batches: list[Any], loss: Callable[[Any], Tensor]) -> float:
+        self.module.train()
+        self.optimizer.zero_grad()
+        total = 0.0
+        for batch in batches:
+            with self.arithmetic.products():
+                value = loss(batch) / len(batches)
+            self.scaler.scale(value).backward()
+            total += value.item()
+        if not math.isfinite(total):
+            raise MedadError(f"the training loss is {total} at step {self.step + 1}; lower learning_rate, or set train.precision=float32")
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        return total
+
+    def _note(self, scores: dict[str, float] | None) -> None:
+        if scores is None:
+            return
+        self.curve[-1] |= scores
+        if self.best is None or scores["validation_loss"] < self.best[0]:
+            self.best = (scores["validation_loss"], {name: value.clone() for name, value in self.module.state_dict().items()})
+
+    def _parts(self) -> dict[str, object]:
+        return {"module": self.module, "optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
+
+    def _save(self, checkpoint: Path) -> None:
+        state = {name: part.state_dict() for name, part in self._parts().items()}
+        state |= {"identity": self.identity, "step": self.step, "curve": json.dumps(self.curve), "best": self.best}
+        scratch = checkpoint.with_suffix(".tmp")
+        torch.save(state, scratch)
+        os.replace(scratch, checkpoint)

@@ -95,6 +95,8 @@ class ModelSettings(_Frozen):
     batch_size: int = Field(16, ge=1)
     image_score: ImageScoreSettings = ImageScoreSettings()
     threads: int | None = Field(None, ge=1, description="null leaves the choice to torch")
+    folder: str | None = Field(None, min_length=1, description="where presets are looked for, one folder a name; null: $MEDAD_MODELS")
+    offline: bool = Field(True, description="false lets a preset that is not here be downloaded from its hub")
 
 
 class LLMSettings(_Frozen):

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -147,7 +147,7 @@ def case_results(computed: Iterable[tuple[Batch, list[np.ndarray]]]) -> Iterator
 class InPieces:
     """`compute` in pieces of at most `size` slices. Where memory runs out, size is halved, for all that this process still does under `key`."""
 
-    _learnt: dict[str, int] = {}
+    _learnt: ClassVar[dict[str, int]] = {}
 
     def __init__(self, compute: Compute, size: int, key: str) -> None:
         self.compute, self.key = compute, key

@@ -29,7 +29,6 @@ from medad_core.models.encoder import VisionTransformerEncoder, encoder_fingerpr
 from medad_core.models.text import load_sentences, text_encoder_fingerprint
 from medad_core.models.weights import CONVERTER, DECODER, check_fit, load_converter, load_decoder, weights_fingerprint, weights_folder
 
-
 BATCH = {"cuda": 256, "mps": 32, "cpu": 16}
 
 

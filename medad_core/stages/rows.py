@@ -45,7 +45,7 @@ def images_of(table: pa.Table) -> np.ndarray:
     """
     case_id, sizes = str(table["case_id"][0]) if len(table) else "", pc.binary_length(table["image"]).unique().to_pylist()
     shapes = set(zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True))
-    if len(shapes) != 1 or sizes != [np.prod(list(shapes)[0])]:
+    if len(shapes) != 1 or sizes != [np.prod(next(iter(shapes)))]:
         raise CaseError(case_id, f"its slices cannot be used: pictures of {sizes} bytes for shapes {sorted(shapes)}; delete the run's slices to make them again")
     image = table["image"].combine_chunks()
     start = np.frombuffer(image.buffers()[1], np.int32)[image.offset]

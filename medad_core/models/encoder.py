@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medad_core.errors import WeightsError
+from medad_core.models.blocks import Block, cast_products
 from medad_core.models.cache import sha256_of
 from medad_core.models.pack import PACK, packaged
 
@@ -29,9 +30,10 @@ class Encoder(Protocol):
 
     taps: int
     width: int
+    device: torch.device
     fingerprint: dict[str, str]
 
-    def encode(self, images: np.ndarray) -> Tensor:
+    def encode(self, images: np.ndarray | Tensor) -> Tensor:
         """uint8 slices (B, H, W) to patch features (B, taps, grid_h, grid_w, width)."""
 
 
@@ -78,24 +80,28 @@ def quarter_blocks(depth: int) -> tuple[int, ...]:
 
 
 class VisionTransformerEncoder(nn.Module):
-    """A frozen vision transformer of a local `transformers` folder, tapped at four depths."""
+    """A frozen vision transformer, tapped at four depths. `precision` is that of its matrix products (see `blocks`)."""
 
-    def __init__(self, name: str, folder: Path, image_size: int = 224) -> None:
+    def __init__(self, model: nn.Module, family: Family, image_size: int = 224, precision: str = "float32", fingerprint: dict[str, str] | None = None) -> None:
         super().__init__()
-        config = _config(name, folder)
-        self.family = FAMILIES["clip" if config.model_type.startswith("clip") else config.model_type]
-        self.model = self.family.load(folder).eval().requires_grad_(False)
-        self.image_size = image_size
-        blocks = self.family.blocks(self.model)
+        self.family, self.image_size, self.precision = family, image_size, precision
+        blocks = family.blocks(model)
+        for number, block in enumerate(blocks):
+            blocks[number] = Block(block)
+        self.model = cast_products(model.eval().requires_grad_(False), precision)
         self.tapped = quarter_blocks(len(blocks))
-        self.taps, self.width = len(self.tapped), self.model.config.hidden_size
-        self.grid = image_size // self.model.config.patch_size
+        self.taps, self.width = len(self.tapped), model.config.hidden_size
+        self.grid = image_size // model.config.patch_size
         self._outputs: dict[int, Tensor] = {}
         for number in self.tapped:
             blocks[number - 1].register_forward_hook(self._keep(number))
-        self.register_buffer("mean", torch.tensor(self.family.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(self.family.std).view(3, 1, 1), persistent=False)
-        self.fingerprint = encoder_fingerprint(name, folder, image_size)
+        self.register_buffer("mean", torch.tensor(family.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(family.std).view(3, 1, 1), persistent=False)
+        self.fingerprint = fingerprint or {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
 
     def _keep(self, number: int) -> Callable:
         def hook(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> None:
@@ -103,14 +109,19 @@ class VisionTransformerEncoder(nn.Module):
 
         return hook
 
-    def prepare(self, images: np.ndarray) -> Tensor:
-        """uint8 slices (B, H, W) to normalised pictures (B, 3, S, S): centred on a black square, resized, repeated over channels."""
-        pictures = torch.from_numpy(images).to(self.mean.device, torch.float32).unsqueeze(1) / 255
+    def compile_blocks(self, backend: str | Callable = "inductor") -> None:
+        """Let torch.compile fuse what lies between the matrix products. Blocks are alike, so one is compiled for all, at its first call."""
+        for block in self.family.blocks(self.model):
+            block.forward = torch.compile(block.forward, dynamic=True, backend=backend)
+
+    def prepare(self, images: np.ndarray | Tensor) -> Tensor:
+        """uint8 slices (B, H, W) to normalised pictures (B, 3, S, S) on the encoder's device: centred on a black square, resized, repeated over channels."""
+        pictures = torch.as_tensor(images).to(self.device).unsqueeze(1).float() / 255
         pictures = F.interpolate(pad_to_square(pictures), size=(self.image_size, self.image_size), mode="bilinear", align_corners=False, antialias=True)
         return (pictures - self.mean) / self.std
 
     @torch.inference_mode()
-    def encode(self, images: np.ndarray) -> Tensor:
+    def encode(self, images: np.ndarray | Tensor) -> Tensor:
         """See `Encoder.encode`. float32, on the encoder's device."""
         self._outputs.clear()
         self.model(pixel_values=self.prepare(images), **dict(self.family.call))
@@ -156,7 +167,9 @@ def encoder_fingerprint(name: str, folder: Path | None = None, image_size: int =
     return {"encoder": name if name in PACK else folder.name, "encoder_sha256": sha256_of(folder / "model.safetensors"), "encoder_input": f"{image_size} px, blocks {blocks}"}
 
 
-def load_encoder(name: str, device: str = "cpu") -> VisionTransformerEncoder:
+def load_encoder(name: str, device: str = "cpu", precision: str = "float32", image_size: int = 224) -> VisionTransformerEncoder:
     """A packaged encoder by name, or one from a local `transformers` folder. Raises WeightsError with what is known."""
-    return VisionTransformerEncoder(name, encoder_folder(name)).to(device)
-
+    folder = encoder_folder(name)
+    config = _config(name, folder)
+    family = FAMILIES["clip" if config.model_type.startswith("clip") else config.model_type]
+    return VisionTransformerEncoder(family.load(folder), family, image_size, precision, encoder_fingerprint(name, folder, image_size)).to(device)

@@ -56,10 +56,6 @@ class ConvertedModel:
     licence: str
     files: dict[str, str]
 
-    @property
-    def weights_sha256(self) -> str:
-        return self.files["model.safetensors"]
-
 
 def converted(name: str, source: Path, licence: str, convert: Callable[[Path, Path], None]) -> ConvertedModel:
     """Return the converted folder of `source`, converting it on first use.

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 import medad_core
 from medad_core.config.yaml_reader import StrictLoader
 from medad_core.errors import ConfigError
+from medad_core.models.pack import Role
 
-Role = Literal["image encoder", "text encoder", "language model"]
 # Beside the package, in a checkout as in an installation: `configs` has no code that could be imported.
 FOLDER = Path(medad_core.__file__).parent.parent / "configs" / "models"
 

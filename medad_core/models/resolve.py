@@ -15,10 +15,11 @@ from pathlib import Path
 from medad_core.config import ModelSettings
 from medad_core.errors import ConfigError, UsageError, WeightsError
 from medad_core.models.cache import sha256_of
-from medad_core.models.pack import PACK, packaged
-from medad_core.models.presets import Preset, Role, preset_of, presets
+from medad_core.models.pack import PACK, Role, packaged
+from medad_core.models.presets import Preset, preset_of, presets
 
 log = logging.getLogger(__name__)
+LOCAL = ModelSettings()  # presets are looked for in $MEDAD_MODELS and the hub's cache; nothing is fetched
 KEYS: dict[Role, str] = {"image encoder": "models.encoder", "text encoder": "models.text_encoder", "language model": "llm.model"}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FETCHED = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt"]
@@ -34,20 +35,21 @@ class ModelFolder:
     folder: Path
 
 
-def model_folder(name: str, role: Role, where: ModelSettings) -> ModelFolder:
+def model_folder(name: str, role: Role, where: ModelSettings = LOCAL) -> ModelFolder:
     """The folder of a model that settings name. `where` gives `models.folder` and `models.offline`.
 
     Raises UsageError or WeightsError, one line with the way out, where there is none, or none with a config.json and safetensors.
     """
+    preset = preset_of(name)
+    roles = (PACK[name].role,) if name in PACK else preset.roles if preset else (role,)
+    if role not in roles:
+        raise ConfigError(f"{KEYS[role]}: {name} is no {role} but {' and '.join(roles)}; see `medad models`")
     if name in PACK:
         return ModelFolder(name, packaged(name).folder)
-    preset = preset_of(name)
-    if preset is None:
-        return _checked(ModelFolder(Path(name).name, Path(name).expanduser()), name, role)
-    if role not in preset.roles:
-        raise ConfigError(f"{KEYS[role]}: {name} is no {role} but {' and '.join(preset.roles)}; see `medad models`")
-    folder = find_preset(preset, where) or _fetch(preset, where)
-    return _checked(ModelFolder(name, folder), name, role)
+    if preset is not None:
+        return _checked(ModelFolder(name, find_preset(preset, where) or _fetch(preset, where)), name, role)
+    folder = Path(name).expanduser()
+    return _checked(ModelFolder(folder.absolute().name, folder), name, role)
 
 
 def models_root(where: ModelSettings) -> Path | None:
@@ -89,7 +91,7 @@ def weights_sha256(folder: Path) -> str:
 
 def _checked(found: ModelFolder, name: str, role: Role) -> ModelFolder:
     if not (found.folder / "config.json").is_file():
-        known = [each for each, model in PACK.items() if role in model.roles] + [each for each, preset in presets().items() if role in preset.roles]
+        known = [each for each, model in PACK.items() if role == model.role] + [each for each, preset in presets().items() if role in preset.roles]
         raise WeightsError(f"{KEYS[role]}: {name} is neither a known {role} ({', '.join(known)}) nor a transformers folder with a config.json")
     weight_files(found.folder)
     return found
@@ -109,29 +111,31 @@ def _fetch(preset: Preset, where: ModelSettings) -> Path:
 def _absent(preset: Preset, where: ModelSettings) -> str:
     root = models_root(where)
     folder = f"{root or 'FOLDER'}/{preset.name}"
-    ways = [f"put it into {folder}" + ("" if root else " and set models.folder=FOLDER or $MEDAD_MODELS")]
+    ways = [f"put it into {folder}" + ("" if root else " and set models.folder=FOLDER (or $MEDAD_MODELS)")]
     if preset.get:
-        ways = [f"make it with `{preset.get.format(folder=folder)}`" + ("" if root else " and set models.folder=FOLDER or $MEDAD_MODELS")]
-    elif preset.hub:
+        ways.append(f"make that folder with `{preset.get.format(folder=folder)}`")
+    elif where.offline:
         ways.append(f"set models.offline=false to download {preset.hub}")
-    return f"{preset.name} is not on this machine; {', or '.join(ways)} (licence: {preset.licence})"
+    return f"{preset.name} is not on this machine: {'; or '.join(ways)} (licence: {preset.licence}). {preset.note}".strip()
 
 
 def _snapshot(preset: Preset, local_files_only: bool) -> Path | None:
-    """The preset in the hub's cache, fetched unless `local_files_only`; None where it is not there whole."""
+    """The preset in the hub's cache, fetched unless `local_files_only`; None where it is not there, or not with all weights."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
+    files = {"allow_patterns": FETCHED, "ignore_patterns": NOT_FETCHED}
     try:
-        folder = Path(
-            snapshot_download(preset.hub, revision=preset.revision, local_files_only=local_files_only, allow_patterns=FETCHED, ignore_patterns=NOT_FETCHED)
-        )
-        weight_files(folder)
-    except WeightsError:
-        return None
-    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:
-        if local_files_only:
+        folder = Path(snapshot_download(preset.hub, revision=preset.revision, local_files_only=local_files_only, **files))
+        return folder if weight_files(folder) else None
+    except (WeightsError, LocalEntryNotFoundError) as error:
+        if local_files_only or isinstance(error, WeightsError):
             return None
-        advice = preset.note if isinstance(error, GatedRepoError) else "check the network and HF_HUB_OFFLINE"
-        raise UsageError(f"{preset.name}: {preset.hub} could not be downloaded ({str(error).strip().splitlines()[0]}); {advice}") from error
-    return folder
+        raise UsageError(_refused(preset, error)) from error
+    except Exception as error:  # of the hub, of its network library, of the disk: each has its own hierarchy
+        raise UsageError(_refused(preset, error)) from error
+
+
+def _refused(preset: Preset, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"{preset.name}: {preset.hub} could not be downloaded ({reason}); check the network, HF_HUB_OFFLINE and your access to it. {preset.note}".strip()

@@ -39,7 +39,7 @@ def scaling_key(settings: Settings) -> str:
 
 def shared_fingerprint(settings: Settings) -> dict[str, str]:
     """Fields that both decoder and converter were made for."""
-    text = text_encoder_fingerprint(settings.models.text_encoder)
+    text = text_encoder_fingerprint(settings.models.text_encoder, where=settings.models)
     return {**text, "sentences_sha256": load_sentences().sha256, "scaling": scaling_key(settings)}
 
 
@@ -50,7 +50,7 @@ def maps_fingerprint(settings: Settings, there: Mapping[str, str] | None = None)
     and encoder do not fit.
     """
     folder = weights_folder(settings.models.weights)
-    present = {**encoder_fingerprint(settings.models.encoder), **shared_fingerprint(settings)}
+    present = {**encoder_fingerprint(settings.models.encoder, where=settings.models), **shared_fingerprint(settings)}
     check_fit(folder / DECODER, present)
     precision = settled_precision(there) if there is not None and settings.models.precision == "auto" else precision_of(settings)
     rounded = {} if precision == "float32" else {"precision": precision}
@@ -71,12 +71,12 @@ def prompts_fingerprint(settings: Settings) -> dict[str, str]:
 
 def _beside_converter(settings: Settings) -> dict[str, str]:
     """What a converter has to fit."""
-    return {**llm_fingerprint(settings.llm.model), **shared_fingerprint(settings)}
+    return {**llm_fingerprint(settings.llm.model, where=settings.models), **shared_fingerprint(settings)}
 
 
 def answers_fingerprint(settings: Settings) -> dict[str, str]:
     """What determines answers: the LLM and its limit. The engine is not part of it: engines give the same greedy answers."""
-    return {**llm_fingerprint(settings.llm.model), "max_new_tokens": str(settings.llm.max_new_tokens)}
+    return {**llm_fingerprint(settings.llm.model, where=settings.models), "max_new_tokens": str(settings.llm.max_new_tokens)}
 
 
 def device_of(settings: Settings) -> str:
@@ -155,7 +155,7 @@ def load_map_models(settings: Settings, device: str | None = None, precision: st
     # cuDNN would round float32 convolutions to TF32: float32 is to mean the same on every device.
     torch.backends.cudnn.allow_tf32 = False
     decoder = cast_products(load_decoder(weights_folder(settings.models.weights), maps_fingerprint(settings)), precision)
-    encoder = load_encoder(settings.models.encoder, device, precision)
+    encoder = load_encoder(settings.models.encoder, device, precision, where=settings.models)
     if settings.models.compile:
         encoder.compile_blocks()
     return MapModels(encoder, decoder.to(device))

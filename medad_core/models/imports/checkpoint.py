@@ -27,16 +27,16 @@ def read_state(path: Path, what: str) -> dict[str, Tensor]:
         # The old format of torch.save, not a zip archive, cannot be mapped.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # whatever a foreign file makes the unpickler stumble over, the fact is the same
-        raise WeightsError(f"{path}: not {what}: it cannot be read as tensors alone ({_reason(error)}); nothing in it was run, get the file again") from error
+        raise WeightsError(f"{path}: not {what}: {_reason(error)}; nothing in it was run, get the file again") from error
     if not isinstance(state, dict) or not state or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()):
         raise WeightsError(f"{path}: not {what}: it holds something else than tensors by name")
     return state
 
 
 def _reason(error: Exception) -> str:
-    """The first line of a torch error that says something; its advice to load unsafely is not passed on."""
+    """In plain words; torch's own text advises to load the file unsafely."""
     text = str(error)
-    if "Unsupported global" in text or "Unsupported operand" in text or "weights_only" in text.lower():
+    if "weights_only" in text.lower() or "unsupported global" in text.lower():
         named = text.partition("GLOBAL ")[2].split(" ", 1)[0]
-        return f"it holds objects or code{': ' + named if named else ''}"
-    return text.strip().splitlines()[0][:120] if text.strip() else type(error).__name__
+        return f"objects or code are in it{', ' + named if named else ''}"
+    return "it is cut short or of another format"

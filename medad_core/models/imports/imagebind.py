@@ -75,12 +75,12 @@ def import_imagebind(checkpoint: Path, folder: Path, vision_heads: int = 16, tex
     def write(scratch: Path) -> None:
         from safetensors.torch import save_file
 
+        write_tokenizer(scratch, config.text_config.max_position_embeddings)  # first: it may want a package
         # The heads change what the tensors compute, so they belong to what the file's hash stands for.
         heads = {"format": "pt", "vision_heads": str(vision_heads), "text_heads": str(text_heads)}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch / "model.safetensors", metadata=heads)
         config.save_pretrained(scratch)
         (scratch / "preprocessor_config.json").write_text(json.dumps(_preprocessor(config.vision_config.image_size), indent=2))
-        write_tokenizer(scratch, config.text_config.max_position_embeddings)
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -172,7 +172,7 @@ def _placed_in_block(layer: str, name: str, tensor: Tensor) -> dict[str, Tensor]
 
 
 def _check_whole(tensors: Mapping[str, Tensor], config, path: Path) -> None:
-    """Raise WeightsError unless names and shapes are exactly those of the CLIP model of this configuration."""
+    """Raise WeightsError unless names and shapes are exactly those of the CLIP model of this configuration, and all are floating-point numbers."""
     from transformers import CLIPModel
 
     with torch.device("meta"):
@@ -180,6 +180,7 @@ def _check_whole(tensors: Mapping[str, Tensor], config, path: Path) -> None:
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wrong = [f"{name} is missing" for name in expected.keys() - given.keys()] + [f"{name} has no place" for name in given.keys() - expected.keys()]
     wrong += [f"{name} is {given[name]}, not {shape}" for name, shape in expected.items() if given.get(name, shape) != shape]
+    wrong += [f"{name} holds {tensor.dtype}" for name, tensor in tensors.items() if not tensor.is_floating_point()]
     if wrong:
         raise WeightsError(f"{path}: not {WHAT}, or damaged: {_some(wrong)} (names as in CLIP)")
 

@@ -114,11 +114,11 @@ def train(
 
     discover(data, settings.data.modality)
     check_writable(out)
-    with stderr.status("starting"):
-        from flows.preflight import check_orchestration
+    with stderr.status("checking models and settings"):
+        from flows.preflight import check_training
         from flows.train import train as train_flow
 
-        check_orchestration(settings)
+        check_training(settings)
     with following("tasks.whole", stderr):
         trained = train_flow(_absolute(data), out, settings_to_yaml(settings), licence)
     for part, scores in trained.scores.items():

@@ -184,7 +184,7 @@ def test_anything_else_than_a_dictionary_of_tensors_is_refused(state, tmp_path, 
     refused(source, out)
     source.write_bytes(b"")
     refused(source, out)
-    source.write_bytes(pickle.dumps({"a": _Bomb(tmp_path / "fired")}))
+    source.write_bytes(pickle.dumps({"a": _Bomb(tmp_path / "fired")}, protocol=2))
     refused(source, out)
     whole = (tiny / "imagebind_tiny.pth").read_bytes()
     for length in (len(whole) // 2, len(whole) - 1):
@@ -210,7 +210,7 @@ def test_a_conversion_that_fails_leaves_nothing(tiny, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_converts_and_says_how_to_use_it(tiny, tmp_path):
+def test_the_command_converts_and_says_how_to_use_it(tiny, tmp_path, untouched):
     out = tmp_path / "models" / "imagebind-huge"
     result = CliRunner().invoke(app, ["models", "import", "imagebind", str(tiny / "imagebind_tiny.pth"), "--out", str(out)])
     assert result.exit_code == 0 and "147 tensors" in result.stdout and f"models.encoder={out}" in result.stdout, result.output

@@ -14,6 +14,8 @@ from torch import nn
 
 from medad_core.errors import WeightsError
 
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+
 
 def load_tower(architecture: str, folder: Path, config=None, **options) -> nn.Module:
     """A class of `transformers` with the weights of `folder`, float32, on the CPU; other towers in the same files are left out.
@@ -48,10 +50,13 @@ def load_tokenizer(folder: Path):
     """The tokenizer of a folder. Raises WeightsError where there is none."""
     from transformers import AutoTokenizer
 
+    # Without any of them some classes come up with a vocabulary of three tokens.
+    if not any((folder / file).is_file() for file in VOCABULARIES):
+        raise WeightsError(f"{folder}: has no tokenizer ({', '.join(VOCABULARIES)}); put its tokenizer files there")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise WeightsError(f"{folder}: has no tokenizer that can be read ({str(error).strip().splitlines()[0]}); put its tokenizer files there") from error
+        raise WeightsError(f"{folder}: its tokenizer cannot be read ({str(error).strip().splitlines()[0]}); get its tokenizer files again") from error
 
 
 def read_normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

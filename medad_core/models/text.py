@@ -87,15 +87,16 @@ class CLIPTextEncoder:
         config.projection_dim = whole.projection_dim  # the tower's own is a default where both towers lie in one folder
         self.tokenizer = load_tokenizer(folder)
         self.model = load_tower("CLIPTextModelWithProjection", folder, config).eval().requires_grad_(False)
-        # Older configurations name token 2 as the end, and the greatest id is taken instead: a tie where sentences are padded with it.
-        self.model.text_model.eos_token_id = self.tokenizer.eos_token_id
         self.width, self.context = config.projection_dim, config.max_position_embeddings
 
     @torch.inference_mode()
     def encode(self, sentences: Sequence[str]) -> Tensor:
         """See `TextEncoder.encode`. What lies beyond the 77 tokens of CLIP is cut off, with a warning."""
         tokens = _tokens(self.tokenizer, sentences, self.context, padding=True)
-        return F.normalize(self.model(input_ids=tokens).text_embeds, dim=-1).clone()
+        states = self.model.text_model(input_ids=tokens).last_hidden_state
+        # Found here, because older configurations name a wrong end token and `transformers` then takes the greatest id. Padding comes after it.
+        ends = (tokens == self.tokenizer.eos_token_id).int().argmax(dim=1)
+        return F.normalize(self.model.text_projection(states[torch.arange(len(states)), ends]), dim=-1).clone()
 
 
 class SigLIPTextEncoder:

@@ -1,31 +1,22 @@
 """`medad`: the command line.
 
-One decision: this module alone knows exit codes (0 done, 1 failed, 2 wrong usage, 3 done but some cases rejected, 130
-interrupted). Everything heavy is imported inside the commands, so that `medad --help` answers at once.
+One decision: everything heavy is imported inside the commands, so that `medad --help` answers at once. Exit codes are in
+`flows.console.command`.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from medad_core.errors import ConfigError, MedadError, UsageError
+from flows.console.command import FAILED, OK, SOME_REJECTED, command, consoles, group, show_tracebacks
+from flows.console.models import models
+from medad_core.errors import ConfigError
 
-OK, FAILED, WRONG_USAGE, SOME_REJECTED, INTERRUPTED = 0, 1, 2, 3, 130
-
-app = typer.Typer(
-    name="medad",
-    help="Screen cohorts of brain MRI for anomalies: maps, sentences and metrics. For research; not a medical device.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-_debug = False
+app = group(name="medad", help="Screen cohorts of brain MRI for anomalies: maps, sentences and metrics. For research; not a medical device.", no_args_is_help=True)
+_command = command(app)
 
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings; configs/default.yaml shows all.")]
 Words = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings, such as data.first_slice=70.")]
@@ -34,39 +25,7 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="Folder or URI of a run.
 
 @app.callback()
 def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and everything that is logged.")] = False) -> None:
-    global _debug
-    _debug = debug
-
-
-def _command(function: Callable[..., int | None]) -> Callable[..., None]:
-    """Register a command; what it returns, or raises, becomes the exit code."""
-
-    @app.command(name=function.__name__.strip("_"))
-    @functools.wraps(function)
-    def run(*args, **kwargs) -> None:
-        try:
-            code = function(*args, **kwargs) or OK
-        except MedadError as error:
-            if _debug:
-                raise
-            typer.echo(f"medad: {error}", err=True)
-            code = WRONG_USAGE if isinstance(error, UsageError) else FAILED
-        except KeyboardInterrupt:
-            typer.echo("medad: interrupted; the same command goes on where it stopped", err=True)
-            code = INTERRUPTED
-        raise typer.Exit(code)
-
-    return run
-
-
-def _consoles():
-    """Where results go (stdout) and where progress goes (stderr); quietens the libraries."""
-    from flows.console.quiet import prepare_process
-    from flows.console.tables import terminal
-
-    out, err = terminal(), terminal(stderr=True)
-    prepare_process(_debug, err)
-    return out, err
+    show_tracebacks(debug)
 
 
 def _absolute(uri: str) -> str:
@@ -85,7 +44,7 @@ def screen(
     from medad_core.config import load_settings, settings_to_yaml
 
     settings, run = load_settings(config, words or []), _absolute(out)
-    stdout, stderr = _consoles()
+    stdout, stderr = consoles(online=not settings.models.offline)
     from flows.console.progress import watching
 
     with stderr.status("checking data, models and settings"):
@@ -111,7 +70,7 @@ def evaluate(run: Run, words: Words = None) -> int:
         raise ConfigError(f"{foreign[0]}: only evaluate.* can change in a finished run; screen again with another --out for the rest")
     settings = settings_from_yaml(read_run_info(run).settings)
     changed = load_settings(None, [f"evaluate={settings.evaluate.model_dump_json()}", *words]).evaluate
-    stdout, stderr = _consoles()
+    stdout, stderr = consoles()
     with stderr.status("evaluating"):
         from flows.preflight import check_orchestration
         from flows.stages import evaluate as evaluate_flow
@@ -149,17 +108,17 @@ def train(
     from medad_core.store import check_writable
 
     settings, out = load_settings(config, words or []), _absolute(out)
-    stdout, stderr = _consoles()
+    stdout, stderr = consoles(online=not settings.models.offline)
     from flows.console.progress import following
     from medad_core.data.cases import discover
 
     discover(data, settings.data.modality)
     check_writable(out)
-    with stderr.status("starting"):
-        from flows.preflight import check_orchestration
+    with stderr.status("checking models and settings"):
+        from flows.preflight import check_training
         from flows.train import train as train_flow
 
-        check_orchestration(settings)
+        check_training(settings)
     with following("tasks.whole", stderr):
         trained = train_flow(_absolute(data), out, settings_to_yaml(settings), licence)
     for part, scores in trained.scores.items():
@@ -182,7 +141,7 @@ def reproduce(
     from medad_core.store import check_writable
 
     settings, out = load_settings(config, words or []), _absolute(out)
-    stdout, stderr = _consoles()
+    stdout, stderr = consoles(online=not settings.models.offline)
     from flows.console.progress import following
     from medad_core.data.cases import discover
 
@@ -218,7 +177,7 @@ def phantom(
     """Generate a cohort of phantoms (no patients) in BraTS 2021 layout."""
     from medad_core.store import check_writable
 
-    stdout, stderr = _consoles()
+    stdout, stderr = consoles()
     check_writable(out)
     with stderr.status(f"drawing {cases} phantoms"):
         from medad_core.data.phantom import generate_cohort
@@ -244,25 +203,13 @@ def status(run: Run) -> None:
         console.print(f"{name:<20} {'there' if size_of(join(run, name)) is not None else 'not yet'}")
 
 
-@_command
-def models() -> None:
-    """List the models that can be named, where they come from, and what is installed."""
-    from flows.console.inventory import embedded_weights, packaged_models
-    from flows.console.tables import models_table, terminal
-
-    console = terminal()
-    console.print(models_table((m.name, m.role, m.distribution, m.licence, m.source is not None, m.converted) for m in packaged_models()))
-    console.print(f"weights 'embedded' (decoder and converter for these three): {embedded_weights() or 'not there'}", soft_wrap=True)
-    console.print(
-        "Others: models.encoder takes a local transformers folder of a DINOv2 or CLIP vision model, models.text_encoder one of a BERT sentence encoder, "
-        "llm.model one of a Llama model; models.weights then names a folder that `medad train` made for them.",
-    )
+app.add_typer(models, name="models")
 
 
 @_command
 def doctor() -> int:
     """Say what is there, what is missing and what to do."""
-    stdout, stderr = _consoles()
+    stdout, stderr = consoles()
     from flows.console.doctor import examine, findings_table
 
     with stderr.status("looking"):

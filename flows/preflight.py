@@ -50,6 +50,19 @@ def check_reproducing(out: str, settings: Settings) -> None:
     check_study(out, study_fingerprint(settings))
 
 
+def check_training(settings: Settings) -> None:
+    """Everything that can be wrong with a `train` command, the cohort aside. Raises UsageError, ConfigError or WeightsError."""
+    from medad_core.llm.engine import llm_fingerprint
+    from medad_core.models.encoder import encoder_fingerprint
+    from medad_core.stages.models import device_of, shared_fingerprint
+
+    check_orchestration(settings)
+    device_of(settings)
+    encoder_fingerprint(settings.models.encoder, where=settings.models)
+    shared_fingerprint(settings)
+    llm_fingerprint(settings.llm.model, where=settings.models)
+
+
 def check_orchestration(settings: Settings) -> None:
     """The runner, and the server where one is configured. Raises UsageError."""
     check_runner(settings.flow)

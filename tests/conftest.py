@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -16,3 +17,16 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real volumes are not at {folder}; set MEDAD_SHARED_DATA to their folder")
     return folder
+
+
+@pytest.fixture
+def untouched():
+    """A command sets environment and logging of its process; here the process is pytest's."""
+    environment = dict(os.environ)
+    loggers = [logging.getLogger(name) for name in ("medad_core", "tasks", "flows")]
+    before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+    for logger, handlers, level, propagate in before:
+        logger.handlers[:], logger.level, logger.propagate = handlers, level, propagate

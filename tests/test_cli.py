@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import subprocess
@@ -18,20 +17,8 @@ from flows.cli import app
 from medad_core.models.weights import weights_folder
 
 pytest_plugins = ("prefect_harness",)
+pytestmark = pytest.mark.usefixtures("untouched")
 CLI = [sys.executable, "-m", "flows.cli"]
-
-
-@pytest.fixture(autouse=True)
-def untouched():
-    """A command sets environment and logging of its process; here the process is pytest's."""
-    environment = dict(os.environ)
-    loggers = [logging.getLogger(name) for name in ("medad_core", "tasks", "flows")]
-    before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
-    yield
-    os.environ.clear()
-    os.environ.update(environment)
-    for logger, handlers, level, propagate in before:
-        logger.handlers[:], logger.level, logger.propagate = handlers, level, propagate
 
 
 def medad(*words: object):

@@ -111,7 +111,7 @@ def test_an_unknown_key_in_a_file_names_file_and_key(tmp_path):
         ("data.modality=flare", "data.modality=\"flare\": should be 'flair', 't1', 't1ce' or 't2'"),
         ("data.first_slice=yes", "data.first_slice=true: should be a valid integer"),
         ("data.first_slice=-1", "data.first_slice=-1: should be greater than or equal to 0"),
-        ("models.batch_size=2.5", "models.batch_size=2.5: should be a valid integer"),
+        ("models.batch_size=2.5", "models.batch_size: should be auto or a whole number from 1, not 2.5"),
         ("models.device=gpu", "models.device='gpu': should be auto, cpu, cuda, cuda:N or mps"),
         ("models.encoder=", "models.encoder=null: should be a valid string"),
         ("data.first_slice=120", "data: first_slice (120) must not be after last_slice (100)"),
@@ -126,7 +126,7 @@ def test_a_wrong_value_names_key_value_and_what_is_allowed(override, expected):
 
 def test_every_wrong_value_is_named_at_once():
     text = message(["models.batch_size=0", "llm.batch_size=0"])
-    assert "models.batch_size=0" in text and "llm.batch_size=0" in text
+    assert "models.batch_size: should be" in text and "llm.batch_size=0" in text
 
 
 @pytest.mark.parametrize("word", ["data.first_slice", "=3", ""])

@@ -1,4 +1,4 @@
-"""What models are on this machine: the packaged ones, the project's own weights, the cache.
+"""What models are on this machine: the packaged ones, the presets, the project's own weights, the cache.
 
 One decision: looking never loads, converts or imports a model library, so it takes a second on any machine.
 """
@@ -13,8 +13,9 @@ from pathlib import Path
 
 from medad_core.models.cache import RECORD, cache_root
 from medad_core.models.pack import PACK
+from medad_core.models.presets import Preset, presets
+from medad_core.models.resolve import LOCAL, find_preset
 
-ROLES = {"dinov2-small": "image encoder", "minilm": "text encoder", "smollm2-135m": "language model"}
 WEIGHTS = ("decoder.safetensors", "converter.safetensors")
 
 
@@ -28,6 +29,19 @@ class Packaged:
     licence: str
     source: Path | None
     converted: Path | None
+
+
+@dataclass(frozen=True)
+class Known:
+    """A preset, and its folder where it is on this machine ($MEDAD_MODELS, or the hub's cache)."""
+
+    preset: Preset
+    folder: Path | None
+
+
+def known_presets() -> list[Known]:
+    """Every preset, by name."""
+    return [Known(preset, find_preset(preset, LOCAL)) for preset in presets().values()]
 
 
 def packaged_models() -> list[Packaged]:
@@ -44,7 +58,7 @@ def _look(name: str) -> Packaged:
     if source is not None and not source.is_file():
         source = None
     folder = cache_root() / f"{name}-{_digest(source)[:12]}" if source else None
-    return Packaged(name, ROLES.get(name, "model"), model.distribution, model.licence, source, folder if folder and (folder / RECORD).is_file() else None)
+    return Packaged(name, model.role, model.distribution, model.licence, source, folder if folder and (folder / RECORD).is_file() else None)
 
 
 def _digest(path: Path) -> str:

@@ -26,17 +26,17 @@ PREFECT = {
 LIBRARIES = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_OFFLINE": "1",  # models are local; a misspelt name must fail at once and not after a look at the network
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "GLOO_LOG_LEVEL": "ERROR",
 }
+OFFLINE = {"HF_HUB_OFFLINE": "1"}  # models are local unless models.offline is false: a misspelt name must fail at once
 
 
-def prepare_process(debug: bool, console: Console) -> None:
-    """Set the defaults above and send the core's warnings to `console`; `debug` keeps everything loud."""
-    for name, value in PREFECT.items():
+def prepare_process(debug: bool, console: Console, online: bool = False) -> None:
+    """Set the defaults above and send the core's warnings to `console`; `debug` keeps everything loud, `online` lets models be fetched."""
+    for name, value in {**PREFECT, **({} if online else OFFLINE)}.items():
         if not (debug and "LOGGING" in name):
             os.environ.setdefault(name, value)
     if not debug:

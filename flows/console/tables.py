@@ -92,6 +92,14 @@ def models_table(models: Iterable[tuple[str, str, str, str, bool, Path | None]])
     return table
 
 
+def presets_table(presets: Iterable[tuple[str, Iterable[str], str, str, Path | None]]) -> Table:
+    """Name, roles, origin, licence and folder of every preset."""
+    table = plain_table("preset", "role", "from", "licence", "on this machine")
+    for name, roles, source, licence, folder in presets:
+        table.add_row(name, ", ".join(roles), source, licence, str(folder) if folder else "no")
+    return table
+
+
 def paper_table(lines: Iterable[Mapping], failed: Mapping[str, str], rule: str) -> Iterator[Table]:
     """The main columns of the paper's table, one table a group; decisions by `rule` where a row has thresholds."""
     found = {(line["group"], line["row"], line["level"], line["metric"]): line for line in lines if line["rule"] in ("", rule, "answer", "always", "validation") and _main(line)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from medad_core.config.reproduce import ReproduceSettings
 from medad_core.config.train import TrainSettings
@@ -92,9 +92,21 @@ class ModelSettings(_Frozen):
     text_encoder: str = Field("minilm", min_length=1, description="a name that `medad models` lists")
     weights: str = Field("embedded", min_length=1, description="'embedded' or a folder that `medad train` wrote")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps")
-    batch_size: int = Field(16, ge=1)
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compile: bool = Field(False, description="let torch.compile fuse the encoder; pays from some thousand slices on")
+    batch_size: int | str = Field("auto", description="auto, or slices a forward pass; changes no map")
     image_score: ImageScoreSettings = ImageScoreSettings()
     threads: int | None = Field(None, ge=1, description="null leaves the choice to torch")
+    folder: str | None = Field(None, min_length=1, description="where presets are looked for, one folder a name; null: $MEDAD_MODELS")
+    offline: bool = Field(True, description="false lets a preset that is not here be downloaded from its hub")
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _auto_or_count(cls, value: object) -> object:
+        # One sentence instead of the two that a union of types would give.
+        if value == "auto" or (type(value) is int and value >= 1):
+            return value
+        raise ValueError(f"should be auto or a whole number from 1, not {value!r}")
 
 
 class LLMSettings(_Frozen):

@@ -12,10 +12,10 @@ from typing import Protocol
 
 import numpy as np
 
+from medad_core.config import ModelSettings
 from medad_core.errors import UsageError
 from medad_core.llm.prompt import Prompt
-from medad_core.models.cache import sha256_of
-from medad_core.models.pack import PACK, packaged
+from medad_core.models.resolve import LOCAL, model_folder, weights_sha256
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,15 @@ class Engine(Protocol):
         """Free the model. The engine cannot be used again."""
 
 
-def llm_folder(name: str) -> Path:
-    """The folder of a packaged LLM, or the local `transformers` folder that is named."""
-    if name in PACK:
-        return packaged(name).folder
-    folder = Path(name)
-    if not (folder / "config.json").is_file():
-        raise UsageError(f"llm.model: {name!r} is neither packaged (smollm2-135m) nor a local transformers folder")
-    return folder
+def llm_folder(name: str, *, where: ModelSettings = LOCAL) -> Path:
+    """The folder of an LLM: packaged, preset, or the local `transformers` folder that is named."""
+    return model_folder(name, "language model", where).folder
 
 
-def llm_fingerprint(name: str) -> dict[str, str]:
-    """Name and hash of what determines an LLM's answers, whichever engine runs it."""
-    folder = llm_folder(name)
-    weights = sorted(folder.glob("*.safetensors"))
-    return {"llm": name if name in PACK else folder.name, "llm_sha256": " ".join(sha256_of(file) for file in weights)}
+def llm_fingerprint(name: str, *, where: ModelSettings = LOCAL) -> dict[str, str]:
+    """Name and hash of what determines an LLM's answers, whichever engine runs it. Raises UsageError or WeightsError where there is none."""
+    found = model_folder(name, "language model", where)
+    return {"llm": found.label, "llm_sha256": weights_sha256(found.folder)}
 
 
 def choose_engine(requested: str) -> str:

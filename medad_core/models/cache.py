@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -56,10 +56,6 @@ class ConvertedModel:
     licence: str
     files: dict[str, str]
 
-    @property
-    def weights_sha256(self) -> str:
-        return self.files["model.safetensors"]
-
 
 def converted(name: str, source: Path, licence: str, convert: Callable[[Path, Path], None]) -> ConvertedModel:
     """Return the converted folder of `source`, converting it on first use.
@@ -81,24 +77,36 @@ def _convert_once(name: str, source: Path, source_sha256: str, licence: str, con
     log.info("converting %s once into %s", name, folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
+        tempfile.TemporaryFile(dir=folder.parent).close()
     except OSError as error:
         raise WeightsError(f"{name}: cannot write the model cache {folder.parent} ({error.strerror}); set MEDAD_CACHE to a writable folder") from error
     try:
-        convert(source, scratch)
+        shutil.rmtree(folder, ignore_errors=True)  # without its record it is what a killed conversion of an older medad left
+        write_converted(ConvertedModel(name, folder, source.name, source_sha256, licence, {}), lambda scratch: convert(source, scratch))
+    except OSError as error:
+        if not (folder / RECORD).is_file():  # otherwise another process was faster
+            raise WeightsError(f"{name}: converting {source.name} failed: {error}") from error
+
+
+def write_converted(model: ConvertedModel, convert: Callable[[Path], None]) -> ConvertedModel:
+    """Run `convert(scratch)`, add the record, and make `model.folder` of it by one rename: complete or not at all.
+
+    Returns the model with the sha256 of every file. Raises OSError where the folder cannot be written, or is there and not empty.
+    """
+    parent = Path(tempfile.mkdtemp(prefix=f".{model.folder.name}-", dir=model.folder.parent))
+    scratch = parent / "model"  # a folder of its own, because mkdtemp's is closed to everyone else
+    try:
+        scratch.mkdir()
+        convert(scratch)
         files = {path.name: sha256_of(path) for path in sorted(scratch.iterdir()) if path.is_file()}
-        record = asdict(ConvertedModel(name, scratch, source.name, source_sha256, licence, files))
+        model = replace(model, files=files)
+        record = asdict(model)
         del record["folder"]
         (scratch / RECORD).write_text(json.dumps(record, indent=2))
-        if (folder / RECORD).is_file():  # another process was faster
-            return
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(scratch, folder)
-    except OSError as error:
-        if not (folder / RECORD).is_file():
-            raise WeightsError(f"{name}: converting {source.name} failed: {error}") from error
+        os.replace(scratch, model.folder)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(parent, ignore_errors=True)
+    return model
 
 
 def verify(model: ConvertedModel) -> None:

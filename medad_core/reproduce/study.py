@@ -86,7 +86,7 @@ def prepare(data: str, out: str, settings: Settings, progress: Callable[[int, in
     cohort = settle_cohort(out, find_cohort(data, settings.data))
     if read_bytes(join(out, "study.json")) is not None:
         return open_study(out)
-    encoder = load_encoder(settings.models.encoder, device_of(settings))
+    encoder = load_encoder(settings.models.encoder, device_of(settings), where=settings.models)
     cases, rejected = encode_cohort(cohort, cohort.members, settings, encoder, Path(out) / "_work" / "features", progress)
     phantoms = {member.case_id for member in cohort.members if member.phantom}
     study = Study(
@@ -110,9 +110,9 @@ def study_fingerprint(settings: Settings) -> dict[str, str]:
     """What determines the scores of a unit. Rows and seeds are not among it: more of them may be asked for later."""
     reproduce = settings.reproduce
     return {
-        **encoder_fingerprint(settings.models.encoder),
+        **encoder_fingerprint(settings.models.encoder, where=settings.models),
         **shared_fingerprint(settings),
-        **llm_fingerprint(settings.llm.model),
+        **llm_fingerprint(settings.llm.model, where=settings.models),
         "max_new_tokens": str(settings.llm.max_new_tokens),
         "image_score": settings.models.image_score.model_dump_json(),
         "data": settings.data.model_dump_json(include={"first_slice", "last_slice", "split"}),

@@ -26,7 +26,7 @@ def run_parts(run: str, settings: Settings, numbers: Sequence[int], progress: Pr
     """Answer the prompts of the given parts; an engine is started where none is given, and closed again."""
     if not numbers:
         return []
-    prompt, converter = Prompt(llm_folder(settings.llm.model)), load_converter_of(settings)
+    prompt, converter = Prompt(llm_folder(settings.llm.model, where=settings.models)), load_converter_of(settings)
     knowledge = converter.knowledge_tokens().numpy()
     prompts, answers, records = stage_of(run, "prompts"), stage_of(run, "answers"), []
     own = engine is None

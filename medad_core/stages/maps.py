@@ -2,46 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from medad_core.config import Settings
 from medad_core.models.decoder import image_scores, peaks, render_maps
+from medad_core.stages.batches import Batch, CaseSlices, InPieces, ahead, batches_of, case_results, compute_batches, read_cases, refuse_not_finite
 from medad_core.stages.common import Progress, plan_after, run_casewise, stage_of
-from medad_core.stages.models import MapModels, load_map_models, maps_fingerprint
-from medad_core.stages.rows import images_of, map_rows
+from medad_core.stages.models import MapModels, batch_size_of, device_of, load_map_models, maps_fingerprint, settled_precision, worker_device
+from medad_core.stages.rows import map_rows
 from medad_core.store import PartRecord, Plan
 
 
 def plan(run: str, settings: Settings) -> Plan:
-    """One part of maps for each part of slices."""
-    return plan_after(run, "slices", "maps", maps_fingerprint(settings))
+    """One part of maps for each part of slices. The precision that `auto` comes to is settled here, for whoever goes on with the run."""
+    there = stage_of(run, "maps").find_plan()
+    return plan_after(run, "slices", "maps", maps_fingerprint(settings, there and there.fingerprint))
 
 
 def run_parts(run: str, settings: Settings, numbers: Sequence[int], progress: Progress = lambda _: None, models: MapModels | None = None) -> list[PartRecord]:
     """Encode and decode the slices of the given parts. `models` are loaded where they are not given."""
     if not numbers:
         return []
-    models, slices = models or load_map_models(settings), stage_of(run, "slices")
+    stage = stage_of(run, "maps")
+    planned = stage.plan()
+    case_ids = [case_id for number in numbers for case_id in planned.parts[number].inputs]
+    with worker_device(run, device_of(settings)) as device:
+        models = models or load_map_models(settings, device, settled_precision(planned.fingerprint))
+        batches = batches_of(read_cases(stage_of(run, "slices"), case_ids), batch_size_of(settings, models.device), pinned=models.device.type == "cuda")
+        with closing(maps_of(ahead(batches), models, settings)) as maps:
+            return run_casewise(stage, numbers, lambda case_id: _rows(case_id, *next(maps)), progress)
 
-    def make(case_id: str) -> pa.Table:
-        return _case_maps(slices.read_case(case_id, ["case_id", "slice_index", "height", "width", "image"]), models, settings)
 
-    return run_casewise(stage_of(run, "maps"), numbers, make, progress)
+def maps_of(batches: Iterator[Batch], models: MapModels, settings: Settings) -> Iterator[tuple[CaseSlices, list[np.ndarray]]]:
+    """Every case with its grids (N, taps, gh, gw) float16, scores (N,) and peaks (N, 2)."""
+    score = settings.models.image_score
 
-
-@torch.inference_mode()
-def _case_maps(table: pa.Table, models: MapModels, settings: Settings) -> pa.Table:
-    images, size, score = images_of(table), settings.models.batch_size, settings.models.image_score
-    grids, scores, tops = [], [], []
-    for start in range(0, len(images), size):
+    @torch.inference_mode()
+    def compute(images: Tensor) -> tuple[Tensor, ...]:
         # Half precision is what is kept, so score and peak are those of the map that anyone renders later.
-        grid = models.decoder(models.encoder.encode(images[start : start + size])).half()
+        grid = models.decoder(models.encoder.encode(images)).half()
         rendered = render_maps(grid, *images.shape[1:])
-        grids.append(grid.cpu().numpy())
-        scores.append(image_scores(rendered, score.kind, score.quantile).cpu().numpy())
-        tops.append(peaks(rendered).cpu().numpy())
-    return map_rows(table, np.concatenate(grids), np.concatenate(scores), np.concatenate(tops))
+        return grid, image_scores(rendered, score.kind, score.quantile), peaks(rendered)
+
+    key = f"{models.device}, {models.encoder.width} wide, {models.encoder.precision}"
+    return case_results(compute_batches(batches, InPieces(compute, batch_size_of(settings, models.device), key), models.device))
+
+
+def _rows(case_id: str, case: CaseSlices, results: list[np.ndarray]) -> pa.Table:
+    """Rows of one case. Raises what is wrong with it."""
+    if case.fault is not None:
+        raise case.fault
+    if case.case_id != case_id:
+        raise AssertionError(f"rows of {case.case_id} where {case_id} was planned")
+    refuse_not_finite(case, results[0])
+    return map_rows(case.keys, *results)

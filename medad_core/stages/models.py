@@ -1,24 +1,35 @@
 """The models of a run: what each stage loads, and the fingerprints that say so before anything is loaded.
 
 One decision: compatibility is settled from fingerprints when a stage is planned, so a decoder of another encoder is refused
-before the first forward pass.
+before the first forward pass. The precision of maps is settled there too: whichever machine goes on with a run keeps to it.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from medad_core.config import Settings
 from medad_core.errors import UsageError
 from medad_core.llm.engine import llm_fingerprint
+from medad_core.models.blocks import cast_products
 from medad_core.models.converter import Converter
 from medad_core.models.decoder import Decoder
 from medad_core.models.encoder import VisionTransformerEncoder, encoder_fingerprint, load_encoder
 from medad_core.models.text import load_sentences, text_encoder_fingerprint
 from medad_core.models.weights import CONVERTER, DECODER, check_fit, load_converter, load_decoder, weights_fingerprint, weights_folder
+
+BATCH = {"cuda": 256, "mps": 32, "cpu": 16}
 
 
 def scaling_key(settings: Settings) -> str:
@@ -28,16 +39,27 @@ def scaling_key(settings: Settings) -> str:
 
 def shared_fingerprint(settings: Settings) -> dict[str, str]:
     """Fields that both decoder and converter were made for."""
-    text = text_encoder_fingerprint(settings.models.text_encoder)
+    text = text_encoder_fingerprint(settings.models.text_encoder, where=settings.models)
     return {**text, "sentences_sha256": load_sentences().sha256, "scaling": scaling_key(settings)}
 
 
-def maps_fingerprint(settings: Settings) -> dict[str, str]:
-    """What determines maps: encoder, texts, decoder, score. Raises WeightsError where decoder and encoder do not fit."""
+def maps_fingerprint(settings: Settings, there: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What determines maps: encoder, texts, decoder, score, and a precision other than float32.
+
+    `there` is the fingerprint of maps that a run already has; `auto` keeps to their precision. Raises WeightsError where decoder
+    and encoder do not fit.
+    """
     folder = weights_folder(settings.models.weights)
-    present = {**encoder_fingerprint(settings.models.encoder), **shared_fingerprint(settings)}
+    present = {**encoder_fingerprint(settings.models.encoder, where=settings.models), **shared_fingerprint(settings)}
     check_fit(folder / DECODER, present)
-    return {**present, **weights_fingerprint(folder, DECODER), "image_score": settings.models.image_score.model_dump_json()}
+    precision = settled_precision(there) if there is not None and settings.models.precision == "auto" else precision_of(settings)
+    rounded = {} if precision == "float32" else {"precision": precision}
+    return {**present, **weights_fingerprint(folder, DECODER), "image_score": settings.models.image_score.model_dump_json(), **rounded}
+
+
+def settled_precision(fingerprint: Mapping[str, str]) -> str:
+    """The precision in which the maps of a fingerprint are made; float32 is not written, so that maps older than the setting keep theirs."""
+    return fingerprint.get("precision", "float32")
 
 
 def prompts_fingerprint(settings: Settings) -> dict[str, str]:
@@ -49,12 +71,12 @@ def prompts_fingerprint(settings: Settings) -> dict[str, str]:
 
 def _beside_converter(settings: Settings) -> dict[str, str]:
     """What a converter has to fit."""
-    return {**llm_fingerprint(settings.llm.model), **shared_fingerprint(settings)}
+    return {**llm_fingerprint(settings.llm.model, where=settings.models), **shared_fingerprint(settings)}
 
 
 def answers_fingerprint(settings: Settings) -> dict[str, str]:
     """What determines answers: the LLM and its limit. The engine is not part of it: engines give the same greedy answers."""
-    return {**llm_fingerprint(settings.llm.model), "max_new_tokens": str(settings.llm.max_new_tokens)}
+    return {**llm_fingerprint(settings.llm.model, where=settings.models), "max_new_tokens": str(settings.llm.max_new_tokens)}
 
 
 def device_of(settings: Settings) -> str:
@@ -67,6 +89,44 @@ def device_of(settings: Settings) -> str:
     if name == "mps" and not torch.backends.mps.is_available():
         raise UsageError("models.device: mps is not available here; set models.device=cpu or auto")
     return name
+
+
+def precision_of(settings: Settings) -> str:
+    """`auto` is bfloat16 on CUDA, float16 where a GPU has no bfloat16, and float32 elsewhere."""
+    if settings.models.precision != "auto":
+        return settings.models.precision
+    if not device_of(settings).startswith("cuda"):
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+
+def batch_size_of(settings: Settings, device: torch.device) -> int:
+    """Slices a forward pass. `auto`: as many as fill a GPU; on a CPU as many as its cache likes."""
+    size = settings.models.batch_size
+    return BATCH[device.type] if size == "auto" else size
+
+
+@contextmanager
+def worker_device(run: str, device: str, count: int | None = None) -> Iterator[str]:
+    """`cuda` as the first `cuda:N` that no other worker of this run holds on this machine, waiting for one; other devices as they are.
+
+    A lock on a file works between threads and between processes, and goes with its holder however that ends. `count` is the
+    number of GPUs, where it is not torch's.
+    """
+    if device != "cuda":
+        yield device
+        return
+    owner = hashlib.sha256(f"{os.getuid()} {run}".encode()).hexdigest()[:16]
+    while True:
+        for number in range(count or torch.cuda.device_count()):
+            with open(Path(tempfile.gettempdir()) / f"medad-{owner}.gpu{number}", "w") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                yield f"cuda:{number}"
+                return
+        time.sleep(0.2)
 
 
 def use_threads(settings: Settings) -> None:
@@ -83,12 +143,22 @@ class MapModels:
     encoder: VisionTransformerEncoder
     decoder: Decoder
 
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.text.device
 
-def load_map_models(settings: Settings) -> MapModels:
+
+def load_map_models(settings: Settings, device: str | None = None, precision: str | None = None) -> MapModels:
+    """Encoder and decoder; device and precision are those of the settings where a stage has not settled them."""
     use_threads(settings)
-    device = device_of(settings)
-    decoder = load_decoder(weights_folder(settings.models.weights), maps_fingerprint(settings))
-    return MapModels(load_encoder(settings.models.encoder, device), decoder.to(device))
+    device, precision = device or device_of(settings), precision or precision_of(settings)
+    # cuDNN would round float32 convolutions to TF32: float32 is to mean the same on every device.
+    torch.backends.cudnn.allow_tf32 = False
+    decoder = cast_products(load_decoder(weights_folder(settings.models.weights), maps_fingerprint(settings)), precision)
+    encoder = load_encoder(settings.models.encoder, device, precision, where=settings.models)
+    if settings.models.compile:
+        encoder.compile_blocks()
+    return MapModels(encoder, decoder.to(device))
 
 
 def load_converter_of(settings: Settings) -> Converter:

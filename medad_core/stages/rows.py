@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from medad_core.data.read import DISPLAY_ORIENTATION, CaseSlices
+from medad_core.errors import CaseError
 from medad_core.store import MAPS, PROMPTS, SLICES
 
 
@@ -37,9 +39,17 @@ def slice_rows(case: CaseSlices, split: str) -> pa.Table:
 
 
 def images_of(table: pa.Table) -> np.ndarray:
-    """Rows of one case to uint8 (N, H, W)."""
-    height, width = table["height"][0].as_py(), table["width"][0].as_py()
-    return np.stack([np.frombuffer(image.as_buffer(), np.uint8).reshape(height, width) for image in table["image"]])
+    """Rows of one case to uint8 (N, H, W), read-only: the pictures lie one after another in Arrow's memory already.
+
+    Raises CaseError where there are none, or a picture is not as large as its row says.
+    """
+    case_id, sizes = str(table["case_id"][0]) if len(table) else "", pc.binary_length(table["image"]).unique().to_pylist()
+    shapes = set(zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True))
+    if len(shapes) != 1 or sizes != [np.prod(next(iter(shapes)))]:
+        raise CaseError(case_id, f"its slices cannot be used: pictures of {sizes} bytes for shapes {sorted(shapes)}; delete the run's slices to make them again")
+    image = table["image"].combine_chunks()
+    start = np.frombuffer(image.buffers()[1], np.int32)[image.offset]
+    return np.frombuffer(image.buffers()[2], np.uint8)[start : start + len(image) * sizes[0]].reshape(len(image), *shapes.pop())
 
 
 def bits_of(row: Mapping, column: str) -> np.ndarray | None:

@@ -22,6 +22,7 @@ from medad_core.data.read import read_slices
 from medad_core.errors import CaseError
 from medad_core.models.encoder import Encoder
 from medad_core.stages.cohort import Cohort, Member
+from medad_core.stages.models import batch_size_of
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def encode_case(case: Case, settings: Settings, encoder: Encoder, folder: Path) 
     if not pictures.is_file():
         _save(pictures, np.stack([slices.images, slices.brain.view(np.uint8), slices.masks.view(np.uint8)]))
     if not features.is_file():
-        size = settings.models.batch_size
+        size = batch_size_of(settings, encoder.device)
         batches = [encoder.encode(slices.images[start : start + size]).half() for start in range(0, len(slices.images), size)]
         _save(features, torch.cat(batches).cpu().numpy())
         log.info("encoded %s, %d slices", case.case_id, len(slices.images))

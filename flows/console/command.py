@@ -1,0 +1,63 @@
+"""What every command of `medad` shares: exit codes, one line for what is wrong, and where output goes.
+
+One decision: a command returns its exit code or raises; this module alone turns errors into codes (0 done, 1 failed, 2 wrong
+usage, 3 done but some cases rejected, 130 interrupted). Nothing heavy is imported, so that `medad --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import typer
+
+from medad_core.errors import MedadError, UsageError
+
+OK, FAILED, WRONG_USAGE, SOME_REJECTED, INTERRUPTED = 0, 1, 2, 3, 130
+_debug = False
+
+
+def show_tracebacks(debug: bool) -> None:
+    """`medad --debug`: errors keep their traceback and everything that is logged is shown."""
+    global _debug
+    _debug = debug
+
+
+def group(**options) -> typer.Typer:
+    """A Typer application in the plain style of `medad`."""
+    return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, **options)
+
+
+def command(app: typer.Typer) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
+    """Register a function as a command of `app` under its own name, trailing underscores aside."""
+    return lambda function: app.command(name=function.__name__.strip("_"))(exits(function))
+
+
+def exits(function: Callable[..., int | None]) -> Callable[..., None]:
+    """What the function returns, or raises, becomes the exit code."""
+
+    @functools.wraps(function)
+    def run(*args, **kwargs) -> None:
+        try:
+            code = function(*args, **kwargs) or OK
+        except MedadError as error:
+            if _debug:
+                raise
+            typer.echo(f"medad: {error}", err=True)
+            code = WRONG_USAGE if isinstance(error, UsageError) else FAILED
+        except KeyboardInterrupt:
+            typer.echo("medad: interrupted; the same command goes on where it stopped", err=True)
+            code = INTERRUPTED
+        raise typer.Exit(code)
+
+    return run
+
+
+def consoles(online: bool = False):
+    """Where results go (stdout) and where progress goes (stderr); quietens the libraries, and keeps them off the network unless `online`."""
+    from flows.console.quiet import prepare_process
+    from flows.console.tables import terminal
+
+    out, err = terminal(), terminal(stderr=True)
+    prepare_process(_debug, err, online)
+    return out, err

@@ -1,0 +1,67 @@
+"""`medad models`: what can be named, and checkpoints of other projects made into folders that can be named.
+
+One decision: an importer is one command of `import` here and one module of `medad_core.models.imports`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.console.command import command, consoles, exits, group
+
+models = group()
+importing = group(no_args_is_help=True, help="Convert a checkpoint of another project into a folder that can be named.")
+models.add_typer(importing, name="import")
+Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder to write; must not exist yet.")]
+
+
+@models.callback(invoke_without_command=True)
+def _models(context: typer.Context) -> None:
+    """List the models that can be named, where they come from, and what is installed."""
+    if context.invoked_subcommand is None:
+        exits(_list)()
+
+
+def _list() -> None:
+    from flows.console.inventory import embedded_weights, known_presets, packaged_models
+    from flows.console.tables import models_table, presets_table, terminal
+
+    console = terminal()
+    console.print(models_table((m.name, m.role, m.distribution, m.licence, m.source is not None, m.converted) for m in packaged_models()))
+    console.print(presets_table((p.preset.name, p.preset.roles, p.preset.hub or "its authors", p.preset.licence, p.folder) for p in known_presets()))
+    console.print(f"weights 'embedded' (decoder and converter for the first three): {embedded_weights() or 'not there'}", soft_wrap=True)
+    console.print(
+        "Others: models.encoder takes a local transformers folder of a DINOv2, CLIP or SigLIP vision model, models.text_encoder one of a BERT sentence encoder or of "
+        "CLIP's or SigLIP's text model, llm.model one of a Llama model; models.weights then names a folder that `medad train` made for them.",
+    )
+
+
+@command(importing)
+def imagebind(
+    checkpoint: Annotated[Path, typer.Argument(metavar="PATH", help="imagebind_huge.pth, as its authors publish it.")],
+    out: Out,
+    vision_heads: Annotated[int, typer.Option("--vision-heads", min=1, help="Attention heads, which the file does not say.")] = 16,
+    text_heads: Annotated[int, typer.Option("--text-heads", min=1)] = 16,
+) -> None:
+    """Convert ImageBind's vision and text towers (CC BY-NC-SA 4.0) into a CLIP folder."""
+    stdout, stderr = consoles()
+    with stderr.status(f"converting {checkpoint.name}"):
+        from medad_core.models.imports.imagebind import import_imagebind
+
+        made = import_imagebind(checkpoint, out, vision_heads, text_heads)
+    stdout.print(f"{made.tensors} tensors of vision and text converted, {made.ignored} of other modalities left out: {out}", soft_wrap=True)
+    stdout.print(f"use it with models.encoder={out} models.text_encoder={out}", soft_wrap=True)
+
+
+@command(importing)
+def llm(source: Annotated[Path, typer.Argument(metavar="FOLDER", help="Downloaded model with pytorch_model*.bin, such as lmsys/vicuna-7b-v1.5.")], out: Out) -> None:
+    """Convert a language model that is published as pickles into safetensors; nothing in them is run."""
+    stdout, stderr = consoles()
+    with stderr.status(f"converting {source.name}"):
+        from medad_core.models.imports.llm import import_llm
+
+        import_llm(source, out)
+    stdout.print(f"use it with llm.model={out}", soft_wrap=True)

@@ -1,0 +1,90 @@
+"""A language model published as pickles (Vicuna is) as the same folder in safetensors.
+
+One decision: shard by shard and tensor by tensor, as they are; the model is never built, so a 7B needs no more memory than its largest shard.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+
+from torch import Tensor
+
+from medad_core.errors import UsageError, WeightsError
+from medad_core.models.cache import ConvertedModel, sha256_of, write_converted
+from medad_core.models.imports.checkpoint import read_state
+from medad_core.models.resolve import FETCHED, INDEX, WEIGHTS
+
+WHAT = "the weights of a language model"
+PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+
+def import_llm(source: Path, folder: Path) -> ConvertedModel:
+    """Convert a `transformers` folder with `pytorch_model*.bin` into `folder` with safetensors; the folder appears complete or not at all.
+
+    Raises UsageError where a path is wrong, WeightsError where a file is missing, damaged, or holds anything else than tensors.
+    """
+    if folder.exists():
+        raise UsageError(f"--out: {folder} is there already; name a new folder")
+    if not (source / "config.json").is_file():
+        raise UsageError(f"{source}: no config.json here; name the folder of a downloaded language model")
+    index = _index(source)
+    shards = sorted(set(index["weight_map"].values())) if index else [PICKLE]
+    for shard in shards:
+        if not (source / shard).is_file():
+            raise WeightsError(f"{source}: {shard} is not here; download the model again")
+    converted = {shard: WEIGHTS if not index else shard.replace("pytorch_model", "model").replace(".bin", ".safetensors") for shard in shards}
+
+    def write(scratch: Path) -> None:
+        for shard in shards:
+            _convert(source / shard, scratch / converted[shard], {name for name, file in index["weight_map"].items() if file == shard} if index else None)
+        if index:
+            weight_map = {name: converted[shard] for name, shard in index["weight_map"].items()}
+            (scratch / INDEX).write_text(json.dumps({**index, "weight_map": weight_map}, indent=2))
+        for path in sorted(source.iterdir()):
+            if any(fnmatch(path.name, pattern) for pattern in FETCHED) and path.is_file() and path.name not in (PICKLE_INDEX, INDEX) and path.suffix != ".safetensors":
+                shutil.copyfile(path, scratch / path.name)
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        hashes = " ".join(sha256_of(source / shard) for shard in shards)
+        return write_converted(ConvertedModel(source.name, folder, " ".join(shards), hashes, "as its source", {}), write)
+    except OSError as error:
+        raise UsageError(f"--out: cannot write {folder} ({error.strerror or error}); name another folder") from error
+
+
+def _index(source: Path) -> dict | None:
+    """Which shard holds which tensor; None where there is one file."""
+    path = source / PICKLE_INDEX
+    if not path.is_file():
+        return None
+    try:
+        index = json.loads(path.read_text())
+        if all(Path(shard).name == shard for shard in index["weight_map"].values()) and index["weight_map"]:
+            return index
+        reason = "a shard lies elsewhere, or there is none"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error)
+    raise WeightsError(f"{path}: is damaged ({reason}); download the model again")
+
+
+def _convert(source: Path, target: Path, expected: set[str] | None) -> None:
+    from safetensors.torch import save_file
+
+    state = read_state(source, WHAT)
+    if expected is not None and state.keys() != expected:
+        raise WeightsError(f"{source}: holds other tensors than its index says, such as {sorted(state.keys() ^ expected)[0]}; download the model again")
+    save_file(_apart(state), target, metadata={"format": "pt"})
+
+
+def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that share memory (an output layer tied to the embeddings) made independent, which the format asks for."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in state.items():
+        where = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if where in seen else tensor.contiguous()
+        seen.add(where)
+    return apart

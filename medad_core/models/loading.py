@@ -1,0 +1,76 @@
+"""Towers, configurations and tokenizers of a local `transformers` folder, read strictly.
+
+One decision: `from_pretrained` fills what a file lacks with random numbers and only warns; here that is an error, as is a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from medad_core.errors import WeightsError
+
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+
+
+def load_tower(architecture: str, folder: Path, config=None, **options) -> nn.Module:
+    """A class of `transformers` with the weights of `folder`, float32, on the CPU; other towers in the same files are left out.
+
+    Raises WeightsError where a weight is missing, of another shape, or a file is damaged.
+    """
+    import transformers
+
+    given = {"config": config} if config is not None else {}
+    try:
+        model, info = getattr(transformers, architecture).from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **given, **options
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise WeightsError(f"{folder}: cannot be read as {architecture} ({str(error).strip().splitlines()[0]}); get the model again") from error
+    if missing := sorted(info["missing_keys"]):
+        raise WeightsError(f"{folder}: holds no {architecture}: {len(missing)} weights are missing, such as {missing[0]}")
+    return model
+
+
+def read_config(folder: Path):
+    """The configuration of a folder. Raises WeightsError where `transformers` does not know it."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"{folder}: its config.json is not that of a known model ({str(error).strip().splitlines()[0]})") from error
+
+
+def load_tokenizer(folder: Path):
+    """The tokenizer of a folder. Raises WeightsError where there is none."""
+    from transformers import AutoTokenizer
+
+    # Without any of them some classes come up with a vocabulary of three tokens.
+    if not any((folder / file).is_file() for file in VOCABULARIES):
+        raise WeightsError(f"{folder}: has no tokenizer ({', '.join(VOCABULARIES)}); put its tokenizer files there")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise WeightsError(f"{folder}: its tokenizer cannot be read ({str(error).strip().splitlines()[0]}); get its tokenizer files again") from error
+
+
+def read_normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation of the three channels in `preprocessor_config.json`; None where it does not say."""
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        mean, std = (tuple(map(float, found[key])) for key in ("image_mean", "image_std"))
+    except KeyError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{path}: is damaged ({error}); get the model again") from error
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise WeightsError(f"{path}: image_mean and image_std must be three numbers each, image_std positive; get the model again")
+    return mean, std

@@ -1,0 +1,181 @@
+"""Slices of many cases as full batches on a device, and what is computed of them back, case by case.
+
+One decision: one loop for CPU and GPU. A thread reads ahead and fills (pinned) batches across the borders of cases; one batch
+is always queued on the device while the results of the one before are taken apart. So a GPU waits for nothing, a CPU runs
+the same lines, and a case that cannot be used takes no other with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import ClassVar, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from medad_core.errors import CaseError, MedadError
+from medad_core.stages.rows import images_of
+from medad_core.store import Stage
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+Compute = Callable[[Tensor], tuple[Tensor, ...]]  # uint8 (B, H, W) to results (B, …), all on one device
+COLUMNS = ("case_id", "slice_index", "height", "width", "image")
+AHEAD = 2  # batches that are read, or lie ready, while others are computed
+_END = object()
+
+
+@dataclass(frozen=True)
+class CaseSlices:
+    """Rows of one case and their pictures, uint8 (N, H, W). A case that cannot be used has a fault and no pictures."""
+
+    case_id: str
+    keys: pa.Table | None
+    images: np.ndarray
+    fault: MedadError | None = None
+
+
+@dataclass
+class Batch:
+    """Pictures of one size, uint8 (B, H, W) of which `filled` are there, and whose they are: cases in order, with how many slices of each."""
+
+    images: Tensor
+    owners: list[tuple[CaseSlices, int]] = field(default_factory=list)
+    filled: int = 0
+
+    def fits(self, case: CaseSlices) -> bool:
+        return len(case.images) == 0 or self.images.shape[1:] == case.images.shape[1:]
+
+    def take(self, case: CaseSlices, start: int) -> int:
+        """Copy as many slices of `case` as there is room for, from `start` on; returns their number."""
+        count = min(len(case.images) - start, len(self.images) - self.filled)
+        if count:
+            np.copyto(self.images[self.filled : self.filled + count].numpy(), case.images[start : start + count])
+        self.owners.append((case, count))
+        self.filled += count
+        return count
+
+
+def read_cases(slices: Stage, case_ids: Iterable[str]) -> Iterator[CaseSlices]:
+    """The slices of the named cases. What is wrong with a case comes with it, in its turn."""
+    for case_id in case_ids:
+        try:
+            table = slices.read_case(case_id, COLUMNS)
+            yield CaseSlices(case_id, table.select(COLUMNS[:2]), images_of(table))
+        except MedadError as fault:
+            yield CaseSlices(case_id, None, np.zeros((0, 0, 0), np.uint8), fault)
+
+
+def batches_of(cases: Iterable[CaseSlices], size: int, pinned: bool = False) -> Iterator[Batch]:
+    """Cut cases into batches of `size` slices; a batch holds fewer only at the end, and where the size of the pictures changes."""
+    batch = None
+    for case in cases:
+        if batch is not None and not batch.fits(case):
+            yield batch
+            batch = None
+        start, whole = 0, False
+        while not whole:
+            # torch keeps pinned memory, and gives it out again only when no copy reads from it any more.
+            batch = batch or Batch(torch.empty((size, *case.images.shape[1:]), dtype=torch.uint8, pin_memory=pinned))
+            start += batch.take(case, start)
+            whole = start == len(case.images)
+            if batch.filled == size:
+                yield batch
+                batch = None
+    if batch is not None:
+        yield batch
+
+
+def ahead(items: Iterator[T], count: int = AHEAD) -> Iterator[T]:
+    """The same items, made in a thread of their own, at most `count` before they are asked for. Errors are raised in their turn."""
+    with ThreadPoolExecutor(1, "reader") as reader:
+        made = deque(reader.submit(next, items, _END) for _ in range(count))
+        try:
+            while (item := made.popleft().result()) is not _END:
+                made.append(reader.submit(next, items, _END))
+                yield item
+        finally:
+            reader.shutdown(wait=True, cancel_futures=True)
+
+
+def compute_batches(batches: Iterable[Batch], compute: Compute, device: torch.device) -> Iterator[tuple[Batch, list[np.ndarray]]]:
+    """Every batch with its results. A GPU is given the next batch before the results of this one are waited for."""
+    waiting = None
+    for batch in batches:
+        launched = _launch(batch, compute, device)
+        if waiting is not None:
+            yield waiting()
+        waiting = launched
+    if waiting is not None:
+        yield waiting()
+
+
+def _launch(batch: Batch, compute: Compute, device: torch.device) -> Callable[[], tuple[Batch, list[np.ndarray]]]:
+    """Queue a batch on the device; the returned function waits for it."""
+    on_gpu = device.type == "cuda"
+    results = compute(batch.images[: batch.filled].to(device, non_blocking=on_gpu)) if batch.filled else ()
+    here = [torch.empty_like(result, device="cpu", pin_memory=on_gpu).copy_(result, non_blocking=on_gpu) for result in results]
+    done = torch.cuda.current_stream(device).record_event() if on_gpu else None
+
+    def wait() -> tuple[Batch, list[np.ndarray]]:
+        if done is not None:
+            done.synchronize()
+        return batch, [result.numpy() for result in here]
+
+    return wait
+
+
+def case_results(computed: Iterable[tuple[Batch, list[np.ndarray]]]) -> Iterator[tuple[CaseSlices, list[np.ndarray]]]:
+    """Every case with its results, put together again across the borders of batches."""
+    pieces: list[list[np.ndarray]] = []
+    for batch, results in computed:
+        start = 0
+        for case, count in batch.owners:
+            pieces.append([result[start : start + count] for result in results])
+            start += count
+            if sum(len(piece[0]) for piece in pieces if piece) == len(case.images):
+                yield case, [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
+                pieces = []
+
+
+class InPieces:
+    """`compute` in pieces of at most `size` slices. Where memory runs out, size is halved, for all that this process still does under `key`."""
+
+    _learnt: ClassVar[dict[str, int]] = {}
+
+    def __init__(self, compute: Compute, size: int, key: str) -> None:
+        self.compute, self.key = compute, key
+        self.size = min(size, self._learnt.get(key, size))
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        pieces, start = [], 0
+        while start < len(images):
+            try:
+                pieces.append(self.compute(images[start : start + self.size]))
+                start += self.size
+                continue
+            except torch.OutOfMemoryError:
+                if self.size == 1:
+                    raise
+            # Only here the failed attempt, and what it held, is gone.
+            self._halve()
+        return pieces[0] if len(pieces) == 1 else tuple(map(torch.cat, zip(*pieces, strict=True)))
+
+    def _halve(self) -> None:
+        self.size //= 2
+        self._learnt[self.key] = self.size
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        log.warning("out of memory on %s: going on with %d slices at once", self.key, self.size)
+
+
+def refuse_not_finite(case: CaseSlices, grids: np.ndarray) -> None:
+    """Raise CaseError where half precision did not hold the map."""
+    if not np.isfinite(grids).all():
+        raise CaseError(case.case_id, "its map is not finite; set models.precision=float32 and choose another output folder")

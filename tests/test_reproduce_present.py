@@ -255,6 +255,13 @@ def test_the_shuffled_control_is_judged_by_its_interval(value, verdict):
     assert f"image AUROC {value:.3f} ({value - 0.03:.3f} to {value + 0.02:.3f}), {verdict}" in markdown(pa.Table.from_pylist(made, schema=TABLE))
 
 
+def test_few_phantoms_accuse_nobody_of_not_being_at_chance():
+    made = [{**found, "ci_low": 0.6, "ci_high": 0.7, "value": 0.65} if found["row"] == "shuffled" and found["metric"] == "auroc" else found for found in long_table().to_pylist()]
+    text = markdown(pa.Table.from_pylist(made, schema=TABLE))
+    assert "not at chance" in section(text, "patients")
+    assert "6 phantoms are too few for the interval" in section(text, "phantoms") and "not at chance" not in section(text, "phantoms")
+
+
 def test_phantoms_come_second_and_are_never_shown_as_patients():
     text = markdown()
     assert text.index("## Patients") < text.index("## Generated phantoms, not patients")

@@ -121,7 +121,7 @@ def _worst(row: RowOfGroup, rule: str, decided: np.ndarray, cases: dict[str, Tra
                 image=np.asarray(case.images[at]),
                 mask=np.asarray(case.masks[at]),
                 anomaly_map=None if thumbnail is None else _enlarged(thumbnail, case.images.shape[1:]),
-                answer=item.answer,
+                answer=item.answer if isinstance(item.answer, str) else None,  # pandas reads null as NaN
             )
 
 

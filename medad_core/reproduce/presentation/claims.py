@@ -13,6 +13,8 @@ from medad_core.reproduce.presentation.sheet import AUROC, HEADLINE, MAIN, Colum
 from medad_core.reproduce.presentation.words import between, number, rule_words, signed
 from medad_core.reproduce.schema import PROPOSED, ROWS
 
+FEW = 10  # patients below which a bootstrap's interval is too narrow to accuse anyone by
+
 
 def claims(sheet: Sheet, group: str) -> list[str]:
     """Sentences about a group: every row that beats the proposed scheme in a headline column, and whether the control is at chance."""
@@ -68,8 +70,11 @@ def _control(sheet: Sheet, group: str) -> Iterator[str]:
     if line is None or line.value is None:
         return
     head = f"Control “{ROWS['shuffled'].title}”: {AUROC.title} {number(line.value)}"
+    tested = next(facts.tested_patients for facts in sheet.groups if facts.name == group)
     if line.ci_low is None or line.ci_high is None:
         yield f"{head}, without an interval to judge it by; it must be at chance, 0.5."
+    elif tested < FEW and not line.ci_low <= 0.5 <= line.ci_high:
+        yield f"{head} ({between(line.ci_low, line.ci_high)}); it must be at chance, 0.5, and {tested} {group} are too few for the interval to say whether it is."
     else:
         verdict = "at chance, as it must be" if line.ci_low <= 0.5 <= line.ci_high else "not at chance, which it must be: the answers do not come from the map alone"
         yield f"{head} ({between(line.ci_low, line.ci_high)}), {verdict}."

@@ -83,7 +83,8 @@ def _mark(axes: Axes, place: int, line: Line | None, failed: str | None, colour:
 
 def _dress(axes: Axes, sheet: Sheet, column: Column, scale: _Scale) -> None:
     axes.set_xlim(scale.low, scale.end)
-    axes.set_xticks([tick / 10 for tick in range(11) if scale.low <= tick / 10 <= scale.high])
+    every = 1 if scale.high - scale.low <= 0.6 else 2  # tenths; closer, they would run into each other
+    axes.set_xticks([tick / 10 for tick in range(0, 11, every) if scale.low <= tick / 10 <= scale.high])
     named = column is AUROC  # the panel beside it has the same rows
     axes.set_yticks(range(len(sheet.rows)) if named else [], [row.title for row in sheet.rows] if named else [], fontsize=8.5)
     axes.set_ylim(len(sheet.rows) - 0.5, -0.5)

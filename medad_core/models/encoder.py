@@ -53,9 +53,15 @@ class Family:
     call: tuple[tuple[str, bool], ...] = ()
 
 
+def _vision_config(folder: Path):
+    """Configuration of the vision transformer in a folder, of the vision tower where there are two."""
+    config = read_config(folder)
+    return getattr(config, "vision_config", config)
+
+
 def _headless(architecture: str, folder: Path) -> nn.Module:
     """A SigLIP tower without the pooling over its last block, which no tap needs."""
-    config = read_config(folder).vision_config if hasattr(read_config(folder), "vision_config") else read_config(folder)
+    config = _vision_config(folder)
     config.vision_use_head = False
     return load_tower(architecture, folder, config)
 
@@ -154,9 +160,8 @@ def pad_to_square(pictures: Tensor) -> Tensor:
 
 
 def _vision(found: ModelFolder) -> tuple[Family, int]:
-    """Family of the vision transformer in a folder, with the folder's own mean and std, and its depth; of the vision tower where there are two."""
-    config = read_config(found.folder)
-    config = getattr(config, "vision_config", config)
+    """Family of the vision transformer in a folder, with the folder's own mean and std, and its depth."""
+    config = _vision_config(found.folder)
     if config.model_type not in FAMILIES:
         raise WeightsError(f"encoder {found.label}: architecture {config.model_type!r} is not supported; known: {', '.join(FAMILIES)}")
     family = FAMILIES[config.model_type]

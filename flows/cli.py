@@ -25,6 +25,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+benchmarks = typer.Typer(help="Measure how fast this machine is, beside what it could be.", no_args_is_help=True)
+app.add_typer(benchmarks, name="benchmark")
 _debug = False
 
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings; configs/default.yaml shows all.")]
@@ -38,10 +40,10 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show traceback
     _debug = debug
 
 
-def _command(function: Callable[..., int | None]) -> Callable[..., None]:
+def _command(function: Callable[..., int | None], group: typer.Typer = app) -> Callable[..., None]:
     """Register a command; what it returns, or raises, becomes the exit code."""
 
-    @app.command(name=function.__name__.strip("_"))
+    @group.command(name=function.__name__.strip("_"))
     @functools.wraps(function)
     def run(*args, **kwargs) -> None:
         try:
@@ -271,6 +273,34 @@ def doctor() -> int:
     faults = sum(finding.state == "fault" for finding in findings)
     stdout.print("screening can run" if not faults else f"screening cannot run: {faults} things are missing")
     return FAILED if faults else OK
+
+
+@functools.partial(_command, group=benchmarks)
+def encode(
+    words: Words = None,
+    config: Config = None,
+    model: Annotated[str, typer.Option("--model", help="vit-s-14, vit-b-14, vit-l-14 or vit-h-14 (random weights of that size), or what models.encoder takes.")] = "vit-s-14",
+    device: Annotated[str, typer.Option("--device", help="As models.device.")] = "auto",
+    compiled: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Also measure models.compile; by default on a GPU only.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report there too.")] = None,
+) -> None:
+    """Slices to maps: slices a second, FLOP a second beside the fastest matrix product, reading, and the naive loop."""
+    from medad_core.config import load_settings
+
+    settings = load_settings(config, [f"models.device={device}", *(words or [])])
+    stdout, stderr = _consoles()
+    with stderr.status("starting") as status:
+        from flows.console.benchmark import report_json, report_tables
+        from medad_core.benchmark.encode import benchmark_encode
+
+        report = benchmark_encode(model, settings, compiled, progress=status.update)
+    for table in report_tables(report):
+        stdout.print(table)
+    if json is not None:
+        from medad_core.store import write_text
+
+        write_text(_absolute(str(json)), report_json(report))
+        stdout.print(f"report {json}", soft_wrap=True)
 
 
 def main() -> None:

@@ -106,7 +106,7 @@ class VisionTransformerEncoder(nn.Module):
     def __init__(self, model: nn.Module, family: Family, image_size: int = 224, precision: str = "float32", fingerprint: dict[str, str] | None = None) -> None:
         super().__init__()
         self.family, self.image_size, self.precision = family, image_size, precision
-        blocks = family.blocks(model)
+        blocks = family.blocks(model)  # a list that is changed in place
         for number, block in enumerate(blocks):
             blocks[number] = Block(block)
         self.model = cast_products(model.eval().requires_grad_(False), precision)
@@ -124,6 +124,10 @@ class VisionTransformerEncoder(nn.Module):
     def device(self) -> torch.device:
         return self.mean.device
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.family.blocks(self.model)
+
     def _keep(self, number: int) -> Callable:
         def hook(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> None:
             self._outputs[number] = output[0] if isinstance(output, tuple) else output
@@ -132,7 +136,7 @@ class VisionTransformerEncoder(nn.Module):
 
     def compile_blocks(self, backend: str | Callable = "inductor") -> None:
         """Let torch.compile fuse what lies between the matrix products. Blocks are alike, so one is compiled for all, at its first call."""
-        for block in self.family.blocks(self.model):
+        for block in self.blocks:
             block.forward = torch.compile(block.forward, dynamic=True, backend=backend)
 
     def prepare(self, images: np.ndarray | Tensor) -> Tensor:

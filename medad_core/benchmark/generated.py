@@ -44,7 +44,7 @@ SIZES = {
     "vit-s-14": Size("dinov2", 384, 12, 6),
     "vit-b-14": Size("dinov2", 768, 12, 12),
     "vit-l-14": Size("dinov2", 1024, 24, 16),
-    "vit-h-14": Size("clip", 1280, 32, 16, text=(1024, 24, 16)),
+    "vit-h-14": Size("clip_vision_model", 1280, 32, 16, text=(1024, 24, 16)),
 }
 
 
@@ -62,7 +62,7 @@ def random_encoder(size: Size, device: str, precision: str) -> VisionTransformer
 
     sizes = {"hidden_size": size.width, "num_hidden_layers": size.depth, "num_attention_heads": size.heads, "image_size": 224, "patch_size": 14}
     with torch.device(device):
-        model = CLIPVisionModel(CLIPVisionConfig(**sizes, intermediate_size=4 * size.width, hidden_act="gelu")) if size.family == "clip" else Dinov2Model(Dinov2Config(**sizes))
+        model = CLIPVisionModel(CLIPVisionConfig(**sizes, intermediate_size=4 * size.width, hidden_act="gelu")) if size.family == "clip_vision_model" else Dinov2Model(Dinov2Config(**sizes))
     return VisionTransformerEncoder(model, FAMILIES[size.family], 224, precision).to(device)
 
 

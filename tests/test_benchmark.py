@@ -38,7 +38,7 @@ def gated() -> VisionTransformerEncoder:
     return VisionTransformerEncoder(model, FAMILIES["dinov2"])
 
 
-@pytest.mark.parametrize("build", [lambda: load_encoder("dinov2-small"), lambda: random_encoder(Size("clip", 96, 8, 3), "cpu", "float32"), gated], ids=["dinov2", "clip", "gated"])
+@pytest.mark.parametrize("build", [lambda: load_encoder("dinov2-small"), lambda: random_encoder(Size("clip_vision_model", 96, 8, 3), "cpu", "float32"), gated], ids=["dinov2", "clip", "gated"])
 def test_the_formula_counts_what_torch_counts(build):
     encoder = build()
     assert flops_per_slice(shape_of(encoder)) == counted(encoder)

@@ -17,6 +17,8 @@ from medad_core.errors import ConfigError
 
 app = group(name="medad", help="Screen cohorts of brain MRI for anomalies: maps, sentences and metrics. For research; not a medical device.", no_args_is_help=True)
 _command = command(app)
+benchmarks = group(help="Measure how fast this machine is, beside what it could be.", no_args_is_help=True)
+app.add_typer(benchmarks, name="benchmark")
 
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings; configs/default.yaml shows all.")]
 Words = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings, such as data.first_slice=70.")]
@@ -218,6 +220,34 @@ def doctor() -> int:
     faults = sum(finding.state == "fault" for finding in findings)
     stdout.print("screening can run" if not faults else f"screening cannot run: {faults} things are missing")
     return FAILED if faults else OK
+
+
+@command(benchmarks)
+def encode(
+    words: Words = None,
+    config: Config = None,
+    model: Annotated[str, typer.Option("--model", help="vit-s-14, vit-b-14, vit-l-14 or vit-h-14 (random weights of that size), or what models.encoder takes.")] = "vit-s-14",
+    device: Annotated[str, typer.Option("--device", help="As models.device.")] = "auto",
+    compiled: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Also measure models.compile; by default on a GPU only.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report there too.")] = None,
+) -> None:
+    """Slices to maps: slices a second, FLOP a second beside the fastest matrix product, reading, and the naive loop."""
+    from medad_core.config import load_settings
+
+    settings = load_settings(config, [f"models.device={device}", *(words or [])])
+    stdout, stderr = consoles(online=not settings.models.offline)
+    with stderr.status("starting") as status:
+        from flows.console.benchmark import report_json, report_tables
+        from medad_core.benchmark.encode import benchmark_encode
+
+        report = benchmark_encode(model, settings, compiled, progress=status.update)
+    for table in report_tables(report):
+        stdout.print(table)
+    if json is not None:
+        from medad_core.store import write_text
+
+        write_text(_absolute(str(json)), report_json(report))
+        stdout.print(f"report {json}", soft_wrap=True)
 
 
 def main() -> None:

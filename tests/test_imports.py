@@ -121,7 +121,7 @@ def test_the_record_holds_the_hash_of_source_and_files_and_precision_is_kept(ima
     record = json.loads((imagebind / RECORD).read_text())
     verify(ConvertedModel(folder=imagebind, **record))
     assert record["source_sha256"] == sha256_of(tiny / "imagebind_tiny.pth") and "NC" in record["licence"]
-    assert {path.name for path in imagebind.iterdir()} == {*record["files"], RECORD} and imagebind.stat().st_mode & 0o055
+    assert {path.name for path in imagebind.iterdir()} == {*record["files"], RECORD} and {path.stat().st_mode & 0o777 for path in imagebind.iterdir()} == {imagebind.stat().st_mode & 0o666}
     with safe_open(imagebind / "model.safetensors", framework="pt") as tensors:
         assert tensors.get_tensor("visual_projection.weight").dtype == torch.float16
         assert tensors.get_tensor("vision_model.embeddings.patch_embedding.weight").dtype == torch.float32  # a sum of two halves

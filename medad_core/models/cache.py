@@ -99,6 +99,8 @@ def write_converted(model: ConvertedModel, convert: Callable[[Path], None]) -> C
         scratch.mkdir()
         convert(scratch)
         files = {path.name: sha256_of(path) for path in sorted(scratch.iterdir()) if path.is_file()}
+        for name in files:  # safetensors writes files that nobody else may read
+            (scratch / name).chmod(scratch.stat().st_mode & 0o666)
         model = replace(model, files=files)
         record = asdict(model)
         del record["folder"]

@@ -53,9 +53,15 @@ class Family:
     call: tuple[tuple[str, bool], ...] = ()
 
 
+def _vision_config(folder: Path):
+    """Configuration of the vision transformer in a folder, of the vision tower where there are two."""
+    config = read_config(folder)
+    return getattr(config, "vision_config", config)
+
+
 def _headless(architecture: str, folder: Path) -> nn.Module:
     """A SigLIP tower without the pooling over its last block, which no tap needs."""
-    config = read_config(folder).vision_config if hasattr(read_config(folder), "vision_config") else read_config(folder)
+    config = _vision_config(folder)
     config.vision_use_head = False
     return load_tower(architecture, folder, config)
 
@@ -100,7 +106,7 @@ class VisionTransformerEncoder(nn.Module):
     def __init__(self, model: nn.Module, family: Family, image_size: int = 224, precision: str = "float32", fingerprint: dict[str, str] | None = None) -> None:
         super().__init__()
         self.family, self.image_size, self.precision = family, image_size, precision
-        blocks = family.blocks(model)
+        blocks = family.blocks(model)  # a list that is changed in place
         for number, block in enumerate(blocks):
             blocks[number] = Block(block)
         self.model = cast_products(model.eval().requires_grad_(False), precision)
@@ -118,6 +124,10 @@ class VisionTransformerEncoder(nn.Module):
     def device(self) -> torch.device:
         return self.mean.device
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.family.blocks(self.model)
+
     def _keep(self, number: int) -> Callable:
         def hook(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> None:
             self._outputs[number] = output[0] if isinstance(output, tuple) else output
@@ -126,7 +136,7 @@ class VisionTransformerEncoder(nn.Module):
 
     def compile_blocks(self, backend: str | Callable = "inductor") -> None:
         """Let torch.compile fuse what lies between the matrix products. Blocks are alike, so one is compiled for all, at its first call."""
-        for block in self.family.blocks(self.model):
+        for block in self.blocks:
             block.forward = torch.compile(block.forward, dynamic=True, backend=backend)
 
     def prepare(self, images: np.ndarray | Tensor) -> Tensor:
@@ -154,9 +164,8 @@ def pad_to_square(pictures: Tensor) -> Tensor:
 
 
 def _vision(found: ModelFolder) -> tuple[Family, int]:
-    """Family of the vision transformer in a folder, with the folder's own mean and std, and its depth; of the vision tower where there are two."""
-    config = read_config(found.folder)
-    config = getattr(config, "vision_config", config)
+    """Family of the vision transformer in a folder, with the folder's own mean and std, and its depth."""
+    config = _vision_config(found.folder)
     if config.model_type not in FAMILIES:
         raise WeightsError(f"encoder {found.label}: architecture {config.model_type!r} is not supported; known: {', '.join(FAMILIES)}")
     family = FAMILIES[config.model_type]

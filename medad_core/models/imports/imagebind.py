@@ -25,7 +25,7 @@ from medad_core.models.imports.clip_tokenizer import VOCABULARY, write_tokenizer
 WHAT = "ImageBind's imagebind_huge.pth"
 LICENCE = "CC BY-NC-SA 4.0 (Meta AI, ImageBind): not for commercial use"
 OTHERS = ("audio", "depth", "thermal", "imu")
-ROOMS = ("preprocessors", "trunks", "heads", "postprocessors")
+ROOMS = ("modality_preprocessors", "modality_trunks", "modality_heads", "modality_postprocessors")
 
 # ImageBind's name to CLIP's; what has to be reshaped or split besides is below.
 _NAMES = {
@@ -93,7 +93,7 @@ def import_imagebind(checkpoint: Path, folder: Path, vision_heads: int = 16, tex
 def _is_other(name: str) -> bool:
     """Whether a tensor belongs to a modality that medad does not use."""
     room, _, rest = name.partition(".")
-    return room.removeprefix("modality_") in ROOMS and rest.split(".", 1)[0] in OTHERS
+    return room in ROOMS and rest.partition(".")[0] in OTHERS
 
 
 def _config(state: Mapping[str, Tensor], vision_heads: int, text_heads: int, path: Path):

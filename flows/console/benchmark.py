@@ -1,0 +1,52 @@
+"""What `medad benchmark` shows: one table of what was measured, one of the batch sizes; and the same as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from rich.table import Table
+
+from flows.console.tables import plain_table
+from medad_core.benchmark.encode import EncodeReport
+from medad_core.benchmark.timing import Spread
+
+
+def report_json(report: EncodeReport) -> str:
+    """The whole report; rates are a second, shares of 1."""
+    return json.dumps(asdict(report), indent=1) + "\n"
+
+
+def report_tables(report: EncodeReport) -> Iterator[Table]:
+    """The report as a reader wants it: what, the median, from the least to the greatest."""
+    table = plain_table(f"{report.model} on {report.device}, {report.precision}, torch {report.torch}, {report.threads} CPU threads", "median", "from, to")
+    table.add_row("one slice", f"{report.flops_per_slice / 1e9:.1f} GFLOP", "")
+    table.add_row(f"fastest product, {report.gemm_side} square", *_flops(report.gemm_flops_s))
+    for variant in report.variants:
+        name = f"encoder, {variant.name}, batch {variant.batch_size}"
+        table.add_row(name, *_rate(variant.slices_s))
+        table.add_row("", *_flops(variant.flops_s))
+        table.add_row("  share of the product's FLOP/s", *_share(variant.peak_share))
+    table.add_row(f"stage maps, Parquet to Parquet, {report.stage_variant}", *_rate(report.stage_slices_s))
+    table.add_row("  share of the product's FLOP/s", f"{report.stage_peak_share:.1%}", "")
+    table.add_row("reading alone, page cache warm", f"{report.read_slices_s:,.0f} slices/s", f"{report.read_bytes_per_slice / 1e3:.1f} kB a slice")
+    table.add_row("  busy for so much of the stage's time", f"{report.read_share:.1%}", "beside the device, not before it")
+    table.add_row("naive loop", *_rate(report.naive_slices_s))
+    table.add_row("  stage, in naive loops", f"{report.speed_up.median:.1f} ×", f"{report.speed_up.low:.1f}, {report.speed_up.high:.1f}")
+    yield table
+    sweep = plain_table("encoder at batch", *map(str, report.sweep))
+    sweep.add_row("slices/s", *(f"{rate:,.1f}" for rate in report.sweep.values()))
+    yield sweep
+
+
+def _rate(spread: Spread) -> tuple[str, str]:
+    return f"{spread.median:,.1f} slices/s", f"{spread.low:,.1f}, {spread.high:,.1f}"
+
+
+def _flops(spread: Spread) -> tuple[str, str]:
+    return f"{spread.median / 1e12:,.3f} TFLOP/s", f"{spread.low / 1e12:,.3f}, {spread.high / 1e12:,.3f}"
+
+
+def _share(spread: Spread) -> tuple[str, str]:
+    return f"{spread.median:.1%}", f"{spread.low:.1%}, {spread.high:.1%}"

@@ -93,7 +93,8 @@ def test_a_report_holds_together_and_prints(tmp_path, monkeypatch, size, precisi
     (variant,) = report.variants
     assert list(report.sweep) == [1, 2] and variant.batch_size in (1, 2) and len(said) > 4
     assert variant.flops_s.median == pytest.approx(variant.slices_s.median * report.flops_per_slice)
-    assert 0 < variant.peak_share.median < 2, "a product as small as these is no peak, but no such encoder is twice as fast"
+    peak, flops = report.gemm_flops_s, variant.flops_s
+    assert flops.low / peak.high <= variant.peak_share.median <= flops.high / peak.low
     assert report.stage_peak_share == pytest.approx(report.stage_slices_s.median * report.flops_per_slice / report.gemm_flops_s.median)
     assert report.read_share == pytest.approx(report.stage_slices_s.median / report.read_slices_s) and 0 < report.read_share < 1
     assert report.speed_up.median > 1, "sixteen sentences for every slice cost nothing?"

@@ -70,7 +70,7 @@ def text_of(name: str, device: str, precision: str) -> Callable[[], Tensor]:
     """A function that encodes all sentences of both ensembles into (2, width), as a loop that does so for every image would."""
     sentences = load_sentences()
     texts, normal = [*sentences.normal, *sentences.abnormal], len(sentences.normal)
-    tower, tokens = _clip_text(SIZES[name].text, len(texts)) if name in SIZES and SIZES[name].text else _minilm(texts)
+    tower, tokens = _clip_text(SIZES[name].text, len(texts), device) if name in SIZES and SIZES[name].text else _minilm(texts)
     tower = tower.to(device, PRECISIONS[precision]).eval()
 
     @torch.inference_mode()
@@ -81,11 +81,12 @@ def text_of(name: str, device: str, precision: str) -> Callable[[], Tensor]:
     return encode
 
 
-def _clip_text(size: tuple[int, int, int], count: int) -> tuple[nn.Module, Callable[[], dict[str, Tensor]]]:
+def _clip_text(size: tuple[int, int, int], count: int, device: str) -> tuple[nn.Module, Callable[[], dict[str, Tensor]]]:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     width, depth, heads = size
-    tower = CLIPTextModel(CLIPTextConfig(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=depth, num_attention_heads=heads, hidden_act="gelu"))
+    with torch.device(device):
+        tower = CLIPTextModel(CLIPTextConfig(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=depth, num_attention_heads=heads, hidden_act="gelu"))
     ids = torch.randint(1, tower.config.vocab_size, (count, TEXT_TOKENS))  # there is no tokenizer without weights; its time is left out
     return tower, lambda: {"input_ids": ids}
 

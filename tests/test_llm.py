@@ -102,7 +102,7 @@ def test_prompt_is_constant_text_knowledge_map_and_header_in_this_order(prompt):
 
 def test_prompt_embeddings_of_text_are_those_of_the_llm(prompt):
     tokens = prompt.answer_tokens(NO)
-    assert prompt.tokenizer.decode(tokens[:-1]) == NO and tokens[-1] == prompt.end_token
+    assert prompt.tokenizer.decode(tokens[:-1]) == NO and tokens[-1] == prompt.end_tokens[0]
     torch.testing.assert_close(prompt.embed(tokens), prompt.embeddings[tokens])
 
 

@@ -101,6 +101,8 @@ class LLMSettings(_Frozen):
     """The language model and its engine."""
 
     model: str = Field("smollm2-135m", min_length=1, description="a name that `medad models` lists, or a local folder")
+    lora: str | None = Field(None, min_length=1, description="folder of a LoRA adapter that is merged into the model")
+    template: Literal["auto", "chat", "anomalygpt"] = Field("auto", description="auto: that of the weights; in training the tokenizer's chat template, where it has one")
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     max_new_tokens: int = Field(24, ge=1)
     batch_size: int = Field(64, ge=1)

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from medad_core.errors import UsageError
+from medad_core.llm.lora import lora_sha256, merged
 from medad_core.llm.prompt import Prompt
 from medad_core.models.cache import sha256_of
 from medad_core.models.pack import PACK, packaged
@@ -40,8 +41,10 @@ class Engine(Protocol):
         """Free the model. The engine cannot be used again."""
 
 
-def llm_folder(name: str) -> Path:
-    """The folder of a packaged LLM, or the local `transformers` folder that is named."""
+def llm_folder(name: str, lora: str | None = None) -> Path:
+    """The folder of a packaged LLM, or the local `transformers` folder that is named, with `lora` merged into it where one is named."""
+    if lora is not None:
+        return merged(llm_folder(name), Path(lora))
     if name in PACK:
         return packaged(name).folder
     folder = Path(name)
@@ -50,11 +53,11 @@ def llm_folder(name: str) -> Path:
     return folder
 
 
-def llm_fingerprint(name: str) -> dict[str, str]:
-    """Name and hash of what determines an LLM's answers, whichever engine runs it."""
+def llm_fingerprint(name: str, lora: str | None = None) -> dict[str, str]:
+    """Name and hash of what determines an LLM's answers, whichever engine runs it; merges nothing."""
     folder = llm_folder(name)
-    weights = sorted(folder.glob("*.safetensors"))
-    return {"llm": name if name in PACK else folder.name, "llm_sha256": " ".join(sha256_of(file) for file in weights)}
+    digest = " ".join(sha256_of(file) for file in sorted(folder.glob("*.safetensors")))
+    return {"llm": name if name in PACK else folder.name, "llm_sha256": digest if lora is None else f"{digest} with LoRA {lora_sha256(Path(lora))}"}
 
 
 def choose_engine(requested: str) -> str:

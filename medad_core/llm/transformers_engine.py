@@ -57,23 +57,22 @@ class TransformersEngine:
         embeddings = torch.from_numpy(prompts)
         cache = prefix_cache(self.model, embeddings[0, :shared], len(prompts)) if shared else None
         inputs, tokens, finished = {"inputs_embeds": embeddings[:, shared:]}, [], torch.zeros(len(prompts), dtype=torch.bool)
+        ends = torch.tensor(self.prompt.end_tokens)
         for step in range(self.max_new_tokens):
             out = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache, logits = out.past_key_values, out.logits[:, -1]
             if step == 0:
                 p_yes = (logits[:, self.prompt.yes_token] - logits[:, self.prompt.no_token]).sigmoid()
             tokens.append(logits.argmax(-1))
-            finished |= tokens[-1] == self.prompt.end_token
+            finished |= torch.isin(tokens[-1], ends)
             if finished.all():
                 break
             inputs = {"input_ids": tokens[-1].unsqueeze(1)}
         return [self._generation(row, float(p)) for row, p in zip(torch.stack(tokens, dim=1).tolist(), p_yes, strict=True)]
 
     def _generation(self, tokens: list[int], p_yes: float) -> Generation:
-        ended = self.prompt.end_token in tokens
-        answer = tokens[: tokens.index(self.prompt.end_token)] if ended else tokens
-        text = self.prompt.tokenizer.decode(answer, skip_special_tokens=True)
-        return Generation(text, p_yes, "stop" if ended else "length", len(answer) + ended)
+        text, ended, count = self.prompt.read_answer(tokens)
+        return Generation(text, p_yes, "stop" if ended else "length", count)
 
     def close(self) -> None:
         """See `Engine.close`."""

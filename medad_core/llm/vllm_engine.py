@@ -32,7 +32,7 @@ class VLLMEngine:
 
         self.prompt = prompt
         self.sampling = SamplingParams(
-            temperature=0.0, max_tokens=max_new_tokens, logprob_token_ids=[prompt.yes_token, prompt.no_token], detokenize=False, stop_token_ids=[prompt.end_token]
+            temperature=0.0, max_tokens=max_new_tokens, logprob_token_ids=[prompt.yes_token, prompt.no_token], detokenize=False, stop_token_ids=list(prompt.end_tokens)
         )
         self.llm = LLM(
             model=str(prompt.folder),
@@ -56,9 +56,8 @@ class VLLMEngine:
     def _generation(self, output) -> Generation:
         first = output.logprobs[0]
         odds = first[self.prompt.yes_token].logprob - first[self.prompt.no_token].logprob
-        tokens = [token for token in output.token_ids if token != self.prompt.end_token]
-        text = self.prompt.tokenizer.decode(tokens, skip_special_tokens=True)
-        return Generation(text, 1 / (1 + math.exp(-odds)), output.finish_reason, len(output.token_ids))
+        text, ended, count = self.prompt.read_answer(list(output.token_ids))
+        return Generation(text, 1 / (1 + math.exp(-odds)), "stop" if ended else "length", count)
 
     def close(self) -> None:
         """See `Engine.close`."""

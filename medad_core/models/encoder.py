@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from medad_core.errors import WeightsError
@@ -29,10 +30,14 @@ class Encoder(Protocol):
 
     taps: int
     width: int
+    joint: int | None
     fingerprint: dict[str, str]
 
     def encode(self, images: np.ndarray) -> Tensor:
         """uint8 slices (B, H, W) to patch features (B, taps, grid_h, grid_w, width)."""
+
+    def encode_with_embedding(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The same, and the slices in the joint space of images and texts (B, joint), where there is one (`joint` is its width)."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ class VisionTransformerEncoder(nn.Module):
             blocks[number - 1].register_forward_hook(self._keep(number))
         self.register_buffer("mean", torch.tensor(self.family.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.family.std).view(3, 1, 1), persistent=False)
+        self.register_buffer("projection", joint_projection(folder), persistent=False)
         self.fingerprint = encoder_fingerprint(name, folder, image_size)
 
     def _keep(self, number: int) -> Callable:
@@ -109,14 +115,53 @@ class VisionTransformerEncoder(nn.Module):
         pictures = F.interpolate(pad_to_square(pictures), size=(self.image_size, self.image_size), mode="bilinear", align_corners=False, antialias=True)
         return (pictures - self.mean) / self.std
 
-    @torch.inference_mode()
+    @property
+    def joint(self) -> int | None:
+        return None if self.projection is None else self.projection.shape[0]
+
     def encode(self, images: np.ndarray) -> Tensor:
         """See `Encoder.encode`. float32, on the encoder's device."""
+        return self._forward(images)[0]
+
+    def encode_with_embedding(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
+        """See `Encoder.encode_with_embedding`. Class token → last LayerNorm → projection → L2 norm 1; float32. Raises WeightsError without joint space."""
+        if self.projection is None:
+            raise WeightsError(NO_JOINT.format(name=self.fingerprint["encoder"]))
+        features, pooled = self._forward(images)
+        return features, F.normalize(pooled.float() @ self.projection.T, dim=-1)
+
+    @torch.inference_mode()
+    def _forward(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Patch features, and the class token after the last LayerNorm (B, width)."""
         self._outputs.clear()
-        self.model(pixel_values=self.prepare(images), **dict(self.family.call))
+        pooled = self.model(pixel_values=self.prepare(images), **dict(self.family.call)).pooler_output
         taps = torch.stack([self._outputs[number] for number in self.tapped], dim=1)[:, :, self.family.class_tokens :]
         self._outputs.clear()
-        return taps.unflatten(2, (self.grid, self.grid)).float()
+        return taps.unflatten(2, (self.grid, self.grid)).float(), pooled
+
+
+PROJECTION = "visual_projection.weight"
+NO_JOINT = "encoder {name}: it has no joint space of images and texts, which these weights need; name a CLIP folder with both towers, or ImageBind"
+
+
+def joint_projection(folder: Path) -> Tensor | None:
+    """The bias-free projection (joint, width) of a CLIP folder into the joint space, float32; None where there is none."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            if PROJECTION in tensors.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
+                return tensors.get_tensor(PROJECTION).float()
+    return None
+
+
+def encoder_width(name: str) -> int:
+    """Width of an encoder's patch features; loads no model. Raises WeightsError where there is none."""
+    return _config(name, encoder_folder(name)).hidden_size
+
+
+def joint_width(name: str) -> int | None:
+    """Width of an encoder's joint space, None where it has none; loads no model."""
+    projection = joint_projection(encoder_folder(name))
+    return None if projection is None else projection.shape[0]
 
 
 def pad_to_square(pictures: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from medad_core.stages.models import use_threads
 def speaking(settings: Settings) -> Iterator[tuple[Engine, Prompt]]:
     """An LLM engine for as many units as there are."""
     use_threads(settings)
-    prompt = Prompt(llm_folder(settings.llm.model))
+    prompt = Prompt(llm_folder(settings.llm.model, settings.llm.lora), settings.llm.template)
     engine = open_engine(settings.llm.engine, prompt, max_new_tokens=settings.llm.max_new_tokens, batch_size=settings.llm.batch_size)
     try:
         yield engine, prompt

@@ -112,7 +112,8 @@ def study_fingerprint(settings: Settings) -> dict[str, str]:
     return {
         **encoder_fingerprint(settings.models.encoder),
         **shared_fingerprint(settings),
-        **llm_fingerprint(settings.llm.model),
+        **llm_fingerprint(settings.llm.model, settings.llm.lora),
+        **({} if settings.llm.template == "auto" else {"llm.template": settings.llm.template}),
         "max_new_tokens": str(settings.llm.max_new_tokens),
         "image_score": settings.models.image_score.model_dump_json(),
         "data": settings.data.model_dump_json(include={"first_slice", "last_slice", "split"}),

@@ -36,12 +36,15 @@ def run_parts(run: str, settings: Settings, numbers: Sequence[int], progress: Pr
 @torch.inference_mode()
 def _case_maps(table: pa.Table, models: MapModels, settings: Settings) -> pa.Table:
     images, size, score = images_of(table), settings.models.batch_size, settings.models.image_score
-    grids, scores, tops = [], [], []
+    grids, scores, tops, embeddings = [], [], [], []
     for start in range(0, len(images), size):
         # Half precision is what is kept, so score and peak are those of the map that anyone renders later.
-        grid = models.decoder(models.encoder.encode(images[start : start + size])).half()
+        features, embedding = models.encode(images[start : start + size])
+        grid = models.decoder(features).half()
         rendered = render_maps(grid, *images.shape[1:])
         grids.append(grid.cpu().numpy())
+        if embedding is not None:
+            embeddings.append(embedding.half().cpu().numpy())
         scores.append(image_scores(rendered, score.kind, score.quantile).cpu().numpy())
         tops.append(peaks(rendered).cpu().numpy())
-    return map_rows(table, np.concatenate(grids), np.concatenate(scores), np.concatenate(tops))
+    return map_rows(table, np.concatenate(grids), np.concatenate(scores), np.concatenate(tops), np.concatenate(embeddings) if embeddings else None)

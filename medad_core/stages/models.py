@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from medad_core.config import Settings
-from medad_core.errors import UsageError
-from medad_core.llm.engine import llm_fingerprint
-from medad_core.models.converter import Converter
+from medad_core.errors import UsageError, WeightsError
+from medad_core.llm.engine import llm_fingerprint, llm_folder
+from medad_core.llm.prompt import Prompt
 from medad_core.models.decoder import Decoder
-from medad_core.models.encoder import VisionTransformerEncoder, encoder_fingerprint, load_encoder
+from medad_core.models.encoder import NO_JOINT, VisionTransformerEncoder, encoder_fingerprint, joint_width, load_encoder
 from medad_core.models.text import load_sentences, text_encoder_fingerprint
-from medad_core.models.weights import CONVERTER, DECODER, check_fit, load_converter, load_decoder, weights_fingerprint, weights_folder
+from medad_core.models.weights import CONVERTER, DECODER, AnyConverter, check_fit, converter_facts, load_converter, load_decoder, weights_fingerprint, weights_folder
 
 
 def scaling_key(settings: Settings) -> str:
@@ -37,7 +39,17 @@ def maps_fingerprint(settings: Settings) -> dict[str, str]:
     folder = weights_folder(settings.models.weights)
     present = {**encoder_fingerprint(settings.models.encoder), **shared_fingerprint(settings)}
     check_fit(folder / DECODER, present)
-    return {**present, **weights_fingerprint(folder, DECODER), "image_score": settings.models.image_score.model_dump_json()}
+    joint = _joint_of(settings)
+    carried = {} if joint is None else {"embedding": f"joint space, {joint} wide"}
+    return {**present, **weights_fingerprint(folder, DECODER), "image_score": settings.models.image_score.model_dump_json(), **carried}
+
+
+def _joint_of(settings: Settings) -> int | None:
+    """Width of the image embedding that the converter asks for. Raises WeightsError where the encoder cannot give it."""
+    asked, given = converter_facts(weights_folder(settings.models.weights)).joint, joint_width(settings.models.encoder)
+    if asked is not None and asked != given:
+        raise WeightsError(NO_JOINT.format(name=settings.models.encoder) if given is None else f"models.encoder: its joint space is {given} wide, the converter wants {asked}")
+    return asked
 
 
 def prompts_fingerprint(settings: Settings) -> dict[str, str]:
@@ -49,12 +61,24 @@ def prompts_fingerprint(settings: Settings) -> dict[str, str]:
 
 def _beside_converter(settings: Settings) -> dict[str, str]:
     """What a converter has to fit."""
-    return {**llm_fingerprint(settings.llm.model), **shared_fingerprint(settings)}
+    return {**llm_fingerprint(settings.llm.model, settings.llm.lora), **shared_fingerprint(settings)}
 
 
 def answers_fingerprint(settings: Settings) -> dict[str, str]:
-    """What determines answers: the LLM and its limit. The engine is not part of it: engines give the same greedy answers."""
-    return {**llm_fingerprint(settings.llm.model), "max_new_tokens": str(settings.llm.max_new_tokens)}
+    """What determines answers: the LLM and its limit, and a template other than that of the weights.
+
+    The engine is not part of it: engines give the same greedy answers.
+    """
+    weights, asked = converter_facts(weights_folder(settings.models.weights)).template, settings.llm.template
+    other = {} if asked in ("auto", weights) else {"template": asked}
+    return {**llm_fingerprint(settings.llm.model, settings.llm.lora), "max_new_tokens": str(settings.llm.max_new_tokens), **other}
+
+
+def load_prompt_of(settings: Settings) -> Prompt:
+    """The prompt in the template of the settings, or in the one that the weights' converter speaks. Raises WeightsError where it cannot be worded."""
+    facts = converter_facts(weights_folder(settings.models.weights))
+    template = facts.template if settings.llm.template == "auto" else settings.llm.template
+    return Prompt(llm_folder(settings.llm.model, settings.llm.lora), template, facts.joint is not None)
 
 
 def device_of(settings: Settings) -> str:
@@ -82,15 +106,20 @@ class MapModels:
 
     encoder: VisionTransformerEncoder
     decoder: Decoder
+    embeds: bool = False
+
+    def encode(self, images: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """Patch features of slices, and their embeddings in the joint space where the weights ask for them."""
+        return self.encoder.encode_with_embedding(images) if self.embeds else (self.encoder.encode(images), None)
 
 
 def load_map_models(settings: Settings) -> MapModels:
     use_threads(settings)
     device = device_of(settings)
     decoder = load_decoder(weights_folder(settings.models.weights), maps_fingerprint(settings))
-    return MapModels(load_encoder(settings.models.encoder, device), decoder.to(device))
+    return MapModels(load_encoder(settings.models.encoder, device), decoder.to(device), _joint_of(settings) is not None)
 
 
-def load_converter_of(settings: Settings) -> Converter:
+def load_converter_of(settings: Settings) -> AnyConverter:
     use_threads(settings)
     return load_converter(weights_folder(settings.models.weights), _beside_converter(settings))

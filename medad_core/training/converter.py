@@ -23,7 +23,7 @@ from medad_core.config.train import ConverterTraining
 from medad_core.llm.answers import GRAMMAR, answer_to
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.transformers_engine import prefix_cache
-from medad_core.models.converter import CHANNELS, Converter
+from medad_core.models.weights import AnyConverter
 from medad_core.training.maps import LabelledMaps, cell_at, draw, move
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Validation:
 class ConverterTrainer:
     """Trains `converter` for `llm` (a frozen causal LM) on maps; see the module for how it resumes."""
 
-    def __init__(self, converter: Converter, llm: torch.nn.Module, prompt: Prompt, settings: ConverterTraining, seed: int) -> None:
+    def __init__(self, converter: AnyConverter, llm: torch.nn.Module, prompt: Prompt, settings: ConverterTraining, seed: int) -> None:
         self.converter, self.llm, self.prompt, self.settings, self.seed = converter, llm, prompt, settings, seed
         self.steps = settings.synthetic_steps + settings.real_steps
         self.optimizer = torch.optim.AdamW(converter.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -50,7 +50,7 @@ class ConverterTrainer:
         self.curve: list[dict[str, float]] = []
         self.best: tuple[float, dict[str, Tensor]] | None = None
 
-    def fit(self, train: LabelledMaps, validation: LabelledMaps, checkpoint: Path, progress: Callable[[int, int], None] | None = None) -> Converter:
+    def fit(self, train: LabelledMaps, validation: LabelledMaps, checkpoint: Path, progress: Callable[[int, int], None] | None = None) -> AnyConverter:
         """Train to the end, from `checkpoint` where there is one; the converter of the lowest validation loss is returned."""
         start = self._resume(checkpoint)
         if start == 0:
@@ -74,9 +74,10 @@ class ConverterTrainer:
         It costs seconds; the LLM's loss then has to teach the language of the tokens only, and no longer what a lesion is.
         """
         torch.manual_seed(self.seed)
-        head = torch.nn.Linear(9 * CHANNELS[-1], len(GRAMMAR))
-        trunk = [*self.converter.convolutions.parameters(), *self.converter.mix.parameters(), *head.parameters()]
-        optimizer = torch.optim.AdamW(trunk, lr=1e-3, weight_decay=1e-2)
+        with torch.no_grad():
+            seen = self.converter.cells(torch.from_numpy(maps.grids[:1])).numel()
+        head = torch.nn.Linear(seen, len(GRAMMAR))
+        optimizer = torch.optim.AdamW([*self.converter.trunk(), *head.parameters()], lr=1e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=max(1, self.settings.warm_up_steps))
         answers = list(GRAMMAR)
         for step in range(self.settings.warm_up_steps):
@@ -126,13 +127,13 @@ class ConverterTrainer:
         """Teacher-forced logits (B, A, vocabulary) of the answers' tokens, and the tokens (B, A), padded with -100."""
         targets = self._targets(answers)
         tokens = self.converter(grids)
-        prefix = torch.cat([self.prompt.embed(self.prompt.before), self.converter.knowledge_tokens()])
-        after = self.prompt.embed(self.prompt.after).expand(len(answers), -1, -1)
+        knowledge = self.converter.knowledge_tokens()
+        asked = self.prompt.rest(knowledge, tokens)
         spoken = self.prompt.embeddings[targets[:, :-1].clamp(min=0)]
-        inputs = torch.cat([tokens, after, spoken], dim=1)
-        cache = prefix_cache(self.llm, prefix, len(answers))
+        inputs = torch.cat([asked, spoken], dim=1)
+        cache = prefix_cache(self.llm, self.prompt.prefix(knowledge), len(answers))
         hidden = self.llm.model(inputs_embeds=inputs, past_key_values=cache, use_cache=True).last_hidden_state
-        first = tokens.shape[1] + after.shape[1] - 1  # the position before an answer token predicts it
+        first = asked.shape[1] - 1  # the position before an answer token predicts it
         return self.llm.lm_head(hidden[:, first:]), targets
 
     def _targets(self, answers: list[str]) -> Tensor:

@@ -68,12 +68,12 @@ def train(data: str | Path, out: str | Path, settings: Settings, progress: Progr
     decoder = train_decoder(cases, text, settings.train.decoder, settings.train.seed)
     save_decoder(decoder, out, {**encoder.fingerprint, **shared})
 
-    prompt = Prompt(llm_folder(settings.llm.model))
+    prompt = Prompt(llm_folder(settings.llm.model, settings.llm.lora), settings.llm.template)
     llm, knowledge = load_llm(prompt.folder), text_encoder.encode(sentences.knowledge)
     held_out = [case for case in cases if case.case_id in folds[0]]
     learn = labelled([case for case in cases if case.case_id not in folds[0]], grids)
     converter, curve = fit_converter(knowledge, learn, labelled(held_out, grids), prompt, llm, settings.train, work / "converter.pt", lambda done, of: progress("converter", done, of))
-    save_converter(converter, out, {**llm_fingerprint(settings.llm.model), **shared})
+    save_converter(converter, out, {**llm_fingerprint(settings.llm.model, settings.llm.lora), **shared}, prompt.template.name)
     pd.DataFrame(curve).to_csv(out / "converter_loss.csv", index=False)
 
     scores = {
@@ -103,7 +103,7 @@ def _check_folds(cases: Sequence[TrainingCase], folds: list[list[str]], settings
 
 
 def _work_key(settings: Settings, cases: Sequence[TrainingCase], folds: list[list[str]], encoder: dict[str, str]) -> str:
-    facts = [settings.train.model_dump_json(), folds, sorted(encoder.items()), sorted(shared_fingerprint(settings).items()), sorted(llm_fingerprint(settings.llm.model).items())]
+    facts = [settings.train.model_dump_json(), folds, sorted(encoder.items()), sorted(shared_fingerprint(settings).items()), sorted(llm_fingerprint(settings.llm.model, settings.llm.lora).items()), settings.llm.template]
     facts += [(case.case_id, Path(case.features.filename).name, hashlib.sha256(case.masks.tobytes()).hexdigest()) for case in cases]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 

@@ -1,0 +1,42 @@
+"""A foreign checkpoint file: a dictionary of tensors, or an error of one line.
+
+One decision: `torch.load` with `weights_only=True`, always. Its unpickler builds tensors and nothing else, so a file with code in
+it is refused before any of it runs.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from medad_core.errors import UsageError, WeightsError
+
+
+def read_state(path: Path, what: str) -> dict[str, Tensor]:
+    """The tensors of a `.pth` or `.bin` file by name, on the CPU, dtype as in the file, mapped from the disk where its format allows.
+
+    `what` is what the file should be, for the message. Raises UsageError where there is no file, WeightsError for anything else than a
+    dictionary of tensors: another format, a truncated file, objects or code in the pickle.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; name {what}")
+    try:
+        # The old format of torch.save, not a zip archive, cannot be mapped.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # whatever a foreign file makes the unpickler stumble over, the fact is the same
+        raise WeightsError(f"{path}: not {what}: it cannot be read as tensors alone ({_reason(error)}); nothing in it was run, get the file again") from error
+    if not isinstance(state, dict) or not state or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()):
+        raise WeightsError(f"{path}: not {what}: it holds something else than tensors by name")
+    return state
+
+
+def _reason(error: Exception) -> str:
+    """The first line of a torch error that says something; its advice to load unsafely is not passed on."""
+    text = str(error)
+    if "Unsupported global" in text or "Unsupported operand" in text or "weights_only" in text.lower():
+        named = text.partition("GLOBAL ")[2].split(" ", 1)[0]
+        return f"it holds objects or code{': ' + named if named else ''}"
+    return text.strip().splitlines()[0][:120] if text.strip() else type(error).__name__

@@ -38,10 +38,9 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show traceback
     _debug = debug
 
 
-def _command(function: Callable[..., int | None]) -> Callable[..., None]:
-    """Register a command; what it returns, or raises, becomes the exit code."""
+def _coded(function: Callable[..., int | None]) -> Callable[..., None]:
+    """What a function returns, or raises, becomes the exit code."""
 
-    @app.command(name=function.__name__.strip("_"))
     @functools.wraps(function)
     def run(*args, **kwargs) -> None:
         try:
@@ -54,9 +53,15 @@ def _command(function: Callable[..., int | None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             typer.echo("medad: interrupted; the same command goes on where it stopped", err=True)
             code = INTERRUPTED
-        raise typer.Exit(code)
+        if code:  # a group goes on to its command
+            raise typer.Exit(code)
 
     return run
+
+
+def _command(function: Callable[..., int | None]) -> Callable[..., None]:
+    """Register a command under the function's name."""
+    return app.command(name=function.__name__)(_coded(function))
 
 
 def _consoles():
@@ -244,9 +249,17 @@ def status(run: Run) -> None:
         console.print(f"{name:<20} {'there' if size_of(join(run, name)) is not None else 'not yet'}")
 
 
-@_command
-def models() -> None:
-    """List the models that can be named, where they come from, and what is installed."""
+models = typer.Typer(invoke_without_command=True, help="List the models that can be named, where they come from, and what is installed; or import others.")
+imports = typer.Typer(no_args_is_help=True, help="Make checkpoints of other projects into what medad loads.")
+app.add_typer(models, name="models")
+models.add_typer(imports, name="import")
+
+
+@models.callback()
+@_coded
+def _list_models(context: typer.Context) -> None:
+    if context.invoked_subcommand:
+        return
     from flows.console.inventory import embedded_weights, packaged_models
     from flows.console.tables import models_table, terminal
 
@@ -257,6 +270,29 @@ def models() -> None:
         "Others: models.encoder takes a local transformers folder of a DINOv2 or CLIP vision model, models.text_encoder one of a BERT sentence encoder, "
         "llm.model one of a Llama model; models.weights then names a folder that `medad train` made for them.",
     )
+
+
+@imports.command("anomalygpt")
+@_coded
+def _import_anomalygpt(
+    checkpoints: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT", help="PandaGPT's delta first, then AnomalyGPT's pytorch_model.pt.")],
+    out: Annotated[Path, typer.Option("--out", metavar="WEIGHTS", help="Folder for weights and card.")],
+    encoder: Annotated[str, typer.Option("--encoder", help="Image encoder it was trained on (ImageBind), by name or folder.")],
+    text_encoder: Annotated[str, typer.Option("--text-encoder", help="Text encoder it was trained on (ImageBind's), by name or folder.")],
+    llm: Annotated[str, typer.Option("--llm", help="LLM it was trained on (Vicuna), by name or folder.")],
+    thing: Annotated[str, typer.Option("--thing", help="What its sentences speak of: 'a photo of a damaged THING.'")] = "object",
+    lora_alpha: Annotated[float, typer.Option("--lora-alpha", min=0, help="Of the LoRA, which no checkpoint says.")] = 32.0,
+) -> None:
+    """Make AnomalyGPT's checkpoints into a weights folder for `models.weights`."""
+    stdout, stderr = _consoles()
+    with stderr.status("importing"):
+        from medad_core.models.imports.anomalygpt import import_anomalygpt
+        from medad_core.store import check_writable
+
+        check_writable(str(out))
+        made = import_anomalygpt(checkpoints, out.absolute(), encoder=encoder, text_encoder=text_encoder, llm=llm, thing=thing, lora_alpha=lora_alpha)
+    stdout.print(f"weights and card: {made.folder}", soft_wrap=True)
+    stdout.print(f"use them with: medad screen DATA --out RUN {' '.join(made.words)}", soft_wrap=True)
 
 
 @_command

@@ -93,7 +93,7 @@ def import_anomalygpt(
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of one file, float32; what is frozen and not used is left out. Raises as `read_state` does, and where a number is not finite."""
     state = read_state(path, "a checkpoint of AnomalyGPT, or the delta of PandaGPT")
-    used = {name: tensor.float() for name, tensor in state.items() if ".lora_" in name or not name.startswith(FROZEN)}
+    used = {name: tensor.detach().float() for name, tensor in state.items() if ".lora_" in name or not name.startswith(FROZEN)}
     endless = [name for name, tensor in used.items() if not tensor.isfinite().all()]
     if endless:
         raise WeightsError(f"{path}: not finite: {', '.join(endless[:8])}; the file is damaged, or its training went wrong")

@@ -21,27 +21,27 @@ SERVER_TIMEOUT_S = 10.0
 def check_screening(data: str, run: str, settings: Settings) -> None:
     """Everything that can be wrong with a `screen` command. Raises UsageError, StoreError or WeightsError."""
     from medad_core.data.cases import discover
-    from medad_core.llm.engine import choose_engine
+    from medad_core.llm.engine import check_engine
     from medad_core.stages.models import answers_fingerprint, device_of, maps_fingerprint, prompts_fingerprint
 
     discover(data, settings.data.modality)
     check_writable(run)
     check_orchestration(settings)
     device_of(settings)
-    choose_engine(settings.llm.engine)
+    check_engine(settings.llm)
     for fingerprint in (maps_fingerprint, prompts_fingerprint, answers_fingerprint):
         fingerprint(settings)
 
 
 def check_reproducing(out: str, settings: Settings) -> None:
     """Everything that can be wrong with a `reproduce` command. Raises UsageError, ConfigError, StoreError or WeightsError."""
-    from medad_core.llm.engine import choose_engine
+    from medad_core.llm.engine import check_engine
     from medad_core.reproduce.study import check_study, study_fingerprint
     from medad_core.stages.models import device_of
 
     check_orchestration(settings)
     device_of(settings)
-    choose_engine(settings.llm.engine)
+    check_engine(settings.llm)
     check_study(out, study_fingerprint(settings))
 
 

@@ -264,7 +264,7 @@ def test_a_screened_phantom_is_answered_as_plain_torch_answers_it(kit, settings,
     assert soft.shape == (3, 10, LLM)
     assembled = torch.from_numpy(prompt.assemble(load_converter_of(settings).knowledge_tokens().numpy(), soft))
     expected = reference_prompt(kit, pixels)
-    assert assembled.shape[1] == prompt.length(9, 10)
+    assert assembled.shape[1] == prompt.length(9, 9)
     torch.testing.assert_close(assembled, expected, atol=0.03, rtol=0.01)  # grids, embeddings and tokens are kept in half precision
 
     model, tokenizer = reference_llm(kit), prompt.tokenizer

@@ -24,6 +24,8 @@ SYSTEM = "You are a radiologist."
 # Stand for soft tokens while a template is rendered; control pictures occur in no template.
 KNOWLEDGE, IMAGE, MAP = "\u2402knowledge\u2403", "\u2402image\u2403", "\u2402map\u2403"
 
+_SPACES = str.maketrans({"\u2581": " ", "\u0120": " "})  # as SentencePiece and byte-level BPE write them
+
 
 @dataclass(frozen=True)
 class Template:
@@ -113,6 +115,15 @@ class Prompt:
         tokens = self.tokenizer.encode(answer + self.template.end, add_special_tokens=False)
         return tokens if self.template.end else [*tokens, self.tokenizer.eos_token_id]
 
+    def spelled_sentences(self) -> list[str]:
+        """The template's sentences as tokens spell them: a tokenizer of words begins a text with a space."""
+        spaced = self.token_text(self.no_token).startswith(" ")
+        return [f" {sentence}" if spaced else sentence for sentence in self.template.sentences]
+
+    def token_text(self, token: int) -> str:
+        """What a token spells, its spaces included. Exact for ASCII, which is all that the sentences have."""
+        return self.tokenizer.convert_ids_to_tokens(token).translate(_SPACES)
+
     def read_answer(self, tokens: list[int]) -> tuple[str, bool, int]:
         """Generated tokens to the answer's text, whether it ended, and how many tokens it took with its end."""
         last = next((place for place, token in enumerate(tokens) if token in self.end_tokens), None)
@@ -125,9 +136,9 @@ class Prompt:
         """Token ids to their input embeddings (n, width), float32."""
         return self.embeddings[torch.tensor(tokens)]
 
-    def length(self, knowledge: int, soft: int) -> int:
-        """Positions of a prompt with so many knowledge tokens, and so many soft tokens a slice."""
-        return sum(len(piece) for piece in self.pieces if isinstance(piece, list)) + knowledge + soft
+    def length(self, knowledge: int, map_tokens: int) -> int:
+        """Positions of a prompt with so many knowledge tokens, and so many map tokens a slice."""
+        return sum(len(piece) for piece in self.pieces if isinstance(piece, list)) + knowledge + self.image + map_tokens
 
     def prefix(self, knowledge: Tensor) -> Tensor:
         """What all prompts share before the first token of a slice (P, width); knowledge (K, width)."""

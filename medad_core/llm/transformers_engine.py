@@ -6,19 +6,22 @@ batch, as vLLM's prefix cache does.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from medad_core.llm.engine import Generation
 from medad_core.llm.prompt import Prompt
+from medad_core.llm.structured import Choice
 
 
-def load_llm(folder) -> torch.nn.Module:
-    """A frozen causal LM in float32 from a local folder."""
+def load_llm(folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """A frozen causal LM from a local folder."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval().requires_grad_(False)
+    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype).eval().requires_grad_(False)
 
 
 def prefix_cache(model: torch.nn.Module, prefix: Tensor, batch: int):
@@ -42,9 +45,10 @@ class TransformersEngine:
 
     name = "transformers"
 
-    def __init__(self, prompt: Prompt, *, max_new_tokens: int, batch_size: int, model: torch.nn.Module | None = None) -> None:
+    def __init__(self, prompt: Prompt, *, max_new_tokens: int, batch_size: int, model: torch.nn.Module | None = None, structured: bool = False) -> None:
         self.prompt, self.max_new_tokens, self.batch_size = prompt, max_new_tokens, batch_size
         self.model = model or load_llm(prompt.folder)
+        self.choice = Choice(prompt) if structured else None
 
     def generate(self, prompts: np.ndarray) -> list[Generation]:
         """See `Engine.generate`."""
@@ -54,15 +58,18 @@ class TransformersEngine:
     @torch.inference_mode()
     def _batch(self, prompts: np.ndarray) -> list[Generation]:
         shared = shared_prefix(prompts)
-        embeddings = torch.from_numpy(prompts)
+        device = self.model.device
+        embeddings = torch.from_numpy(prompts).to(device, self.model.dtype)
         cache = prefix_cache(self.model, embeddings[0, :shared], len(prompts)) if shared else None
-        inputs, tokens, finished = {"inputs_embeds": embeddings[:, shared:]}, [], torch.zeros(len(prompts), dtype=torch.bool)
-        ends = torch.tensor(self.prompt.end_tokens)
+        inputs, tokens, finished = {"inputs_embeds": embeddings[:, shared:]}, [], torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        ends = torch.tensor(self.prompt.end_tokens, device=device)
         for step in range(self.max_new_tokens):
             out = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache, logits = out.past_key_values, out.logits[:, -1]
+            cache, logits = out.past_key_values, out.logits[:, -1].float()
             if step == 0:
                 p_yes = (logits[:, self.prompt.yes_token] - logits[:, self.prompt.no_token]).sigmoid()
+            if self.choice is not None:
+                logits += self.choice.bias(torch.stack(tokens, dim=1).tolist() if tokens else [[]] * len(prompts), logits)
             tokens.append(logits.argmax(-1))
             finished |= torch.isin(tokens[-1], ends)
             if finished.all():

@@ -17,6 +17,7 @@ from medad_core.config import Settings
 from medad_core.errors import UsageError, WeightsError
 from medad_core.llm.engine import llm_fingerprint, llm_folder
 from medad_core.llm.prompt import Prompt
+from medad_core.llm.sizing import resolved_dtype
 from medad_core.models.decoder import Decoder
 from medad_core.models.encoder import NO_JOINT, VisionTransformerEncoder, encoder_fingerprint, joint_width, load_encoder
 from medad_core.models.text import load_sentences, text_encoder_fingerprint
@@ -65,13 +66,19 @@ def _beside_converter(settings: Settings) -> dict[str, str]:
 
 
 def answers_fingerprint(settings: Settings) -> dict[str, str]:
-    """What determines answers: the LLM and its limit, and a template other than that of the weights.
-
-    The engine is not part of it: engines give the same greedy answers.
-    """
+    """What determines answers: how the LLM speaks, and a template other than that of the weights."""
     weights, asked = converter_facts(weights_folder(settings.models.weights)).template, settings.llm.template
-    other = {} if asked in ("auto", weights) else {"template": asked}
-    return {**llm_fingerprint(settings.llm.model, settings.llm.lora), "max_new_tokens": str(settings.llm.max_new_tokens), **other}
+    return {**speech_fingerprint(settings), **({} if asked in ("auto", weights) else {"template": asked})}
+
+
+def speech_fingerprint(settings: Settings) -> dict[str, str]:
+    """The LLM, its limit, its type and whether it is held to the grammar; not the engine: engines give the same greedy answers.
+
+    float32 and free speech are not written, so that answers older than these settings keep their fingerprint.
+    """
+    llm, dtype = settings.llm, resolved_dtype(llm_folder(settings.llm.model), settings.llm.dtype)
+    found = {**llm_fingerprint(llm.model, llm.lora), "max_new_tokens": str(llm.max_new_tokens)}
+    return found | ({} if dtype == "float32" else {"llm_dtype": dtype}) | ({"structured": "true"} if llm.structured else {})
 
 
 def load_prompt_of(settings: Settings) -> Prompt:

@@ -22,15 +22,15 @@ def check_screening(data: str, run: str, settings: Settings) -> None:
     """Everything that can be wrong with a `screen` command. Raises UsageError, StoreError or WeightsError."""
     from medad_core.data.cases import discover
     from medad_core.llm.engine import check_engine
-    from medad_core.stages.models import answers_fingerprint, device_of, maps_fingerprint, prompts_fingerprint
+    from medad_core.stages.models import answers_fingerprint, check_wording, device_of, maps_fingerprint, prompts_fingerprint
 
     discover(data, settings.data.modality)
     check_writable(run)
     check_orchestration(settings)
     device_of(settings)
     check_engine(settings.llm)
-    for fingerprint in (maps_fingerprint, prompts_fingerprint, answers_fingerprint):
-        fingerprint(settings)
+    for check in (maps_fingerprint, prompts_fingerprint, answers_fingerprint, check_wording):
+        check(settings)
 
 
 def check_reproducing(out: str, settings: Settings) -> None:

@@ -60,6 +60,18 @@ TEMPLATES = {
 }
 
 
+def word(folder: Path, template: str, image: bool):
+    """The tokenizer of an LLM, the template, and the prompt in it with marks. Raises WeightsError where the template cannot word it."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    has_chat = bool(tokenizer.chat_template)
+    if template == "chat" and not has_chat:
+        raise WeightsError(f"llm.template: the tokenizer of {folder.name} has no chat template; set llm.template=anomalygpt, or choose an instruction-tuned model")
+    chosen = TEMPLATES[("chat" if has_chat else "anomalygpt") if template == "auto" else template]
+    return tokenizer, chosen, chosen.render(tokenizer, image)
+
+
 class Prompt:
     """Turns soft tokens into prompt embeddings for one LLM.
 
@@ -69,15 +81,9 @@ class Prompt:
     """
 
     def __init__(self, folder: Path, template: str = "auto", image: bool = False) -> None:
-        from transformers import AutoTokenizer
-
         self.folder, self.image = folder, image
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        has_chat = bool(self.tokenizer.chat_template)
-        if template == "chat" and not has_chat:
-            raise WeightsError(f"llm.template: the tokenizer of {folder.name} has no chat template; set llm.template=anomalygpt, or choose an instruction-tuned model")
-        self.template = TEMPLATES[("chat" if has_chat else "anomalygpt") if template == "auto" else template]
-        self.pieces = self._cut(self.template.render(self.tokenizer, image))
+        self.tokenizer, self.template, text = word(folder, template, image)
+        self.pieces = self._cut(text)
         self.yes_token, self.no_token = self.answer_tokens(yes(CELLS[0]))[0], self.answer_tokens(NO)[0]
         if self.yes_token == self.no_token:
             raise WeightsError(f"{folder.name}: its tokenizer starts both answers with the same token, so p_yes has no meaning; choose another LLM")

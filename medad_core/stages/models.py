@@ -16,7 +16,7 @@ from torch import Tensor
 from medad_core.config import Settings
 from medad_core.errors import UsageError, WeightsError
 from medad_core.llm.engine import llm_fingerprint, llm_folder
-from medad_core.llm.prompt import Prompt
+from medad_core.llm.prompt import Prompt, word
 from medad_core.llm.sizing import resolved_dtype
 from medad_core.models.decoder import Decoder
 from medad_core.models.encoder import NO_JOINT, VisionTransformerEncoder, encoder_fingerprint, joint_width, load_encoder
@@ -83,9 +83,18 @@ def speech_fingerprint(settings: Settings) -> dict[str, str]:
 
 def load_prompt_of(settings: Settings) -> Prompt:
     """The prompt in the template of the settings, or in the one that the weights' converter speaks. Raises WeightsError where it cannot be worded."""
+    return Prompt(llm_folder(settings.llm.model, settings.llm.lora), *_wording(settings))
+
+
+def check_wording(settings: Settings) -> None:
+    """Raise WeightsError where `load_prompt_of` would; loads a tokenizer only."""
+    word(llm_folder(settings.llm.model), *_wording(settings))
+
+
+def _wording(settings: Settings) -> tuple[str, bool]:
+    """The template, and whether a slice has a token of its embedding."""
     facts = converter_facts(weights_folder(settings.models.weights))
-    template = facts.template if settings.llm.template == "auto" else settings.llm.template
-    return Prompt(llm_folder(settings.llm.model, settings.llm.lora), template, facts.joint is not None)
+    return facts.template if settings.llm.template == "auto" else settings.llm.template, facts.joint is not None
 
 
 def device_of(settings: Settings) -> str:

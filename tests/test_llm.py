@@ -62,8 +62,8 @@ def speak(prompt: Prompt, prompts: np.ndarray, **changes) -> list[Generation]:
 
 
 def meaningless_prompts(prompt: Prompt) -> np.ndarray:
-    """12 prompts whose soft tokens are noise, so that the LLM talks freely."""
-    noise = np.random.default_rng(3).normal(0, 0.136, (12, 9, prompt.width)).astype(np.float16)
+    """8 prompts whose soft tokens are noise, so that the LLM talks freely."""
+    noise = np.random.default_rng(3).normal(0, 0.136, (8, 9, prompt.width)).astype(np.float16)
     return prompt.assemble(np.zeros((0, prompt.width), np.float32), noise)
 
 
@@ -197,14 +197,14 @@ def test_answers_held_to_the_grammar_are_of_it_even_where_the_llm_would_talk(pro
 
 def test_the_grammar_changes_nothing_where_the_llm_keeps_to_it(prompt, converter):
     grids, _ = lesion_grids()
-    prompts = prompt.assemble(converter.knowledge_tokens().numpy(), converter(torch.from_numpy(grids[:6])).numpy())
+    prompts = prompt.assemble(converter.knowledge_tokens().numpy(), converter(torch.from_numpy(grids[:4])).numpy())
     free = speak(prompt, prompts)
     assert all(parse(answer.text) for answer in free) and speak(prompt, prompts, structured=True) == free
 
 
 def test_two_copies_of_the_llm_answer_like_one_and_in_order(prompt, converter):
     grids, _ = lesion_grids()
-    prompts = prompt.assemble(converter.knowledge_tokens().numpy(), converter(torch.from_numpy(grids[:7])).numpy())
+    prompts = prompt.assemble(converter.knowledge_tokens().numpy(), converter(torch.from_numpy(grids[:5])).numpy())
     one, two = speak(prompt, prompts), speak(prompt, prompts, data_parallel_size=2)
     assert [answer.text for answer in two] == [answer.text for answer in one] and len({answer.text for answer in one}) > 2
     assert [answer.p_yes for answer in two] == pytest.approx([answer.p_yes for answer in one], abs=1e-4)

@@ -21,27 +21,27 @@ SERVER_TIMEOUT_S = 10.0
 def check_screening(data: str, run: str, settings: Settings) -> None:
     """Everything that can be wrong with a `screen` command. Raises UsageError, StoreError or WeightsError."""
     from medad_core.data.cases import discover
-    from medad_core.llm.engine import choose_engine
-    from medad_core.stages.models import answers_fingerprint, device_of, maps_fingerprint, prompts_fingerprint
+    from medad_core.llm.engine import check_engine
+    from medad_core.stages.models import answers_fingerprint, check_wording, device_of, maps_fingerprint, prompts_fingerprint
 
     discover(data, settings.data.modality)
     check_writable(run)
     check_orchestration(settings)
     device_of(settings)
-    choose_engine(settings.llm.engine)
-    for fingerprint in (maps_fingerprint, prompts_fingerprint, answers_fingerprint):
-        fingerprint(settings)
+    check_engine(settings.llm)
+    for check in (maps_fingerprint, prompts_fingerprint, answers_fingerprint, check_wording):
+        check(settings)
 
 
 def check_reproducing(out: str, settings: Settings) -> None:
     """Everything that can be wrong with a `reproduce` command. Raises UsageError, ConfigError, StoreError or WeightsError."""
-    from medad_core.llm.engine import choose_engine
+    from medad_core.llm.engine import check_engine
     from medad_core.reproduce.study import check_study, study_fingerprint
     from medad_core.stages.models import device_of
 
     check_orchestration(settings)
     device_of(settings)
-    choose_engine(settings.llm.engine)
+    check_engine(settings.llm)
     if settings.flow.runner == "thread" and settings.flow.max_workers > 1:
         raise ConfigError("flow.max_workers: threads share torch's random numbers, so no seed would mean anything; set flow.runner=process, or flow.max_workers=1")
     outside = {settings.data.first_slice, settings.data.last_slice} - set(range(settings.train.first_slice, settings.train.last_slice + 1))
@@ -60,7 +60,7 @@ def check_training(settings: Settings) -> None:
     device_of(settings)
     encoder_fingerprint(settings.models.encoder, where=settings.models)
     shared_fingerprint(settings)
-    llm_fingerprint(settings.llm.model, where=settings.models)
+    llm_fingerprint(settings.llm.model, settings.llm.lora, where=settings.models)
 
 
 def check_orchestration(settings: Settings) -> None:

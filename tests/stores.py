@@ -24,6 +24,7 @@ def maps_of(case_id: str, slices: int = 3) -> pa.Table:
             "anomaly_score": seed.random(slices),
             "peak_y": seed.random(slices) * 240,
             "peak_x": seed.random(slices) * 240,
+            "embedding": pa.nulls(slices, pa.binary()),
         }
     ).cast(MAPS)
 

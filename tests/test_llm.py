@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -13,14 +14,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medad_core.config import Settings
+from medad_core.config import LLMSettings, Settings, load_settings
+from medad_core.errors import UsageError
 from medad_core.llm.answers import GRAMMAR, NO, answer_to, parse, yes
-from medad_core.llm.engine import llm_fingerprint, llm_folder, open_engine
+from medad_core.llm.engine import Generation, check_engine, free_memory, llm_fingerprint, llm_folder, open_engine
 from medad_core.llm.location import CELLS, anatomical, cell_of, neighbours, true_cell
+from medad_core.llm.parallel import gpu_shares
 from medad_core.llm.prompt import Prompt
+from medad_core.llm.sizing import gpu_share, model_size, resolved_dtype
 from medad_core.llm.transformers_engine import shared_prefix
 from medad_core.models.weights import load_converter, weights_folder
-from medad_core.stages.models import shared_fingerprint
+from medad_core.stages.models import answers_fingerprint, shared_fingerprint
 from medad_core.training.maps import cell_at, draw, label_maps, move
 
 PROMPTS = 40
@@ -46,6 +50,21 @@ def lesion_grids() -> tuple[np.ndarray, list[str | None]]:
         grids.append(grid)
         cells.append(cell_at(centroid))
     return np.stack(grids), cells
+
+
+def speak(prompt: Prompt, prompts: np.ndarray, **changes) -> list[Generation]:
+    """Answers of the Transformers engine."""
+    engine = open_engine(prompt, LLMSettings(engine="transformers", **changes), prompts.shape[1])
+    try:
+        return engine.generate(prompts)
+    finally:
+        engine.close()
+
+
+def meaningless_prompts(prompt: Prompt) -> np.ndarray:
+    """8 prompts whose soft tokens are noise, so that the LLM talks freely."""
+    noise = np.random.default_rng(3).normal(0, 0.136, (8, 9, prompt.width)).astype(np.float16)
+    return prompt.assemble(np.zeros((0, prompt.width), np.float32), noise)
 
 
 @given(st.floats(0, 239.999), st.floats(0, 239.999))
@@ -102,7 +121,7 @@ def test_prompt_is_constant_text_knowledge_map_and_header_in_this_order(prompt):
 
 def test_prompt_embeddings_of_text_are_those_of_the_llm(prompt):
     tokens = prompt.answer_tokens(NO)
-    assert prompt.tokenizer.decode(tokens[:-1]) == NO and tokens[-1] == prompt.end_token
+    assert prompt.tokenizer.decode(tokens[:-1]) == NO and tokens[-1] == prompt.end_tokens[0]
     torch.testing.assert_close(prompt.embed(tokens), prompt.embeddings[tokens])
 
 
@@ -114,7 +133,7 @@ def test_greedy_answers_are_those_of_transformers_own_generate(prompt, converter
     model = load_llm(prompt.folder)
     tokens = model.generate(inputs_embeds=torch.from_numpy(prompts), attention_mask=torch.ones(prompts.shape[:2]), max_new_tokens=24, do_sample=False)
     expected = prompt.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    given = open_engine("transformers", prompt, max_new_tokens=24, batch_size=4).generate(prompts)
+    given = speak(prompt, prompts, batch_size=4)
     assert [answer.text for answer in given] == expected
 
 
@@ -122,7 +141,7 @@ def test_answers_follow_the_map(prompt, converter):
     """Clear drawn lesions: the sentence must come from the map. A converter that ignores it could name the cell by luck in 1 of 9."""
     grids, cells = lesion_grids()
     prompts = prompt.assemble(converter.knowledge_tokens().numpy(), converter(torch.from_numpy(grids)).numpy())
-    answers = open_engine("transformers", prompt, max_new_tokens=24, batch_size=40).generate(prompts)
+    answers = speak(prompt, prompts)
     parsed = [parse(answer.text) for answer in answers]
     assert all(parsed), "every answer parses"
     exact = [answer.location == cell for answer, cell in zip(parsed, cells, strict=True) if answer.verdict == "yes" and cell]
@@ -133,32 +152,116 @@ def test_answers_follow_the_map(prompt, converter):
 _VLLM = """
 import json, sys
 import numpy as np
+from medad_core.config import LLMSettings
 from medad_core.llm.engine import llm_folder, open_engine
 from medad_core.llm.prompt import Prompt
+from medad_core.llm.vllm_engine import sampling
 
 if __name__ == "__main__":
-    prompt = Prompt(llm_folder("smollm2-135m"))
-    engine = open_engine("vllm", prompt, max_new_tokens=24, batch_size=64)
-    answers = engine.generate(np.load(sys.argv[1]))
+    prompt, settings = Prompt(llm_folder("smollm2-135m")), LLMSettings(engine="vllm")
+    free, meaningless = np.load(sys.argv[1]), np.load(sys.argv[2])
+    engine = open_engine(prompt, settings, free.shape[1])
+    answers = [engine.generate(free)]
+    engine.sampling = sampling(prompt, settings.model_copy(update={"structured": True}))
+    answers.append(engine.generate(meaningless))
     engine.close()
-    print("ANSWERS" + json.dumps([[answer.text, answer.p_yes, answer.finish_reason, answer.tokens] for answer in answers]))
+    print("ANSWERS" + json.dumps([[[answer.text, answer.p_yes, answer.finish_reason, answer.tokens] for answer in said] for said in answers]))
 """
 
 
 def test_vllm_and_transformers_give_the_same_greedy_answers(prompt, converter, tmp_path):
-    """In a process of its own: vLLM takes half a minute to import and is not meant to share one."""
+    """Free and held to the grammar. In a process of its own: vLLM takes half a minute to import and is not meant to share one."""
     if not importlib.util.find_spec("vllm"):
         pytest.skip("vllm is not installed")
     grids, _ = lesion_grids()
     prompts = prompt.assemble(converter.knowledge_tokens().numpy(), converter(torch.from_numpy(grids)).half().numpy())
     np.save(tmp_path / "prompts.npy", prompts)
-    done = subprocess.run([sys.executable, "-c", _VLLM, str(tmp_path / "prompts.npy")], capture_output=True, text=True, timeout=400)
+    np.save(tmp_path / "meaningless.npy", meaningless_prompts(prompt))
+    done = subprocess.run([sys.executable, "-c", _VLLM, str(tmp_path / "prompts.npy"), str(tmp_path / "meaningless.npy")], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     theirs = json.loads(done.stdout.split("ANSWERS")[1])
-    ours = open_engine("transformers", prompt, max_new_tokens=24, batch_size=64).generate(prompts)
-    assert [row[0] for row in theirs] == [answer.text for answer in ours]
-    assert [row[2:] for row in theirs] == [[answer.finish_reason, answer.tokens] for answer in ours]
-    np.testing.assert_allclose([row[1] for row in theirs], [answer.p_yes for answer in ours], atol=1e-3)
+    for free, rows in zip((True, False), theirs, strict=True):
+        ours = speak(prompt, prompts if free else meaningless_prompts(prompt), structured=not free)
+        assert [row[0] for row in rows] == [answer.text for answer in ours]
+        assert [row[2:] for row in rows] == [[answer.finish_reason, answer.tokens] for answer in ours]
+        np.testing.assert_allclose([row[1] for row in rows], [answer.p_yes for answer in ours], atol=1e-3)
+
+
+def test_answers_held_to_the_grammar_are_of_it_even_where_the_llm_would_talk(prompt):
+    prompts = meaningless_prompts(prompt)
+    free, held = speak(prompt, prompts), speak(prompt, prompts, structured=True)
+    assert not all(parse(answer.text) for answer in free), "the test would not notice a constraint that does nothing"
+    assert all(answer.text in GRAMMAR and answer.finish_reason == "stop" for answer in held)
+    assert [answer.p_yes for answer in held] == pytest.approx([answer.p_yes for answer in free], abs=1e-5)
+
+
+def test_the_grammar_changes_nothing_where_the_llm_keeps_to_it(prompt, converter):
+    grids, _ = lesion_grids()
+    prompts = prompt.assemble(converter.knowledge_tokens().numpy(), converter(torch.from_numpy(grids[:4])).numpy())
+    free = speak(prompt, prompts)
+    assert all(parse(answer.text) for answer in free) and speak(prompt, prompts, structured=True) == free
+
+
+def test_two_copies_of_the_llm_answer_like_one_and_in_order(prompt, converter):
+    grids, _ = lesion_grids()
+    prompts = prompt.assemble(converter.knowledge_tokens().numpy(), converter(torch.from_numpy(grids[:5])).numpy())
+    one, two = speak(prompt, prompts), speak(prompt, prompts, data_parallel_size=2)
+    assert [answer.text for answer in two] == [answer.text for answer in one] and len({answer.text for answer in one}) > 2
+    assert [answer.p_yes for answer in two] == pytest.approx([answer.p_yes for answer in one], abs=1e-4)
+
+
+def test_every_copy_gets_gpus_of_its_own(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert gpu_shares(2, 2) == ["4,5", "6,7"] and gpu_shares(4, 1) == ["4", "5", "6", "7"]
+
+
+def test_gpus_that_are_not_there_are_refused_before_any_work():
+    many = torch.cuda.device_count() + 1
+    if importlib.util.find_spec("vllm"):
+        with pytest.raises(UsageError, match=rf"{max(many, 2)} × 1 GPUs are asked for"):
+            check_engine(LLMSettings(engine="vllm", tensor_parallel_size=max(many, 2)))
+    with pytest.raises(UsageError, match=r"llm\.tensor_parallel_size: engine transformers"):
+        check_engine(LLMSettings(engine="transformers", tensor_parallel_size=2))
+
+
+def test_dtype_and_grammar_are_in_the_fingerprint_of_answers_and_defaults_leave_it_as_it_was():
+    plain = answers_fingerprint(Settings())
+    assert plain.keys() == {"llm", "llm_sha256", "max_new_tokens"}
+    changed = answers_fingerprint(load_settings(None, ["llm.dtype=bfloat16", "llm.structured=true", "llm.max_sequences=7"]))
+    assert changed == plain | {"llm_dtype": "bfloat16", "structured": "true"}
+
+
+def test_rules_by_size_come_from_headers(prompt, tmp_path):
+    """SmolLM2 has 134.5 million parameters, 30 layers, 3 key-value heads of 64; the large one is a header over a file of holes."""
+    small = model_size(prompt.folder)
+    assert small.parameters == 134_515_008 and small.cache_numbers == 2 * 30 * 3 * 64
+    assert (small.sequences, resolved_dtype(prompt.folder, "auto"), resolved_dtype(prompt.folder, "bfloat16")) == (256, "float32", "bfloat16")
+    side, config = 46_000, {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for kind, expected in (("F16", "float16"), ("BF16", "bfloat16")):
+        header = json.dumps({"w": {"dtype": kind, "shape": [side, side], "data_offsets": [0, 2 * side * side]}}).encode()
+        with (tmp_path / "model.safetensors").open("wb") as stream:
+            stream.write(len(header).to_bytes(8, "little") + header)
+            stream.truncate(8 + len(header) + 2 * side * side)
+        large = model_size(tmp_path)
+        assert (large.parameters, large.sequences, resolved_dtype(tmp_path, "auto")) == (side * side, 128, expected)
+    # 2.1 billion parameters in 16 bits, and 128 prompts of 130 positions at half a megabyte each, and 4 GiB.
+    needed = large.bytes_needed("bfloat16", 128, 130)
+    assert needed == 2 * (side * side + 262_144 * 128 * 130) + 4 * 2**30
+    assert gpu_share(needed, 2 * needed, 1) == 0.5 and gpu_share(needed, needed, 1) == 0.9
+    assert gpu_share(needed, 2 * needed, 2) < 0.5
+
+
+def test_an_encoder_out_of_use_is_freed_before_the_engine_starts():
+    """Its hooks make it a cycle, so it outlives its last name until the collector comes."""
+    from medad_core.models.encoder import load_encoder
+
+    encoder = load_encoder("dinov2-small")
+    encoder.encode(np.zeros((1, 32, 32), np.uint8))
+    gone = weakref.ref(encoder)
+    del encoder
+    free_memory()
+    assert gone() is None
 
 
 def test_a_moved_map_keeps_its_lesion_under_its_centroid():

@@ -65,3 +65,23 @@ def llm(source: Annotated[Path, typer.Argument(metavar="FOLDER", help="Downloade
 
         import_llm(source, out)
     stdout.print(f"use it with llm.model={out}", soft_wrap=True)
+
+
+@command(importing)
+def anomalygpt(
+    checkpoints: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT", help="PandaGPT's delta first, then AnomalyGPT's pytorch_model.pt.")],
+    out: Out,
+    encoder: Annotated[str, typer.Option("--encoder", help="Image encoder it was trained on (ImageBind), by name or folder.")] = "imagebind-huge",
+    text_encoder: Annotated[str, typer.Option("--text-encoder", help="Text encoder it was trained on (ImageBind's), by name or folder.")] = "imagebind-huge",
+    llm: Annotated[str, typer.Option("--llm", help="LLM it was trained on (Vicuna), by name or folder.")] = "vicuna-7b",
+    thing: Annotated[str, typer.Option("--thing", help="What its sentences speak of: 'a photo of a damaged THING.'")] = "object",
+    lora_alpha: Annotated[float, typer.Option("--lora-alpha", min=0, help="Of the LoRA, which no checkpoint says.")] = 32.0,
+) -> None:
+    """Convert AnomalyGPT's decoder, prompt learner and LoRA into a weights folder for `models.weights`."""
+    stdout, stderr = consoles()
+    with stderr.status("converting"):
+        from medad_core.models.imports.anomalygpt import import_anomalygpt
+
+        made = import_anomalygpt(checkpoints, out, encoder=encoder, text_encoder=text_encoder, llm=llm, thing=thing, lora_alpha=lora_alpha)
+    stdout.print(f"weights and card: {made.folder}", soft_wrap=True)
+    stdout.print(f"use them with: medad screen DATA --out RUN {' '.join(made.words)}", soft_wrap=True)

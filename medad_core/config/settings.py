@@ -113,9 +113,18 @@ class LLMSettings(_Frozen):
     """The language model and its engine."""
 
     model: str = Field("smollm2-135m", min_length=1, description="a name that `medad models` lists, or a local folder")
+    lora: str | None = Field(None, min_length=1, description="folder of a LoRA adapter that is merged into the model")
+    template: Literal["auto", "chat", "anomalygpt"] = Field("auto", description="auto: that of the weights; in training the tokenizer's chat template, where it has one")
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     max_new_tokens: int = Field(24, ge=1)
-    batch_size: int = Field(64, ge=1)
+    structured: bool = Field(False, description="let the LLM say nothing but the sentences of the grammar")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: float32 up to a billion parameters, 16 bits above")
+    batch_size: int = Field(64, ge=1, description="prompts at once, engine transformers")
+    max_sequences: int | None = Field(None, ge=1, description="prompts at once, engine vllm; null: by the size of the model")
+    gpu_memory_share: float | None = Field(None, gt=0, le=1, description="of each GPU, engine vllm; null: what model and cache need")
+    prefix_caching: bool = Field(True, description="engine vllm computes what prompts share once")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share one copy of the model, engine vllm")
+    data_parallel_size: int = Field(1, ge=1, description="copies of the model, each in a process and on GPUs of its own")
 
 
 class EvaluateSettings(_Frozen):

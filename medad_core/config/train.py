@@ -30,6 +30,7 @@ class DecoderTraining(_Frozen):
 class ConverterTraining(_Frozen):
     """Language-model loss through the frozen LLM (METHOD section 4), first on synthetic maps, then on real ones."""
 
+    architecture: Literal["compact", "anomalygpt"] = Field("compact", description="anomalygpt has base tokens in place of knowledge, and 150 times the parameters")
     warm_up_steps: int = Field(1500, ge=0, description="of the convolutions alone, against the ten answers as classes; no LLM, milliseconds a step")
     synthetic_steps: int = Field(100, ge=0)
     real_steps: int = Field(240, ge=1)

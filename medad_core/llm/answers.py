@@ -1,11 +1,12 @@
 """What the LLM is taught to say, and how what it says is read.
 
-One decision: the grammar is ten whole sentences. Anything else is kept as it is and counted as unparsed, never guessed:
-a search for "No" would also find it in "Now" (METHOD section 8).
+One decision: the grammar is ten whole sentences, and those that AnomalyGPT is taught. Anything else is kept as it is and counted
+as unparsed, never guessed: a search for "No" would also find it in "Now" (METHOD section 8).
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from medad_core.llm.location import CELLS
@@ -21,13 +22,17 @@ def yes(cell: str) -> str:
 
 @dataclass(frozen=True)
 class Answer:
-    """A parsed answer: the verdict, and the cell it names (None for "no")."""
+    """A parsed answer: the verdict, and the cell it names (None for "no", and where it names several)."""
 
     verdict: str
     location: str | None
 
 
 GRAMMAR: dict[str, Answer] = {NO: Answer("no", None)} | {yes(cell): Answer("yes", cell) for cell in CELLS}
+
+# AnomalyGPT's words for one anomaly, and for several in one place or in two; "no" is the same.
+ANOMALYGPT_GRAMMAR: dict[str, Answer] = {f"Yes, there is an anomaly in the image, at the {cell} of the image.": Answer("yes", cell) for cell in CELLS}
+_SEVERAL = re.compile(rf"Yes, there are \d+ anomalies in the image, they are at the ({'|'.join(CELLS)})(?: and ({'|'.join(CELLS)}))? of the image\.")
 
 
 def answer_to(cell: str | None) -> str:
@@ -36,5 +41,8 @@ def answer_to(cell: str | None) -> str:
 
 
 def parse(text: str) -> Answer | None:
-    """Read an answer; None where it is not one of the grammar's sentences (surrounding white space aside)."""
-    return GRAMMAR.get(text.strip())
+    """Read an answer; None where it is not one of the grammars' sentences (surrounding white space aside)."""
+    text = text.strip()
+    if several := _SEVERAL.fullmatch(text):
+        return Answer("yes", several[1] if several[2] in (None, several[1]) else None)
+    return GRAMMAR.get(text) or ANOMALYGPT_GRAMMAR.get(text)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from medad_core.llm.engine import Generation
 from medad_core.llm.prompt import Prompt
+from medad_core.llm.structured import Choice
 
 
 def load_llm(folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
@@ -44,9 +45,10 @@ class TransformersEngine:
 
     name = "transformers"
 
-    def __init__(self, prompt: Prompt, *, max_new_tokens: int, batch_size: int, model: torch.nn.Module | None = None) -> None:
+    def __init__(self, prompt: Prompt, *, max_new_tokens: int, batch_size: int, model: torch.nn.Module | None = None, structured: bool = False) -> None:
         self.prompt, self.max_new_tokens, self.batch_size = prompt, max_new_tokens, batch_size
         self.model = model or load_llm(prompt.folder)
+        self.choice = Choice(prompt) if structured else None
 
     def generate(self, prompts: np.ndarray) -> list[Generation]:
         """See `Engine.generate`."""
@@ -56,26 +58,28 @@ class TransformersEngine:
     @torch.inference_mode()
     def _batch(self, prompts: np.ndarray) -> list[Generation]:
         shared = shared_prefix(prompts)
-        embeddings = torch.from_numpy(prompts)
+        device = self.model.device
+        embeddings = torch.from_numpy(prompts).to(device, self.model.dtype)
         cache = prefix_cache(self.model, embeddings[0, :shared], len(prompts)) if shared else None
-        inputs, tokens, finished = {"inputs_embeds": embeddings[:, shared:]}, [], torch.zeros(len(prompts), dtype=torch.bool)
+        inputs, tokens, finished = {"inputs_embeds": embeddings[:, shared:]}, [], torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        ends = torch.tensor(self.prompt.end_tokens, device=device)
         for step in range(self.max_new_tokens):
             out = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache, logits = out.past_key_values, out.logits[:, -1]
+            cache, logits = out.past_key_values, out.logits[:, -1].float()
             if step == 0:
                 p_yes = (logits[:, self.prompt.yes_token] - logits[:, self.prompt.no_token]).sigmoid()
+            if self.choice is not None:
+                logits += self.choice.bias(torch.stack(tokens, dim=1).tolist() if tokens else [[]] * len(prompts), logits)
             tokens.append(logits.argmax(-1))
-            finished |= tokens[-1] == self.prompt.end_token
+            finished |= torch.isin(tokens[-1], ends)
             if finished.all():
                 break
             inputs = {"input_ids": tokens[-1].unsqueeze(1)}
         return [self._generation(row, float(p)) for row, p in zip(torch.stack(tokens, dim=1).tolist(), p_yes, strict=True)]
 
     def _generation(self, tokens: list[int], p_yes: float) -> Generation:
-        ended = self.prompt.end_token in tokens
-        answer = tokens[: tokens.index(self.prompt.end_token)] if ended else tokens
-        text = self.prompt.tokenizer.decode(answer, skip_special_tokens=True)
-        return Generation(text, p_yes, "stop" if ended else "length", len(answer) + ended)
+        text, ended, count = self.prompt.read_answer(tokens)
+        return Generation(text, p_yes, "stop" if ended else "length", count)
 
     def close(self) -> None:
         """See `Engine.close`."""

@@ -15,13 +15,14 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from medad_core.config import ModelSettings
 from medad_core.errors import WeightsError
 from medad_core.models.blocks import Block, cast_products
 from medad_core.models.loading import load_tower, read_config, read_normalisation
-from medad_core.models.resolve import LOCAL, ModelFolder, model_folder, weights_sha256
+from medad_core.models.resolve import LOCAL, ModelFolder, model_folder, weight_files, weights_sha256
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -34,10 +35,14 @@ class Encoder(Protocol):
     taps: int
     width: int
     device: torch.device
+    joint: int | None
     fingerprint: dict[str, str]
 
     def encode(self, images: np.ndarray | Tensor) -> Tensor:
         """uint8 slices (B, H, W) to patch features (B, taps, grid_h, grid_w, width)."""
+
+    def encode_with_embedding(self, images: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and the slices in the joint space of images and texts (B, joint), where there is one (`joint` is its width)."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,8 @@ def quarter_blocks(depth: int) -> tuple[int, ...]:
 class VisionTransformerEncoder(nn.Module):
     """A frozen vision transformer, tapped at four depths. `precision` is that of its matrix products (see `blocks`)."""
 
-    def __init__(self, model: nn.Module, family: Family, image_size: int = 224, precision: str = "float32", fingerprint: dict[str, str] | None = None) -> None:
+    def __init__(self, model: nn.Module, family: Family, image_size: int = 224, precision: str = "float32", fingerprint: dict[str, str] | None = None, projection: Tensor | None = None) -> None:
+        """`projection` (joint, width), where there is one, takes the class token into the joint space of images and texts."""
         super().__init__()
         self.family, self.image_size, self.precision = family, image_size, precision
         blocks = family.blocks(model)  # a list that is changed in place
@@ -118,6 +124,7 @@ class VisionTransformerEncoder(nn.Module):
             blocks[number - 1].register_forward_hook(self._keep(number))
         self.register_buffer("mean", torch.tensor(family.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(family.std).view(3, 1, 1), persistent=False)
+        self.register_buffer("projection", projection, persistent=False)
         self.fingerprint = fingerprint or {}
 
     @property
@@ -127,6 +134,10 @@ class VisionTransformerEncoder(nn.Module):
     @property
     def blocks(self) -> nn.ModuleList:
         return self.family.blocks(self.model)
+
+    @property
+    def joint(self) -> int | None:
+        return None if self.projection is None else self.projection.shape[0]
 
     def _keep(self, number: int) -> Callable:
         def hook(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> None:
@@ -145,14 +156,29 @@ class VisionTransformerEncoder(nn.Module):
         pictures = F.interpolate(pad_to_square(pictures), size=(self.image_size, self.image_size), mode="bilinear", align_corners=False, antialias=True)
         return (pictures - self.mean) / self.std
 
-    @torch.inference_mode()
     def encode(self, images: np.ndarray | Tensor) -> Tensor:
         """See `Encoder.encode`. float32, on the encoder's device."""
+        return self._forward(images)[0]
+
+    def encode_with_embedding(self, images: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
+        """See `Encoder.encode_with_embedding`. Class token → last LayerNorm → projection → L2 norm 1; float32. Raises WeightsError without joint space."""
+        if self.projection is None:
+            raise WeightsError(NO_JOINT.format(name=self.fingerprint["encoder"]))
+        features, pooled = self._forward(images)
+        return features, F.normalize(pooled.float() @ self.projection.T, dim=-1)
+
+    @torch.inference_mode()
+    def _forward(self, images: np.ndarray | Tensor) -> tuple[Tensor, Tensor | None]:
+        """Patch features, and the class token after the last LayerNorm (B, width), None of a family without class token."""
         self._outputs.clear()
-        self.model(pixel_values=self.prepare(images), **dict(self.family.call))
+        pooled = self.model(pixel_values=self.prepare(images), **dict(self.family.call)).pooler_output
         taps = torch.stack([self._outputs[number] for number in self.tapped], dim=1)[:, :, self.family.class_tokens :]
         self._outputs.clear()
-        return taps.unflatten(2, (self.grid, self.grid)).float()
+        return taps.unflatten(2, (self.grid, self.grid)).float(), pooled
+
+
+PROJECTION = "visual_projection.weight"
+NO_JOINT = "encoder {name}: it has no joint space of images and texts, which these weights need; name a CLIP folder with both towers, or ImageBind"
 
 
 def pad_to_square(pictures: Tensor) -> Tensor:
@@ -194,4 +220,24 @@ def load_encoder(name: str, device: str = "cpu", precision: str = "float32", ima
     """An image encoder by name (packaged or preset), or from a local `transformers` folder. Raises UsageError or WeightsError with what is known."""
     found = model_folder(name, "image encoder", where)
     family, _ = _vision(found)
-    return VisionTransformerEncoder(family.load(found.folder), family, image_size, precision, _fingerprint(found, image_size)).to(device)
+    return VisionTransformerEncoder(family.load(found.folder), family, image_size, precision, _fingerprint(found, image_size), _projection(found.folder)).to(device)
+
+
+def encoder_width(name: str, *, where: ModelSettings = LOCAL) -> int:
+    """Width of an encoder's patch features; loads no model."""
+    return _vision_config(encoder_folder(name, where=where)).hidden_size
+
+
+def joint_width(name: str, *, where: ModelSettings = LOCAL) -> int | None:
+    """Width of an encoder's joint space, None where it has none; loads no model."""
+    projection = _projection(encoder_folder(name, where=where))
+    return None if projection is None else projection.shape[0]
+
+
+def _projection(folder: Path) -> Tensor | None:
+    """The bias-free projection (joint, width) of a CLIP folder into the joint space, float32; None where there is none."""
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            if PROJECTION in tensors.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
+                return tensors.get_tensor(PROJECTION).float()
+    return None

@@ -1,13 +1,15 @@
 """Weights of a trained decoder and converter, and for which models they were made.
 
 One decision: a weights folder says what it fits (encoder, text encoder, sentences, LLM, by hash); loading it beside anything
-else is refused before any work, naming what differs. `strict` loading only, safetensors only.
+else is refused before any work, naming what differs. `strict` loading only, safetensors only. A converter also says which
+architecture it is and in which template its tokens are spoken; one that does not is `compact` and `chat`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,9 +19,10 @@ from safetensors.torch import save_file
 
 from medad_core.errors import WeightsError
 from medad_core.models.cache import sha256_of
-from medad_core.models.converter import Converter
+from medad_core.models.converter import ARCHITECTURES, AnomalyGPTConverter, Converter
 from medad_core.models.decoder import Decoder
 
+AnyConverter = Converter | AnomalyGPTConverter
 LABELS = ("encoder", "text_encoder", "llm")  # names people use; hashes decide what fits
 DECODER, CONVERTER = "decoder.safetensors", "converter.safetensors"
 
@@ -54,8 +57,30 @@ def save_decoder(decoder: Decoder, folder: Path, fits: Mapping[str, str]) -> Non
     _save(decoder.state_dict(), folder / DECODER, fits)
 
 
-def save_converter(converter: Converter, folder: Path, fits: Mapping[str, str]) -> None:
-    _save(converter.state_dict(), folder / CONVERTER, fits)
+def save_converter(converter: AnyConverter, path: Path, fits: Mapping[str, str], template: str) -> None:
+    """Write a converter to a file, or as a weights folder's; `template` is the one that its tokens are spoken in."""
+    _save(converter.state_dict(), _converter_file(path), fits, architecture=converter.architecture, template=template)
+
+
+@dataclass(frozen=True)
+class ConverterFacts:
+    """What a converter file says of itself. `joint` is the width of the image embedding it asks for, None where it asks for none."""
+
+    architecture: str
+    template: str
+    joint: int | None
+
+
+def converter_facts(path: Path) -> ConverterFacts:
+    """What a converter file, or a weights folder's, says; read from the header alone. Raises WeightsError where it is damaged or of an unknown architecture."""
+    path = _converter_file(path)
+    with _opened(path) as tensors:
+        metadata, names = tensors.metadata() or {}, tensors.keys()
+        joint = tensors.get_slice("image.weight").get_shape()[1] if "image.weight" in names else None
+    architecture = metadata.get("architecture", Converter.architecture)
+    if architecture not in ARCHITECTURES:
+        raise WeightsError(f"{path}: converter of architecture {architecture!r}; known here: {', '.join(ARCHITECTURES)}")
+    return ConverterFacts(architecture, metadata.get("template", "chat"), joint)
 
 
 def load_decoder(folder: Path, present: Mapping[str, str]) -> Decoder:
@@ -66,10 +91,15 @@ def load_decoder(folder: Path, present: Mapping[str, str]) -> Decoder:
     return _strict(lambda: Decoder(taps, width, state["text"]), state, folder / DECODER)
 
 
-def load_converter(folder: Path, present: Mapping[str, str]) -> Converter:
-    """The converter of a weights folder; `present` are the fingerprints of the LLM and texts it will meet."""
-    state = _load(folder / CONVERTER, present)
-    return _strict(lambda: Converter(state["knowledge"], state["positions"].shape[1], 1.0), state, folder / CONVERTER)
+def load_converter(path: Path, present: Mapping[str, str]) -> AnyConverter:
+    """The converter of a file or weights folder; `present` are the fingerprints of the LLM and texts it will meet."""
+    path = _converter_file(path)
+    state, kind = _load(path, present), ARCHITECTURES[converter_facts(path).architecture]
+    return _strict(lambda: kind.of_state(state), state, path)
+
+
+def _converter_file(path: Path) -> Path:
+    return path if path.suffix == ".safetensors" else path / CONVERTER
 
 
 def weights_fingerprint(folder: Path, file: str) -> dict[str, str]:
@@ -77,11 +107,11 @@ def weights_fingerprint(folder: Path, file: str) -> dict[str, str]:
     return {f"{file.split('.')[0]}_sha256": sha256_of(folder / file)}
 
 
-def _save(state: Mapping[str, torch.Tensor], path: Path, fits: Mapping[str, str]) -> None:
+def _save(state: Mapping[str, torch.Tensor], path: Path, fits: Mapping[str, str], **facts: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".tmp")
     fits = {name: value for name, value in fits.items() if name not in LABELS}
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, scratch, metadata={"fits": json.dumps(fits, sort_keys=True)})
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, scratch, metadata={"fits": json.dumps(fits, sort_keys=True), **facts})
     scratch.replace(path)
 
 

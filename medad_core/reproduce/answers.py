@@ -16,19 +16,22 @@ from medad_core.config import Settings
 from medad_core.llm.answers import parse
 from medad_core.llm.engine import Engine, llm_folder, open_engine
 from medad_core.llm.prompt import Prompt
+from medad_core.models.converter import MAP_TOKENS
+from medad_core.models.text import load_sentences
 from medad_core.reproduce.proposed import grids_of, load_tokens
 from medad_core.reproduce.rows import drawn, frame_of, scored_slices
 from medad_core.reproduce.study import open_study
 from medad_core.reproduce.units import Unit, write_unit
-from medad_core.stages.models import use_threads
+from medad_core.stages.models import device_of, use_threads
 
 
 @contextmanager
 def speaking(settings: Settings) -> Iterator[tuple[Engine, Prompt]]:
     """An LLM engine for as many units as there are."""
     use_threads(settings)
-    prompt = Prompt(llm_folder(settings.llm.model, where=settings.models))
-    engine = open_engine(settings.llm.engine, prompt, max_new_tokens=settings.llm.max_new_tokens, batch_size=settings.llm.batch_size)
+    prompt = Prompt(llm_folder(settings.llm.model, settings.llm.lora, where=settings.models), settings.llm.template)
+    most = max(len(load_sentences().knowledge), MAP_TOKENS)  # `anomalygpt` has nine base tokens in place of knowledge
+    engine = open_engine(prompt, settings.llm, prompt.length(most, MAP_TOKENS), device_of(settings))
     try:
         yield engine, prompt
     finally:

@@ -8,19 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
 from medad_core.config import Settings
-from medad_core.errors import MedadError
+from medad_core.errors import MedadError, WeightsError
 from medad_core.llm.engine import llm_folder
 from medad_core.llm.prompt import Prompt
-from medad_core.models.converter import Converter
 from medad_core.models.text import load_sentences, load_text_encoder, text_features
+from medad_core.models.weights import AnyConverter, load_converter, save_converter
 from medad_core.reproduce.study import open_study
 from medad_core.reproduce.units import Unit
 from medad_core.stages.models import device_of, use_threads
-from medad_core.store.files import new_file
 from medad_core.training.decoder import train_decoder
 from medad_core.training.fitting import Grids, check_kinds, cross_fit, decode_all, fit_converter, labelled, load_grids, save_grids
 from medad_core.training.folds import deal_folds
@@ -71,30 +67,27 @@ def fit_tokens(out: str, unit: Unit, settings: Settings, progress: Progress = la
     cases, dealt, grids = study.load(out), study.folds[unit.fold], grids_of(out, unit.fold, unit.seed)
     train, validation = ([cases[name] for name in names] for names in (dealt.train, dealt.validation))
     check_kinds(validation, (), "to validate on")
-    prompt, encoder = Prompt(llm_folder(settings.llm.model, where=settings.models)), load_text_encoder(settings.models.text_encoder, where=settings.models)
+    folder = llm_folder(settings.llm.model, settings.llm.lora, where=settings.models)
+    prompt, encoder = Prompt(folder, settings.llm.template), load_text_encoder(settings.models.text_encoder, where=settings.models)
     knowledge = encoder.encode(load_sentences().knowledge)[: None if unit.row == "proposed" else 0]
     seeded = settings.train.model_copy(update={"seed": unit.seed})
     checkpoint, arithmetic = path.with_suffix(".pt"), arithmetic_of(seeded, device_of(settings))
     llm = load_llm(prompt.folder, arithmetic.dtype).to(arithmetic.device)
     converter, _ = fit_converter(knowledge, labelled(train, grids), labelled(validation, grids), prompt, llm, seeded, checkpoint, arithmetic, progress)
-    with new_file(str(path)) as scratch:
-        save_file({name: tensor.contiguous() for name, tensor in converter.state_dict().items()}, scratch)
+    save_converter(converter, path, {}, prompt.template.name)
     checkpoint.unlink()
 
 
-def load_tokens(out: str, unit: Unit) -> Converter:
+def load_tokens(out: str, unit: Unit) -> AnyConverter:
     """The converter that `fit_tokens` kept. Raises MedadError where there is none."""
     path = _converter_path(out, unit)
     if not path.is_file():
         raise MedadError(f"there is no converter of {unit}; its own failure says why")
     try:
-        state = load_file(path)
-    except SafetensorError as error:
+        return load_converter(path, {})
+    except WeightsError as error:
         path.unlink()
         raise MedadError(f"{path} was damaged ({error}) and has been removed; run the same command again") from error
-    converter = Converter(state["knowledge"], state["positions"].shape[1], 1.0)
-    converter.load_state_dict(state, strict=True)
-    return converter.eval().requires_grad_(False)
 
 
 def _work(out: str, fold: int, seed: int) -> Path:

@@ -15,12 +15,11 @@ from pydantic import BaseModel, ConfigDict
 from medad_core.config import Settings
 from medad_core.data.names import patient_of
 from medad_core.errors import StoreError
-from medad_core.llm.engine import llm_fingerprint
 from medad_core.models.encoder import encoder_fingerprint, load_encoder
 from medad_core.reproduce.folds import Fold, deal
 from medad_core.reproduce.schema import PATIENTS, PHANTOMS
 from medad_core.stages.cohort import find_cohort, settle_cohort
-from medad_core.stages.models import device_of, shared_fingerprint, use_threads
+from medad_core.stages.models import device_of, shared_fingerprint, speech_fingerprint, use_threads
 from medad_core.store import join, write_text
 from medad_core.store.files import read_bytes
 from medad_core.training.features import TrainingCase, encode_cohort
@@ -112,8 +111,8 @@ def study_fingerprint(settings: Settings) -> dict[str, str]:
     return {
         **encoder_fingerprint(settings.models.encoder, where=settings.models),
         **shared_fingerprint(settings),
-        **llm_fingerprint(settings.llm.model, where=settings.models),
-        "max_new_tokens": str(settings.llm.max_new_tokens),
+        **speech_fingerprint(settings),
+        **({} if settings.llm.template == "auto" else {"llm.template": settings.llm.template}),
         "image_score": settings.models.image_score.model_dump_json(),
         "data": settings.data.model_dump_json(include={"first_slice", "last_slice", "split"}),
         "train": settings.train.model_dump_json(exclude={"seed", "hold_out_test"}),

@@ -9,10 +9,10 @@ import pyarrow as pa
 
 from medad_core.config import Settings
 from medad_core.llm.answers import parse
-from medad_core.llm.engine import Engine, Generation, llm_folder, open_engine
-from medad_core.llm.prompt import Prompt
+from medad_core.llm.engine import Engine, Generation, open_engine
+from medad_core.models.converter import MAP_TOKENS
 from medad_core.stages.common import Progress, plan_after, stage_of
-from medad_core.stages.models import answers_fingerprint, load_converter_of
+from medad_core.stages.models import answers_fingerprint, device_of, load_converter_of, load_prompt_of
 from medad_core.stages.rows import tokens_of
 from medad_core.store import ANSWERS, PartRecord, Plan
 
@@ -26,11 +26,10 @@ def run_parts(run: str, settings: Settings, numbers: Sequence[int], progress: Pr
     """Answer the prompts of the given parts; an engine is started where none is given, and closed again."""
     if not numbers:
         return []
-    prompt, converter = Prompt(llm_folder(settings.llm.model, where=settings.models)), load_converter_of(settings)
-    knowledge = converter.knowledge_tokens().numpy()
+    prompt, knowledge = load_prompt_of(settings), load_converter_of(settings).knowledge_tokens().numpy()
     prompts, answers, records = stage_of(run, "prompts"), stage_of(run, "answers"), []
     own = engine is None
-    engine = engine or open_engine(settings.llm.engine, prompt, max_new_tokens=settings.llm.max_new_tokens, batch_size=settings.llm.batch_size)
+    engine = engine or open_engine(prompt, settings.llm, prompt.length(len(knowledge), MAP_TOKENS), device_of(settings))
     try:
         for number in numbers:
             started = time.perf_counter()

@@ -40,15 +40,17 @@ def run_parts(run: str, settings: Settings, numbers: Sequence[int], progress: Pr
 
 
 def maps_of(batches: Iterator[Batch], models: MapModels, settings: Settings) -> Iterator[tuple[CaseSlices, list[np.ndarray]]]:
-    """Every case with its grids (N, taps, gh, gw) float16, scores (N,) and peaks (N, 2)."""
+    """Every case with its grids (N, taps, gh, gw) float16, scores (N,), peaks (N, 2), and joint embeddings (N, joint) float16 where the weights ask for them."""
     score = settings.models.image_score
 
     @torch.inference_mode()
     def compute(images: Tensor) -> tuple[Tensor, ...]:
         # Half precision is what is kept, so score and peak are those of the map that anyone renders later.
-        grid = models.decoder(models.encoder.encode(images)).half()
+        features, embedding = models.encode(images)
+        grid = models.decoder(features).half()
         rendered = render_maps(grid, *images.shape[1:])
-        return grid, image_scores(rendered, score.kind, score.quantile), peaks(rendered)
+        carried = () if embedding is None else (embedding.half(),)
+        return (grid, image_scores(rendered, score.kind, score.quantile), peaks(rendered), *carried)
 
     key = f"{models.device}, {models.encoder.width} wide, {models.encoder.precision}"
     return case_results(compute_batches(batches, InPieces(compute, batch_size_of(settings, models.device), key), models.device))

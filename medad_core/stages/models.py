@@ -17,17 +17,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from medad_core.config import Settings
-from medad_core.errors import UsageError
-from medad_core.llm.engine import llm_fingerprint
+from medad_core.errors import UsageError, WeightsError
+from medad_core.llm.engine import llm_fingerprint, llm_folder
+from medad_core.llm.prompt import Prompt, word
+from medad_core.llm.sizing import resolved_dtype
 from medad_core.models.blocks import cast_products
-from medad_core.models.converter import Converter
 from medad_core.models.decoder import Decoder
-from medad_core.models.encoder import VisionTransformerEncoder, encoder_fingerprint, load_encoder
+from medad_core.models.encoder import NO_JOINT, VisionTransformerEncoder, encoder_fingerprint, joint_width, load_encoder
 from medad_core.models.text import load_sentences, text_encoder_fingerprint
-from medad_core.models.weights import CONVERTER, DECODER, check_fit, load_converter, load_decoder, weights_fingerprint, weights_folder
+from medad_core.models.weights import CONVERTER, DECODER, AnyConverter, check_fit, converter_facts, load_converter, load_decoder, weights_fingerprint, weights_folder
 
 BATCH = {"cuda": 256, "mps": 32, "cpu": 16}
 
@@ -52,14 +55,27 @@ def maps_fingerprint(settings: Settings, there: Mapping[str, str] | None = None)
     folder = weights_folder(settings.models.weights)
     present = {**encoder_fingerprint(settings.models.encoder, where=settings.models), **shared_fingerprint(settings)}
     check_fit(folder / DECODER, present)
+    joint = _joint_of(settings)
+    carried = {} if joint is None else {"embedding": f"joint space, {joint} wide"}
     precision = settled_precision(there) if there is not None and settings.models.precision == "auto" else precision_of(settings)
     rounded = {} if precision == "float32" else {"precision": precision}
-    return {**present, **weights_fingerprint(folder, DECODER), "image_score": settings.models.image_score.model_dump_json(), **rounded}
+    return {**present, **weights_fingerprint(folder, DECODER), "image_score": settings.models.image_score.model_dump_json(), **carried, **rounded}
 
 
 def settled_precision(fingerprint: Mapping[str, str]) -> str:
     """The precision in which the maps of a fingerprint are made; float32 is not written, so that maps older than the setting keep theirs."""
     return fingerprint.get("precision", "float32")
+
+
+def _joint_of(settings: Settings) -> int | None:
+    """Width of the image embedding that the converter asks for. Raises WeightsError where the encoder cannot give it."""
+    asked = converter_facts(weights_folder(settings.models.weights)).joint
+    if asked is None:
+        return None
+    given = joint_width(settings.models.encoder, where=settings.models)
+    if asked != given:
+        raise WeightsError(NO_JOINT.format(name=settings.models.encoder) if given is None else f"models.encoder: its joint space is {given} wide, the converter wants {asked}")
+    return asked
 
 
 def prompts_fingerprint(settings: Settings) -> dict[str, str]:
@@ -71,12 +87,40 @@ def prompts_fingerprint(settings: Settings) -> dict[str, str]:
 
 def _beside_converter(settings: Settings) -> dict[str, str]:
     """What a converter has to fit."""
-    return {**llm_fingerprint(settings.llm.model, where=settings.models), **shared_fingerprint(settings)}
+    return {**llm_fingerprint(settings.llm.model, settings.llm.lora, where=settings.models), **shared_fingerprint(settings)}
 
 
 def answers_fingerprint(settings: Settings) -> dict[str, str]:
-    """What determines answers: the LLM and its limit. The engine is not part of it: engines give the same greedy answers."""
-    return {**llm_fingerprint(settings.llm.model, where=settings.models), "max_new_tokens": str(settings.llm.max_new_tokens)}
+    """What determines answers: how the LLM speaks, and a template other than that of the weights."""
+    weights, asked = converter_facts(weights_folder(settings.models.weights)).template, settings.llm.template
+    return {**speech_fingerprint(settings), **({} if asked in ("auto", weights) else {"template": asked})}
+
+
+def speech_fingerprint(settings: Settings) -> dict[str, str]:
+    """The LLM, its limit, its type and whether it is held to the grammar; not the engine: engines give the same greedy answers.
+
+    float32 and free speech are not written, so that answers older than these settings keep their fingerprint.
+    """
+    llm = settings.llm
+    dtype = resolved_dtype(llm_folder(llm.model, where=settings.models), llm.dtype)
+    found = {**llm_fingerprint(llm.model, llm.lora, where=settings.models), "max_new_tokens": str(llm.max_new_tokens)}
+    return found | ({} if dtype == "float32" else {"llm_dtype": dtype}) | ({"structured": "true"} if llm.structured else {})
+
+
+def load_prompt_of(settings: Settings) -> Prompt:
+    """The prompt in the template of the settings, or in the one that the weights' converter speaks. Raises WeightsError where it cannot be worded."""
+    return Prompt(llm_folder(settings.llm.model, settings.llm.lora, where=settings.models), *_wording(settings))
+
+
+def check_wording(settings: Settings) -> None:
+    """Raise WeightsError where `load_prompt_of` would; loads a tokenizer only."""
+    word(llm_folder(settings.llm.model, where=settings.models), *_wording(settings))
+
+
+def _wording(settings: Settings) -> tuple[str, bool]:
+    """The template, and whether a slice has a token of its embedding."""
+    facts = converter_facts(weights_folder(settings.models.weights))
+    return facts.template if settings.llm.template == "auto" else settings.llm.template, facts.joint is not None
 
 
 def device_of(settings: Settings) -> str:
@@ -142,6 +186,11 @@ class MapModels:
 
     encoder: VisionTransformerEncoder
     decoder: Decoder
+    embeds: bool = False
+
+    def encode(self, images: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """Patch features of slices, and their embeddings in the joint space where the weights ask for them."""
+        return self.encoder.encode_with_embedding(images) if self.embeds else (self.encoder.encode(images), None)
 
     @property
     def device(self) -> torch.device:
@@ -158,9 +207,9 @@ def load_map_models(settings: Settings, device: str | None = None, precision: st
     encoder = load_encoder(settings.models.encoder, device, precision, where=settings.models)
     if settings.models.compile:
         encoder.compile_blocks()
-    return MapModels(encoder, decoder.to(device))
+    return MapModels(encoder, decoder.to(device), _joint_of(settings) is not None)
 
 
-def load_converter_of(settings: Settings) -> Converter:
+def load_converter_of(settings: Settings) -> AnyConverter:
     use_threads(settings)
     return load_converter(weights_folder(settings.models.weights), _beside_converter(settings))

@@ -60,8 +60,8 @@ def bits_of(row: Mapping, column: str) -> np.ndarray | None:
     return np.unpackbits(np.frombuffer(row[column], np.uint8), count=shape[0] * shape[1]).reshape(shape).astype(bool)
 
 
-def map_rows(keys: pa.Table, grids: np.ndarray, scores: np.ndarray, peaks: np.ndarray) -> pa.Table:
-    """Rows of one case: grids (N, taps, gh, gw) float16, scores (N,), peaks (N, 2) as row and column."""
+def map_rows(keys: pa.Table, grids: np.ndarray, scores: np.ndarray, peaks: np.ndarray, embeddings: np.ndarray | None = None) -> pa.Table:
+    """Rows of one case: grids (N, taps, gh, gw) float16, scores (N,), peaks (N, 2) as row and column, embeddings (N, joint) float16 where asked for."""
     count, taps, height, width = grids.shape
     return pa.table(
         {
@@ -74,6 +74,7 @@ def map_rows(keys: pa.Table, grids: np.ndarray, scores: np.ndarray, peaks: np.nd
             "anomaly_score": scores.astype(np.float32),
             "peak_y": peaks[:, 0].astype(np.float32),
             "peak_x": peaks[:, 1].astype(np.float32),
+            "embedding": [None] * count if embeddings is None else [row.tobytes() for row in embeddings],
         },
         schema=MAPS,
     )
@@ -85,8 +86,14 @@ def grids_of(table: pa.Table) -> np.ndarray:
     return np.stack([np.frombuffer(grid.as_buffer(), np.float16).reshape(shape) for grid in table["grid"]])
 
 
+def embeddings_of(table: pa.Table) -> np.ndarray | None:
+    """Rows of maps to float16 (N, joint); None where the weights did not ask for embeddings."""
+    column = table["embedding"]
+    return None if column.null_count else np.stack([np.frombuffer(row.as_buffer(), np.float16) for row in column])
+
+
 def prompt_rows(keys: pa.Table, tokens: np.ndarray) -> pa.Table:
-    """Rows of map tokens (N, T, width) float16."""
+    """Rows of the slices' own tokens (N, T, width) float16."""
     count, length, width = tokens.shape
     return pa.table(
         {

@@ -21,7 +21,7 @@ from medad_core.config.train import ConverterTraining
 from medad_core.llm.answers import GRAMMAR, answer_to
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.transformers_engine import prefix_cache
-from medad_core.models.converter import CHANNELS, Converter
+from medad_core.models.weights import AnyConverter
 from medad_core.training.loop import CPU, Arithmetic, Loop
 from medad_core.training.maps import LabelledMaps, cell_at, draw, move
 
@@ -41,11 +41,11 @@ class Validation:
 class ConverterTrainer:
     """Trains `converter` for `llm` (a frozen causal LM) on maps; see the module for how it resumes."""
 
-    def __init__(self, converter: Converter, llm: torch.nn.Module, prompt: Prompt, settings: ConverterTraining, seed: int, arithmetic: Arithmetic = CPU) -> None:
+    def __init__(self, converter: AnyConverter, llm: torch.nn.Module, prompt: Prompt, settings: ConverterTraining, seed: int, arithmetic: Arithmetic = CPU) -> None:
         self.converter, self.llm, self.prompt, self.settings, self.seed, self.device = converter, llm, prompt, settings, seed, arithmetic.device
         self.loop = Loop(converter, settings, seed, arithmetic, rise=0.08, clip=1.0)
 
-    def fit(self, train: LabelledMaps, validation: LabelledMaps, checkpoint: Path, progress: Callable[[int, int], None] = lambda *_: None) -> Converter:
+    def fit(self, train: LabelledMaps, validation: LabelledMaps, checkpoint: Path, progress: Callable[[int, int], None] = lambda *_: None) -> AnyConverter:
         """Train to the end, from `checkpoint` where there is one; the converter of the lowest validation loss is returned."""
         self.loop.resume(checkpoint)
         if self.loop.step == 0:
@@ -64,9 +64,10 @@ class ConverterTrainer:
         It costs seconds; the LLM's loss then has to teach the language of the tokens only, and no longer what a lesion is.
         """
         torch.manual_seed(self.seed)
-        head = torch.nn.Linear(9 * CHANNELS[-1], len(GRAMMAR)).to(self.device)
-        trunk = [*self.converter.convolutions.parameters(), *self.converter.mix.parameters(), *head.parameters()]
-        optimizer = torch.optim.AdamW(trunk, lr=1e-3, weight_decay=1e-2)
+        with torch.no_grad():
+            seen = self.converter.cells(torch.from_numpy(maps.grids[:1]).to(self.device)).numel()
+        head = torch.nn.Linear(seen, len(GRAMMAR)).to(self.device)
+        optimizer = torch.optim.AdamW([*self.converter.trunk(), *head.parameters()], lr=1e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=max(1, self.settings.warm_up_steps))
         answers = list(GRAMMAR)
         for step in range(self.settings.warm_up_steps):
@@ -110,13 +111,13 @@ class ConverterTrainer:
         """Teacher-forced logits (B, A, vocabulary) of the answers' tokens, and the tokens (B, A), padded with -100."""
         targets = self._targets(answers)
         tokens = self.converter(grids)
-        prefix = torch.cat([self.prompt.embed(self.prompt.before).to(self.device), self.converter.knowledge_tokens()])
-        after = self.prompt.embed(self.prompt.after).to(self.device).expand(len(answers), -1, -1)
-        spoken = self.prompt.embeddings[targets[:, :-1].clamp(min=0)].to(self.device)
-        inputs = torch.cat([tokens, after, spoken], dim=1)
-        cache = prefix_cache(self.llm, prefix, len(answers))
+        knowledge = self.converter.knowledge_tokens()
+        asked = self.prompt.rest(knowledge, tokens)
+        spoken = self.prompt.embeddings[targets[:, :-1].clamp(min=0)].to(asked)
+        inputs = torch.cat([asked, spoken], dim=1)
+        cache = prefix_cache(self.llm, self.prompt.prefix(knowledge), len(answers))
         hidden = self.llm.model(inputs_embeds=inputs, past_key_values=cache, use_cache=True).last_hidden_state
-        first = tokens.shape[1] + after.shape[1] - 1  # the position before an answer token predicts it
+        first = asked.shape[1] - 1  # the position before an answer token predicts it
         return self.llm.lm_head(hidden[:, first:]).float(), targets.to(self.device)
 
     def _targets(self, answers: list[str]) -> Tensor:

@@ -21,8 +21,9 @@ from torch import Tensor
 from medad_core.config.train import TrainSettings
 from medad_core.errors import MedadError
 from medad_core.llm.prompt import Prompt
-from medad_core.models.converter import Converter
+from medad_core.models.converter import new_converter
 from medad_core.models.decoder import Decoder, focal_dice_loss
+from medad_core.models.weights import AnyConverter
 from medad_core.store.files import new_file
 from medad_core.training.converter import ConverterTrainer, thin_out
 from medad_core.training.decoder import decode_case, shrink_masks, train_decoder
@@ -145,10 +146,10 @@ def fit_converter(
     checkpoint: Path,
     arithmetic: Arithmetic,
     progress: Callable[[int, int], None],
-) -> tuple[Converter, list[dict[str, float]]]:
+) -> tuple[AnyConverter, list[dict[str, float]]]:
     """A converter with the lowest loss on `validation`, and its loss curve; resumes from `checkpoint`. `knowledge` (K, text width) may be empty."""
     torch.manual_seed(settings.seed)
-    converter = Converter(knowledge, prompt.width, float(prompt.embeddings.std()))
+    converter = new_converter(settings.converter.architecture, knowledge, prompt.width, float(prompt.embeddings.std()))
     trainer = ConverterTrainer(converter, llm, prompt, settings.converter, settings.seed, arithmetic)
     few = thin_out(validation, settings.converter.validation_maps, settings.seed)
     return trainer.fit(learn, few, checkpoint, progress).cpu(), trainer.loop.curve

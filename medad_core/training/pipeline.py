@@ -71,12 +71,12 @@ def train(data: str | Path, out: str | Path, settings: Settings, progress: Progr
     save_decoder(decoder.cpu(), out, {**encoder.fingerprint, **shared})
     del encoder, decoder  # the LLM needs their memory
 
-    prompt = Prompt(llm_folder(settings.llm.model, where=settings.models))
+    prompt = Prompt(llm_folder(settings.llm.model, settings.llm.lora, where=settings.models), settings.llm.template)
     llm, knowledge = load_llm(prompt.folder, arithmetic.dtype).to(arithmetic.device), text_encoder.encode(sentences.knowledge)
     held_out = [case for case in cases if case.case_id in folds[0]]
     learn = labelled([case for case in cases if case.case_id not in folds[0]], grids)
     converter, curve = fit_converter(knowledge, learn, labelled(held_out, grids), prompt, llm, settings.train, work / "converter.pt", arithmetic, lambda done, of: progress("converter", done, of))
-    save_converter(converter, out, {**llm_fingerprint(settings.llm.model, where=settings.models), **shared})
+    save_converter(converter, out, {**llm_fingerprint(settings.llm.model, settings.llm.lora, where=settings.models), **shared}, prompt.template.name)
     pd.DataFrame(curve).to_csv(out / "converter_loss.csv", index=False)
 
     scores = {
@@ -106,7 +106,7 @@ def _check_folds(cases: Sequence[TrainingCase], folds: list[list[str]], settings
 
 
 def _work_key(settings: Settings, cases: Sequence[TrainingCase], folds: list[list[str]], encoder: dict[str, str]) -> str:
-    facts = [settings.train.model_dump_json(), folds, sorted(encoder.items()), sorted(shared_fingerprint(settings).items()), sorted(llm_fingerprint(settings.llm.model, where=settings.models).items())]
+    facts = [settings.train.model_dump_json(), folds, sorted(encoder.items()), sorted(shared_fingerprint(settings).items()), sorted(llm_fingerprint(settings.llm.model, settings.llm.lora, where=settings.models).items()), settings.llm.template]
     facts += [(case.case_id, Path(case.features.filename).name, hashlib.sha256(case.masks.tobytes()).hexdigest()) for case in cases]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 

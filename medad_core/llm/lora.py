@@ -1,0 +1,126 @@
+"""LoRA adapters: low-rank changes of an LLM's weights, in PEFT's layout (`adapter_config.json`, `adapter_model.safetensors`).
+
+One decision: an adapter is merged into a copy of the LLM in the cache, once: W + (alpha / r) · B A, computed in float32 and rounded
+to the type that W is stored in. Both engines and training then load a plain model, so they cannot differ in how they apply
+an adapter, and no token costs more. Source: Hu et al. 2021, section 4.1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from torch import Tensor
+
+from medad_core.errors import WeightsError
+from medad_core.models.cache import cache_root, sha256_of
+
+log = logging.getLogger(__name__)
+CONFIG, MODEL = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+# What PEFT can do beside plain LoRA, and would change what is merged.
+UNSUPPORTED = ("use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+
+
+def save_lora(folder: Path, tensors: dict[str, Tensor], alpha: float) -> None:
+    """Write an adapter; `tensors` are named as in PEFT (`base_model.model.…q_proj.lora_A.weight`)."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    ranks = {tensor.shape[0] for name, tensor in tensors.items() if ".lora_A." in name}
+    targets = sorted({name.split(".lora_")[0].rsplit(".", 1)[1] for name in tensors})
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": None, "bias": "none", "r": max(ranks), "lora_alpha": alpha, "target_modules": targets}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / MODEL)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def lora_sha256(folder: Path) -> str:
+    """Hash of all that determines an adapter. Raises WeightsError where one of its files is missing, or it is more than plain LoRA."""
+    _scale(folder)
+    return hashlib.sha256(f"{sha256_of(folder / CONFIG)} {sha256_of(folder / MODEL)}".encode()).hexdigest()
+
+
+def merged(llm: Path, lora: Path) -> Path:
+    """The cached folder of an LLM with an adapter merged into it, made on first use. Raises WeightsError where they do not fit."""
+    weights = sorted(llm.glob("*.safetensors"))
+    check_lora(llm, lora)
+    both = hashlib.sha256(" ".join([*(sha256_of(file) for file in weights), lora_sha256(lora)]).encode()).hexdigest()
+    folder = cache_root() / f"{llm.name}-lora-{both[:12]}"
+    if folder.is_dir():
+        return folder
+    log.info("merging %s into a copy of %s, once", lora, llm.name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".lora-", dir=folder.parent))
+    try:
+        for file in llm.iterdir():
+            if file.is_file() and file.suffix not in (".safetensors", ".bin", ".pt", ".pth", ".gguf"):
+                shutil.copyfile(file, scratch / file.name)
+        _merge(weights, lora, scratch)
+        if not folder.is_dir():  # another process may have been faster
+            os.replace(scratch, folder)
+    except OSError as error:
+        if not folder.is_dir():
+            raise WeightsError(f"llm.lora: cannot merge {lora} into a copy of {llm.name}: {error}; the cache {folder.parent} needs as much room as the model") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _merge(weights: list[Path], lora: Path, out: Path) -> None:
+    """Write every file of weights with what the adapter adds to it."""
+    from safetensors.torch import load_file, save_file
+
+    pairs, scale = _pairs(lora), _scale(lora)
+    for file in weights:
+        state = load_file(file)
+        for name in state.keys() & pairs.keys():
+            down, up = pairs[name]
+            state[name] = (state[name].float() + scale * (up.float() @ down.float())).to(state[name].dtype)
+        save_file(state, out / file.name, metadata={"format": "pt"})
+
+
+def check_lora(llm: Path, lora: Path) -> None:
+    """Raise WeightsError where an adapter changes what an LLM does not have, or as something of another shape; reads headers of the LLM only."""
+    from safetensors import safe_open
+
+    shapes = {}
+    for file in llm.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 (a safetensors handle is no mapping)
+    for name, (down, up) in _pairs(lora).items():
+        if shapes.get(name) != (up.shape[0], down.shape[1]) or up.shape[1] != down.shape[0]:
+            what = f"{up.shape[0]} × {up.shape[1]} · {down.shape[0]} × {down.shape[1]}"
+            raise WeightsError(f"llm.lora: {lora} adds {what} to {name}, which is {shapes.get(name, 'absent')} in {llm.name}; it was made for another model")
+
+
+def _pairs(lora: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Name of the weight that is changed → (A (r, in), B (out, r))."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(lora / MODEL).items()}
+    except SafetensorError as error:
+        raise WeightsError(f"llm.lora: {lora / MODEL} cannot be read ({error}); the file is damaged, get it again") from error
+    names = {name.split(".lora_")[0] for name in tensors}
+    expected = {f"{name}.lora_{half}.weight" for name in names for half in "AB"}
+    if expected != set(tensors):
+        raise WeightsError(f"llm.lora: {lora} holds more or less than pairs of lora_A and lora_B: {', '.join(sorted(expected ^ set(tensors))[:4])}")
+    return {f"{name}.weight": (tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]) for name in names}
+
+
+def _scale(lora: Path) -> float:
+    """alpha / r."""
+    for name in (CONFIG, MODEL):
+        if not (lora / name).is_file():
+            raise WeightsError(f"llm.lora: {lora} holds no {name}; name a folder of a LoRA adapter as PEFT saves it, in safetensors")
+    config = json.loads((lora / CONFIG).read_text())
+    odd = [key for key in UNSUPPORTED if config.get(key)]
+    if config.get("peft_type") != "LORA" or odd:
+        raise WeightsError(f"llm.lora: {lora} is no plain LoRA adapter ({', '.join(odd) or config.get('peft_type')}); merge it with PEFT and name the merged model as llm.model")
+    return config["lora_alpha"] / config["r"]

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from flows.console.command import FAILED, OK, SOME_REJECTED, command, consoles, group, show_tracebacks
-from flows.console.models import models
+from flows.console.models import models_app
 from medad_core.errors import ConfigError
 
 app = group(name="medad", help="Screen cohorts of brain MRI for anomalies: maps, sentences and metrics. For research; not a medical device.", no_args_is_help=True)
@@ -205,7 +205,7 @@ def status(run: Run) -> None:
         console.print(f"{name:<20} {'there' if size_of(join(run, name)) is not None else 'not yet'}")
 
 
-app.add_typer(models, name="models")
+app.add_typer(models_app, name="models")
 
 
 @_command

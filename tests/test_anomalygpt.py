@@ -371,7 +371,7 @@ def test_code_in_a_checkpoint_is_not_executed(kit, tmp_path, legacy):
 
 
 def test_weights_are_not_written_over(kit, imported):
-    with pytest.raises(UsageError, match="holds weights already"):
+    with pytest.raises(UsageError, match="is there already"):
         kit.run(imported.folder)
 
 

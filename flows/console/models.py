@@ -12,13 +12,13 @@ import typer
 
 from flows.console.command import command, consoles, exits, group
 
-models = group()
+models_app = group()
 importing = group(no_args_is_help=True, help="Convert a checkpoint of another project into a folder that can be named.")
-models.add_typer(importing, name="import")
+models_app.add_typer(importing, name="import")
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder to write; must not exist yet.")]
 
 
-@models.callback(invoke_without_command=True)
+@models_app.callback(invoke_without_command=True)
 def _models(context: typer.Context) -> None:
     """List the models that can be named, where they come from, and what is installed."""
     if context.invoked_subcommand is None:
@@ -76,12 +76,15 @@ def anomalygpt(
     llm: Annotated[str, typer.Option("--llm", help="LLM it was trained on (Vicuna), by name or folder.")] = "vicuna-7b",
     thing: Annotated[str, typer.Option("--thing", help="What its sentences speak of: 'a photo of a damaged THING.'")] = "object",
     lora_alpha: Annotated[float, typer.Option("--lora-alpha", min=0, help="Of the LoRA, which no checkpoint says.")] = 32.0,
+    models: Annotated[str | None, typer.Option("--models", metavar="FOLDER", help="Folder of presets; else $MEDAD_MODELS.")] = None,
 ) -> None:
     """Convert AnomalyGPT's decoder, prompt learner and LoRA into a weights folder for `models.weights`."""
     stdout, stderr = consoles()
     with stderr.status("converting"):
+        from medad_core.config import ModelSettings
         from medad_core.models.imports.anomalygpt import import_anomalygpt
 
-        made = import_anomalygpt(checkpoints, out, encoder=encoder, text_encoder=text_encoder, llm=llm, thing=thing, lora_alpha=lora_alpha)
+        named = {"encoder": encoder, "text_encoder": text_encoder, "llm": llm}
+        made = import_anomalygpt(checkpoints, out, **named, thing=thing, lora_alpha=lora_alpha, where=ModelSettings(folder=models))
     stdout.print(f"weights and card: {made.folder}", soft_wrap=True)
     stdout.print(f"use them with: medad screen DATA --out RUN {' '.join(made.words)}", soft_wrap=True)

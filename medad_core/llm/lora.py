@@ -19,6 +19,7 @@ from torch import Tensor
 
 from medad_core.errors import WeightsError
 from medad_core.models.cache import cache_root, sha256_of
+from medad_core.models.resolve import weight_files
 
 log = logging.getLogger(__name__)
 CONFIG, MODEL = "adapter_config.json", "adapter_model.safetensors"
@@ -47,7 +48,7 @@ def lora_sha256(folder: Path) -> str:
 
 def merged(llm: Path, lora: Path) -> Path:
     """The cached folder of an LLM with an adapter merged into it, made on first use. Raises WeightsError where they do not fit."""
-    weights = sorted(llm.glob("*.safetensors"))
+    weights = weight_files(llm)
     check_lora(llm, lora)
     both = hashlib.sha256(" ".join([*(sha256_of(file) for file in weights), lora_sha256(lora)]).encode()).hexdigest()
     folder = cache_root() / f"{llm.name}-lora-{both[:12]}"
@@ -89,7 +90,7 @@ def check_lora(llm: Path, lora: Path) -> None:
     from safetensors import safe_open
 
     shapes = {}
-    for file in llm.glob("*.safetensors"):
+    for file in weight_files(llm):
         with safe_open(file, framework="pt") as tensors:
             shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 (a safetensors handle is no mapping)
     for name, (down, up) in _pairs(lora).items():

@@ -7,7 +7,6 @@ comes before the first token of a slice is the prefix that a whole cohort shares
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ from torch import Tensor
 from medad_core.errors import WeightsError
 from medad_core.llm.answers import ANOMALYGPT_GRAMMAR, GRAMMAR, NO, QUESTION, yes
 from medad_core.llm.location import CELLS
+from medad_core.models.loading import load_tokenizer, read_config
+from medad_core.models.resolve import weight_files
 
 SYSTEM = "You are a radiologist."
 # Stand for soft tokens while a template is rendered; control pictures occur in no template.
@@ -62,9 +63,7 @@ TEMPLATES = {
 
 def word(folder: Path, template: str, image: bool):
     """The tokenizer of an LLM, the template, and the prompt in it with marks. Raises WeightsError where the template cannot word it."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = load_tokenizer(folder)
     has_chat = bool(tokenizer.chat_template)
     if template == "chat" and not has_chat:
         raise WeightsError(f"llm.template: the tokenizer of {folder.name} has no chat template; set llm.template=anomalygpt, or choose an instruction-tuned model")
@@ -166,15 +165,25 @@ class Prompt:
 
 
 def embedding_table(folder: Path) -> Tensor:
-    """The input embedding table (vocabulary, width) of a `transformers` folder, float32, read without the other weights."""
-    from safetensors import safe_open
+    """What a causal LM's input embeddings give for every token (vocabulary, width), float32; none of its other weights is read.
 
-    name = "model.embed_tokens.weight"
-    index = folder / "model.safetensors.index.json"
-    file = folder / (json.loads(index.read_text())["weight_map"].get(name, "") if index.is_file() else "model.safetensors")
-    if not file.is_file():
-        raise WeightsError(f"{folder}: no model.safetensors here; an LLM is a packaged name or a transformers folder with safetensors")
-    with safe_open(file, framework="pt") as tensors:
-        if name not in tensors.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
-            raise WeightsError(f"{folder.name}: no tensor {name}; only Llama-like decoders are supported")
-        return tensors.get_tensor(name).float()
+    Raises WeightsError where a folder holds no causal LM, or one whose embeddings lie under another name.
+    """
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(read_config(folder))
+            layer = model.get_input_embeddings()
+    except (ValueError, NotImplementedError) as error:
+        raise WeightsError(f"{folder}: is no causal language model ({str(error).strip().splitlines()[0][:160]}); choose another") from error
+    full = next(name for name, module in model.named_modules() if module is layer) + ".weight"
+    names = (full, full.removeprefix(f"{model.base_model_prefix}."))  # a base model is saved without its prefix
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            for name in names:
+                if name in tensors.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
+                    # Gemma's kind multiplies what it looks up; whoever gives embeddings has to.
+                    return tensors.get_tensor(name).float() * getattr(layer, "scalar_embed_scale", 1.0)
+    raise WeightsError(f"{folder}: none of its files has a tensor {full}; its embeddings cannot be given from outside, choose another LLM")

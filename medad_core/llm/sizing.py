@@ -7,11 +7,13 @@ prompts, 64 above 15 billion. A GPU gives what weights, the cache of that many w
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from pathlib import Path
+
+from medad_core.models.loading import read_config
+from medad_core.models.resolve import weight_files
 
 BILLION = 10**9
 SEQUENCES = ((BILLION, 256), (15 * BILLION, 128))
@@ -42,7 +44,7 @@ class ModelSize:
 
 def model_size(folder: Path) -> ModelSize:
     """The size of the LLM in a `transformers` folder."""
-    return _size(folder, tuple((file.name, file.stat().st_mtime_ns) for file in sorted(folder.glob("*.safetensors"))))
+    return _size(folder, tuple((file.name, file.stat().st_mtime_ns) for file in weight_files(folder)))
 
 
 @lru_cache(maxsize=8)
@@ -55,10 +57,10 @@ def _size(folder: Path, files: tuple[tuple[str, int], ...]) -> ModelSize:
             for name in tensors.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
                 tensor = tensors.get_slice(name)
                 counts[tensor.get_dtype()] = counts.get(tensor.get_dtype(), 0) + prod(tensor.get_shape())
-    config = json.loads((folder / "config.json").read_text())
-    heads = config["num_attention_heads"]
-    head = config.get("head_dim") or config["hidden_size"] // heads
-    kept = 2 * config["num_hidden_layers"] * (config.get("num_key_value_heads") or heads) * head  # keys and values
+    config = read_config(folder).get_text_config()
+    heads = config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kept = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * head  # keys and values
     return ModelSize(sum(counts.values()), STORED.get(max(counts, key=counts.__getitem__), "float32"), kept)
 
 

@@ -28,7 +28,7 @@ def prefix_cache(model: torch.nn.Module, prefix: Tensor, batch: int):
     """Keys and values of a prefix (P, width), expanded to `batch` rows; gradients flow back into the prefix."""
     from transformers import DynamicCache
 
-    cache = model.model(inputs_embeds=prefix.unsqueeze(0), past_key_values=DynamicCache(config=model.config), use_cache=True).past_key_values
+    cache = model.base_model(inputs_embeds=prefix.unsqueeze(0), past_key_values=DynamicCache(config=model.config), use_cache=True).past_key_values
     for layer in cache.layers:
         layer.keys, layer.values = layer.keys.expand(batch, -1, -1, -1), layer.values.expand(batch, -1, -1, -1)
     return cache

@@ -116,9 +116,9 @@ class ConverterTrainer:
         spoken = self.prompt.embeddings[targets[:, :-1].clamp(min=0)].to(asked)
         inputs = torch.cat([asked, spoken], dim=1)
         cache = prefix_cache(self.llm, self.prompt.prefix(knowledge), len(answers))
-        hidden = self.llm.model(inputs_embeds=inputs, past_key_values=cache, use_cache=True).last_hidden_state
-        first = asked.shape[1] - 1  # the position before an answer token predicts it
-        return self.llm.lm_head(hidden[:, first:]).float(), targets.to(self.device)
+        # The position before an answer token predicts it.
+        logits = self.llm(inputs_embeds=inputs, past_key_values=cache, use_cache=True, logits_to_keep=targets.shape[1]).logits
+        return logits.float(), targets.to(self.device)
 
     def _targets(self, answers: list[str]) -> Tensor:
         rows = [torch.tensor(self.prompt.answer_tokens(answer)) for answer in answers]

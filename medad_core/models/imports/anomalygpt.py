@@ -16,16 +16,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from medad_core.errors import UsageError, WeightsError
+from medad_core.config import ModelSettings
+from medad_core.errors import WeightsError
 from medad_core.llm.engine import llm_fingerprint, llm_folder
 from medad_core.llm.lora import check_lora, save_lora
-from medad_core.models.cache import sha256_of
+from medad_core.models.cache import ConvertedModel, sha256_of
 from medad_core.models.converter import AnomalyGPTConverter
 from medad_core.models.decoder import Decoder
 from medad_core.models.encoder import NO_JOINT, encoder_fingerprint, encoder_width, joint_width
 from medad_core.models.imports.checkpoint import read_state
+from medad_core.models.imports.folder import check_new, write_new
+from medad_core.models.loading import read_config
+from medad_core.models.resolve import LOCAL
 from medad_core.models.text import Sentences, load_text_encoder, text_encoder_fingerprint, text_features
-from medad_core.models.weights import CONVERTER, save_converter, save_decoder
+from medad_core.models.weights import save_converter, save_decoder
 
 # Prefix in a checkpoint → prefix in our decoder or converter; the first that fits counts. The convolutions have the same numbers.
 DECODER_NAMES = {"image_decoder.fc.": "projections."}
@@ -36,7 +40,18 @@ STATES = (
     ("{}", "flawless {}", "perfect {}", "unblemished {}", "{} without flaw", "{} without defect", "{} without damage"),
     ("damaged {}", "broken {}", "{} with flaw", "{} with defect", "{} with damage"),
 )
+LICENCE = "that of the checkpoint; AnomalyGPT's own is CC BY-NC-SA 4.0"
 PHOTOS = ("a photo of a {}.", "a photo of the {}.")
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """The models that a checkpoint was trained on, by name or folder, and where presets are looked for."""
+
+    encoder: str
+    text_encoder: str
+    llm: str
+    where: ModelSettings
 
 
 @dataclass(frozen=True)
@@ -54,40 +69,51 @@ def ensemble(thing: str) -> Sentences:
 
 
 def import_anomalygpt(
-    checkpoints: Sequence[Path], out: Path, *, encoder: str, text_encoder: str, llm: str, thing: str = "object", lora_alpha: float = 32.0
+    checkpoints: Sequence[Path],
+    out: Path,
+    *,
+    encoder: str,
+    text_encoder: str,
+    llm: str,
+    thing: str = "object",
+    lora_alpha: float = 32.0,
+    where: ModelSettings = LOCAL,
 ) -> Imported:
-    """Write decoder, converter, LoRA adapter (where there is one) and card to `out`.
+    """Write decoder, converter, LoRA adapter (where there is one) and card to `out`, which appears complete or not at all.
 
-    `encoder`, `text_encoder` and `llm` are names or folders as in the settings; `thing` is what its sentences speak of (AnomalyGPT trains
-    with "object"); `lora_alpha` is not in a checkpoint. Raises WeightsError where a file is damaged or more than tensors, where
-    tensors are missing, unknown or of another size than the models named, and UsageError where `out` holds weights already.
+    `encoder`, `text_encoder` and `llm` are names or folders as in the settings, presets looked for as `where` says; `thing` is what its
+    sentences speak of (AnomalyGPT trains with "object"); `lora_alpha` is not in a checkpoint. Raises WeightsError where a file is damaged
+    or more than tensors, where tensors are missing, unknown or of another size than the models named, and UsageError where `out` is
+    there already.
     """
-    if (out / CONVERTER).exists():
-        raise UsageError(f"--out: {out} holds weights already; name another folder")
+    check_new(out)
     state: dict[str, Tensor] = {}
     for checkpoint in checkpoints:
         state |= _read(checkpoint)
-    texts = load_text_encoder(text_encoder)
+    texts, models = load_text_encoder(text_encoder, where=where), Fitting(encoder, text_encoder, llm, where)
     decoder_state, converter_state, lora = _sort(state)
-    _check_widths(decoder_state, converter_state, encoder, texts.width, llm)
+    _check_widths(decoder_state, converter_state, models, texts.width)
 
-    decoder = Decoder(4, encoder_width(encoder), text_features(texts, ensemble(thing)))
+    decoder = Decoder(4, encoder_width(encoder, where=where), text_features(texts, ensemble(thing)))
     decoder.load_state_dict({**decoder_state, "text": decoder.text}, strict=True)
     converter = AnomalyGPTConverter.of_state(converter_state)
     converter.load_state_dict(converter_state, strict=True)
-
-    out.mkdir(parents=True, exist_ok=True)
-    adapter = out / "lora" if lora else None
-    if adapter is not None:
-        save_lora(adapter, lora, lora_alpha)
-        check_lora(llm_folder(llm), adapter)
     # A checkpoint knows nothing of intensity scaling or of the project's sentences, so it cannot refuse any.
-    shared = text_encoder_fingerprint(text_encoder)
-    _write_card(out, checkpoints, encoder, text_encoder, llm, thing, adapter)
-    save_decoder(decoder, out, {**encoder_fingerprint(encoder), **shared})
-    save_converter(converter, out, {**llm_fingerprint(llm, adapter and str(adapter)), **shared}, "anomalygpt")
+    shared = text_encoder_fingerprint(text_encoder, where=where)
+
+    def write(folder: Path) -> None:
+        adapter = folder / "lora" if lora else None
+        if adapter is not None:
+            save_lora(adapter, lora, lora_alpha)
+            check_lora(llm_folder(llm, where=where), adapter)
+        _write_card(folder, checkpoints, models, thing, adapter)
+        save_decoder(decoder, folder, {**encoder_fingerprint(encoder, where=where), **shared})
+        save_converter(converter, folder, {**llm_fingerprint(llm, adapter and str(adapter), where=where), **shared}, "anomalygpt")
+
+    names, hashes = (" ".join(words) for words in zip(*((path.name, sha256_of(path)) for path in checkpoints), strict=True))
+    write_new(ConvertedModel("anomalygpt", out, names, hashes, LICENCE, {}), write)
     words = (f"models.weights={out}", f"models.encoder={encoder}", f"models.text_encoder={text_encoder}", f"llm.model={llm}")
-    return Imported(out, words if adapter is None else (*words, f"llm.lora={adapter}"))
+    return Imported(out, words if not lora else (*words, f"llm.lora={out / 'lora'}"))
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -134,13 +160,14 @@ def _original(name: str, names: Mapping[str, str]) -> str:
     return next(theirs + name.removeprefix(ours) for theirs, ours in names.items() if name.startswith(ours))
 
 
-def _check_widths(decoder: Mapping[str, Tensor], converter: Mapping[str, Tensor], encoder: str, text_width: int, llm: str) -> None:
+def _check_widths(decoder: Mapping[str, Tensor], converter: Mapping[str, Tensor], models: Fitting, text_width: int) -> None:
     """Raise WeightsError where sizes are not those of the models named, or do not agree among themselves, naming every one."""
-    joint, width = joint_width(encoder), json.loads((llm_folder(llm) / "config.json").read_text())["hidden_size"]
+    joint, features = joint_width(models.encoder, where=models.where), encoder_width(models.encoder, where=models.where)
+    width = read_config(llm_folder(models.llm, where=models.where)).get_text_config().hidden_size
     if joint is None:
-        raise WeightsError(NO_JOINT.format(name=encoder))
+        raise WeightsError(NO_JOINT.format(name=models.encoder))
     with torch.device("meta"):
-        fitting = Decoder(4, encoder_width(encoder), torch.empty(2, text_width)).state_dict() | AnomalyGPTConverter(width, joint).state_dict()
+        fitting = Decoder(4, features, torch.empty(2, text_width)).state_dict() | AnomalyGPTConverter(width, joint).state_dict()
     names = DECODER_NAMES | CONVERTER_NAMES
     wrong = [
         f"{_original(name, names)} is {tuple(tensor.shape)}, not {tuple(fitting[name].shape)}"
@@ -148,11 +175,11 @@ def _check_widths(decoder: Mapping[str, Tensor], converter: Mapping[str, Tensor]
         if tensor.shape != fitting[name].shape
     ]
     if wrong:
-        made_for = f"encoder {encoder} ({encoder_width(encoder)} wide, joint space {joint}), text encoder ({text_width}) and LLM {llm} ({width})"
+        made_for = f"encoder {models.encoder} ({features} wide, joint space {joint}), text encoder ({text_width}) and LLM {models.llm} ({width})"
         raise WeightsError(f"the checkpoint does not fit {made_for}: {'; '.join(wrong)}")
 
 
-def _write_card(out: Path, checkpoints: Sequence[Path], encoder: str, text_encoder: str, llm: str, thing: str, adapter: Path | None) -> None:
+def _write_card(out: Path, checkpoints: Sequence[Path], models: Fitting, thing: str, adapter: Path | None) -> None:
     """card.json and card.md: where the weights come from, and what is not known of them."""
     sources = {path.name: sha256_of(path) for path in checkpoints}
     # `cases` is what `medad train` knows of its data; of a checkpoint nobody knows, so no leak can be reported.
@@ -162,11 +189,11 @@ def _write_card(out: Path, checkpoints: Sequence[Path], encoder: str, text_encod
 
 For research. Not a medical device.
 
-Imported for encoder {Path(encoder).name}, text encoder {Path(text_encoder).name} and LLM {Path(llm).name}{", with the LoRA adapter in `lora/`" if adapter else ""}, from
+Imported for encoder {Path(models.encoder).name}, text encoder {Path(models.text_encoder).name} and LLM {Path(models.llm).name}{", with the LoRA adapter in `lora/`" if adapter else ""}, from
 
 {files}
 
-* What they were trained on is not known here, so no run can warn of cases it was trained on. AnomalyGPT's own checkpoints are CC BY-NC-SA 4.0.
+* What they were trained on is not known here, so no run can warn of cases it was trained on. Licence: {LICENCE}.
 * The text features are those of its own prompt ensembles about "{thing}": {len(STATES[0])} normal and {len(STATES[1])} abnormal states in {len(PHOTOS)} templates.
 * How its pictures were scaled is not known either; `data.scaling` is free, and changes what it sees.
 """)

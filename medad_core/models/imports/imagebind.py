@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from medad_core.errors import UsageError, WeightsError
-from medad_core.models.cache import ConvertedModel, sha256_of, write_converted
+from medad_core.errors import WeightsError
+from medad_core.models.cache import ConvertedModel, sha256_of
 from medad_core.models.imports.checkpoint import read_state
 from medad_core.models.imports.clip_tokenizer import VOCABULARY, write_tokenizer
+from medad_core.models.imports.folder import check_new, write_new
 
 WHAT = "ImageBind's imagebind_huge.pth"
 LICENCE = "CC BY-NC-SA 4.0 (Meta AI, ImageBind): not for commercial use"
@@ -64,8 +65,7 @@ def import_imagebind(checkpoint: Path, folder: Path, vision_heads: int = 16, tex
     dtype stays that of the file, the patch kernel aside: it is a sum of two and kept in float32. Raises UsageError where a path is wrong,
     WeightsError where the file is not ImageBind's, naming the tensors that are missing, unknown or of an impossible shape.
     """
-    if folder.exists():
-        raise UsageError(f"--out: {folder} is there already; name a new folder")
+    check_new(folder)
     state = read_state(checkpoint, WHAT)
     ours = {name: tensor for name, tensor in state.items() if not _is_other(name)}
     config = _config(ours, vision_heads, text_heads, checkpoint)
@@ -82,11 +82,7 @@ def import_imagebind(checkpoint: Path, folder: Path, vision_heads: int = 16, tex
         config.save_pretrained(scratch)
         (scratch / "preprocessor_config.json").write_text(json.dumps(_preprocessor(config.vision_config.image_size), indent=2))
 
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        model = write_converted(ConvertedModel("imagebind", folder, checkpoint.name, sha256_of(checkpoint), LICENCE, {}), write)
-    except OSError as error:
-        raise UsageError(f"--out: cannot write {folder} ({error.strerror or error}); name another folder") from error
+    model = write_new(ConvertedModel("imagebind", folder, checkpoint.name, sha256_of(checkpoint), LICENCE, {}), write)
     return Imported(model, len(ours), len(state) - len(ours))
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from torch import Tensor
 
 from medad_core.errors import UsageError, WeightsError
-from medad_core.models.cache import ConvertedModel, sha256_of, write_converted
+from medad_core.models.cache import ConvertedModel, sha256_of
 from medad_core.models.imports.checkpoint import read_state
+from medad_core.models.imports.folder import check_new, write_new
 from medad_core.models.resolve import FETCHED, INDEX, WEIGHTS
 
 WHAT = "the weights of a language model"
@@ -26,8 +27,7 @@ def import_llm(source: Path, folder: Path) -> ConvertedModel:
 
     Raises UsageError where a path is wrong, WeightsError where a file is missing, damaged, or holds anything else than tensors.
     """
-    if folder.exists():
-        raise UsageError(f"--out: {folder} is there already; name a new folder")
+    check_new(folder)
     if not (source / "config.json").is_file():
         raise UsageError(f"{source}: no config.json here; name the folder of a downloaded language model")
     index = _index(source)
@@ -47,12 +47,8 @@ def import_llm(source: Path, folder: Path) -> ConvertedModel:
             if any(fnmatch(path.name, pattern) for pattern in FETCHED) and path.is_file() and path.name not in (PICKLE_INDEX, INDEX) and path.suffix != ".safetensors":
                 shutil.copyfile(path, scratch / path.name)
 
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        hashes = " ".join(sha256_of(source / shard) for shard in shards)
-        return write_converted(ConvertedModel(source.name, folder, " ".join(shards), hashes, "as its source", {}), write)
-    except OSError as error:
-        raise UsageError(f"--out: cannot write {folder} ({error.strerror or error}); name another folder") from error
+    hashes = " ".join(sha256_of(source / shard) for shard in shards)
+    return write_new(ConvertedModel(source.name, folder, " ".join(shards), hashes, "as its source", {}), write)
 
 
 def _index(source: Path) -> dict | None:

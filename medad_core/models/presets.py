@@ -1,14 +1,13 @@
 """Presets: models that are named rather than shipped, as data in `configs/models/NAME.yaml`.
 
 One decision: a preset says what a model is, where it is published and under which licence; it holds no path, so one file serves every
-machine. Where its folder lies is found by `medad_core.models.resolve`.
+machine. Where its folder lies is found by `medad_core.models.resolve`, how its engine runs follows from its size (`medad_core.llm.sizing`).
 """
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,21 +21,10 @@ from medad_core.models.pack import Role
 FOLDER = Path(medad_core.__file__).parent.parent / "configs" / "models"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class EngineDefaults(_Strict):
-    """How vLLM runs a language model unless the settings say otherwise."""
-
-    dtype: Literal["auto", "float32", "float16", "bfloat16"]
-    gpu_memory_utilization: float = Field(gt=0, le=1, description="share of the GPU's memory for weights and key-value cache")
-    max_num_seqs: int = Field(ge=1, description="requests that run at once")
-    tensor_parallel_size: int = Field(ge=1, description="GPUs that share one copy")
-
-
-class Preset(_Strict):
+class Preset(BaseModel):
     """One model that can be named."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str
     roles: list[Role] = Field(min_length=1)
@@ -46,12 +34,9 @@ class Preset(_Strict):
     get: str | None = Field(None, description="command that makes the folder, where the hub alone does not")
     note: str = ""
     misnomers: list[str] = Field([], description="names people use for it although nothing of that name was released")
-    engine: EngineDefaults | None = None
 
     @model_validator(mode="after")
     def _complete(self):
-        if ("language model" in self.roles) != (self.engine is not None):
-            raise ValueError("engine: needed by a language model, and by nothing else")
         if self.hub is None and self.get is None:
             raise ValueError("get: needed where there is no hub")
         return self

@@ -64,7 +64,7 @@ def _notes(study: Study, table: Table, settings: Settings) -> Iterator[str]:
         yield "A difference to the proposed scheme is taken over the seeds that both rows have; DeLong's test takes the first of them."
     for row in (row for row in table.rows if row.group == study.groups[0] and row.first.training_errors):
         errors = [error for seed in row.seeds.values() for error in seed.training_errors]
-        warning = "; where it is 1 or more, the row has learned nothing and only measures how unusual a slice's brightness is" if max(errors) >= 1 else ""
+        warning = "; at 1 or more, that picture would have done as well: a small budget, not the method, is measured" if max(errors) >= 1 else ""
         yield f"{ROWS[row.row].title}: its training loss ended at {min(errors):.2f} to {max(errors):.2f} of that of the mean training picture{warning}."
     if study.rejected:
         yield f"{len(study.rejected)} cases could not be used: " + "; ".join(f"{case_id}, {reason}" for case_id, reason in study.rejected) + "."

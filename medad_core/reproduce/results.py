@@ -97,8 +97,9 @@ def _gallery(study: Study, table: Table, cases: dict[str, TrainingCase], setting
         found = next((decision for decision in row.first.units.decisions if decision.rule in (settings.reproduce.rule, "answer", "always")), None)
         if found is not None:
             label = row.first.units.label
-            errors = [int(((label == true) & (found.said == said)).sum()) for true, said in ((0, 1), (1, 0))]
-            yield GalleryRow(row.row, ROWS[row.row].title, row.group, found.rule, tuple(_worst(row, found.rule, found.said, cases, settings.reproduce.gallery)), *errors)
+            decided = found.settled(label)
+            errors = [int(((label == true) & (decided == said)).sum()) for true, said in ((0, 1), (1, 0))]
+            yield GalleryRow(row.row, ROWS[row.row].title, row.group, found.rule, tuple(_worst(row, found.rule, decided, cases, settings.reproduce.gallery)), *errors)
 
 
 def _worst(row: RowOfGroup, rule: str, decided: np.ndarray, cases: dict[str, TrainingCase], count: int) -> Iterator[GallerySlice]:

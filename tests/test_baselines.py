@@ -189,6 +189,27 @@ def test_training_error_is_measured_against_the_mean_training_picture(encoder, f
     assert fitted["patchcore"][0].training_error is None
 
 
+def test_training_error_leaves_out_what_else_the_network_is_charged_for(encoder, normal, monkeypatch):
+    settings = SMALL.model_copy(update={"epochs": 1, "learning_rate": 1e-9})
+    monkeypatch.setattr("medad_core.baselines.memory_autoencoder.ENTROPY", 0.0)
+    free = build("memory-autoencoder", settings, encoder, 0, "cpu")
+    free.fit(normal)
+    monkeypatch.setattr("medad_core.baselines.memory_autoencoder.ENTROPY", 1e3)
+    charged = build("memory-autoencoder", settings, encoder, 0, "cpu")
+    charged.fit(normal)
+    assert charged.training_error == pytest.approx(free.training_error, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "memory-autoencoder"])
+def test_a_batch_of_one_is_normalised_in_training_as_in_scoring(name, encoder, normal):
+    detector = build(name, SMALL.model_copy(update={"batch_size": 1}), encoder, 0, "cpu")
+    pictures, network = normal.pictures([0], 32), detector.network
+    with torch.no_grad():
+        trained, scored = (network.train(mode)(pictures) for mode in (True, False))
+    for one, other in zip(trained if isinstance(trained, tuple) else [trained], scored if isinstance(scored, tuple) else [scored], strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_patches_of_the_masked_autoencoder_know_their_place(encoder):
     network = build("masked-autoencoder", SMALL, encoder, 0, "cpu").network
     for positions in (network.vit.embeddings.position_embeddings, network.decoder.decoder_pos_embed):

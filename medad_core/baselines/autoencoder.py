@@ -93,8 +93,8 @@ class PerceptualAutoencoder(Reconstruction):
         found = torch.cat(found)
         self.centre, self.spread = found.mean((0, 2, 3), keepdim=True), found.std((0, 2, 3), keepdim=True).clamp(min=1e-6)
 
-    def loss(self, pictures: Tensor, rng: torch.Generator) -> Tensor:
-        return self.distance(pictures, self.network(pictures))
+    def loss(self, pictures: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor | float]:
+        return self.distance(pictures, self.network(pictures)), 0.0
 
     def distance(self, pictures: Tensor, made: Tensor) -> Tensor:
         gap, size = self._gap(pictures, made)

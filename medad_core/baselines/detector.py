@@ -50,8 +50,8 @@ class Scored:
 
 
 class Detector(Protocol):
-    """A baseline. `training_error` after the fit: the loss relative to that of the mean training picture, so 1 or more has learned
-    nothing that a picture on the wall would not know; None where nothing is rebuilt."""
+    """A baseline. `training_error` after the fit: the loss relative to that of the mean training picture, so at 1
+    or more that picture would rebuild slices as well; None where nothing is rebuilt."""
 
     training_error: float | None
 

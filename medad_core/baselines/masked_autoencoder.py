@@ -34,9 +34,9 @@ class MaskedAutoencoder(Reconstruction):
         nn.init.normal_(network.decoder.mask_token, std=config.initializer_range)
         return network
 
-    def loss(self, pictures: Tensor, rng: torch.Generator) -> Tensor:
+    def loss(self, pictures: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor | float]:
         noise = torch.rand(len(pictures), self.patches, generator=rng)
-        return self.network(pixel_values=pictures, noise=noise.to(pictures.device)).loss
+        return self.network(pixel_values=pictures, noise=noise.to(pictures.device)).loss, 0.0
 
     def errors(self, pictures: Tensor) -> tuple[Tensor, np.ndarray | None]:
         order = torch.randperm(self.patches, generator=torch.Generator().manual_seed(self.seed))

@@ -61,10 +61,10 @@ class MemoryAutoencoder(Reconstruction):
     def build(self) -> nn.Module:
         return _Network(self.settings.memory_slots, self.settings.batch_size)
 
-    def loss(self, pictures: Tensor, rng: torch.Generator) -> Tensor:
+    def loss(self, pictures: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor | float]:
         made, address = self.network(pictures)
         entropy = -(address * (address + 1e-12).log()).sum(-1).mean()
-        return self.distance(pictures, made) + ENTROPY * entropy
+        return self.distance(pictures, made), ENTROPY * entropy
 
     def errors(self, pictures: Tensor) -> tuple[Tensor, np.ndarray | None]:
         return ((self.network(pictures)[0] - pictures) ** 2)[:, 0], None

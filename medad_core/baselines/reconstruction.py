@@ -34,8 +34,8 @@ class Reconstruction(ABC):
         """The network to train."""
 
     @abstractmethod
-    def loss(self, pictures: Tensor, rng: torch.Generator) -> Tensor:
-        """Training loss of pictures (n, 1, S, S): `distance` to what the network makes of them, and what else it is charged for."""
+    def loss(self, pictures: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor | float]:
+        """Training loss of pictures (n, 1, S, S) in two parts: `distance` to what the network makes of them, and what else it is charged for."""
 
     def distance(self, pictures: Tensor, made: Tensor) -> Tensor:
         """How far pictures (n, 1, S, S) are from others, a number."""
@@ -58,7 +58,7 @@ class Reconstruction(ABC):
         self.limit = normal_limit(self._inside(normal, places[at.start : at.stop]) for at in batches(len(places), SCORE_BATCH))
 
     def _train(self, normal: SliceSet, progress: Progress) -> float:
-        """The mean loss of the last epoch."""
+        """The mean distance of the last epoch."""
         epochs, size = self.settings.epochs, self.settings.batch_size
         optimizer = torch.optim.Adam(self.network.parameters(), lr=self.settings.learning_rate)
         rng = torch.Generator().manual_seed(self.seed)
@@ -66,13 +66,14 @@ class Reconstruction(ABC):
         for epoch in range(epochs):
             order, total = torch.randperm(len(normal), generator=rng).tolist(), 0.0
             for at in batches(len(normal), size):
-                loss = self.loss(normal.pictures(order[at.start : at.stop], self.size).to(self.device), rng)
+                distance, penalty = self.loss(normal.pictures(order[at.start : at.stop], self.size).to(self.device), rng)
+                loss = distance + penalty
                 if not torch.isfinite(loss):
                     raise MedadError(f"the loss is no longer a number in epoch {epoch + 1}; lower reproduce.baselines.learning_rate")
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                total += loss.item() * len(at)
+                total += distance.item() * len(at)
             progress(epoch + 1, epochs)
         return total / len(normal)
 

@@ -29,6 +29,10 @@ class Decision(NamedTuple):
     reason: str | None = None
     undecided_is_wrong: bool = False
 
+    def settled(self, label: np.ndarray) -> np.ndarray:
+        """What was said of each unit, the opposite of `label` where undecided is wrong."""
+        return np.where(np.isnan(self.said) & self.undecided_is_wrong, 1 - label, self.said)
+
 
 @dataclass(frozen=True)
 class RowUnits:
@@ -148,7 +152,7 @@ def _calibration(units: _Judged, rule: str, probability: bool) -> RuledStatistic
 
 
 def _decided(units: _Judged, decision: Decision, rule: str | None = None) -> Iterator[RuledStatistic]:
-    said, known = _settled(units, decision), ~np.isnan(units.label)
+    said, known = decision.settled(units.label), ~np.isnan(units.label)
     why = units.why_undecided(said, known, decision.reason) if known.any() else units.why_not()
     positive, negative = units.label == 1, units.label == 0
     tp, fn, tn, fp = (units.count(a & (said == b)) for a, b in ((positive, 1), (positive, 0), (negative, 0), (negative, 1)))
@@ -173,14 +177,9 @@ def _decided(units: _Judged, decision: Decision, rule: str | None = None) -> Ite
         yield RuledStatistic(metric, units.level, rule or decision.rule, subset, int(among.sum()), _never if unknown else values, why or units.one_class())
 
 
-def _settled(units: _Judged, decision: Decision) -> np.ndarray:
-    """What was said of each unit, the opposite of the truth where undecided is wrong."""
-    return np.where(np.isnan(decision.said) & decision.undecided_is_wrong, 1 - units.label, decision.said)
-
-
 def _by_size(units: _Judged, decision: Decision, area_mm2: np.ndarray, edges: Sequence[float]) -> Iterator[RuledStatistic]:
     """Sensitivity among slices whose tumour covers an area within each bin."""
-    said = _settled(units, decision)
+    said = decision.settled(units.label)
     unmeasured = int(np.isnan(area_mm2[units.label == 1]).sum())
     for low, high in pairwise((0.0, *edges, np.inf)):
         within = (units.label == 1) & (area_mm2 >= low) & (area_mm2 < high)

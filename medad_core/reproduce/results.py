@@ -64,7 +64,7 @@ def _notes(study: Study, table: Table, settings: Settings) -> Iterator[str]:
         yield "A difference to the proposed scheme is taken over the seeds that both rows have; DeLong's test takes the first of them."
     for row in (row for row in table.rows if row.group == study.groups[0] and row.first.training_errors):
         errors = [error for seed in row.seeds.values() for error in seed.training_errors]
-        warning = "; where it is 1 or more, the row has learned nothing and only measures how unusual a slice's brightness is" if max(errors) >= 1 else ""
+        warning = "; at 1 or more, that picture would have done as well: a small budget, not the method, is measured" if max(errors) >= 1 else ""
         yield f"{ROWS[row.row].title}: its training loss ended at {min(errors):.2f} to {max(errors):.2f} of that of the mean training picture{warning}."
     if study.rejected:
         yield f"{len(study.rejected)} cases could not be used: " + "; ".join(f"{case_id}, {reason}" for case_id, reason in study.rejected) + "."
@@ -97,8 +97,9 @@ def _gallery(study: Study, table: Table, cases: dict[str, TrainingCase], setting
         found = next((decision for decision in row.first.units.decisions if decision.rule in (settings.reproduce.rule, "answer", "always")), None)
         if found is not None:
             label = row.first.units.label
-            errors = [int(((label == true) & (found.said == said)).sum()) for true, said in ((0, 1), (1, 0))]
-            yield GalleryRow(row.row, ROWS[row.row].title, row.group, found.rule, tuple(_worst(row, found.rule, found.said, cases, settings.reproduce.gallery)), *errors)
+            decided = found.settled(label)
+            errors = [int(((label == true) & (decided == said)).sum()) for true, said in ((0, 1), (1, 0))]
+            yield GalleryRow(row.row, ROWS[row.row].title, row.group, found.rule, tuple(_worst(row, found.rule, decided, cases, settings.reproduce.gallery)), *errors)
 
 
 def _worst(row: RowOfGroup, rule: str, decided: np.ndarray, cases: dict[str, TrainingCase], count: int) -> Iterator[GallerySlice]:

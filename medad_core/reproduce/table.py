@@ -100,7 +100,7 @@ def _row(out: str, study: Study, row: str, group: str, settings: Settings) -> Ro
         weights = patient_weights(made.units.patients, settings.evaluate.bootstrap, settings.evaluate.seed)
         measured.append([_measure(statistic, made.units.patients, weights) for statistic in made.statistics])
         seeds[seed] = replace(made, statistics=(), units=replace(made.units, histograms=None))
-    cells = (_joined(tuple(seeds), of_seeds) for of_seeds in zip(*measured, strict=True))
+    cells = (joined(tuple(seeds), of_seeds) for of_seeds in zip(*measured, strict=True))
     return RowOfGroup(row, group, seeds, dict(cells))
 
 
@@ -110,7 +110,7 @@ def _measure(statistic: RuledStatistic, patients: int, weights: np.ndarray) -> t
     return (statistic.level, statistic.metric, statistic.rule, statistic.subset), Cell((0,), value, draws[None], statistic.n, statistic.undefined)
 
 
-def _joined(seeds: tuple[int, ...], of_seeds: Sequence[tuple[CellKey, Cell]]) -> tuple[CellKey, Cell]:
+def joined(seeds: tuple[int, ...], of_seeds: Sequence[tuple[CellKey, Cell]]) -> tuple[CellKey, Cell]:
     """One cell of several seeds; undefined for the reason of the first that is."""
     (key, first), cells = of_seeds[0], [cell for _, cell in of_seeds]
     undefined = next((cell.undefined for cell in cells if np.isnan(cell.value)), first.undefined)

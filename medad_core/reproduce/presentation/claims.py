@@ -39,9 +39,16 @@ def _win(sheet: Sheet, group: str, row: str, column: Column) -> _Win | None:
     lines = [line for rule in (column.rule, *rules) if (line := sheet.find(group, row, replace(column, rule=rule))) and line.value is not None]
     if reference is None or reference.value is None or not lines:
         return None
-    gains = {line: (round(reference.value, 3) - round(line.value, 3)) * (1 if column.low_is_better else -1) for line in lines}
+    gains = {line: _gain(line, reference) * (-1 if column.low_is_better else 1) for line in lines}
     best = lines[0] if gains[lines[0]] > 0 else max(lines, key=gains.__getitem__)
     return _Win(best, reference, column, sheet.facts.patient_slices) if gains[best] > 0 else None
+
+
+def _gain(line: Line, reference: Line) -> float:
+    """Over the seeds that both have, where they differ in them; else of what is printed."""
+    if line.seeds != reference.seeds and line.difference is not None:
+        return round(line.difference, 3)
+    return round(line.value, 3) - round(reference.value, 3)
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,8 @@ class _Win:
     @property
     def numbers(self) -> str:
         spread = between(self.line.difference_low, self.line.difference_high, signed)
-        return f"{number(self.line.value)} against {number(self.reference.value)}" + (f" (difference {spread})" if spread else "")
+        among = "" if self.line.seeds == self.reference.seeds else " over the seeds of both"
+        return f"{number(self.line.value)} against {number(self.reference.value)}" + (f" (difference{among} {spread})" if spread else "")
 
 
 def _control(sheet: Sheet, group: str) -> Iterator[str]:

@@ -81,7 +81,7 @@ def test_the_sentences_are_encoded_to_a_pair_of_unit_vectors():
     assert 0.3 < float(pair[0] @ pair[1]) < 0.999
 
 
-@pytest.mark.parametrize(("size", "precision"), [(Size("dinov2", 96, 4, 3), "float32"), (Size("clip", 96, 4, 3, text=(64, 2, 2)), "bfloat16")], ids=["minilm", "clip text"])
+@pytest.mark.parametrize(("size", "precision"), [(Size("dinov2", 96, 4, 3), "float32"), (Size("clip_vision_model", 96, 4, 3, text=(64, 2, 2)), "bfloat16")], ids=["minilm", "clip text"])
 def test_a_report_holds_together_and_prints(tmp_path, monkeypatch, size, precision):
     """A small encoder, so that the test takes seconds; the path is that of the true sizes."""
     from rich.console import Console

@@ -236,7 +236,7 @@ def test_rules_by_size_come_from_headers(prompt, tmp_path):
     small = model_size(prompt.folder)
     assert small.parameters == 134_515_008 and small.cache_numbers == 2 * 30 * 3 * 64
     assert (small.sequences, resolved_dtype(prompt.folder, "auto"), resolved_dtype(prompt.folder, "bfloat16")) == (256, "float32", "bfloat16")
-    side, config = 46_000, {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
+    side, config = 46_000, {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
     (tmp_path / "config.json").write_text(json.dumps(config))
     for kind, expected in (("F16", "float16"), ("BF16", "bfloat16")):
         header = json.dumps({"w": {"dtype": kind, "shape": [side, side], "data_offsets": [0, 2 * side * side]}}).encode()

@@ -13,10 +13,11 @@ from torch.nn.functional import normalize
 
 from medad_core.config import Settings
 from medad_core.errors import WeightsError
+from medad_core.models.converter import new_converter
 from medad_core.models.decoder import Decoder
 from medad_core.models.encoder import CLIP_MEAN, CLIP_STD, encoder_fingerprint, load_encoder
 from medad_core.models.text import load_text_encoder, text_encoder_fingerprint
-from medad_core.models.weights import CONVERTER, save_decoder
+from medad_core.models.weights import save_converter, save_decoder
 from medad_core.stages.models import load_map_models, maps_fingerprint, shared_fingerprint
 
 VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2, "patch_size": 16}
@@ -168,7 +169,7 @@ def test_weights_of_another_clip_as_encoder_or_text_encoder_are_refused_before_a
         clip(tmp_path / name, seed)
     mine = Settings.model_validate({"models": {"encoder": str(tmp_path / "mine"), "text_encoder": str(tmp_path / "mine"), "weights": str(tmp_path)}})
     save_decoder(Decoder(4, 32, torch.eye(2, 24)), tmp_path, {**encoder_fingerprint(mine.models.encoder), **shared_fingerprint(mine)})
-    (tmp_path / CONVERTER).touch()
+    save_converter(new_converter("compact", torch.eye(2, 24), 16, 1.0), tmp_path, {}, "chat")
     models = load_map_models(mine)
     assert models.decoder(models.encoder.encode(np.zeros((1, 240, 240), np.uint8))).shape == (1, 4, 14, 14)
     monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))

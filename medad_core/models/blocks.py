@@ -37,8 +37,7 @@ class Block(nn.Module):
         query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         hidden = hidden + self.projection(mixed)
-        hidden += self.mlp(self._cast(self.norm2(hidden)))
-        return hidden
+        return hidden + self.mlp(self._cast(self.norm2(hidden)))
 
     def _cast(self, hidden: Tensor) -> Tensor:
         return hidden.to(self.qkv.weight.dtype)

@@ -74,5 +74,5 @@ def shrink_masks(masks: np.ndarray) -> Tensor:
 def decode_case(decoder: Decoder, case: TrainingCase, batch_size: int = 16) -> np.ndarray:
     """Grids (N, taps, gh, gw) float16 of all slices of a case."""
     starts, device = range(0, len(case.features), batch_size), decoder.text.device
-    features = (torch.from_numpy(np.ascontiguousarray(case.features[start : start + batch_size])) for start in starts)
+    features = (torch.from_numpy(np.array(case.features[start : start + batch_size])) for start in starts)  # a copy: the file is mapped read-only
     return torch.cat([decoder(batch.to(device).float()).half().cpu() for batch in features]).numpy()

@@ -81,6 +81,12 @@ def test_the_sentences_are_encoded_to_a_pair_of_unit_vectors():
     assert 0.3 < float(pair[0] @ pair[1]) < 0.999
 
 
+def test_a_slow_model_is_given_fewer_slices_and_a_fast_one_no_more_than_there_are():
+    effort = Effort((1, 2), rounds=2, least_s=1.0, cases=2, slices=41, naive_slices=10, stage_rounds=3, stage_s=30.0)
+    slow, fast = effort.for_rate(0.4), effort.for_rate(1000.0)
+    assert (slow.slices, slow.naive_slices) == (6, 3) and (fast.slices, fast.naive_slices) == (41, 10)
+
+
 @pytest.mark.parametrize(("size", "precision"), [(Size("dinov2", 96, 4, 3), "float32"), (Size("clip_vision_model", 96, 4, 3, text=(64, 2, 2)), "bfloat16")], ids=["minilm", "clip text"])
 def test_a_report_holds_together_and_prints(tmp_path, monkeypatch, size, precision):
     """A small encoder, so that the test takes seconds; the path is that of the true sizes."""

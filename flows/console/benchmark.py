@@ -36,12 +36,17 @@ def report_tables(report: EncodeReport) -> Iterator[Table]:
     table.add_row("  stage, in naive loops", f"{report.speed_up.median:.1f} ×", f"{report.speed_up.low:.1f}, {report.speed_up.high:.1f}")
     yield table
     sweep = plain_table("encoder at batch", *map(str, report.sweep))
-    sweep.add_row("slices/s", *(f"{rate:,.1f}" for rate in report.sweep.values()))
+    sweep.add_row("slices/s", *map(_short, report.sweep.values()))
     yield sweep
 
 
 def _rate(spread: Spread) -> tuple[str, str]:
-    return f"{spread.median:,.1f} slices/s", f"{spread.low:,.1f}, {spread.high:,.1f}"
+    return f"{_short(spread.median)} slices/s", f"{_short(spread.low)}, {_short(spread.high)}"
+
+
+def _short(rate: float) -> str:
+    """A large ViT on a CPU takes seconds a slice."""
+    return f"{rate:,.1f}" if rate >= 10 else f"{rate:.2f}"
 
 
 def _flops(spread: Spread) -> tuple[str, str]:

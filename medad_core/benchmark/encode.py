@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -35,7 +35,8 @@ PLAIN, COMPILED = "plain", "compiled"
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured: batch sizes tried, rounds and their least seconds, generated cases and slices, slices of the naive loop."""
+    """How much is measured: batch sizes tried, rounds and their least seconds, and at most so many generated cases, slices of each, and
+    slices of the naive loop; a slow model gets as few slices as fill `stage_s` seconds a round, and no batch that takes longer than a sixth of it."""
 
     batches: tuple[int, ...]
     rounds: int
@@ -44,6 +45,12 @@ class Effort:
     slices: int
     naive_slices: int
     stage_rounds: int
+    stage_s: float = 30.0
+
+    def for_rate(self, slices_s: float) -> Effort:
+        """The same for an encoder of so many slices a second. The naive loop is given a quarter of the time, at our rate."""
+        each = max(1, round(slices_s * self.stage_s / self.cases))
+        return replace(self, slices=min(self.slices, each), naive_slices=min(self.naive_slices, max(2, round(slices_s * self.stage_s / 4))))
 
 
 EFFORT = {
@@ -119,7 +126,7 @@ def benchmark_encode(model: str, settings: Settings, compiled: bool | None = Non
         variants += _compiled(models, plain, measure)
     best = max(variants, key=lambda variant: variant.slices_s.median)
     with tempfile.TemporaryDirectory(prefix="medad-benchmark-") as run:
-        stage = _stage_and_naive(run, model, models, settings, batch, effort, progress)
+        stage = _stage_and_naive(run, model, models, settings, batch, effort.for_rate(best.slices_s.median), progress)
     return EncodeReport(
         model=model,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
@@ -143,7 +150,7 @@ def _pictures(count: int, device: torch.device) -> torch.Tensor:
 
 
 def _sweep(models: MapModels, effort: Effort, progress: Progress) -> dict[int, float]:
-    """Slices a second of the encoder by batch size, up to the first that memory does not hold."""
+    """Slices a second of the encoder by batch size, up to the first that memory does not hold or that takes too long."""
     found: dict[int, float] = {}
     for size in effort.batches:
         progress(f"encoder at batch {size}")
@@ -151,6 +158,8 @@ def _sweep(models: MapModels, effort: Effort, progress: Progress) -> dict[int, f
         try:
             work()
             found[size] = size * rate(work, models.device, effort.least_s)
+            if size / found[size] > effort.stage_s / 6:
+                break
         except torch.OutOfMemoryError:
             log.warning("batch %d does not fit", size)
             break

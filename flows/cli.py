@@ -13,7 +13,7 @@ import typer
 
 from flows.console.command import FAILED, OK, SOME_REJECTED, command, consoles, group, show_tracebacks
 from flows.console.models import models_app
-from medad_core.errors import ConfigError
+from medad_core.errors import ConfigError, UsageError
 
 app = group(name="medad", help="Screen cohorts of brain MRI for anomalies: maps, sentences and metrics. For research; not a medical device.", no_args_is_help=True)
 _command = command(app)
@@ -37,26 +37,62 @@ def _absolute(uri: str) -> str:
 
 @_command
 def screen(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Folder of cases: BraTS, MSD, or one flat folder.")],
-    out: Annotated[str, typer.Option("--out", metavar="RUN", help="Folder or URI for the results.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Folder of cases: BraTS, MSD, or one flat folder. With --cohort an inbox, into which they come.")],
+    out: Annotated[str | None, typer.Option("--out", metavar="RUN", help="Folder or URI for the results of every case of DATA.")] = None,
+    cohort: Annotated[str | None, typer.Option("--cohort", metavar="FOLDER", help="Folder of a cohort: only what is new or changed in DATA is screened, as its next batch.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="With --cohort: wait for another command that screens it, instead of giving up.")] = False,
     words: Words = None,
     config: Config = None,
 ) -> int:
-    """Screen every case below DATA; the same command again resumes."""
+    """Screen every case below DATA, or what is new there; the same command again resumes."""
     from medad_core.config import load_settings, settings_to_yaml
 
-    settings, run = load_settings(config, words or []), _absolute(out)
+    if (out is None) == (cohort is None):
+        raise UsageError("give --out RUN to screen all of DATA, or --cohort FOLDER to screen what is new in it")
+    if wait and cohort is None:
+        raise UsageError("--wait goes with --cohort")
+    settings, folder, data = load_settings(config, words or []), _absolute(out or cohort), _absolute(data)
     stdout, stderr = consoles(online=not settings.models.offline)
     from flows.console.progress import watching
 
+    if cohort is not None:
+        with stderr.status("checking inbox, models and settings"):
+            from flows.cohort import screen_cohort
+            from flows.preflight import check_cohort
+            from medad_core.inbox.cohort import CohortFolder
+
+            check_cohort(data, folder, settings, wait)
+        with watching(CohortFolder(folder).open_run, stderr):
+            outcome = screen_cohort(data, folder, settings_to_yaml(settings), wait)
+        return _tell_cohort(outcome, stdout, stderr)
     with stderr.status("checking data, models and settings"):
         from flows.preflight import check_screening
         from flows.screen import screen as screen_flow
 
-        check_screening(data, run, settings)
-    with watching(run, stderr):
-        outcome = screen_flow(_absolute(data), run, settings_to_yaml(settings))
+        check_screening(data, folder, settings)
+    with watching(lambda: folder, stderr):
+        outcome = screen_flow(data, folder, settings_to_yaml(settings))
     return _tell(outcome, stdout, stderr)
+
+
+def _tell_cohort(outcome, stdout, stderr) -> int:
+    for batch in outcome.batches:
+        stdout.print(f"batch {batch.batch}: {batch.screened} cases screened, {batch.slices} slices; {batch.rejected} rejected")
+        stdout.print(f"{'page':<12} {batch.page}", soft_wrap=True)
+        if batch.changed:
+            stderr.print(f"medad: {batch.changed} cases changed while they were screened; the next command screens them as they are now", soft_wrap=True)
+    if not outcome.batches:
+        stdout.print("nothing new")
+    stdout.print(f"{'predictions':<12} {outcome.predictions}" if outcome.slices else "no predictions yet", soft_wrap=True)
+    stdout.print(f"{outcome.slices} slices of {outcome.cases} cases in the cohort; {len(outcome.waiting)} studies wait, {len(outcome.unusable)} cannot be used")
+    for case_id, reason in outcome.waiting.items():
+        stderr.print(f"medad: {case_id} waits: {reason}", soft_wrap=True)
+    for case_id, reason in outcome.unusable.items():
+        stderr.print(f"medad: {case_id} cannot be used: {reason}", soft_wrap=True)
+    for batch in outcome.batches:
+        if batch.rejected:
+            stderr.print(f"medad: {batch.rejected} cases of batch {batch.batch} were rejected; {Path(batch.page).parent / 'rejected.csv'} says why", soft_wrap=True)
+    return SOME_REJECTED if outcome.unusable or any(batch.rejected for batch in outcome.batches) else OK
 
 
 @_command
@@ -189,20 +225,27 @@ def phantom(
 
 
 @_command
-def status(run: Run) -> None:
-    """Say how far RUN is, from its files alone."""
-    from flows.console.tables import status_table, terminal
-    from medad_core.stages.common import PART_STAGES, stage_of
-    from medad_core.store import join, read_run_info
-    from medad_core.store.files import size_of
+def status(run: Annotated[str, typer.Argument(metavar="RUN|COHORT", help="Folder or URI of a run, or folder of a cohort.")]) -> None:
+    """Say how far a run or a cohort is, from its files alone."""
+    from flows.console.status import cohort_status, run_status
+    from flows.console.tables import terminal
+    from medad_core.inbox.cohort import is_cohort
 
-    info = read_run_info(run)
-    stages = [(name, stage_of(run, name)) for name in PART_STAGES]
-    console = terminal()
-    console.print(f"{run}: cases of {info.data_root}", soft_wrap=True)
-    console.print(status_table((name, stage.progress() if stage.find_plan() else None) for name, stage in stages))
-    for name in ("predictions.parquet", "metrics.md", "report.html", "rejected.csv"):
-        console.print(f"{name:<20} {'there' if size_of(join(run, name)) is not None else 'not yet'}")
+    for part in cohort_status(run) if is_cohort(run) else run_status(run):
+        terminal().print(part, soft_wrap=isinstance(part, str))
+
+
+@_command
+def prune(
+    cohort: Annotated[str, typer.Argument(metavar="COHORT", help="Folder of a cohort.")],
+    keep: Annotated[int, typer.Option("--keep", min=0, help="How many batches, counted from the newest, keep slices, maps, prompts and answers.")] = 3,
+) -> None:
+    """Remove what lies between volumes and predictions from older batches; predictions, pages, metrics and records stay."""
+    from medad_core.inbox.prune import prune as prune_cohort
+
+    stdout, _ = consoles()
+    pruned = prune_cohort(_absolute(cohort), keep)
+    stdout.print(f"{len(pruned)} batches pruned, {sum(pruned.values()) / 1e6:.1f} MB freed" if pruned else "nothing to prune")
 
 
 app.add_typer(models_app, name="models")

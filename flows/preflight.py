@@ -21,16 +21,39 @@ SERVER_TIMEOUT_S = 10.0
 def check_screening(data: str, run: str, settings: Settings) -> None:
     """Everything that can be wrong with a `screen` command. Raises UsageError, StoreError or WeightsError."""
     from medad_core.data.cases import discover
-    from medad_core.llm.engine import check_engine
-    from medad_core.stages.models import answers_fingerprint, check_wording, device_of, maps_fingerprint, prompts_fingerprint
 
     discover(data, settings.data.modality)
     check_writable(run)
+    check_screening_models(settings)
+
+
+def check_cohort(inbox: str, cohort: str, settings: Settings, wait: bool) -> None:
+    """Everything that can be wrong with a `screen --cohort` command. Raises UsageError, StoreError, WeightsError or LockedError."""
+    from medad_core.data.cases import discover
+    from medad_core.inbox.cohort import CohortFolder
+    from medad_core.inbox.lock import check_free
+    from medad_core.stages.models import run_fingerprint
+
+    discover(inbox, settings.data.modality, may_be_empty=True)
+    folder = CohortFolder(cohort)
+    check_writable(cohort)
+    if not wait:
+        check_free(folder.folder)
+    check_screening_models(settings)
+    there = folder.fingerprint()
+    folder.check_fingerprint(run_fingerprint(settings, there))
+
+
+def check_screening_models(settings: Settings) -> None:
+    """Runner, device, engine and models of a screening. Raises UsageError or WeightsError."""
+    from medad_core.llm.engine import check_engine
+    from medad_core.stages.models import check_wording, device_of, run_fingerprint
+
     check_orchestration(settings)
     device_of(settings)
     check_engine(settings.llm)
-    for check in (maps_fingerprint, prompts_fingerprint, answers_fingerprint, check_wording):
-        check(settings)
+    run_fingerprint(settings)
+    check_wording(settings)
 
 
 def check_reproducing(out: str, settings: Settings) -> None:

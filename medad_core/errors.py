@@ -30,6 +30,10 @@ class CaseError(MedadError):
         return type(self), (self.case_id, self.reason)
 
 
+class TruncatedError(CaseError):
+    """A file that ends before its content does: cut off, or still being copied."""
+
+
 class StoreError(MedadError):
     """Stage files that are missing, damaged or of another run."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -61,16 +61,22 @@ class Board:
 
 
 class RunWatcher:
-    """Looks at the stage files of a run and moves the bars."""
+    """Looks at the stage files of the run that `find` names, None for none yet, and moves the bars."""
 
-    def __init__(self, run: str, board: Board) -> None:
-        self.run, self.board = run, board
+    def __init__(self, find: Callable[[], str | None], board: Board) -> None:
+        self.find, self.board = find, board
+        self.run: str | None = None
         self._finished: set[str] = set()
 
     def look(self) -> None:
         """One look. Files that are being replaced are looked at again next time."""
         from medad_core.stages.common import stage_of
 
+        run = self.find()
+        if run is None:
+            return
+        if run != self.run:
+            self.run, self._finished = run, set()
         for name in STAGES:
             if name in self._finished:
                 continue
@@ -91,10 +97,10 @@ class RunWatcher:
 
 
 @contextmanager
-def watching(run: str, console: Console) -> Iterator[None]:
-    """Show the progress of `run` while the block runs."""
+def watching(find: Callable[[], str | None], console: Console) -> Iterator[None]:
+    """Show the progress of the run that `find` names while the block runs."""
     board = Board(console)
-    watcher, stop = RunWatcher(run, board), threading.Event()
+    watcher, stop = RunWatcher(find, board), threading.Event()
 
     def poll() -> None:
         while not stop.wait(POLL_S):

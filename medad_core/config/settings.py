@@ -145,6 +145,13 @@ class FlowSettings(_Frozen):
     ray_address: str | None = Field(None, description="null starts Ray on this machine")
 
 
+class InboxSettings(_Frozen):
+    """How an inbox is looked into (`medad screen INBOX --cohort FOLDER`); changes no row."""
+
+    settle_s: float = Field(10.0, ge=0, description="a file that was written to in the last seconds is looked at again after them")
+    attempts: int = Field(3, ge=1, description="batches that try a case again after its part was quarantined")
+
+
 class Settings(_Frozen):
     """All settings of a run."""
 
@@ -153,5 +160,6 @@ class Settings(_Frozen):
     llm: LLMSettings = LLMSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     flow: FlowSettings = FlowSettings()
+    inbox: InboxSettings = InboxSettings()
     train: TrainSettings = TrainSettings()
     reproduce: ReproduceSettings = ReproduceSettings()

@@ -66,10 +66,10 @@ class _Draft:
     files: dict[str, list[VolumeRef]] = field(default_factory=lambda: defaultdict(list))
 
 
-def discover(root: str | Path, modality: str = "flair") -> Discovery:
+def discover(root: str | Path, modality: str = "flair", *, may_be_empty: bool = False) -> Discovery:
     """Find every case under `root` that has a volume of `modality` ("flair", "t1", "t1ce" or "t2").
 
-    Raises UsageError where `root` is missing, is a file, or holds no case at all.
+    Raises UsageError where `root` is missing, is a file, or holds no case at all, unless it `may_be_empty`.
     """
     root = Path(root)
     if modality not in MODALITIES:
@@ -84,7 +84,7 @@ def discover(root: str | Path, modality: str = "flair") -> Discovery:
         drafts.extend(entry)
     cases, refused = _settle(drafts, modality)
     rejected.extend(refused)
-    if not cases and not rejected:
+    if not cases and not rejected and not may_be_empty:
         raise UsageError(f"{root}: no case found; known layouts are {KNOWN_LAYOUTS}")
     return Discovery(tuple(sorted(cases, key=lambda c: c.case_id)), tuple(sorted(rejected, key=lambda r: (r.case_id, r.reason))))
 

@@ -19,12 +19,13 @@ import numpy as np
 from isal import igzip_lib
 
 from medad_core.data.cases import VolumeRef
-from medad_core.errors import CaseError, StoreError
+from medad_core.errors import CaseError, StoreError, TruncatedError
 
 _GZIP = b"\x1f\x8b"
 _HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
 # Errors of a disk or network that may be gone in a moment, whatever the file.
 _PASSING = {errno.EIO, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_CHUNK = 1 << 22
 _AWAY = "download or export the file again"
 
 
@@ -98,7 +99,7 @@ class NiftiFile:
         end = self.header.offset + (start + count) * size
         content = _inflate(self.raw, end, self.case_id, self.name)
         if len(content) < end:
-            raise CaseError(self.case_id, f"{self.name}: truncated ({len(content)} of {end} bytes needed); {_AWAY}")
+            raise TruncatedError(self.case_id, f"{self.name}: truncated ({len(content)} of {end} bytes needed); {_AWAY}")
         voxels = np.frombuffer(content, self.header.dtype, count, self.header.offset + start * size)
         return voxels if self.header.dtype.isnative else voxels.astype(self.header.dtype.newbyteorder("="))
 
@@ -117,6 +118,27 @@ def open_nifti(case_id: str, ref: VolumeRef) -> NiftiFile:
     channel = _pick_channel(header, ref, case_id, name)
     _require_whole_file(raw, header, case_id, name)
     return NiftiFile(case_id, name, raw, header, channel)
+
+
+def check_whole(case_id: str, name: str, raw: bytes) -> None:
+    """Hold a file against its own end: a gzip file is inflated to its checksum, which reading a slice range never comes to; a plain one must have the length of its header.
+
+    Raises TruncatedError where it ends too early, CaseError where it is damaged or no NIfTI file.
+    """
+    if not raw.startswith(_GZIP):
+        _require_whole_file(raw, _parse_header(raw[:_HEADER_BYTES], case_id, name), case_id, name)
+    rest = raw
+    try:
+        while rest.startswith(_GZIP):
+            inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+            inflater.decompress(rest, _CHUNK)
+            while not inflater.eof:
+                if inflater.needs_input:
+                    raise TruncatedError(case_id, f"{name}: truncated within its gzip content ({len(raw)} bytes); {_AWAY}")
+                inflater.decompress(b"", _CHUNK)
+            rest = inflater.unused_data
+    except (igzip_lib.IsalError, EOFError, zlib.error) as error:
+        raise CaseError(case_id, f"{name}: damaged gzip content ({error}); {_AWAY}") from error
 
 
 def _inflate(raw: bytes, size: int, case_id: str, name: str) -> bytes:
@@ -138,6 +160,8 @@ def _inflate(raw: bytes, size: int, case_id: str, name: str) -> bytes:
 
 
 def _parse_header(content: bytes, case_id: str, name: str) -> Header:
+    if len(content) < nib.Nifti1Header.sizeof_hdr:
+        raise TruncatedError(case_id, f"{name}: truncated within its header ({len(content)} bytes); {_AWAY}")
     kind = nib.Nifti2Header if content[:4] in (struct.pack("<i", 540), struct.pack(">i", 540)) else nib.Nifti1Header
     try:
         header = kind(content[: kind.sizeof_hdr], check=False)  # extensions stay unread: only their length matters
@@ -206,4 +230,4 @@ def _require_whole_file(raw: bytes, header: Header, case_id: str, name: str) -> 
             return
         have = len(_inflate(raw, whole, case_id, name))
     if have < whole:
-        raise CaseError(case_id, f"{name}: truncated ({have} of {whole} bytes); {_AWAY}")
+        raise TruncatedError(case_id, f"{name}: truncated ({have} of {whole} bytes); {_AWAY}")

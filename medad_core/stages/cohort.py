@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel
@@ -86,6 +87,11 @@ def find_cohort(data: str | Path, settings: DataSettings) -> Cohort:
     for case in found.rejected:
         members.append(Member(case_id=_untaken(case.case_id, taken), split=UNLABELLED, rejected=case.reason))
     return Cohort(root=str(root), members=tuple(sorted(members, key=lambda member: member.case_id)))
+
+
+def members_of(root: Path, cases: Sequence[Case], settings: DataSettings) -> Cohort:
+    """A cohort of the given cases of an inbox. Nothing is trained on what comes into an inbox one by one, so nobody is dealt to a split."""
+    return Cohort(root=str(root), members=tuple(_member(root, case, settings.modality, UNLABELLED) for case in cases))
 
 
 def _untaken(case_id: str, taken: set[str]) -> str:

@@ -21,6 +21,7 @@ from medad_core.store import ANSWERS, MAPS, PROMPTS, SLICES, Item, PartRecord, P
 
 log = logging.getLogger(__name__)
 PART_STAGES = {"slices": SLICES, "maps": MAPS, "prompts": PROMPTS, "answers": ANSWERS}
+QUARANTINED = "quarantined"  # begins the reason of a case whose part failed as a whole
 Progress = Callable[[PartRecord], None]
 
 

@@ -31,6 +31,7 @@ from medad_core.models.decoder import Decoder
 from medad_core.models.encoder import NO_JOINT, VisionTransformerEncoder, encoder_fingerprint, joint_width, load_encoder
 from medad_core.models.text import load_sentences, text_encoder_fingerprint
 from medad_core.models.weights import CONVERTER, DECODER, AnyConverter, check_fit, converter_facts, load_converter, load_decoder, weights_fingerprint, weights_folder
+from medad_core.stages.common import settings_fingerprint
 
 BATCH = {"cuda": 256, "mps": 32, "cpu": 16}
 
@@ -94,6 +95,12 @@ def answers_fingerprint(settings: Settings) -> dict[str, str]:
     """What determines answers: how the LLM speaks, and a template other than that of the weights."""
     weights, asked = converter_facts(weights_folder(settings.models.weights)).template, settings.llm.template
     return {**speech_fingerprint(settings), **({} if asked in ("auto", weights) else {"template": asked})}
+
+
+def run_fingerprint(settings: Settings, there: Mapping[str, str] | None = None) -> dict[str, str]:
+    """All that determines the predictions of a case, its files aside; `there` as in `maps_fingerprint`."""
+    pictures = settings_fingerprint(settings, "data.modality", "data.first_slice", "data.last_slice", "data.scaling")
+    return {**pictures, **maps_fingerprint(settings, there), **prompts_fingerprint(settings), **answers_fingerprint(settings)}
 
 
 def speech_fingerprint(settings: Settings) -> dict[str, str]:

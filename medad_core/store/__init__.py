@@ -3,12 +3,13 @@
 from medad_core.store.files import check_writable, join, sha256_file, write_bytes, write_text
 from medad_core.store.records import Item, PartPlan, PartRecord, Plan, Progress, RunInfo, StageManifest, fingerprint_of
 from medad_core.store.runinfo import read_run_info, write_run_info
-from medad_core.store.schemas import ANSWERS, MAPS, PREDICTIONS, PROMPTS, SLICES
+from medad_core.store.schemas import ANSWERS, COHORT_PREDICTIONS, MAPS, PREDICTIONS, PROMPTS, SLICES
 from medad_core.store.stage import Stage
 from medad_core.store.tables import read_table, write_table
 
 __all__ = [
     "ANSWERS",
+    "COHORT_PREDICTIONS",
     "MAPS",
     "PREDICTIONS",
     "PROMPTS",

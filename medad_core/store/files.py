@@ -167,6 +167,13 @@ def make_folder(uri: str) -> None:
             _sync(folder.parent)
 
 
+def move_folder(source: Path, target: Path) -> None:
+    """Rename a local folder, durably: it appears whole under its new name. Raises StoreError."""
+    with explained("make", str(target)):
+        source.rename(target)
+        _sync(target.parent)
+
+
 def sweep(uri: str) -> None:
     """Remove what killed writers left under temporary names directly in the folder `uri`."""
     path = local_path(uri)

@@ -36,9 +36,8 @@ def make_plan(stage: str, fingerprint: Mapping[str, str], schema: pa.Schema, par
     return Plan(stage=stage, fingerprint=dict(sorted(complete.items())), parts=numbered)
 
 
-def difference(there: Plan, now: Plan) -> str:
+def difference(old: Mapping[str, str], new: Mapping[str, str]) -> str:
     """The fields in which two fingerprints differ, with both values."""
-    old, new = there.fingerprint, now.fingerprint
     fields = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
     return "with other content: " + ", ".join(
         f"{name} ({_short(old.get(name))} there, {_short(new.get(name))} now)" for name in fields

@@ -14,7 +14,9 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """A frozen JSON record that takes no unknown field."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def to_json(self) -> bytes:
@@ -27,21 +29,21 @@ class _Record(BaseModel):
         return cls.model_validate_json(data, strict=True)
 
 
-class Item(_Record):
+class Item(Record):
     """A case that gave no rows, and why, in one line."""
 
     key: str
     reason: str = Field(min_length=1)
 
 
-class PartPlan(_Record):
+class PartPlan(Record):
     """A part and its inputs (case ids, in row order)."""
 
     number: int = Field(ge=0)
     inputs: tuple[str, ...]
 
 
-class Plan(_Record):
+class Plan(Record):
     """What a stage will do. Written once, first; a resumed run reads it and never makes it again."""
 
     stage: str
@@ -68,7 +70,7 @@ class Plan(_Record):
         return hashlib.sha256(self.to_json()).hexdigest()
 
 
-class _Counts(_Record):
+class _Counts(Record):
     rows: int = Field(ge=0)
     requested: int = Field(ge=0)
     done: int = Field(ge=0)
@@ -113,7 +115,7 @@ class StageManifest(_Counts):
         return self
 
 
-class Progress(_Record):
+class Progress(Record):
     """How far a stage is, from its records alone: `parts_done` of `parts`, and the cases and rows in them."""
 
     stage: str
@@ -128,7 +130,7 @@ class Progress(_Record):
     finished: bool
 
 
-class RunInfo(_Record):
+class RunInfo(Record):
     """`RUN/run.json`: what the command was given. For people and for `medad evaluate`; no fingerprint reads it."""
 
     settings: str = Field(description="complete settings as YAML (medad_core.config.settings_from_yaml reads it)")

@@ -88,3 +88,6 @@ PREDICTIONS = pa.schema(
         _field("model_fingerprint", pa.string()),
     ]
 )
+
+# The view of an incremental cohort: which content of a case was screened, and in which batch.
+COHORT_PREDICTIONS = pa.schema([*PREDICTIONS, _field("revision", pa.int32()), _field("batch", pa.int32())])

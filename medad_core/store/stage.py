@@ -54,7 +54,7 @@ class Stage:
             files.write_bytes(self._at("_plan.json"), plan.to_json())
         elif there.fingerprint != plan.fingerprint:
             raise StoreError(
-                f"{self.uri} was made {difference(there, plan)}; choose another output folder, or delete "
+                f"{self.uri} was made {difference(there.fingerprint, plan.fingerprint)}; choose another output folder, or delete "
                 f"{self.uri} and the stages after it to make them again"
             )
         for folder in (self.uri, files.join(self.uri, "_parts")):

@@ -1,0 +1,86 @@
+"""One screening of a cohort at a time.
+
+One decision: the lock is the kernel's (`flock`), held by an open file. It ends with its process, however that dies, so there is no stale lock to recognise; what the
+file says is for people only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from medad_core.errors import MedadError
+from medad_core.store.files import explained
+
+POLL_S = 0.5
+
+
+class LockedError(MedadError):
+    """Another process screens the same cohort."""
+
+
+@contextmanager
+def locked(cohort: Path, wait: bool = False) -> Iterator[None]:
+    """Hold the cohort. Raises LockedError naming the holder where another process does, unless told to `wait`."""
+    path = cohort / ".lock"
+    with explained("lock", str(cohort)):
+        cohort.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        while not _taken(descriptor):
+            if not wait:
+                raise LockedError(_refusal(cohort, _holder(path)))
+            time.sleep(POLL_S)
+        note = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(note).encode(), 0)
+        yield
+        os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def check_free(cohort: Path) -> None:
+    """Raise LockedError where another process holds the cohort now."""
+    name = holder(cohort)
+    if name is not None:
+        raise LockedError(_refusal(cohort, name))
+
+
+def holder(cohort: Path) -> str | None:
+    """Who holds the cohort, None where nobody does."""
+    try:
+        descriptor = os.open(cohort / ".lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return None if _taken(descriptor) else _holder(cohort / ".lock")
+    finally:
+        os.close(descriptor)
+
+
+def _refusal(cohort: Path, name: str) -> str:
+    return f"{cohort} is being screened by {name}; wait for it, or give --wait"
+
+
+def _taken(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _holder(path: Path) -> str:
+    try:
+        note = json.loads(path.read_text())
+        return f"process {note['pid']} on {note['host']} since {note['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

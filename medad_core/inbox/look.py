@@ -1,0 +1,115 @@
+"""Looking into an inbox: which studies are there, whole, and of which content.
+
+One decision: a study is taken only when all its files were whole and have not changed for `inbox.settle_s`; anything else waits for the next look, with the reason.
+Files whose stamp is the one remembered are not read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from medad_core.config import Settings
+from medad_core.data.cases import Case, VolumeRef, discover
+from medad_core.data.nifti import check_whole
+from medad_core.errors import CaseError, StoreError, TruncatedError
+from medad_core.inbox.records import Stamp, StoredFile, Study
+
+READERS = 8  # hashing releases the GIL, and network folders answer slowly one file at a time
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a study was not taken."""
+
+    case_id: str
+    reason: str
+    may_pass: bool
+
+
+@dataclass(frozen=True)
+class Look:
+    """What an inbox holds. `waiting` may be whole next time; `unusable` needs somebody to do something. Both are looked at again every time."""
+
+    studies: tuple[Study, ...]
+    waiting: dict[str, str]
+    unusable: dict[str, str]
+
+
+def look(inbox: Path, settings: Settings, known: Mapping[str, StoredFile]) -> Look:
+    """Every study below `inbox`, by case_id. `known` are files of an earlier look, by path.
+
+    Raises UsageError where the inbox is missing. An empty one is no error: nothing has come yet.
+    """
+    found = discover(inbox, settings.data.modality, may_be_empty=True)
+    before = {case.case_id: _stamps(case, settings.data.modality) for case in found.cases}
+    _let_settle((stamp for stamps in before.values() if stamps for stamp in stamps), settings.inbox.settle_s)
+    with ThreadPoolExecutor(READERS) as pool:
+        seen = list(pool.map(lambda case: _study(inbox, case, settings.data.modality, before[case.case_id], known), found.cases))
+    look = Look(tuple(each for each in seen if isinstance(each, Study)), {}, {})
+    for fault in (*found.rejected, *(each for each in seen if isinstance(each, Fault))):
+        reasons = look.waiting if isinstance(fault, Fault) and fault.may_pass else look.unusable
+        reasons[fault.case_id] = f"{reasons[fault.case_id]}; {fault.reason}" if fault.case_id in reasons else fault.reason
+    return look
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """None where there is no file."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return Stamp(size=facts.st_size, mtime_ns=facts.st_mtime_ns, ctime_ns=facts.st_ctime_ns)
+
+
+def unchanged(inbox: Path, study: Study) -> bool:
+    """Whether the files of a study still are those that were hashed."""
+    return all(stamp_of(inbox / file.path) == file.stamp for file in study.files)
+
+
+def _refs(case: Case, modality: str) -> tuple[VolumeRef, ...]:
+    return (case.volumes[modality],) if case.mask is None else (case.volumes[modality], case.mask)
+
+
+def _stamps(case: Case, modality: str) -> tuple[Stamp, ...] | None:
+    stamps = tuple(stamp_of(Path(ref.path)) for ref in _refs(case, modality))
+    return None if None in stamps else stamps
+
+
+def _let_settle(stamps: Iterable[Stamp], settle_s: float) -> None:
+    """Wait once, until the youngest file is old enough. A clock that runs ahead on the file server costs one whole wait, no more."""
+    now = time.time()
+    youngest = max((max(stamp.mtime_ns, stamp.ctime_ns) / 1e9 for stamp in stamps), default=0.0)
+    time.sleep(min(settle_s, max(0.0, settle_s - (now - youngest))))
+
+
+def _study(inbox: Path, case: Case, modality: str, before: tuple[Stamp, ...] | None, known: Mapping[str, StoredFile]) -> Study | Fault:
+    try:
+        files = [_stored(inbox, case.case_id, ref, known) for ref in _refs(case, modality)]
+    except (TruncatedError, StoreError) as error:
+        return Fault(case.case_id, getattr(error, "reason", str(error)), may_pass=True)
+    except CaseError as error:
+        return Fault(case.case_id, error.reason, may_pass=False)
+    if tuple(file.stamp for file in files) != before or _stamps(case, modality) != before:
+        return Fault(case.case_id, "its files are still changing", may_pass=True)
+    return Study(case_id=case.case_id, volume=files[0], mask=files[1] if len(files) > 1 else None)
+
+
+def _stored(inbox: Path, case_id: str, ref: VolumeRef, known: Mapping[str, StoredFile]) -> StoredFile:
+    path = os.path.relpath(ref.path, inbox)
+    stamp, remembered = stamp_of(Path(ref.path)), known.get(path)
+    if remembered is not None and (remembered.stamp, remembered.channel) == (stamp, ref.channel):
+        return remembered
+    try:
+        raw = Path(ref.path).read_bytes()
+    except OSError as error:
+        raise StoreError(f"{Path(ref.path).name}: cannot be read ({error.strerror})") from error
+    if stamp is None:
+        raise StoreError(f"{Path(ref.path).name}: came while it was looked for")
+    check_whole(case_id, Path(ref.path).name, raw)
+    return StoredFile(path=path, channel=ref.channel, stamp=stamp, sha256=hashlib.sha256(raw).hexdigest())

@@ -1,0 +1,42 @@
+"""Retention: older batches give up what lies between volumes and predictions.
+
+One decision: only the stages' folders go. Predictions, metrics, page, reasons and commits of every batch stay, so the cohort's view can be made again for ever.
+"""
+
+from __future__ import annotations
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+from medad_core.errors import UsageError
+from medad_core.inbox.cohort import CohortFolder, is_cohort
+from medad_core.inbox.lock import locked
+from medad_core.stages.common import PART_STAGES
+from medad_core.store import write_text
+from medad_core.store.files import explained
+
+NOTE = "pruned.txt"
+
+
+def prune(cohort: str, keep: int) -> dict[int, int]:
+    """Prune all committed batches but the newest `keep`; bytes freed by batch number. Raises UsageError for a folder that is no cohort, LockedError where it is in use."""
+    if not is_cohort(cohort):
+        raise UsageError(f"{cohort}: not the folder of a cohort; make one with `medad screen INBOX --cohort {cohort}`")
+    folder = CohortFolder(cohort)
+    with locked(folder.folder):
+        numbers = [batch.number for batch in folder.batches()]
+        return {number: freed for number in numbers[: max(0, len(numbers) - keep)] if (freed := _prune(folder.run_of(number)))}
+
+
+def _prune(run: Path) -> int:
+    stages = [run / name for name in PART_STAGES if (run / name).is_dir()]
+    if not stages:
+        return 0
+    freed = sum(file.stat().st_size for stage in stages for file in stage.rglob("*") if file.is_file())
+    # The note is first: a batch that lost half of its stages to a kill says so.
+    write_text(str(run / NOTE), f"Slices, maps, prompts and answers were removed by `medad prune` on {datetime.now(UTC):%Y-%m-%d}; predictions, metrics and page are whole.\n")
+    with explained("prune", str(run)):
+        for stage in stages:
+            shutil.rmtree(stage)
+    return freed

@@ -1,0 +1,104 @@
+"""What a cohort writes about itself: studies as they were seen, a batch's plan and its commit, the ledger."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from medad_core.store.records import Record, fingerprint_of
+
+
+class Stamp(Record):
+    """How a file lay on disk. ctime cannot be set by a copying program, so a file whose stamp is the same was not written to."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class StoredFile(Record):
+    """A volume: `path` relative to the inbox, channel of a 4-D file, and the content that was found there."""
+
+    path: str
+    channel: int | None
+    stamp: Stamp
+    sha256: str
+
+
+class Study(Record):
+    """A case as it lies in the inbox."""
+
+    case_id: str
+    volume: StoredFile
+    mask: StoredFile | None
+
+    @property
+    def content(self) -> str:
+        """Hash of the bytes and their roles. Where the files lie and what they are called does not count."""
+        return fingerprint_of({role: [file.sha256, file.channel] for role, file in (("volume", self.volume), ("mask", self.mask)) if file})
+
+    @property
+    def files(self) -> tuple[StoredFile, ...]:
+        return (self.volume,) if self.mask is None else (self.volume, self.mask)
+
+
+class Planned(Record):
+    """A study that a batch screens. `revision` counts contents of a case from 1, `attempt` the screenings of one content."""
+
+    study: Study
+    revision: int = Field(ge=1)
+    attempt: int = Field(ge=1)
+
+
+class BatchPlan(Record):
+    """`_planned.json`: written once, before the batch begins; a batch that is resumed goes by it."""
+
+    number: int = Field(ge=1)
+    opened: str
+    fingerprint: dict[str, str]
+    studies: tuple[Planned, ...]
+
+
+class Screening(Record):
+    """What became of one study in one batch. `reason` says why a rejected one has no rows."""
+
+    case_id: str
+    batch: int
+    revision: int
+    attempt: int
+    content: str
+    state: Literal["screened", "rejected"]
+    reason: str | None
+    slices: int
+
+
+class Batch(Record):
+    """`_batch.json`: the commit. `changed` are cases whose files were no longer the planned ones at the end: their rows do not count."""
+
+    number: int
+    opened: str
+    committed: str
+    fingerprint: dict[str, str]
+    predictions_sha256: str
+    screenings: tuple[Screening, ...]
+    changed: tuple[str, ...]
+
+
+class CaseHistory(Record):
+    """All screenings of a case, oldest first, and whether its files were in the inbox when last looked."""
+
+    present: bool
+    screenings: tuple[Screening, ...]
+
+
+class Ledger(Record):
+    """`ledger.json`. `waiting` and `unusable` say of studies that were not screened why; `files` remembers contents, so that unchanged files are not read again."""
+
+    inbox: str
+    looked: str
+    batches: tuple[int, ...]
+    cases: dict[str, CaseHistory]
+    waiting: dict[str, str]
+    unusable: dict[str, str]
+    files: dict[str, StoredFile]

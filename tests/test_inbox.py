@@ -1,0 +1,295 @@
+"""Incremental cohorts: what is taken from an inbox, what a batch commits, and what is true after anything was interrupted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+from prefect_harness import WORDS, write_case
+
+from medad_core.config import load_settings
+from medad_core.errors import StoreError, UsageError
+from medad_core.inbox.cohort import CohortFolder
+from medad_core.inbox.lock import LockedError, holder, locked
+from medad_core.inbox.look import Look, look
+from medad_core.inbox.prune import prune
+from medad_core.stages.common import QUARANTINED, stage_of
+from medad_core.store import PREDICTIONS, Item, write_table
+
+SETTINGS = load_settings(None, [*WORDS, "inbox.settle_s=0"])
+FINGERPRINT = {"model": "one"}
+
+
+@pytest.fixture
+def inbox(tmp_path) -> Path:
+    root = tmp_path / "inbox"
+    for number in range(2):
+        write_case(root, f"BraTS2021_{number:05d}", seed=number)
+    return root
+
+
+@pytest.fixture
+def cohort(tmp_path) -> CohortFolder:
+    return CohortFolder(tmp_path / "cohort")
+
+
+def volume(inbox: Path, case_id: str) -> Path:
+    return inbox / case_id / f"{case_id}_flair.nii.gz"
+
+
+def change(inbox: Path, case_id: str, seed: int) -> None:
+    shutil.rmtree(inbox / case_id)
+    write_case(inbox, case_id, seed)
+
+
+def finish(cohort: CohortFolder, plan, score: float, rejected: dict[str, str] | None = None) -> None:
+    """Give the run of a batch predictions, one row a case, and the reasons of the rejected; no model is needed to test what is committed."""
+    run, rejected = cohort.run_of(plan.number), rejected or {}
+    case_ids = [planned.study.case_id for planned in plan.studies if planned.study.case_id not in rejected]
+    stage = stage_of(str(run), "slices")
+    stage.prepare({}, [tuple(rejected)])
+    stage.write_part(0, [], failed=[Item(key=case_id, reason=reason) for case_id, reason in rejected.items()])
+    row = {field.name: None if field.nullable else 0 if pa.types.is_integer(field.type) else 0.5 if pa.types.is_floating(field.type) else True if pa.types.is_boolean(field.type) else "x" for field in PREDICTIONS}
+    rows = [row | {"case_id": case_id, "slice_index": 60, "anomaly_score": score} for case_id in case_ids]
+    write_table(str(run / "predictions.parquet"), pa.Table.from_pylist(rows, schema=PREDICTIONS))
+
+
+def night(cohort: CohortFolder, inbox: Path, score: float, rejected: dict[str, str] | None = None) -> Look:
+    """What the flow does, with stages that take no time."""
+    cohort.folder.mkdir(exist_ok=True)
+    cohort.reconcile()
+    seen = look(inbox, SETTINGS, cohort.known_files())
+    if pending := cohort.pending(seen, attempts=2):
+        plan = cohort.plan_batch(inbox, pending, FINGERPRINT, SETTINGS)
+        finish(cohort, plan, score, rejected)
+        cohort.commit(inbox, plan)
+    cohort.write_ledger(inbox, seen)
+    return seen
+
+
+def view(cohort: CohortFolder) -> dict[str, tuple[float, int, int]]:
+    rows = pd.read_parquet(cohort.folder / "predictions.parquet")
+    assert not rows.duplicated(["case_id", "slice_index"]).any()
+    return {row.case_id: (row.anomaly_score, row.revision, row.batch) for row in rows.itertuples()}
+
+
+def test_only_what_is_new_or_changed_is_screened_and_a_deleted_case_stays(cohort, inbox):
+    night(cohort, inbox, 0.25)
+    night(cohort, inbox, 0.5)
+    assert len(cohort.batches()) == 1, "nothing new, but a batch"
+    change(inbox, "BraTS2021_00000", seed=7)
+    write_case(inbox, "BraTS2021_00005", seed=5)
+    shutil.rmtree(inbox / "BraTS2021_00001")
+    night(cohort, inbox, 0.75)
+    assert view(cohort) == {"BraTS2021_00000": (0.75, 2, 2), "BraTS2021_00001": (0.25, 1, 1), "BraTS2021_00005": (0.75, 1, 2)}
+    histories = cohort.ledger().cases
+    assert [screening.revision for screening in histories["BraTS2021_00000"].screenings] == [1, 2]
+    assert [case_id for case_id, history in histories.items() if not history.present] == ["BraTS2021_00001"]
+
+
+def test_a_file_that_was_only_touched_or_renamed_is_not_screened_again(cohort, inbox):
+    night(cohort, inbox, 0.25)
+    os.utime(volume(inbox, "BraTS2021_00000"))
+    moved = inbox / "scanner7"
+    moved.mkdir()
+    (inbox / "BraTS2021_00001").rename(moved / "BraTS2021_00001")
+    night(cohort, inbox, 0.5)
+    assert len(cohort.batches()) == 1
+
+
+def test_a_new_mask_is_new_content(cohort, inbox):
+    mask = inbox / "BraTS2021_00000" / "BraTS2021_00000_seg.nii.gz"
+    later = mask.rename(inbox.parent / "later.nii.gz")
+    night(cohort, inbox, 0.25)
+    later.rename(mask)
+    night(cohort, inbox, 0.5)
+    assert view(cohort)["BraTS2021_00000"] == (0.5, 2, 2) and view(cohort)["BraTS2021_00001"] == (0.25, 1, 1)
+
+
+def test_unchanged_files_are_not_read_again(cohort, inbox):
+    known = {file.path: file.model_copy(update={"sha256": "remembered"}) for study in look(inbox, SETTINGS, {}).studies for file in study.files}
+    assert {file.sha256 for study in look(inbox, SETTINGS, known).studies for file in study.files} == {"remembered"}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii"])
+def test_an_unfinished_copy_waits_and_is_screened_when_it_is_whole(cohort, inbox, share, suffix):
+    path = volume(inbox, "BraTS2021_00000")
+    if suffix == ".nii":
+        import nibabel
+
+        plain = path.with_suffix("")
+        nibabel.save(nibabel.load(path), plain)
+        path.unlink()
+        path = plain
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    seen = night(cohort, inbox, 0.25)
+    assert "truncated" in seen.waiting["BraTS2021_00000"] and not seen.unusable
+    assert view(cohort) == {"BraTS2021_00001": (0.25, 1, 1)}
+    path.write_bytes(whole)
+    assert not night(cohort, inbox, 0.5).waiting
+    assert view(cohort)["BraTS2021_00000"] == (0.5, 1, 2)
+
+
+def test_a_copy_with_a_hole_is_not_screened_although_its_length_is_right(cohort, inbox):
+    content = bytearray(volume(inbox, "BraTS2021_00000").read_bytes())
+    content[-5] ^= 1  # within the checksum: every voxel can still be read
+    volume(inbox, "BraTS2021_00000").write_bytes(content)
+    assert "damaged" in night(cohort, inbox, 0.25).unusable["BraTS2021_00000"]
+    assert list(view(cohort)) == ["BraTS2021_00001"]
+
+
+def test_a_file_that_is_still_growing_waits(inbox):
+    path, stop = volume(inbox, "BraTS2021_00000"), threading.Event()
+
+    def write() -> None:
+        with path.open("ab") as file:
+            while not stop.wait(0.02):
+                file.write(b"\0")
+                file.flush()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        seen = look(inbox, SETTINGS.model_copy(update={"inbox": SETTINGS.inbox.model_copy(update={"settle_s": 0.3})}), {})
+    finally:
+        stop.set()
+        writer.join()
+    assert set(seen.waiting) == {"BraTS2021_00000"} and [study.case_id for study in seen.studies] == ["BraTS2021_00001"]
+
+
+def test_an_inbox_may_be_empty_but_not_missing(tmp_path):
+    assert look(tmp_path, SETTINGS, {}) == Look((), {}, {})
+    with pytest.raises(UsageError, match="no such folder"):
+        look(tmp_path / "not-mounted", SETTINGS, {})
+
+
+def test_a_rejected_case_is_on_record_for_good_and_a_quarantined_one_is_tried_again(cohort, inbox):
+    reasons = {"BraTS2021_00000": "no voxel is brain", "BraTS2021_00001": f"{QUARANTINED} after 2 attempts: out of luck"}
+    night(cohort, inbox, 0.25, reasons)
+    assert view(cohort) == {}
+    night(cohort, inbox, 0.5, {"BraTS2021_00001": reasons["BraTS2021_00001"]})
+    night(cohort, inbox, 0.75)
+    tried = cohort.histories()
+    assert [(each.batch, each.revision, each.attempt) for each in tried["BraTS2021_00001"]] == [(1, 1, 1), (2, 1, 2)]
+    assert [each.reason for each in tried["BraTS2021_00000"]] == ["slices: no voxel is brain"]
+
+
+def test_a_newer_content_that_is_rejected_takes_the_rows_of_the_older_away(cohort, inbox):
+    night(cohort, inbox, 0.25)
+    change(inbox, "BraTS2021_00000", seed=7)
+    night(cohort, inbox, 0.5, {"BraTS2021_00000": "NaN"})
+    assert view(cohort) == {"BraTS2021_00001": (0.25, 1, 1)}
+
+
+def test_a_case_that_changes_while_its_batch_runs_is_not_committed(cohort, inbox):
+    seen = look(inbox, SETTINGS, {})
+    plan = cohort.plan_batch(inbox, cohort.pending(seen, 2), FINGERPRINT, SETTINGS)
+    finish(cohort, plan, 0.25)
+    change(inbox, "BraTS2021_00000", seed=7)
+    batch = cohort.commit(inbox, plan)
+    assert batch.changed == ("BraTS2021_00000",) and view(cohort) == {"BraTS2021_00001": (0.25, 1, 1)}
+    night(cohort, inbox, 0.5)
+    assert view(cohort)["BraTS2021_00000"] == (0.5, 1, 2)
+
+
+def test_killed_between_commit_and_view_the_view_is_the_old_one_until_the_next_command(cohort, inbox, monkeypatch):
+    night(cohort, inbox, 0.25)
+    before = (cohort.folder / "predictions.parquet").read_bytes()
+    change(inbox, "BraTS2021_00000", seed=7)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        # The commit's own write of the view is the first that happens after `reconcile`.
+        calls = []
+        original = CohortFolder.write_view
+        patch.setattr(CohortFolder, "write_view", lambda self: original(self) if not calls and not calls.append(1) else (_ for _ in ()).throw(KeyboardInterrupt))
+        night(cohort, inbox, 0.5)
+    assert len(cohort.batches()) == 2 and (cohort.folder / "predictions.parquet").read_bytes() == before
+    cohort.reconcile()
+    assert view(cohort)["BraTS2021_00000"] == (0.5, 2, 2)
+
+
+def test_lost_or_damaged_views_are_made_again_and_a_damaged_commit_is_refused(cohort, inbox):
+    night(cohort, inbox, 0.25)
+    whole = (cohort.folder / "predictions.parquet").read_bytes()
+    (cohort.folder / "ledger.json").write_text("{")
+    for damage in (lambda file: file.unlink(), lambda file: file.write_bytes(whole[:100])):
+        damage(cohort.folder / "predictions.parquet")
+        night(cohort, inbox, 0.5)
+        assert (cohort.folder / "predictions.parquet").read_bytes() == whole
+    assert len(cohort.batches()) == 1 and list(cohort.ledger().cases) == ["BraTS2021_00000", "BraTS2021_00001"]
+    commit = cohort.run_of(1) / "_batch.json"
+    commit.write_text(commit.read_text()[:50])
+    with pytest.raises(StoreError, match=r"_batch\.json is damaged"):
+        night(cohort, inbox, 0.5)
+
+
+def test_predictions_that_are_not_those_committed_never_come_into_the_view(cohort, inbox):
+    night(cohort, inbox, 0.25)
+    table = pd.read_parquet(cohort.run_of(1) / "predictions.parquet").assign(anomaly_score=0.9)
+    write_table(str(cohort.run_of(1) / "predictions.parquet"), pa.Table.from_pandas(table, schema=PREDICTIONS, preserve_index=False))
+    write_case(inbox, "BraTS2021_00005", seed=5)
+    with pytest.raises(StoreError, match="not the file that was committed"):
+        night(cohort, inbox, 0.5)
+
+
+def test_a_cohort_is_of_one_model(cohort, inbox):
+    night(cohort, inbox, 0.25)
+    with pytest.raises(StoreError, match=r"model \(one there, two now\); choose another --cohort"):
+        cohort.check_fingerprint({"model": "two"})
+
+
+def test_pruning_keeps_predictions_and_the_view_can_be_made_again(cohort, inbox):
+    night(cohort, inbox, 0.25)
+    write_case(inbox, "BraTS2021_00005", seed=5)
+    night(cohort, inbox, 0.5)
+    before = {path: path.read_bytes() for path in cohort.folder.rglob("*") if path.is_file() and "slices" not in path.parts}
+    assert list(prune(str(cohort.folder), keep=1)) == [1]
+    assert not (cohort.run_of(1) / "slices").exists() and (cohort.run_of(2) / "slices").exists()
+    assert all(path.read_bytes() == content for path, content in before.items() if path.name != ".lock")
+    (cohort.folder / "predictions.parquet").unlink()
+    cohort.reconcile()
+    assert len(view(cohort)) == 3
+    assert prune(str(cohort.folder), keep=1) == {}
+
+
+HOLD = "import sys, time\nfrom pathlib import Path\nfrom medad_core.inbox.lock import locked\nwith locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
+
+
+@pytest.fixture
+def other(cohort):
+    """Another process that holds the cohort."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(cohort.folder)], stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_command_is_refused_by_name_and_a_dead_one_holds_nothing(cohort, other):
+    with pytest.raises(LockedError, match=f"process {other.pid} on .*--wait"), locked(cohort.folder):
+        pass
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    assert holder(cohort.folder) is None
+    with locked(cohort.folder):
+        assert f"process {os.getpid()}" in holder(cohort.folder)
+    assert holder(cohort.folder) is None
+
+
+def test_a_command_that_waits_gets_its_turn(cohort, other):
+    threading.Timer(0.3, other.kill).start()
+    started = time.monotonic()
+    with locked(cohort.folder, wait=True):
+        assert time.monotonic() - started > 0.25
+

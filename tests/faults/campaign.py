@@ -1,0 +1,52 @@
+"""The processes of the fault campaign: one prepared parent that forks a fresh screening whenever it is asked, so that a life costs seconds.
+
+Run as `python campaign.py`: reads one line a life (JSON: inbox, cohort, words), answers with the child's pid, then with how it ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+
+
+def prepare() -> None:
+    """Import what a screening needs. Nothing may start a thread here: threads do not survive a fork."""
+    import flows.cohort
+    import medad_core.llm.transformers_engine
+    import medad_core.stages.evaluate
+    import medad_core.stages.generate
+    import medad_core.stages.maps  # noqa: F401
+
+
+def screen(inbox: str, cohort: str, words: list[str]) -> None:
+    """One life: the real flow on the real server."""
+    from flows.cohort import screen_cohort
+    from medad_core.config import load_settings, settings_to_yaml
+
+    screen_cohort(inbox, cohort, settings_to_yaml(load_settings(None, words)))
+
+
+def main() -> None:
+    prepare()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.setsid()
+                screen(**json.loads(line))
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""A run of nights on one inbox, killed at seeded random moments, against the same nights undisturbed.
+
+Every night something comes, changes, goes, or arrives broken; then the screening is started and killed (SIGKILL) a number of times before it may end. After each
+kill the cohort's view has to be sound; after each night it has to be the one of the undisturbed cohort. `MEDAD_KILLS` sets the number of kills.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from prefect_harness import WORDS, break_case, write_case
+
+from medad_core.inbox.cohort import CohortFolder
+
+pytest_plugins = ("prefect_harness",)
+KILLS = int(os.environ.get("MEDAD_KILLS", "50"))
+SEED = 20261123
+KILLS_A_NIGHT = 7
+LIFE_S = 180.0  # a life that lasts longer hangs
+CAMPAIGN_WORDS = [*WORDS, "inbox.settle_s=0"]
+
+
+class Screener:
+    """Starts screenings that can be killed."""
+
+    def __init__(self, server: str, log: Path) -> None:
+        root = str(Path(__file__).parents[2])
+        environment = {**os.environ, "PREFECT_API_URL": server, "PYTHONPATH": root, "PREFECT_LOGGING_LEVEL": "ERROR"}
+        self.log = log.open("w")
+        self.parent = subprocess.Popen([sys.executable, str(Path(__file__).with_name("campaign.py"))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment)
+        assert self.parent.stdout.readline() == "ready\n", log.read_text()
+
+    def live(self, inbox: Path, cohort: Path, kill_after_s: float | None) -> tuple[int, float]:
+        """Exit code (-9 where it was killed) and seconds lived."""
+        started = time.monotonic()
+        print(json.dumps({"inbox": str(inbox), "cohort": str(cohort), "words": CAMPAIGN_WORDS}), file=self.parent.stdin, flush=True)
+        child = int(self.parent.stdout.readline())
+        timer = threading.Timer(LIFE_S if kill_after_s is None else kill_after_s, _kill, [child])
+        timer.start()
+        code = int(self.parent.stdout.readline())
+        timer.cancel()
+        return code, time.monotonic() - started
+
+    def close(self) -> None:
+        self.parent.stdin.close()
+        self.parent.wait()
+        self.log.close()
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it had ended a moment before
+
+
+@pytest.fixture
+def screener(server, tmp_path):
+    made = Screener(server, tmp_path / "lives.log")
+    yield made
+    made.close()
+
+
+def happen(night: int, inbox: Path) -> None:
+    """What comes into the inbox before a night, the same for both cohorts."""
+    for number in range(2):
+        write_case(inbox, f"BraTS2021_{10 * night + number:05d}", seed=10 * night + number, tumour=range(60 + number, 64))
+    if night % 3 == 1:
+        shutil.rmtree(inbox / "BraTS2021_00000")
+        write_case(inbox, "BraTS2021_00000", seed=1000 + night)
+    if night % 3 == 2:
+        write_case(inbox, f"BraTS2021_{10 * night + 9:05d}", seed=night)
+        break_case(inbox, f"BraTS2021_{10 * night + 9:05d}")
+        shutil.rmtree(inbox / f"BraTS2021_{10 * night - 10:05d}", ignore_errors=True)
+
+
+def copied(inbox: Path, target: Path) -> Path:
+    shutil.rmtree(target, ignore_errors=True)
+    return Path(shutil.copytree(inbox, target))
+
+
+def told(cohort: Path) -> list[dict]:
+    """What the commits say, times aside."""
+    return [batch.model_dump(exclude={"opened", "committed"}) for batch in CohortFolder(cohort).batches()]
+
+
+def check_view(cohort: Path) -> None:
+    """A reader that comes at this moment finds whole rows of committed batches, every key once."""
+    path = cohort / "predictions.parquet"
+    if not path.exists():
+        return
+    rows, committed = pd.read_parquet(path), {batch.number for batch in CohortFolder(cohort).batches()}
+    assert not rows.duplicated(["case_id", "slice_index"]).any()
+    assert set(rows["batch"]) <= committed
+    assert (rows.groupby("case_id")["slice_index"].apply(list).map(tuple) == (60, 61, 62)).all()
+
+
+def test_killed_at_random_moments_nothing_is_lost_done_twice_or_half_shown(screener, tmp_path, capsys):
+    moments, inbox = random.Random(SEED), tmp_path / "inbox"
+    inbox.mkdir()
+    calm, struck = tmp_path / "calm", tmp_path / "struck"
+    kills = lives = night = 0
+    stages: dict[str, int] = {}
+    while kills < KILLS:
+        happen(night, inbox)
+        night += 1
+        code, seconds = screener.live(inbox, calm, None)
+        assert code == 0, (tmp_path / "lives.log").read_text()
+        for _ in range(min(KILLS_A_NIGHT, KILLS - kills)):
+            code, _ = screener.live(inbox, struck, moments.uniform(0, seconds))
+            lives += 1
+            assert code in (0, -signal.SIGKILL), (tmp_path / "lives.log").read_text()
+            if code == 0:
+                break
+            kills += 1
+            check_view(struck)
+            where = _reached(struck)
+            stages[where] = stages.get(where, 0) + 1
+        code, _ = screener.live(inbox, struck, None)
+        lives += 1
+        assert code == 0, (tmp_path / "lives.log").read_text()
+        pd.testing.assert_frame_equal(pd.read_parquet(struck / "predictions.parquet"), pd.read_parquet(calm / "predictions.parquet"))
+        assert told(struck) == told(calm)
+    assert CohortFolder(struck).ledger().cases == CohortFolder(calm).ledger().cases
+    assert not [path for path in struck.rglob("*") if path.name.endswith(".tmp") or path.name == ".new"]
+    with capsys.disabled():
+        print(f"\n{kills} kills in {lives} lives over {night} nights, killed with the newest work in: {stages}; rows lost, doubled or changed: 0")
+
+
+def _reached(cohort: Path) -> str:
+    """The room in which the killed process wrote last."""
+    files = [path for path in cohort.rglob("*") if path.is_file() and path.name != ".lock"]
+    if not files:
+        return "start"
+    newest = max(files, key=lambda path: path.stat().st_mtime_ns).relative_to(cohort)
+    return newest.parts[2] if len(newest.parts) > 3 else newest.name

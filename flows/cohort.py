@@ -14,7 +14,7 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict
 
 from flows.preflight import note_run
-from flows.stages import convert, evaluate, generate, maps, preprocess
+from flows.stages import convert, evaluate, generate, maps, one_heartbeat, preprocess
 from medad_core.config import Settings, settings_from_yaml, settings_to_yaml
 
 
@@ -81,10 +81,11 @@ def _settled(folder, settings: Settings) -> tuple[Settings, dict[str, str]]:
 def _screen_batch(folder, inbox: Path, plan, settings: Settings) -> Screened:
     """Run the stages on the batch's folder, and commit it."""
     run, text = str(folder.run_of(plan.number)), settings_to_yaml(settings)
-    for stage in (preprocess, maps, convert, generate):
-        stage(run, text)
-    note_run(str(inbox), run, settings)
-    page = evaluate(run, text).page
+    with one_heartbeat():
+        for stage in (preprocess, maps, convert, generate):
+            stage(run, text)
+        note_run(str(inbox), run, settings)
+        page = evaluate(run, text).page
     batch = folder.commit(inbox, plan)
     done = [screening for screening in batch.screenings if screening.state == "screened"]
     return Screened(

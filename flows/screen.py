@@ -9,7 +9,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.preflight import note_run, open_run
-from flows.stages import convert, evaluate, generate, maps, preprocess
+from flows.stages import convert, evaluate, generate, maps, one_heartbeat, preprocess
 from medad_core.config import settings_from_yaml
 from medad_core.errors import MedadError
 from medad_core.store import Progress
@@ -24,12 +24,13 @@ def _run_name() -> str:
 def screen(data: str, run: str, settings: str = "") -> Outcome:
     """Screen every case below `data`; run it again to resume."""
     open_run(data, run, settings_from_yaml(settings))
-    _require_cases(run, preprocess(run, settings))
-    maps(run, settings)
-    convert(run, settings)
-    generate(run, settings)
-    note_run(data, run, settings_from_yaml(settings))
-    return evaluate(run, settings)
+    with one_heartbeat():
+        _require_cases(run, preprocess(run, settings))
+        maps(run, settings)
+        convert(run, settings)
+        generate(run, settings)
+        note_run(data, run, settings_from_yaml(settings))
+        return evaluate(run, settings)
 
 
 def _require_cases(run: str, slices: Progress) -> None:

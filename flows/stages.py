@@ -6,8 +6,12 @@ one does nothing. Plans are made here and not in tasks: there is one planner a s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from prefect import Task, flow
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from flows.runner import RANGES_PER_WORKER, ranges_of, work_off
 from medad_core.config import settings_from_yaml
@@ -20,6 +24,13 @@ from tasks.whole import Outcome, evaluate_run
 def _run_name() -> str:
     """Such as `maps-cohort7`: the stage, and the last word of the run's URI."""
     return f"{flow_run.flow_name}-{flow_run.parameters['run'].rstrip('/').rsplit('/', 1)[-1]}"
+
+
+@contextmanager
+def one_heartbeat() -> Iterator[None]:
+    """For flows within a flow: the outer one's heartbeat says that the process lives, and to end another takes up to a second."""
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
 
 
 OPTIONS = {"persist_result": False, "flow_run_name": _run_name}

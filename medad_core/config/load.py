@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def load_settings(file: str | Path | None = None, overrides: Sequence[str] = ())
     return _validate(tree, source=str(file) if file is not None else None)
 
 
+@lru_cache(maxsize=8)  # every stage and task reads the same text; settings are frozen
 def settings_from_yaml(text: str, source: str = "settings") -> Settings:
     """Settings from YAML text, as `settings_to_yaml` writes it. Raises ConfigError."""
     return _validate(_read_mapping(text, source), source=source)

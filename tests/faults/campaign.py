@@ -13,7 +13,6 @@ import traceback
 
 def prepare() -> None:
     """Import what a screening needs. Nothing may start a thread here: threads do not survive a fork."""
-    import flows.cohort
     import medad_core.llm.transformers_engine
     import medad_core.stages.evaluate
     import medad_core.stages.generate

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -59,10 +60,8 @@ class Screener:
 
 
 def _kill(pid: int) -> None:
-    try:
+    with suppress(ProcessLookupError):  # it may have ended a moment before
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # it had ended a moment before
 
 
 @pytest.fixture

@@ -1,0 +1,104 @@
+"""`medad screen INBOX --cohort FOLDER` with real models and a real server."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+from prefect_harness import AFFINE, SIZE, WORDS
+from typer.testing import CliRunner
+
+from flows.cli import app
+from flows.cohort import screen_cohort
+from medad_core.config import load_settings, settings_to_yaml
+from medad_core.inbox.cohort import CohortFolder
+from medad_core.inbox.lock import locked
+
+pytest_plugins = ("prefect_harness",)
+COHORT_WORDS = [*WORDS, "inbox.settle_s=0"]
+TEXT = settings_to_yaml(load_settings(None, COHORT_WORDS))
+
+
+def without_brain(root: Path, case_id: str) -> None:
+    """A whole file that nothing can be seen in."""
+    (root / case_id).mkdir()
+    nibabel.save(nibabel.Nifti1Image(np.zeros((SIZE,) * 3, np.float32), AFFINE), root / case_id / f"{case_id}_flair.nii.gz")
+
+
+@pytest.fixture(scope="module")
+def nights(server, tiny_cohort, tmp_path_factory):
+    """Two nights: two of the good cases, then another beside the truncated one, one without brain, and a rest of a copy."""
+    inbox, cohort = tmp_path_factory.mktemp("inbox"), tmp_path_factory.mktemp("nights") / "cohort"
+    for number in (0, 1):
+        shutil.copytree(tiny_cohort / f"BraTS2021_{number:05d}", inbox / f"BraTS2021_{number:05d}")
+    first = screen_cohort(str(inbox), str(cohort), TEXT)
+    for number in (2, 3):
+        shutil.copytree(tiny_cohort / f"BraTS2021_{number:05d}", inbox / f"BraTS2021_{number:05d}")
+    without_brain(inbox, "BraTS2021_00009")
+    second = screen_cohort(str(inbox), str(cohort), TEXT)
+    return inbox, cohort, first, second
+
+
+def test_rows_of_a_cohort_are_those_of_one_run_over_all_its_cases(nights, screened):
+    _, cohort, first, second = nights
+    assert [(batch.screened, batch.rejected) for batch in (*first.batches, *second.batches)] == [(2, 0), (1, 1)]
+    assert set(second.waiting) == {"BraTS2021_00002"} and second.cases == 3
+    rows, whole = pd.read_parquet(cohort / "predictions.parquet"), pd.read_parquet(screened.outcome.predictions)
+    assert rows.groupby("case_id")["batch"].first().to_dict() == {"BraTS2021_00000": 1, "BraTS2021_00001": 1, "BraTS2021_00003": 2}
+    # The split is that of a run; the fingerprint is of all its cases together.
+    own = ["split", "model_fingerprint"]
+    pd.testing.assert_frame_equal(rows.drop(columns=[*own, "revision", "batch"]), whole.drop(columns=own))
+
+
+def test_nights_on_which_every_new_case_is_rejected_do_not_block_the_cohort(nights):
+    inbox, cohort = nights[:2]
+    without_brain(inbox, "BraTS2021_00010")
+    before = pd.read_parquet(cohort / "predictions.parquet")
+    outcome = screen_cohort(str(inbox), str(cohort), TEXT)
+    assert [(batch.screened, batch.rejected) for batch in outcome.batches] == [(0, 1)]
+    assert not screen_cohort(str(inbox), str(cohort), TEXT).batches
+    pd.testing.assert_frame_equal(pd.read_parquet(cohort / "predictions.parquet"), before)
+    assert "brain" in CohortFolder(cohort).histories()["BraTS2021_00010"][-1].reason
+
+
+def medad(*words: object):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_a_cohort_in_use_is_refused_before_anything_starts(nights, untouched):
+    inbox, cohort = nights[:2]
+    with locked(cohort):
+        result = medad("screen", inbox, "--cohort", cohort, *COHORT_WORDS)
+    assert result.exit_code == 1 and "is being screened by process" in result.stderr and "--wait" in result.stderr
+
+
+def test_other_settings_are_refused_naming_them(nights, untouched):
+    inbox, cohort = nights[:2]
+    result = medad("screen", inbox, "--cohort", cohort, *COHORT_WORDS, "data.last_slice=63")
+    assert result.exit_code == 1 and "data.last_slice (62 there, 63 now)" in result.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["--out", "a", "--cohort", "b"], ["--out", "a", "--wait"]])
+def test_either_a_run_or_a_cohort_is_asked_for(words, tmp_path, untouched):
+    result = medad("screen", tmp_path, *words)
+    assert result.exit_code == 2 and "--cohort" in result.stderr
+
+
+def test_status_tells_a_cohort_from_its_files(nights, untouched):
+    result = medad("status", nights[1])
+    assert result.exit_code == 0
+    for words in ("idle", "3 cases with 9 slices", "waits: BraTS2021_00002", "rejected: BraTS2021_00009"):
+        assert words in result.stdout, result.stdout
+
+
+def test_prune_says_what_it_freed(nights, tmp_path, untouched):
+    copy = Path(shutil.copytree(nights[1], tmp_path / "cohort"))
+    assert "MB freed" in medad("prune", copy, "--keep", 1).stdout
+    assert "nothing to prune" in medad("prune", copy, "--keep", 1).stdout
+    assert "were removed by `medad prune`" in medad("status", copy / "batches" / "00001").stdout
+    refused = medad("prune", tmp_path)
+    assert refused.exit_code == 2 and "not the folder of a cohort" in refused.stderr

@@ -24,11 +24,13 @@ from torch import Tensor
 from medad_core.config import Settings
 from medad_core.errors import UsageError, WeightsError
 from medad_core.llm.engine import llm_fingerprint, llm_folder
-from medad_core.llm.prompt import Prompt, word
+from medad_core.llm.lora import check_lora
+from medad_core.llm.prompt import Prompt, check_prompts, wording_sha256
 from medad_core.llm.sizing import resolved_dtype
 from medad_core.models.blocks import cast_products
 from medad_core.models.decoder import Decoder
 from medad_core.models.encoder import NO_JOINT, VisionTransformerEncoder, encoder_fingerprint, joint_width, load_encoder
+from medad_core.models.resolve import model_folder
 from medad_core.models.text import load_sentences, text_encoder_fingerprint
 from medad_core.models.weights import CONVERTER, DECODER, AnyConverter, check_fit, converter_facts, load_converter, load_decoder, weights_fingerprint, weights_folder
 
@@ -91,9 +93,11 @@ def _beside_converter(settings: Settings) -> dict[str, str]:
 
 
 def answers_fingerprint(settings: Settings) -> dict[str, str]:
-    """What determines answers: how the LLM speaks, and a template other than that of the weights."""
+    """What determines answers: how the LLM speaks, a template other than that of the weights, and how an LLM of the user's own spells it."""
     weights, asked = converter_facts(weights_folder(settings.models.weights)).template, settings.llm.template
-    return {**speech_fingerprint(settings), **({} if asked in ("auto", weights) else {"template": asked})}
+    found = model_folder(settings.llm.model, "language model", settings.models)
+    spelled = {} if found.packaged else {"wording": wording_sha256(found.folder, *_wording(settings))}
+    return {**speech_fingerprint(settings), **spelled, **({} if asked in ("auto", weights) else {"template": asked})}
 
 
 def speech_fingerprint(settings: Settings) -> dict[str, str]:
@@ -114,7 +118,15 @@ def load_prompt_of(settings: Settings) -> Prompt:
 
 def check_wording(settings: Settings) -> None:
     """Raise WeightsError where `load_prompt_of` would; loads a tokenizer only."""
-    word(llm_folder(settings.llm.model, where=settings.models), *_wording(settings))
+    check_llm(settings, *_wording(settings))
+
+
+def check_llm(settings: Settings, template: str, image: bool = False) -> None:
+    """Raise WeightsError where an LLM cannot be asked in a template, or its LoRA does not fit it; reads a tokenizer and headers only."""
+    folder = llm_folder(settings.llm.model, where=settings.models)
+    check_prompts(folder, template, image)
+    if settings.llm.lora is not None:
+        check_lora(folder, Path(settings.llm.lora).expanduser())
 
 
 def _wording(settings: Settings) -> tuple[str, bool]:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from test_llm_families import FAMILIES, write_llm
@@ -18,6 +19,7 @@ from flows.preflight import check_training
 from medad_core.config import load_settings
 from medad_core.errors import WeightsError
 from medad_core.llm.engine import llm_fingerprint
+from medad_core.llm.lora import check_lora, merged, save_lora
 from medad_core.llm.prompt import Prompt, word
 from medad_core.llm.transformers_engine import load_llm
 from medad_core.models.encoder import encoder_fingerprint
@@ -92,6 +94,45 @@ def test_a_truncated_llm_is_one_line_wherever_it_is_looked_into(llm):
     for look in (Prompt, load_llm):
         with pytest.raises(WeightsError, match=r"get (it|the model) again"):
             look(llm)
+
+
+@pytest.fixture
+def adapter(llm, tmp_path) -> Path:
+    shape = load_file(llm / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"].shape
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora"
+    save_lora(tmp_path / "adapter", {f"{name}_A.weight": torch.randn(4, shape[1]), f"{name}_B.weight": torch.randn(shape[0], 4)}, alpha=8)
+    check_lora(llm, tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.mark.parametrize("text", ['{"r": 4,', "[]", '{"peft_type": "LORA", "r": 4}', '{"peft_type": "LORA", "r": 0, "lora_alpha": 1}'])
+def test_an_adapter_with_a_damaged_configuration_is_one_line(llm, adapter, text):
+    (adapter / "adapter_config.json").write_text(text)
+    with pytest.raises(WeightsError, match=r"adapter_config\.json"):
+        check_lora(llm, adapter)
+
+
+@pytest.mark.parametrize("facts", [{"init_lora_weights": "pissa"}, {"layer_replication": [[0, 1]]}, {"use_qalora": True}, {"use_dora": True}])
+def test_an_adapter_of_more_than_plain_lora_is_refused(llm, adapter, facts):
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+    with pytest.raises(WeightsError, match=f"no plain LoRA.*{next(iter(facts))}"):
+        check_lora(llm, adapter)
+
+
+def test_an_adapter_whose_rank_is_not_the_one_it_says_is_refused(llm, adapter):
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 64}))
+    with pytest.raises(WeightsError, match=r"says rank 64, its matrix .* has 4"):
+        check_lora(llm, adapter)
+
+
+def test_a_merged_copy_follows_the_chat_template_of_its_model(llm, adapter, monkeypatch, tmp_path):
+    monkeypatch.setenv("MEDAD_CACHE", str(tmp_path / "cache"))
+    first = merged(llm, adapter)
+    assert merged(llm, adapter) == first and (first / "model.safetensors").stat().st_mode & 0o044
+    (llm / "chat_template.jinja").write_text(DATED)
+    assert (merged(llm, adapter) / "chat_template.jinja").read_text() == DATED
 
 
 def clip_of(folder: Path) -> Path:

@@ -185,9 +185,11 @@ def worker_device(run: str, device: str, count: int | None = None) -> Iterator[s
         time.sleep(0.2)
 
 
-def use_threads(settings: Settings) -> None:
-    """Give torch `models.threads` threads, for every stage: the last bits of its sums depend on how many there are, and a stage that
-    is resumed must not differ from one that ran after another in the same process."""
+def settle_torch(settings: Settings) -> None:
+    """Settle how torch computes in this process, for every stage, for training and benchmark alike: a stage that is resumed must not differ from one that ran
+    after another in the same process. `models.threads` threads, because the last bits of its sums depend on how many there are; and no TF32, to which cuDNN
+    would round float32 convolutions: float32 is to mean the same on every device."""
+    torch.backends.cudnn.allow_tf32 = False
     if settings.models.threads:
         torch.set_num_threads(settings.models.threads)
 
@@ -211,10 +213,8 @@ class MapModels:
 
 def load_map_models(settings: Settings, device: str | None = None, precision: str | None = None) -> MapModels:
     """Encoder and decoder; device and precision are those of the settings where a stage has not settled them."""
-    use_threads(settings)
+    settle_torch(settings)
     device, precision = device or device_of(settings), precision or precision_of(settings)
-    # cuDNN would round float32 convolutions to TF32: float32 is to mean the same on every device.
-    torch.backends.cudnn.allow_tf32 = False
     decoder = cast_products(load_decoder(weights_folder(settings.models.weights), maps_fingerprint(settings)), precision)
     encoder = load_encoder(settings.models.encoder, device, precision, where=settings.models)
     if settings.models.compile:
@@ -223,5 +223,5 @@ def load_map_models(settings: Settings, device: str | None = None, precision: st
 
 
 def load_converter_of(settings: Settings) -> AnyConverter:
-    use_threads(settings)
+    settle_torch(settings)
     return load_converter(weights_folder(settings.models.weights), _beside_converter(settings))

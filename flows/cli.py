@@ -270,14 +270,14 @@ def encode(
     words: Words = None,
     config: Config = None,
     model: Annotated[str, typer.Option("--model", help="vit-s-14, vit-b-14, vit-l-14 or vit-h-14 (random weights of that size), or what models.encoder takes.")] = "vit-s-14",
-    device: Annotated[str, typer.Option("--device", help="As models.device.")] = "auto",
+    device: Annotated[str | None, typer.Option("--device", help="As models.device.")] = None,
     compiled: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Also measure models.compile; by default on a GPU only.")] = None,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report there too.")] = None,
 ) -> None:
     """Slices to maps: slices a second, FLOP a second beside the fastest matrix product, reading, and the naive loop."""
     from medad_core.config import load_settings
 
-    settings = load_settings(config, [f"models.device={device}", *(words or [])])
+    settings = load_settings(config, [*([f"models.device={device}"] if device else []), *(words or [])])
     stdout, stderr = consoles(online=not settings.models.offline)
     with stderr.status("starting") as status:
         from flows.console.benchmark import report_json, report_tables

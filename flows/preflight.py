@@ -60,11 +60,12 @@ def check_reproducing(out: str, settings: Settings) -> None:
     """Everything that can be wrong with a `reproduce` command. Raises UsageError, ConfigError, StoreError or WeightsError."""
     from medad_core.llm.engine import check_engine
     from medad_core.reproduce.study import check_study, study_fingerprint
-    from medad_core.stages.models import device_of
+    from medad_core.stages.models import check_llm, device_of
 
     check_orchestration(settings)
     device_of(settings)
     check_engine(settings.llm)
+    check_llm(settings, settings.llm.template)
     if settings.flow.runner == "thread" and settings.flow.max_workers > 1:
         raise ConfigError("flow.max_workers: threads share torch's random numbers, so no seed would mean anything; set flow.runner=process, or flow.max_workers=1")
     outside = {settings.data.first_slice, settings.data.last_slice} - set(range(settings.train.first_slice, settings.train.last_slice + 1))
@@ -77,13 +78,14 @@ def check_training(settings: Settings) -> None:
     """Everything that can be wrong with a `train` command, the cohort aside. Raises UsageError, ConfigError or WeightsError."""
     from medad_core.llm.engine import llm_fingerprint
     from medad_core.models.encoder import encoder_fingerprint
-    from medad_core.stages.models import device_of, shared_fingerprint
+    from medad_core.stages.models import check_llm, device_of, shared_fingerprint
 
     check_orchestration(settings)
     device_of(settings)
     encoder_fingerprint(settings.models.encoder, where=settings.models)
     shared_fingerprint(settings)
     llm_fingerprint(settings.llm.model, settings.llm.lora, where=settings.models)
+    check_llm(settings, settings.llm.template)
 
 
 def check_orchestration(settings: Settings) -> None:

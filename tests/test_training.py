@@ -87,7 +87,27 @@ def test_same_seed_gives_the_same_decoder_also_after_a_kill(tmp_path):
     resumed = train_decoder(cases, text, settings, 5, tmp_path / "part.pt")
     for name, tensor in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], tensor, rtol=0, atol=0)
-    assert not (tmp_path / "part.pt").exists()
+    done = train_decoder(cases, text, settings, 5, tmp_path / "part.pt", validate=lambda *_: _raise())  # nothing is left to train
+    torch.testing.assert_close(done.state_dict(), resumed.state_dict(), rtol=0, atol=0)
+
+
+def test_a_damaged_checkpoint_costs_its_steps_and_not_the_run(tmp_path, caplog):
+    text, cases, settings = torch.eye(2, 16), [drawn_case(0, 4)], DecoderTraining(steps=2, batch_size=2)
+    whole = train_decoder(cases, text, settings, 5, tmp_path / "x.pt")
+    (tmp_path / "x.pt").write_bytes((tmp_path / "x.pt").read_bytes()[:500])
+    torch.testing.assert_close(train_decoder(cases, text, settings, 5, tmp_path / "x.pt").state_dict(), whole.state_dict(), rtol=0, atol=0)
+    assert "x.pt is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("size", [1e-8, 1e4], ids=["gradients too small for float16", "gradients that overflow at first"])
+def test_float16_learns_although_gradients_do_not_fit_it(size, tmp_path):
+    torch.manual_seed(0)
+    module, batch = torch.nn.Linear(8, 1), torch.randn(16, 8)
+    before = module.weight.detach().clone()
+    loop = Loop(module, DecoderTraining(steps=40, learning_rate=0.01), 0, Arithmetic(dtype=torch.float16), rise=0.5)
+    loop.run(lambda _: iter([batch] * 40), lambda given: size * module(given).float().square().mean(), tmp_path / "x.pt", lambda _: None, lambda *_: None)
+    assert module.weight.isfinite().all() and loop.curve[-1]["loss"] < 0.9 * loop.curve[0]["loss"]
+    assert not torch.equal(module.weight, before)
 
 
 def test_a_checkpoint_of_another_seed_is_not_gone_on_with(tmp_path):

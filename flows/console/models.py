@@ -35,7 +35,7 @@ def _list() -> None:
     console.print(f"weights 'embedded' (decoder and converter for the first three): {embedded_weights() or 'not there'}", soft_wrap=True)
     console.print(
         "Others: models.encoder takes a local transformers folder of a DINOv2, CLIP or SigLIP vision model, models.text_encoder one of a BERT sentence encoder or of "
-        "CLIP's or SigLIP's text model, llm.model one of a Llama model; models.weights then names a folder that `medad train` made for them.",
+        "CLIP's or SigLIP's text model, llm.model one of a causal LM (Llama, Mistral, Qwen, Gemma, Phi, GPT-2, …); models.weights then names a folder that `medad train` made for them.",
     )
 
 

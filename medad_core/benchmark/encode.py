@@ -26,7 +26,7 @@ from medad_core.models.decoder import image_scores, peaks, render_maps
 from medad_core.stages import maps
 from medad_core.stages.batches import batches_of, read_cases
 from medad_core.stages.common import stage_of
-from medad_core.stages.models import MapModels, device_of, precision_of, use_threads
+from medad_core.stages.models import MapModels, device_of, precision_of, settle_torch
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str], None]
@@ -105,13 +105,12 @@ def benchmark_encode(model: str, settings: Settings, compiled: bool | None = Non
     Raises UsageError for a device that is not there, WeightsError for a model that is not.
     """
     started = time.perf_counter()
-    use_threads(settings)
+    settle_torch(settings)
     torch.manual_seed(0)
-    torch.backends.cudnn.allow_tf32 = False
     device, precision = torch.device(device_of(settings)), precision_of(settings)
     effort = effort or EFFORT[device.type]
     progress(f"building {model}")
-    models = models_of(model, str(device), precision)
+    models = models_of(model, str(device), precision, settings.models)
     cost = flops_per_slice(shape_of(models.encoder))
     progress("the fastest matrix product")
     side, multiply = best_gemm(PRECISIONS[precision], device, effort.least_s / 2)

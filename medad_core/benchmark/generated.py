@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medad_core.config import ModelSettings
 from medad_core.data.read import CaseSlices
 from medad_core.models.blocks import PRECISIONS, cast_products
 from medad_core.models.decoder import Decoder
 from medad_core.models.encoder import FAMILIES, VisionTransformerEncoder, load_encoder
+from medad_core.models.resolve import LOCAL
 from medad_core.models.text import load_sentences, text_encoder_folder
 from medad_core.stages.batches import COLUMNS
 from medad_core.stages.common import plan_after, stage_of
@@ -48,9 +50,9 @@ SIZES = {
 }
 
 
-def models_of(name: str, device: str, precision: str) -> MapModels:
+def models_of(name: str, device: str, precision: str, where: ModelSettings = LOCAL) -> MapModels:
     """Encoder `name`, one of SIZES with random weights or whatever `models.encoder` takes, and a decoder with random weights for its texts."""
-    encoder = random_encoder(SIZES[name], device, precision) if name in SIZES else load_encoder(name, device, precision)
+    encoder = random_encoder(SIZES[name], device, precision) if name in SIZES else load_encoder(name, device, precision, where=where)
     width = SIZES[name].text[0] if name in SIZES and SIZES[name].text else 384
     decoder = Decoder(encoder.taps, encoder.width, F.normalize(torch.randn(2, width), dim=-1)).eval().requires_grad_(False)
     return MapModels(encoder, cast_products(decoder, precision).to(device))

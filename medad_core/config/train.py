@@ -61,7 +61,7 @@ class TrainSettings(_Frozen):
     folds: int = Field(
         4, ge=2, description="patients are held out in turn, so the converter learns from maps of unseen patients"
     )
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of matrix products; auto: bfloat16 on CUDA, float32 elsewhere")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of matrix products; auto: bfloat16 on CUDA, float16 where that is all there is, else float32")
     decoder: DecoderTraining = DecoderTraining()
     converter: ConverterTraining = ConverterTraining()
 

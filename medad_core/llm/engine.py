@@ -20,7 +20,7 @@ from medad_core.errors import UsageError
 from medad_core.llm.lora import lora_sha256, merged
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.sizing import resolved_dtype
-from medad_core.models.resolve import LOCAL, model_folder, weights_sha256
+from medad_core.models.resolve import LOCAL, model_folder, model_sha256
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def llm_fingerprint(name: str, lora: str | None = None, *, where: ModelSettings 
     """Name and hash of what determines an LLM's answers, whichever engine runs it; merges nothing. Raises UsageError or WeightsError where there is none."""
     found = model_folder(name, "language model", where)
     adapted = "" if lora is None else f" with LoRA {lora_sha256(Path(lora).expanduser())}"
-    return {"llm": found.label, "llm_sha256": weights_sha256(found.folder) + adapted}
+    return {"llm": found.label, "llm_sha256": model_sha256(found) + adapted}
 
 
 def choose_engine(requested: str) -> str:

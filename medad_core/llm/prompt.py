@@ -7,8 +7,11 @@ comes before the first token of a slice is the prefix that a whole cohort shares
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +21,11 @@ from torch import Tensor
 from medad_core.errors import WeightsError
 from medad_core.llm.answers import ANOMALYGPT_GRAMMAR, GRAMMAR, NO, QUESTION, yes
 from medad_core.llm.location import CELLS
-from medad_core.models.loading import load_tokenizer, read_config
+from medad_core.models.loading import load_tokenizer, open_tensors, read_config
 from medad_core.models.resolve import weight_files
 
 SYSTEM = "You are a radiologist."
+TODAY = date(2024, 7, 26)  # the date that Llama 3's own template falls back to
 # Stand for soft tokens while a template is rendered; control pictures occur in no template.
 KNOWLEDGE, IMAGE, MAP = "\u2402knowledge\u2403", "\u2402image\u2403", "\u2402map\u2403"
 
@@ -47,7 +51,9 @@ def _chat(tokenizer, image: bool) -> str:
     if image:
         raise WeightsError("llm.template: chat has no place for the image's embedding, which these weights give; set llm.template=auto")
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": f"{QUESTION}\n{KNOWLEDGE}{MAP}"}]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    # Llama 3's template tells the LLM the date: of today, unless it is given one. A prompt must be the same tomorrow.
+    dated = {"date_string": TODAY.strftime("%d %b %Y"), "strftime_now": TODAY.strftime}
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **dated)
 
 
 def _anomalygpt(tokenizer, image: bool) -> str:
@@ -69,6 +75,19 @@ def word(folder: Path, template: str, image: bool):
         raise WeightsError(f"llm.template: the tokenizer of {folder.name} has no chat template; set llm.template=anomalygpt, or choose an instruction-tuned model")
     chosen = TEMPLATES[("chat" if has_chat else "anomalygpt") if template == "auto" else template]
     return tokenizer, chosen, chosen.render(tokenizer, image)
+
+
+def wording_sha256(folder: Path, template: str, image: bool) -> str:
+    """Hash of what an LLM is asked and may answer, as its tokenizer spells it."""
+    tokenizer, chosen, text = word(folder, template, image)
+    spelled = [tokenizer.encode(each, add_special_tokens=False) for each in (text, *chosen.sentences)]
+    return hashlib.sha256(json.dumps([spelled, chosen.end, tokenizer.bos_token_id, tokenizer.eos_token_id]).encode()).hexdigest()
+
+
+def check_prompts(folder: Path, template: str, image: bool) -> None:
+    """Raise WeightsError where `Prompt` would; reads a tokenizer and headers only."""
+    word(folder, template, image)
+    find_embeddings(folder)
 
 
 class Prompt:
@@ -169,21 +188,27 @@ def embedding_table(folder: Path) -> Tensor:
 
     Raises WeightsError where a folder holds no causal LM, or one whose embeddings lie under another name.
     """
-    from safetensors import safe_open
+    file, name, scale = find_embeddings(folder)
+    with open_tensors(file) as tensors:
+        return tensors.get_tensor(name).float() * scale
+
+
+def find_embeddings(folder: Path) -> tuple[Path, str, float]:
+    """File, tensor and factor of a causal LM's input embeddings; reads headers only. Raises WeightsError as `embedding_table` does."""
     from transformers import AutoModelForCausalLM
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(read_config(folder))
+            model = AutoModelForCausalLM.from_config(read_config(folder), trust_remote_code=False)
             layer = model.get_input_embeddings()
     except (ValueError, NotImplementedError) as error:
         raise WeightsError(f"{folder}: is no causal language model ({str(error).strip().splitlines()[0][:160]}); choose another") from error
     full = next(name for name, module in model.named_modules() if module is layer) + ".weight"
     names = (full, full.removeprefix(f"{model.base_model_prefix}."))  # a base model is saved without its prefix
     for file in weight_files(folder):
-        with safe_open(file, framework="pt") as tensors:
-            for name in names:
-                if name in tensors.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
-                    # Gemma's kind multiplies what it looks up; whoever gives embeddings has to.
-                    return tensors.get_tensor(name).float() * getattr(layer, "scalar_embed_scale", 1.0)
+        with open_tensors(file) as tensors:
+            here = next((name for name in names if name in tensors.keys()), None)  # noqa: SIM118 (a safetensors handle is no mapping)
+        if here is not None:
+            # Gemma's kind multiplies what it looks up; whoever gives embeddings has to.
+            return file, here, getattr(layer, "scalar_embed_scale", 1.0)
     raise WeightsError(f"{folder}: none of its files has a tensor {full}; its embeddings cannot be given from outside, choose another LLM")

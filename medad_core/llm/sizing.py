@@ -12,7 +12,7 @@ from functools import lru_cache
 from math import prod
 from pathlib import Path
 
-from medad_core.models.loading import read_config
+from medad_core.models.loading import open_tensors, read_config
 from medad_core.models.resolve import weight_files
 
 BILLION = 10**9
@@ -49,11 +49,9 @@ def model_size(folder: Path) -> ModelSize:
 
 @lru_cache(maxsize=8)
 def _size(folder: Path, files: tuple[tuple[str, int], ...]) -> ModelSize:
-    from safetensors import safe_open
-
     counts: dict[str, int] = {}
     for file, _ in files:
-        with safe_open(folder / file, framework="pt") as tensors:
+        with open_tensors(folder / file) as tensors:
             for name in tensors.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
                 tensor = tensors.get_slice(name)
                 counts[tensor.get_dtype()] = counts.get(tensor.get_dtype(), 0) + prod(tensor.get_shape())

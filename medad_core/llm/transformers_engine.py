@@ -15,13 +15,12 @@ from torch import Tensor
 from medad_core.llm.engine import Generation
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.structured import Choice
+from medad_core.models.loading import load_tower
 
 
 def load_llm(folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    """A frozen causal LM from a local folder."""
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype).eval().requires_grad_(False)
+    """A frozen causal LM from a local folder. Raises WeightsError where a weight is missing or a file is damaged."""
+    return load_tower("AutoModelForCausalLM", folder, dtype=dtype, trust_remote_code=False).eval().requires_grad_(False)
 
 
 def prefix_cache(model: torch.nn.Module, prefix: Tensor, batch: int):

@@ -15,14 +15,13 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from medad_core.config import ModelSettings
 from medad_core.errors import WeightsError
 from medad_core.models.blocks import Block, cast_products
-from medad_core.models.loading import load_tower, read_config, read_normalisation
-from medad_core.models.resolve import LOCAL, ModelFolder, model_folder, weight_files, weights_sha256
+from medad_core.models.loading import load_tower, open_tensors, read_config, read_normalisation
+from medad_core.models.resolve import LOCAL, ModelFolder, model_folder, model_sha256, weight_files
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -213,7 +212,7 @@ def _fingerprint(found: ModelFolder, image_size: int) -> dict[str, str]:
     family, depth = _vision(found)
     usual = {(each.mean, each.std) for each in FAMILIES.values() if each.load == family.load}
     scale = "" if (family.mean, family.std) in usual else f", mean {family.mean}, std {family.std}"
-    return {"encoder": found.label, "encoder_sha256": weights_sha256(found.folder), "encoder_input": f"{image_size} px, blocks {quarter_blocks(depth)}{scale}"}
+    return {"encoder": found.label, "encoder_sha256": model_sha256(found), "encoder_input": f"{image_size} px, blocks {quarter_blocks(depth)}{scale}"}
 
 
 def load_encoder(name: str, device: str = "cpu", precision: str = "float32", image_size: int = 224, *, where: ModelSettings = LOCAL) -> VisionTransformerEncoder:
@@ -237,7 +236,7 @@ def joint_width(name: str, *, where: ModelSettings = LOCAL) -> int | None:
 def _projection(folder: Path) -> Tensor | None:
     """The bias-free projection (joint, width) of a CLIP folder into the joint space, float32; None where there is none."""
     for file in weight_files(folder):
-        with safe_open(file, framework="pt") as tensors:
+        with open_tensors(file) as tensors:
             if PROJECTION in tensors.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
                 return tensors.get_tensor(PROJECTION).float()
     return None

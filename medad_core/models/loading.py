@@ -1,6 +1,7 @@
 """Towers, configurations and tokenizers of a local `transformers` folder, read strictly.
 
-One decision: `from_pretrained` fills what a file lacks with random numbers and only warns; here that is an error, as is a pickle.
+One decision: `from_pretrained` fills what a file lacks with random numbers and only warns; here that is an error, as is a pickle. A folder
+that brings Python code of its own is refused, and nobody is asked: `trust_remote_code` is false wherever a class is looked up by a folder's own word.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from medad_core.errors import WeightsError
@@ -17,8 +18,8 @@ from medad_core.errors import WeightsError
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
 
-def load_tower(architecture: str, folder: Path, config=None, **options) -> nn.Module:
-    """A class of `transformers` with the weights of `folder`, float32, on the CPU; other towers in the same files are left out.
+def load_tower(architecture: str, folder: Path, config=None, dtype: torch.dtype = torch.float32, **options) -> nn.Module:
+    """A class of `transformers` with the weights of `folder`, on the CPU; other towers in the same files are left out.
 
     Raises WeightsError where a weight is missing, of another shape, or a file is damaged.
     """
@@ -27,7 +28,7 @@ def load_tower(architecture: str, folder: Path, config=None, **options) -> nn.Mo
     given = {"config": config} if config is not None else {}
     try:
         model, info = getattr(transformers, architecture).from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **given, **options
+            folder, local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True, **given, **options
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsError(f"{folder}: cannot be read as {architecture} ({str(error).strip().splitlines()[0]}); get the model again") from error
@@ -36,12 +37,20 @@ def load_tower(architecture: str, folder: Path, config=None, **options) -> nn.Mo
     return model
 
 
+def open_tensors(path: Path):
+    """A safetensors file, opened. Raises WeightsError where it is damaged, or is something else."""
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: cannot be read ({error}); the file is damaged or no safetensors, get it again") from error
+
+
 def read_config(folder: Path):
     """The configuration of a folder. Raises WeightsError where `transformers` does not know it."""
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise WeightsError(f"{folder}: its config.json is not that of a known model ({str(error).strip().splitlines()[0]})") from error
 
@@ -54,7 +63,7 @@ def load_tokenizer(folder: Path):
     if not any((folder / file).is_file() for file in VOCABULARIES):
         raise WeightsError(f"{folder}: has no tokenizer ({', '.join(VOCABULARIES)}); put its tokenizer files there")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise WeightsError(f"{folder}: its tokenizer cannot be read ({str(error).strip().splitlines()[0]}); get its tokenizer files again") from error
 

@@ -6,6 +6,7 @@ on this machine, and only then, if allowed, at the hub; only safetensors, json a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 from medad_core.config import ModelSettings
 from medad_core.errors import ConfigError, UsageError, WeightsError
 from medad_core.models.cache import sha256_of
+from medad_core.models.loading import VOCABULARIES
 from medad_core.models.pack import PACK, Role, packaged
 from medad_core.models.presets import Preset, preset_of, presets
 
@@ -22,8 +24,9 @@ log = logging.getLogger(__name__)
 LOCAL = ModelSettings()  # presets are looked for in $MEDAD_MODELS and the hub's cache; nothing is fetched
 KEYS: dict[Role, str] = {"image encoder": "models.encoder", "text encoder": "models.text_encoder", "language model": "llm.model"}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-FETCHED = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt"]
+FETCHED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt"]
 # Folders (Meta's own format), and the same weights once more for OpenCLIP's or Mistral's code.
+NOT_SAID = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_commit_hash"})  # settings decide the type
 NOT_FETCHED = ["*/*", "open_clip*", "consolidated*"]
 
 
@@ -33,6 +36,7 @@ class ModelFolder:
 
     label: str
     folder: Path
+    packaged: bool = False
 
 
 def model_folder(name: str, role: Role, where: ModelSettings = LOCAL) -> ModelFolder:
@@ -45,7 +49,7 @@ def model_folder(name: str, role: Role, where: ModelSettings = LOCAL) -> ModelFo
     if role not in roles:
         raise ConfigError(f"{KEYS[role]}: {name} is no {role} but {' and '.join(roles)}; see `medad models`")
     if name in PACK:
-        return ModelFolder(name, packaged(name).folder)
+        return ModelFolder(name, packaged(name).folder, packaged=True)
     if preset is not None:
         return _checked(ModelFolder(name, find_preset(preset, where) or _fetch(preset, where)), name, role)
     folder = Path(name).expanduser()
@@ -84,9 +88,28 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def weights_sha256(folder: Path) -> str:
-    """Hash of the weights: of the one file, or of every shard, joined by blanks."""
-    return " ".join(sha256_of(file) for file in weight_files(folder))
+def model_sha256(found: ModelFolder, *, tokenizer: bool = False) -> str:
+    """Hash of all that a model computes by: its weights, shard for shard, and its configuration; where texts go into it, its tokenizer too.
+
+    A packaged model is converted by us, so its weights say it all.
+    """
+    hashes = [sha256_of(file) for file in weight_files(found.folder)]
+    if found.packaged:
+        return " ".join(hashes)
+    hashes.append("config " + _config_sha256(found.folder / "config.json"))
+    if tokenizer:
+        hashes += [f"{name} {sha256_of(found.folder / name)}" for name in VOCABULARIES if (found.folder / name).is_file()]
+    return " ".join(hashes)
+
+
+def _config_sha256(path: Path) -> str:
+    """Hash of what a config.json says, without who wrote it where."""
+    try:
+        facts = json.loads(path.read_text())
+        said = {key: value for key, value in facts.items() if key not in NOT_SAID}
+    except (ValueError, AttributeError) as error:
+        raise WeightsError(f"{path}: is damaged ({error}); get the model again") from error
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _checked(found: ModelFolder, name: str, role: Role) -> ModelFolder:

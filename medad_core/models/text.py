@@ -22,7 +22,7 @@ from torch import Tensor
 from medad_core.config import ModelSettings
 from medad_core.errors import ConfigError, WeightsError
 from medad_core.models.loading import load_tokenizer, load_tower, read_config
-from medad_core.models.resolve import LOCAL, model_folder, weights_sha256
+from medad_core.models.resolve import LOCAL, model_folder, model_sha256
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def text_encoder_fingerprint(name: str, *, where: ModelSettings = LOCAL) -> dict
     """What determines text features, the sentences aside; loads no model. Raises UsageError or WeightsError where there is none."""
     found = model_folder(name, "text encoder", where)
     _family(found.folder)
-    return {"text_encoder": found.label, "text_encoder_sha256": weights_sha256(found.folder)}
+    return {"text_encoder": found.label, "text_encoder_sha256": model_sha256(found, tokenizer=True)}
 
 
 def load_text_encoder(name: str, *, where: ModelSettings = LOCAL) -> TextEncoder:

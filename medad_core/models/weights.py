@@ -14,13 +14,13 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from medad_core.errors import WeightsError
 from medad_core.models.cache import sha256_of
 from medad_core.models.converter import ARCHITECTURES, AnomalyGPTConverter, Converter
 from medad_core.models.decoder import Decoder
+from medad_core.models.loading import open_tensors
 
 AnyConverter = Converter | AnomalyGPTConverter
 LABELS = ("encoder", "text_encoder", "llm")  # names people use; hashes decide what fits
@@ -38,7 +38,7 @@ def weights_folder(source: str) -> Path:
 
 def check_fit(path: Path, present: Mapping[str, str]) -> None:
     """Raise WeightsError where weights were made for other models than those present, naming every one; reads the header only."""
-    with _opened(path) as tensors:
+    with open_tensors(path) as tensors:
         fits = (tensors.metadata() or {}).get("fits")
     if fits is None:
         raise WeightsError(f"{path}: does not say what models it was made for, so it is not of `medad train`")
@@ -74,7 +74,7 @@ class ConverterFacts:
 def converter_facts(path: Path) -> ConverterFacts:
     """What a converter file, or a weights folder's, says; read from the header alone. Raises WeightsError where it is damaged or of an unknown architecture."""
     path = _converter_file(path)
-    with _opened(path) as tensors:
+    with open_tensors(path) as tensors:
         metadata, names = tensors.metadata() or {}, tensors.keys()
         joint = tensors.get_slice("image.weight").get_shape()[1] if "image.weight" in names else None
     architecture = metadata.get("architecture", Converter.architecture)
@@ -117,15 +117,8 @@ def _save(state: Mapping[str, torch.Tensor], path: Path, fits: Mapping[str, str]
 
 def _load(path: Path, present: Mapping[str, str]) -> dict[str, torch.Tensor]:
     check_fit(path, present)
-    with _opened(path) as tensors:
+    with open_tensors(path) as tensors:
         return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (a safetensors handle is no mapping)
-
-
-def _opened(path: Path):
-    try:
-        return safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path}: cannot be read ({error}); the file is damaged or no safetensors, get it again") from error
 
 
 def _strict(build, state: Mapping[str, torch.Tensor], path: Path):

@@ -22,13 +22,13 @@ from medad_core.reproduce.proposed import grids_of, load_tokens
 from medad_core.reproduce.rows import drawn, frame_of, scored_slices
 from medad_core.reproduce.study import open_study
 from medad_core.reproduce.units import Unit, write_unit
-from medad_core.stages.models import device_of, use_threads
+from medad_core.stages.models import device_of, settle_torch
 
 
 @contextmanager
 def speaking(settings: Settings) -> Iterator[tuple[Engine, Prompt]]:
     """An LLM engine for as many units as there are."""
-    use_threads(settings)
+    settle_torch(settings)
     prompt = Prompt(llm_folder(settings.llm.model, settings.llm.lora, where=settings.models), settings.llm.template)
     most = max(len(load_sentences().knowledge), MAP_TOKENS)  # `anomalygpt` has nine base tokens in place of knowledge
     engine = open_engine(prompt, settings.llm, prompt.length(most, MAP_TOKENS), device_of(settings))

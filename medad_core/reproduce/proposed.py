@@ -10,13 +10,13 @@ from pathlib import Path
 
 from medad_core.config import Settings
 from medad_core.errors import MedadError, WeightsError
-from medad_core.llm.engine import llm_folder
+from medad_core.llm.engine import free_memory, llm_folder
 from medad_core.llm.prompt import Prompt
 from medad_core.models.text import load_sentences, load_text_encoder, text_features
 from medad_core.models.weights import AnyConverter, load_converter, save_converter
 from medad_core.reproduce.study import open_study
 from medad_core.reproduce.units import Unit
-from medad_core.stages.models import device_of, use_threads
+from medad_core.stages.models import device_of, settle_torch
 from medad_core.training.decoder import train_decoder
 from medad_core.training.fitting import Grids, check_kinds, cross_fit, decode_all, fit_converter, labelled, load_grids, save_grids
 from medad_core.training.folds import deal_folds
@@ -30,7 +30,7 @@ def fit_decoder(out: str, fold: int, seed: int, settings: Settings, progress: Pr
     work = _work(out, fold, seed)
     if (work / "grids.npz").is_file():
         return
-    use_threads(settings)
+    settle_torch(settings)
     study = open_study(out)
     cases, dealt = study.load(out), study.folds[fold]
     train, other = [cases[name] for name in dealt.train], [cases[name] for name in (*dealt.validation, *dealt.test)]
@@ -44,6 +44,7 @@ def fit_decoder(out: str, fold: int, seed: int, settings: Settings, progress: Pr
     fitted = cross_fit(train, inner, text, seeded, work, arithmetic, lambda done, _: progress(done, len(inner) + 1))
     decoder = train_decoder(train, text, seeded.decoder, seed, work / "decoder.pt", arithmetic=arithmetic, until=fitted.steps)
     save_grids(work / "grids.npz", fitted.grids | decode_all(decoder, other))
+    (work / "decoder.pt").unlink()
     progress(len(inner) + 1, len(inner) + 1)
 
 
@@ -62,7 +63,7 @@ def fit_tokens(out: str, unit: Unit, settings: Settings, progress: Progress = la
         return
     from medad_core.llm.transformers_engine import load_llm
 
-    use_threads(settings)
+    settle_torch(settings)
     study = open_study(out)
     cases, dealt, grids = study.load(out), study.folds[unit.fold], grids_of(out, unit.fold, unit.seed)
     train, validation = ([cases[name] for name in names] for names in (dealt.train, dealt.validation))
@@ -72,6 +73,7 @@ def fit_tokens(out: str, unit: Unit, settings: Settings, progress: Progress = la
     knowledge = encoder.encode(load_sentences().knowledge)[: None if unit.row == "proposed" else 0]
     seeded = settings.train.model_copy(update={"seed": unit.seed})
     checkpoint, arithmetic = path.with_suffix(".pt"), arithmetic_of(seeded, device_of(settings))
+    free_memory()
     llm = load_llm(prompt.folder, arithmetic.dtype).to(arithmetic.device)
     converter, _ = fit_converter(knowledge, labelled(train, grids), labelled(validation, grids), prompt, llm, seeded, checkpoint, arithmetic, progress)
     save_converter(converter, path, {}, prompt.template.name)

@@ -24,7 +24,7 @@ from medad_core.reproduce.schema import PROPOSED
 from medad_core.reproduce.slices import Slices, to_native, tumour_free
 from medad_core.reproduce.study import Study, open_study
 from medad_core.reproduce.units import Key, Scored, Unit, failure_of, read_unit, write_unit
-from medad_core.stages.models import device_of, use_threads
+from medad_core.stages.models import device_of, settle_torch
 from medad_core.training.features import TrainingCase
 
 Progress = Callable[[int, int], None]
@@ -32,7 +32,7 @@ Progress = Callable[[int, int], None]
 
 def run_unit(out: str, unit: Unit, settings: Settings, progress: Progress = lambda *_: None) -> None:
     """Score a unit that needs no answers of the LLM, and keep it. Raises MedadError where it cannot be done."""
-    use_threads(settings)
+    settle_torch(settings)
     study = open_study(out)
     cases = study.load(out)
     makers = {"majority": _majority, "without-llm": _without_llm, "shuffled": _shuffled}

@@ -19,7 +19,7 @@ from medad_core.models.encoder import encoder_fingerprint, load_encoder
 from medad_core.reproduce.folds import Fold, deal
 from medad_core.reproduce.schema import PATIENTS, PHANTOMS
 from medad_core.stages.cohort import find_cohort, settle_cohort
-from medad_core.stages.models import device_of, shared_fingerprint, speech_fingerprint, use_threads
+from medad_core.stages.models import device_of, settle_torch, shared_fingerprint, speech_fingerprint
 from medad_core.store import join, write_text
 from medad_core.store.files import read_bytes
 from medad_core.training.features import TrainingCase, encode_cohort
@@ -79,7 +79,7 @@ def prepare(data: str, out: str, settings: Settings, progress: Callable[[int, in
 
     Raises UsageError where `data` is no folder of cases, StoreError where `out` was made of other cases or settings.
     """
-    use_threads(settings)
+    settle_torch(settings)
     fingerprint = study_fingerprint(settings)
     check_study(out, fingerprint)
     cohort = settle_cohort(out, find_cohort(data, settings.data))

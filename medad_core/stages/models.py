@@ -24,11 +24,13 @@ from torch import Tensor
 from medad_core.config import Settings
 from medad_core.errors import UsageError, WeightsError
 from medad_core.llm.engine import llm_fingerprint, llm_folder
-from medad_core.llm.prompt import Prompt, word
+from medad_core.llm.lora import check_lora
+from medad_core.llm.prompt import Prompt, check_prompts, wording_sha256
 from medad_core.llm.sizing import resolved_dtype
 from medad_core.models.blocks import cast_products
 from medad_core.models.decoder import Decoder
 from medad_core.models.encoder import NO_JOINT, VisionTransformerEncoder, encoder_fingerprint, joint_width, load_encoder
+from medad_core.models.resolve import model_folder
 from medad_core.models.text import load_sentences, text_encoder_fingerprint
 from medad_core.models.weights import CONVERTER, DECODER, AnyConverter, check_fit, converter_facts, load_converter, load_decoder, weights_fingerprint, weights_folder
 from medad_core.stages.common import settings_fingerprint
@@ -92,9 +94,11 @@ def _beside_converter(settings: Settings) -> dict[str, str]:
 
 
 def answers_fingerprint(settings: Settings) -> dict[str, str]:
-    """What determines answers: how the LLM speaks, and a template other than that of the weights."""
+    """What determines answers: how the LLM speaks, a template other than that of the weights, and how an LLM of the user's own spells it."""
     weights, asked = converter_facts(weights_folder(settings.models.weights)).template, settings.llm.template
-    return {**speech_fingerprint(settings), **({} if asked in ("auto", weights) else {"template": asked})}
+    found = model_folder(settings.llm.model, "language model", settings.models)
+    spelled = {} if found.packaged else {"wording": wording_sha256(found.folder, *_wording(settings))}
+    return {**speech_fingerprint(settings), **spelled, **({} if asked in ("auto", weights) else {"template": asked})}
 
 
 def run_fingerprint(settings: Settings, there: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -121,7 +125,15 @@ def load_prompt_of(settings: Settings) -> Prompt:
 
 def check_wording(settings: Settings) -> None:
     """Raise WeightsError where `load_prompt_of` would; loads a tokenizer only."""
-    word(llm_folder(settings.llm.model, where=settings.models), *_wording(settings))
+    check_llm(settings, *_wording(settings))
+
+
+def check_llm(settings: Settings, template: str, image: bool = False) -> None:
+    """Raise WeightsError where an LLM cannot be asked in a template, or its LoRA does not fit it; reads a tokenizer and headers only."""
+    folder = llm_folder(settings.llm.model, where=settings.models)
+    check_prompts(folder, template, image)
+    if settings.llm.lora is not None:
+        check_lora(folder, Path(settings.llm.lora).expanduser())
 
 
 def _wording(settings: Settings) -> tuple[str, bool]:
@@ -180,9 +192,11 @@ def worker_device(run: str, device: str, count: int | None = None) -> Iterator[s
         time.sleep(0.2)
 
 
-def use_threads(settings: Settings) -> None:
-    """Give torch `models.threads` threads, for every stage: the last bits of its sums depend on how many there are, and a stage that
-    is resumed must not differ from one that ran after another in the same process."""
+def settle_torch(settings: Settings) -> None:
+    """Settle how torch computes in this process, for every stage, for training and benchmark alike: a stage that is resumed must not differ from one that ran
+    after another in the same process. `models.threads` threads, because the last bits of its sums depend on how many there are; and no TF32, to which cuDNN
+    would round float32 convolutions: float32 is to mean the same on every device."""
+    torch.backends.cudnn.allow_tf32 = False
     if settings.models.threads:
         torch.set_num_threads(settings.models.threads)
 
@@ -206,10 +220,8 @@ class MapModels:
 
 def load_map_models(settings: Settings, device: str | None = None, precision: str | None = None) -> MapModels:
     """Encoder and decoder; device and precision are those of the settings where a stage has not settled them."""
-    use_threads(settings)
+    settle_torch(settings)
     device, precision = device or device_of(settings), precision or precision_of(settings)
-    # cuDNN would round float32 convolutions to TF32: float32 is to mean the same on every device.
-    torch.backends.cudnn.allow_tf32 = False
     decoder = cast_products(load_decoder(weights_folder(settings.models.weights), maps_fingerprint(settings)), precision)
     encoder = load_encoder(settings.models.encoder, device, precision, where=settings.models)
     if settings.models.compile:
@@ -218,5 +230,5 @@ def load_map_models(settings: Settings, device: str | None = None, precision: st
 
 
 def load_converter_of(settings: Settings) -> AnyConverter:
-    use_threads(settings)
+    settle_torch(settings)
     return load_converter(weights_folder(settings.models.weights), _beside_converter(settings))

@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from medad_core.config import Settings
 from medad_core.data.names import patient_of
 from medad_core.llm.answers import parse
+from medad_core.llm.engine import Generation
 from medad_core.llm.location import neighbours, true_cell
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.transformers_engine import TransformersEngine
@@ -21,6 +22,8 @@ from medad_core.metrics.pixel import PixelHistogram
 from medad_core.models.converter import Converter
 from medad_core.models.decoder import image_scores, render_maps
 from medad_core.training.features import TrainingCase
+
+AT_ONCE = 256  # slices whose prompts lie in memory together
 
 
 def cross_validated_scores(cases: Sequence[TrainingCase], grids: dict[str, np.ndarray], settings: Settings) -> dict[str, float | int | None]:
@@ -48,9 +51,12 @@ def verdict_scores(cases: Sequence[TrainingCase], grids: dict, converter: Conver
     """The LLM's answers on the patients of fold 0, whose maps the converter has not learned from, slices of the screening range."""
     engine = TransformersEngine(prompt, max_new_tokens=settings.llm.max_new_tokens, batch_size=settings.train.converter.batch_size, model=llm)
     picks = [(case, index) for case in cases for index in case.within(settings.data.first_slice, settings.data.last_slice)]
+    generations: list[Generation] = []
     with torch.inference_mode():
-        tokens = converter(torch.from_numpy(np.stack([grids[case.case_id][index] for case, index in picks])).float()).half().numpy()
-        generations = engine.generate(prompt.assemble(converter.knowledge_tokens().numpy(), tokens))
+        knowledge = converter.knowledge_tokens().numpy()
+        for start in range(0, len(picks), AT_ONCE):  # prompts of a whole cohort would fill a machine's memory
+            maps = np.stack([grids[case.case_id][index] for case, index in picks[start : start + AT_ONCE]])
+            generations += engine.generate(prompt.assemble(knowledge, converter(torch.from_numpy(maps).float()).half().numpy()))
     truth = [true_cell(case.masks[index]) for case, index in picks]
     answers = [parse(generation.text) for generation in generations]
     tumour = np.array([cell is not None for cell in truth])

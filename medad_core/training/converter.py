@@ -31,7 +31,7 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Validation:
-    """Teacher-forced scores on held-out maps: loss a token, share of right verdicts (tumour and normal weighing the same), share of exact answers."""
+    """Teacher-forced scores on held-out maps: loss an answer, share of right verdicts (tumour and normal weighing the same), share of exact answers."""
 
     loss: float
     balanced_accuracy: float

@@ -30,7 +30,7 @@ def train_decoder(
     validate: Callable[[int, Decoder], dict[str, float] | None] = lambda *_: None,
     until: int | None = None,
 ) -> Decoder:
-    """Train a decoder on the slices of `cases`, to the end of the schedule or to its step `until`; resumes from `checkpoint`, which is gone afterwards.
+    """Train a decoder on the slices of `cases`, to the end of the schedule or to its step `until`; resumes from `checkpoint`, which stays: at its end there is nothing left to train.
 
     `validate(steps, decoder)` sees the decoder at every checkpoint. The same seed and cases give the same decoder on the same machine.
     """
@@ -41,7 +41,6 @@ def train_decoder(
     loop.resume(checkpoint)
     loop.run(lambda first: _batches(cases, settings, seed, first, arithmetic.device), lambda batch: focal_dice_loss(decoder(batch[0]), batch[1]), checkpoint,
              lambda steps: validate(steps, decoder.eval()), lambda *_: None, until)  # fmt: skip
-    checkpoint.unlink(missing_ok=True)
     return decoder.eval().requires_grad_(False)
 
 

@@ -24,7 +24,7 @@ from medad_core.llm.prompt import Prompt
 from medad_core.models.converter import new_converter
 from medad_core.models.decoder import Decoder, focal_dice_loss
 from medad_core.models.weights import AnyConverter
-from medad_core.store.files import new_file
+from medad_core.store.files import new_file, write_text
 from medad_core.training.converter import ConverterTrainer, thin_out
 from medad_core.training.decoder import decode_case, shrink_masks, train_decoder
 from medad_core.training.features import TrainingCase
@@ -55,7 +55,8 @@ def cross_fit(
     for number, held_out in enumerate(folds):
         path = work / f"fold-{number}.json"
         if not path.is_file():
-            path.write_text(json.dumps(_fit_fold(cases, number, held_out, text, settings, work, arithmetic)))
+            write_text(str(path), json.dumps(_fit_fold(cases, number, held_out, text, settings, work, arithmetic)))
+            (work / f"fold-{number}.pt").unlink()
         losses.append(json.loads(path.read_text()))
         log.info("fold %d of %d: %s held out", number + 1, len(folds), ", ".join(held_out))
         progress(number + 1, len(folds))
@@ -81,7 +82,7 @@ def _fit_fold(cases: Sequence[TrainingCase], number: int, held_out: Sequence[str
         grids = decode_all(decoder, unseen)
         save_grids(_fold_grids(work, number, steps), grids)
         losses[str(steps)] = held_out_loss(grids, unseen)
-        losses_at.write_text(json.dumps(losses))
+        write_text(str(losses_at), json.dumps(losses))
         return {"validation_loss": losses[str(steps)]}
 
     learn = [case for case in cases if case.case_id not in held_out]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def arithmetic_of(settings: TrainSettings, device: str) -> Arithmetic:
         return Arithmetic(device, DTYPES[settings.precision])
     if not device.startswith("cuda"):
         return Arithmetic(device)
-    return Arithmetic(device, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+    return Arithmetic(device, torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16)
 
 
 class Loop:
@@ -70,7 +71,11 @@ class Loop:
         """Go on from `checkpoint`, where there is one of the same seed, settings and precision."""
         if not checkpoint.is_file():
             return
-        state = torch.load(checkpoint, weights_only=True, map_location=self.arithmetic.device)
+        try:
+            state = torch.load(checkpoint, weights_only=True, map_location=self.arithmetic.device)
+        except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
+            log.warning("%s is damaged (%s); training starts anew", checkpoint, str(error).splitlines()[0])
+            return
         if state["identity"] != self.identity:
             log.warning("%s is of other settings; training starts anew", checkpoint)
             return

@@ -20,14 +20,14 @@ import torch
 from medad_core.config import Settings
 from medad_core.data.cases import Rejection
 from medad_core.errors import MedadError
-from medad_core.llm.engine import llm_fingerprint, llm_folder
+from medad_core.llm.engine import free_memory, llm_fingerprint, llm_folder
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.transformers_engine import load_llm
 from medad_core.models.encoder import Encoder, load_encoder
 from medad_core.models.text import load_sentences, load_text_encoder, text_features
 from medad_core.models.weights import save_converter, save_decoder
 from medad_core.stages.cohort import find_cohort
-from medad_core.stages.models import device_of, shared_fingerprint, use_threads
+from medad_core.stages.models import device_of, settle_torch, shared_fingerprint
 from medad_core.training.card import cross_validated_scores, verdict_scores, write_card
 from medad_core.training.decoder import train_decoder
 from medad_core.training.features import TrainingCase, encode_cohort
@@ -54,7 +54,7 @@ def train(data: str | Path, out: str | Path, settings: Settings, progress: Progr
     Raises MedadError, before any training, where a fold held out leaves fewer than one case or only one kind of slice.
     """
     out = Path(out)
-    use_threads(settings)
+    settle_torch(settings)
     torch.manual_seed(settings.train.seed)
     arithmetic = arithmetic_of(settings.train, device_of(settings))
     encoder, sentences, text_encoder = load_encoder(settings.models.encoder, arithmetic.device, where=settings.models), load_sentences(), load_text_encoder(settings.models.text_encoder, where=settings.models)
@@ -69,7 +69,8 @@ def train(data: str | Path, out: str | Path, settings: Settings, progress: Progr
     grids, shared = fitted.grids, shared_fingerprint(settings)
     decoder = train_decoder(cases, text, settings.train.decoder, settings.train.seed, work / "decoder.pt", arithmetic=arithmetic, until=fitted.steps)
     save_decoder(decoder.cpu(), out, {**encoder.fingerprint, **shared})
-    del encoder, decoder  # the LLM needs their memory
+    del encoder, decoder
+    free_memory()  # the LLM needs it
 
     prompt = Prompt(llm_folder(settings.llm.model, settings.llm.lora, where=settings.models), settings.llm.template)
     llm, knowledge = load_llm(prompt.folder, arithmetic.dtype).to(arithmetic.device), text_encoder.encode(sentences.knowledge)

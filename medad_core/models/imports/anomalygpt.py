@@ -41,6 +41,7 @@ STATES = (
     ("damaged {}", "broken {}", "{} with flaw", "{} with defect", "{} with damage"),
 )
 LICENCE = "that of the checkpoint; AnomalyGPT's own is CC BY-NC-SA 4.0"
+LONGEST = 40  # tokens of an answer
 PHOTOS = ("a photo of a {}.", "a photo of the {}.")
 
 
@@ -112,7 +113,9 @@ def import_anomalygpt(
 
     names, hashes = (" ".join(words) for words in zip(*((path.name, sha256_of(path)) for path in checkpoints), strict=True))
     write_new(ConvertedModel("anomalygpt", out, names, hashes, LICENCE, {}), write)
-    words = (f"models.weights={out}", f"models.encoder={encoder}", f"models.text_encoder={text_encoder}", f"llm.model={llm}")
+    found = (f"models.folder={where.folder}",) if where.folder else ()
+    # Its sentences of two places are longer than those of one, for which the default is meant.
+    words = (*found, f"llm.max_new_tokens={LONGEST}", f"models.weights={out}", f"models.encoder={encoder}", f"models.text_encoder={text_encoder}", f"llm.model={llm}")
     return Imported(out, words if not lora else (*words, f"llm.lora={out / 'lora'}"))
 
 

@@ -68,9 +68,12 @@ def import_imagebind(checkpoint: Path, folder: Path, vision_heads: int = 16, tex
     check_new(folder)
     state = read_state(checkpoint, WHAT)
     ours = {name: tensor for name, tensor in state.items() if not _is_other(name)}
-    config = _config(ours, vision_heads, text_heads, checkpoint)
-    tensors = _towers(ours, checkpoint)
-    _check_whole(tensors, config, checkpoint)
+    try:
+        config = _config(ours, vision_heads, text_heads, checkpoint)
+        tensors = _towers(ours, checkpoint)
+        _check_whole(tensors, config, checkpoint)
+    except (ValueError, TypeError, RuntimeError, IndexError) as error:  # of torch, where a tensor is not even of a shape that could be wrong
+        raise WeightsError(f"{checkpoint}: not {WHAT}, or damaged: a tensor is of an impossible shape ({str(error).splitlines()[0]})") from error
 
     def write(scratch: Path) -> None:
         from safetensors.torch import save_file
@@ -110,6 +113,8 @@ def _config(state: Mapping[str, Tensor], vision_heads: int, text_heads: int, pat
     for tower, width, heads in (("vision", vision_width, vision_heads), ("text", text_width, text_heads)):
         if heads < 1 or width % heads:
             raise WeightsError(f"{path}: {heads} {tower} heads do not divide the width {width}; say how many there are with --{tower}-heads")
+    if positions < 2 or round((positions - 1) ** 0.5) ** 2 != positions - 1:
+        raise WeightsError(f"{path}: not {WHAT}: {positions} positions of vision are not those of a square picture and its class token")
     if vocabulary != VOCABULARY:
         raise WeightsError(f"{path}: its vocabulary has {vocabulary} tokens, CLIP's tokenizer {VOCABULARY}")
     both = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "projection_dim": joint}
@@ -177,6 +182,7 @@ def _check_whole(tensors: Mapping[str, Tensor], config, path: Path) -> None:
     wrong = [f"{name} is missing" for name in expected.keys() - given.keys()] + [f"{name} has no place" for name in given.keys() - expected.keys()]
     wrong += [f"{name} is {given[name]}, not {shape}" for name, shape in expected.items() if given.get(name, shape) != shape]
     wrong += [f"{name} holds {tensor.dtype}" for name, tensor in tensors.items() if not tensor.is_floating_point()]
+    wrong += [f"{name} is not finite" for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if wrong:
         raise WeightsError(f"{path}: not {WHAT}, or damaged: {_some(wrong)} (names as in CLIP)")
 

@@ -50,10 +50,12 @@ def screen(
     from flows.console.progress import watching
 
     with stderr.status("checking data, models and settings"):
+        from flows.console.server import start_temporary_server
         from flows.preflight import check_screening
         from flows.screen import screen as screen_flow
 
         check_screening(data, run, settings)
+        start_temporary_server()
     with watching(run, stderr):
         outcome = screen_flow(_absolute(data), run, settings_to_yaml(settings))
     return _tell(outcome, stdout, stderr)
@@ -74,10 +76,12 @@ def evaluate(run: Run, words: Words = None) -> int:
     changed = load_settings(None, [f"evaluate={settings.evaluate.model_dump_json()}", *words]).evaluate
     stdout, stderr = consoles()
     with stderr.status("evaluating"):
+        from flows.console.server import start_temporary_server
         from flows.preflight import check_orchestration
         from flows.stages import evaluate as evaluate_flow
 
         check_orchestration(settings)
+        start_temporary_server()
         outcome = evaluate_flow(run, settings_to_yaml(settings.model_copy(update={"evaluate": changed})))
     return _tell(outcome, stdout, stderr)
 
@@ -117,10 +121,12 @@ def train(
     discover(data, settings.data.modality)
     check_writable(out)
     with stderr.status("checking models and settings"):
+        from flows.console.server import start_temporary_server
         from flows.preflight import check_training
         from flows.train import train as train_flow
 
         check_training(settings)
+        start_temporary_server()
     with following("tasks.whole", stderr):
         trained = train_flow(_absolute(data), out, settings_to_yaml(settings), licence)
     for part, scores in trained.scores.items():
@@ -150,10 +156,12 @@ def reproduce(
     discover(data, settings.data.modality)
     check_writable(out)
     with stderr.status("checking data, models and settings"):
+        from flows.console.server import start_temporary_server
         from flows.preflight import check_reproducing
         from flows.reproduce import reproduce as reproduce_flow
 
         check_reproducing(out, settings)
+        start_temporary_server()
     with following("tasks.reproduce", stderr, keep=("cases", "units", "table")):
         made = reproduce_flow(_absolute(data), out, settings_to_yaml(settings))
     from flows.console.tables import paper_table

@@ -17,10 +17,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-GRACE_S, LAST_S = 3.0, 8.0
+GRACE_S, HURRY_S, LAST_S = 3.0, 0.5, 8.0
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number, as shells have it
 _ending: list[threading.Timer] = []
 _left_behind: list[threading.Thread] = []
+_said: list[int] = []
 
 
 class Terminated(SystemExit):
@@ -42,6 +43,7 @@ def signals_heard() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    _said.clear()
     before = {number: signal.signal(number, handler) for number, handler in ((signal.SIGTERM, terminate), (signal.SIGINT, interrupt))}
     try:
         yield
@@ -51,11 +53,25 @@ def signals_heard() -> Iterator[None]:
 
 
 def end_in(seconds: float = LAST_S, *, code: int) -> None:
-    """End the process with `code` in so many seconds, should it still be there. The first call counts."""
-    if not _ending:
-        _ending.append(threading.Timer(seconds, end, (code,)))
-        _ending[0].daemon = True
-        _ending[0].start()
+    """End the process with `code` in so many seconds, should it still be there."""
+    timer = threading.Timer(seconds, end, (code,))
+    timer.daemon = True
+    timer.start()
+    _ending.append(timer)
+
+
+def hurry(code: int) -> None:
+    """A process that is ending has nothing more to wait for."""
+    if _ending:
+        end_in(HURRY_S, code=code)
+
+
+def say(code: int) -> None:
+    """One line on stderr, once."""
+    if code not in _said:
+        _said.append(code)
+        word = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}[code]
+        print(f"medad: {word}; the same command goes on where it stopped", file=sys.stderr, flush=True)
 
 
 def end(code: int) -> None:
@@ -64,6 +80,7 @@ def end(code: int) -> None:
 
     _end_children()
     sweep_own()
+    say(code)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -18,7 +18,7 @@ from prefect import Task
 from prefect.exceptions import TerminationSignal
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
-from flows.interruption import TERMINATED, end_in, leave_behind
+from flows.interruption import INTERRUPTED, TERMINATED, end_in, hurry, leave_behind
 from medad_core import stopping
 from medad_core.config import FlowSettings, settings_from_yaml
 from medad_core.errors import UsageError
@@ -86,6 +86,8 @@ def interruptible(runner: TaskRunner, tidy: Callable[[], None] = lambda: None) -
             end_in(code=TERMINATED)
         leave_behind(lambda: runner.__exit__(None, None, None))
         tidy()
+        if isinstance(interruption, KeyboardInterrupt) and not server_url():
+            hurry(INTERRUPTED)  # Ctrl-C has reached the temporary server too: Prefect would try for minutes to tell it
         raise
     except BaseException:
         runner.__exit__(None, None, None)

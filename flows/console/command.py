@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import typer
 
-from flows.interruption import INTERRUPTED, TERMINATED, Terminated, end_if_left_behind, signals_heard
+from flows.interruption import INTERRUPTED, TERMINATED, Terminated, end_if_left_behind, say, signals_heard
 from medad_core.errors import MedadError, UsageError
 
 OK, FAILED, WRONG_USAGE, SOME_REJECTED = 0, 1, 2, 3
@@ -48,8 +48,8 @@ def exits(function: Callable[..., int | None]) -> Callable[..., None]:
             typer.echo(f"medad: {error}", err=True)
             code = WRONG_USAGE if isinstance(error, UsageError) else FAILED
         except (KeyboardInterrupt, Terminated) as signal:
-            code, word = (TERMINATED, "terminated") if isinstance(signal, Terminated) else (INTERRUPTED, "interrupted")
-            typer.echo(f"medad: {word}; the same command goes on where it stopped", err=True)
+            code = TERMINATED if isinstance(signal, Terminated) else INTERRUPTED
+            say(code)
             end_if_left_behind(code)
         raise typer.Exit(code)
 

@@ -23,6 +23,7 @@ from medad_core import stopping
 from medad_core.config import FlowSettings, settings_from_yaml
 from medad_core.errors import UsageError
 from medad_core.stages.common import quarantine, stage_of, sweep_run
+from medad_core.store import Stage
 from tasks.policy import Suspect, Trial, suspect_of, with_policy
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ def work_off(task: Task, run: str, settings: str, ranges: Sequence[Sequence[int]
     Raises what stops the run: see tasks.policy for which errors do, and which are a part's own.
     """
     stage, flow = stage_of(run, task.name), settings_from_yaml(settings).flow
-    asked, trial, deaths = [number for numbers in ranges for number in numbers], Trial(sum(map(len, ranges))), 0
+    asked, trial, deaths = {number for numbers in ranges for number in numbers}, Trial(), 0
     while ranges:
         failed = _side_by_side(task, run, settings, ranges, flow)
         left = set(stage.pending()) - {number for number, *_ in trial.given_up} if failed else set()
@@ -114,11 +115,17 @@ def work_off(task: Task, run: str, settings: str, ranges: Sequence[Sequence[int]
                 suspect = suspect_of(error)
                 if numbers and (found := _alone(task, run, settings, flow, numbers[0])):
                     attempts = suspect.attempts + (deaths > 1) + max(1, flow.retries)
-                    trial.give_up(numbers[0], attempts, found, made=len(asked) - len(set(stage.pending()) & set(asked)))
+                    trial.give_up(numbers[0], attempts, found, _with_rows(stage, asked))
             undone = [numbers[1:] for numbers in undone]
         ranges = [numbers for numbers in undone if numbers]
-    for number, attempts, reason in trial.verdict():
+    for number, attempts, reason in trial.verdict(_with_rows(stage, asked)) if trial.given_up else ():
         quarantine(run, stage.name, number, attempts, reason)
+
+
+def _with_rows(stage: Stage, numbers: set[int]) -> int:
+    """How many of these parts were made and have rows."""
+    pending = set(stage.pending())
+    return sum(record.rows > 0 for number, record in stage.records().items() if number in numbers - pending)
 
 
 def _alone(task: Task, run: str, settings: str, flow: FlowSettings, number: int) -> Suspect | None:
@@ -142,4 +149,6 @@ def _side_by_side(task: Task, run: str, settings: str, ranges: Sequence[Sequence
             except Exception as error:
                 suspect_of(error)
                 failed.append((numbers, error))
+    if failed:
+        sweep_run(run)  # of a worker that died
     return failed

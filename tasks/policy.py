@@ -116,26 +116,25 @@ def _is_of_the_device(error: BaseException) -> bool:
 
 @dataclass
 class Trial:
-    """The parts of one stage that are given up, of `asked` that were to be made: number, attempts, and what was wrong."""
+    """The parts of one stage that are given up: number, attempts, and what was wrong. `made` counts those that gave rows: a part without
+    cases says nothing of the machine."""
 
-    asked: int
     given_up: list[tuple[int, int, Suspect]] = field(default_factory=list)
     _made: int = 0
     _row: int = 0
 
     def give_up(self, number: int, attempts: int, suspect: Suspect, made: int) -> None:
-        """Give up a part, when `made` were made so far. Raises the suspect where too many fail one after another."""
+        """Give up a part. Raises the suspect where too many fail one after another."""
         self._row = self._row + 1 if made == self._made else 1
         self._made = made
         self.given_up.append((number, attempts, suspect))
         if self._row >= (UNSURE_IN_A_ROW if suspect.unsure else SURE_IN_A_ROW):
             raise suspect
 
-    def verdict(self) -> list[tuple[int, int, str]]:
+    def verdict(self, made: int) -> list[tuple[int, int, str]]:
         """At the end, the parts to quarantine: number, attempts, reason. Raises a suspect where it cannot be told from a fault of the machine."""
-        none_made = len(self.given_up) == self.asked
         for _, _, suspect in self.given_up:
-            if none_made and (suspect.unsure or self.asked >= ALL_OF):
+            if made == 0 and (suspect.unsure or len(self.given_up) >= ALL_OF):
                 raise suspect
         return [(number, attempts, suspect.reason) for number, attempts, suspect in self.given_up]
 

@@ -258,6 +258,32 @@ def encode(
         stdout.print(f"report {json}", soft_wrap=True)
 
 
+@command(benchmarks)
+def orchestration(
+    words: Words = None,
+    config: Config = None,
+    parts: Annotated[list[int] | None, typer.Option("--parts", min=1, help="Numbers of parts, rising; by default 1, 10 and 100.")] = None,
+    turns: Annotated[int, typer.Option("--turns", min=1, help="How often each is measured, loop and flows in turn.")] = 3,
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report there too.")] = None,
+) -> None:
+    """The same work as a plain loop and through Prefect: time that it adds, and memory."""
+    from medad_core.config import load_settings
+
+    settings = load_settings(config, words or [])
+    stdout, stderr = consoles(online=not settings.models.offline)
+    with stderr.status("starting") as status:
+        from flows.console.benchmark import orchestration_table, report_json
+        from medad_core.benchmark.orchestration import PARTS, benchmark_orchestration
+
+        report = benchmark_orchestration(settings, parts or PARTS, turns, progress=status.update)
+    stdout.print(orchestration_table(report))
+    if json is not None:
+        from medad_core.store import write_text
+
+        write_text(_absolute(str(json)), report_json(report))
+        stdout.print(f"report {json}", soft_wrap=True)
+
+
 def main() -> None:
     """Entry point of the `medad` script."""
     app()

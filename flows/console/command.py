@@ -7,6 +7,7 @@ usage, 3 done but some cases rejected, 130 interrupted, 143 terminated). Nothing
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 
 import typer
@@ -47,6 +48,11 @@ def exits(function: Callable[..., int | None]) -> Callable[..., None]:
                 raise
             typer.echo(f"medad: {error}", err=True)
             code = WRONG_USAGE if isinstance(error, UsageError) else FAILED
+        except Exception as error:
+            if _debug or not _is_of_server(error):
+                raise
+            typer.echo(f"medad: the Prefect server at {error.request.url.host}:{error.request.url.port} answers no more ({error}); once it runs, the same command goes on", err=True)
+            code = FAILED
         except (KeyboardInterrupt, Terminated) as signal:
             code = TERMINATED if isinstance(signal, Terminated) else INTERRUPTED
             say(code)
@@ -54,6 +60,16 @@ def exits(function: Callable[..., int | None]) -> Callable[..., None]:
         raise typer.Exit(code)
 
     return run
+
+
+def _is_of_server(error: Exception) -> bool:
+    """Whether a request to Prefect's server failed; the libraries are imported where this is so."""
+    httpx = sys.modules.get("httpx")
+    if httpx is None or not isinstance(error, httpx.TransportError):
+        return False
+    from flows.runner import server_url
+
+    return str(error.request.url).startswith(server_url() or "http://127.0.0.1:")
 
 
 def consoles(online: bool = False):

@@ -58,18 +58,22 @@ def screen(
     if cohort is not None:
         with stderr.status("checking inbox, models and settings"):
             from flows.cohort import screen_cohort
+            from flows.console.server import start_temporary_server
             from flows.preflight import check_cohort
             from medad_core.inbox.cohort import CohortFolder
 
             check_cohort(data, folder, settings, wait)
+            start_temporary_server()
         with watching(CohortFolder(folder).open_run, stderr):
             outcome = screen_cohort(data, folder, settings_to_yaml(settings), wait)
         return _tell_cohort(outcome, stdout, stderr)
     with stderr.status("checking data, models and settings"):
+        from flows.console.server import start_temporary_server
         from flows.preflight import check_screening
         from flows.screen import screen as screen_flow
 
         check_screening(data, folder, settings)
+        start_temporary_server()
     with watching(lambda: folder, stderr):
         outcome = screen_flow(data, folder, settings_to_yaml(settings))
     return _tell(outcome, stdout, stderr)
@@ -110,10 +114,12 @@ def evaluate(run: Run, words: Words = None) -> int:
     changed = load_settings(None, [f"evaluate={settings.evaluate.model_dump_json()}", *words]).evaluate
     stdout, stderr = consoles()
     with stderr.status("evaluating"):
+        from flows.console.server import start_temporary_server
         from flows.preflight import check_orchestration
         from flows.stages import evaluate as evaluate_flow
 
         check_orchestration(settings)
+        start_temporary_server()
         outcome = evaluate_flow(run, settings_to_yaml(settings.model_copy(update={"evaluate": changed})))
     return _tell(outcome, stdout, stderr)
 
@@ -153,10 +159,12 @@ def train(
     discover(data, settings.data.modality)
     check_writable(out)
     with stderr.status("checking models and settings"):
+        from flows.console.server import start_temporary_server
         from flows.preflight import check_training
         from flows.train import train as train_flow
 
         check_training(settings)
+        start_temporary_server()
     with following("tasks.whole", stderr):
         trained = train_flow(_absolute(data), out, settings_to_yaml(settings), licence)
     for part, scores in trained.scores.items():
@@ -186,10 +194,12 @@ def reproduce(
     discover(data, settings.data.modality)
     check_writable(out)
     with stderr.status("checking data, models and settings"):
+        from flows.console.server import start_temporary_server
         from flows.preflight import check_reproducing
         from flows.reproduce import reproduce as reproduce_flow
 
         check_reproducing(out, settings)
+        start_temporary_server()
     with following("tasks.reproduce", stderr, keep=("cases", "units", "table")):
         made = reproduce_flow(_absolute(data), out, settings_to_yaml(settings))
     from flows.console.tables import paper_table
@@ -286,6 +296,32 @@ def encode(
         report = benchmark_encode(model, settings, compiled, progress=status.update)
     for table in report_tables(report):
         stdout.print(table)
+    if json is not None:
+        from medad_core.store import write_text
+
+        write_text(_absolute(str(json)), report_json(report))
+        stdout.print(f"report {json}", soft_wrap=True)
+
+
+@command(benchmarks)
+def orchestration(
+    words: Words = None,
+    config: Config = None,
+    parts: Annotated[list[int] | None, typer.Option("--parts", min=1, help="Numbers of parts, rising; by default 1, 10 and 100.")] = None,
+    turns: Annotated[int, typer.Option("--turns", min=1, help="How often each is measured, loop and flows in turn.")] = 3,
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report there too.")] = None,
+) -> None:
+    """The same work as a plain loop and through Prefect: time that it adds, and memory."""
+    from medad_core.config import load_settings
+
+    settings = load_settings(config, words or [])
+    stdout, stderr = consoles(online=not settings.models.offline)
+    with stderr.status("starting") as status:
+        from flows.console.benchmark import orchestration_table, report_json
+        from medad_core.benchmark.orchestration import PARTS, benchmark_orchestration
+
+        report = benchmark_orchestration(settings, parts or PARTS, turns, progress=status.update)
+    stdout.print(orchestration_table(report))
     if json is not None:
         from medad_core.store import write_text
 

@@ -105,7 +105,9 @@ def check_orchestration(settings: Settings) -> None:
 def open_run(data: str, run: str, settings: Settings) -> None:
     """Settle who is screened (`RUN/cohort.json`), and note the command of a new run (`RUN/run.json`)."""
     from medad_core.stages.cohort import find_cohort, settle_cohort
+    from medad_core.stages.common import sweep_run
 
+    sweep_run(run)
     settle_cohort(run, find_cohort(data, settings.data))
     if read_bytes(join(run, "run.json")) is None:
         note_run(data, run, settings)

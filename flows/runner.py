@@ -1,22 +1,32 @@
-"""Where the tasks of a flow run, by configuration.
+"""Where the tasks of a flow run, by configuration, and what becomes of the others when one of them fails.
 
 One decision: the runner is opened inside the flow from `settings.flow`, so the same flow, deployed or called, follows its
-settings; `max_workers` is always set, because Prefect's own default is without bound.
+settings; `max_workers` is always set, because Prefect's own default is without bound. It is opened anew for what a failure left undone:
+a pool of processes is of no use any more once one of them has died.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 from prefect import Task
+from prefect.exceptions import TerminationSignal
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
+from flows.interruption import INTERRUPTED, TERMINATED, end_in, hurry, leave_behind
+from medad_core import stopping
 from medad_core.config import FlowSettings, settings_from_yaml
 from medad_core.errors import UsageError
-from tasks.policy import with_policy
+from medad_core.stages.common import quarantine, stage_of, sweep_run
+from medad_core.store import Stage
+from tasks.policy import Suspect, Trial, suspect_of, with_policy
 
+log = logging.getLogger(__name__)
 RANGES_PER_WORKER = 3  # enough that a slow range does not leave the others idle, few enough that models load rarely
 
 
@@ -59,13 +69,86 @@ def ranges_of(numbers: Sequence[int], count: int) -> list[list[int]]:
     return [list(numbers[start:stop]) for start, stop in itertools.pairwise(bounds)]
 
 
+def range_count(settings: FlowSettings) -> int:
+    """Into how many ranges the parts of a stage are cut. One worker needs no more than one: it would only load its models again."""
+    return 1 if settings.max_workers == 1 else RANGES_PER_WORKER * settings.max_workers
+
+
+@contextmanager
+def interruptible(runner: TaskRunner, tidy: Callable[[], None] = lambda: None) -> Iterator[TaskRunner]:
+    """`runner`, opened. Leaving it waits for what runs in it, but after SIGTERM or Ctrl-C not for long: threads are left behind where they
+    are in the middle of a batch, processes are ended, and `tidy` removes what they leave."""
+    stopping.withdraw()
+    runner.__enter__()
+    try:
+        yield runner
+    except (KeyboardInterrupt, SystemExit, TerminationSignal) as interruption:
+        if isinstance(interruption, TerminationSignal):  # Prefect hides the signal from the handler of the command
+            end_in(code=TERMINATED)
+        leave_behind(lambda: runner.__exit__(None, None, None))
+        tidy()
+        if isinstance(interruption, KeyboardInterrupt) and not server_url():
+            hurry(INTERRUPTED)  # Ctrl-C has reached the temporary server too: Prefect would try for minutes to tell it
+        raise
+    except BaseException:
+        runner.__exit__(None, None, None)
+        raise
+    runner.__exit__(None, None, None)
+
+
 def work_off(task: Task, run: str, settings: str, ranges: Sequence[Sequence[int]]) -> None:
-    """Run `task` on every range and wait for all of them. The first failure is raised, so the flow fails with it."""
-    flow = settings_from_yaml(settings).flow
-    if not ranges:
-        return
-    with task_runner(flow) as runner:
-        named = [(with_policy(task, f"{task.name}-{numbers[0]:05d}-{numbers[-1]:05d}", flow), list(numbers)) for numbers in ranges]
-        futures = [runner.submit(work, {"run": run, "settings": settings, "numbers": numbers}) for work, numbers in named]
-        for future in futures:
-            future.result()
+    """Run `task`, named like its stage, on every range of parts until each part is made, or quarantined.
+
+    Raises what stops the run: see tasks.policy for which errors do, and which are a part's own.
+    """
+    stage, flow = stage_of(run, task.name), settings_from_yaml(settings).flow
+    asked, trial, deaths = {number for numbers in ranges for number in numbers}, Trial(), 0
+    while ranges:
+        failed = _side_by_side(task, run, settings, ranges, flow)
+        left = set(stage.pending()) - {number for number, *_ in trial.given_up} if failed else set()
+        undone = [[number for number in numbers if number in left] for numbers, _ in failed]
+        deaths += any(isinstance(error, BrokenProcessPool) for _, error in failed)
+        if deaths == 1 and all(isinstance(error, BrokenProcessPool) for _, error in failed):
+            log.warning("a worker process of %s died; its parts are made again in new ones", stage.name)
+        else:
+            for numbers, (_, error) in zip(undone, failed, strict=True):
+                suspect = suspect_of(error)
+                if numbers and (found := _alone(task, run, settings, flow, numbers[0])):
+                    attempts = suspect.attempts + (deaths > 1) + max(1, flow.retries)
+                    trial.give_up(numbers[0], attempts, found, _with_rows(stage, asked))
+            undone = [numbers[1:] for numbers in undone]
+        ranges = [numbers for numbers in undone if numbers]
+    for number, attempts, reason in trial.verdict(_with_rows(stage, asked)) if trial.given_up else ():
+        quarantine(run, stage.name, number, attempts, reason)
+
+
+def _with_rows(stage: Stage, numbers: set[int]) -> int:
+    """How many of these parts were made and have rows."""
+    pending = set(stage.pending())
+    return sum(record.rows > 0 for number, record in stage.records().items() if number in numbers - pending)
+
+
+def _alone(task: Task, run: str, settings: str, flow: FlowSettings, number: int) -> Suspect | None:
+    """Try a part that may be to blame by itself, as often as tasks are retried; what was wrong with it at last, None where it was made."""
+    for _ in range(max(1, flow.retries)):
+        failed = _side_by_side(task, run, settings, [[number]], flow.model_copy(update={"max_workers": 1, "retries": 0}))
+        if not failed:
+            return None
+    return suspect_of(failed[0][1])
+
+
+def _side_by_side(task: Task, run: str, settings: str, ranges: Sequence[Sequence[int]], flow: FlowSettings) -> list[tuple[Sequence[int], Exception]]:
+    """Run `task` on every range, as many at once as there are workers; the ranges that failed, with their errors. Raises what stops the run."""
+    failed = []
+    with interruptible(task_runner(flow), lambda: sweep_run(run)) as runner:
+        named = [(with_policy(task, f"{task.name}-{numbers[0]:05d}-{numbers[-1]:05d}", flow), numbers) for numbers in ranges]
+        futures = [runner.submit(work, {"run": run, "settings": settings, "numbers": list(numbers)}) for work, numbers in named]
+        for numbers, future in zip(ranges, futures, strict=True):
+            try:
+                future.result()
+            except Exception as error:
+                suspect_of(error)
+                failed.append((numbers, error))
+    if failed:
+        sweep_run(run)  # of a worker that died
+    return failed

@@ -13,7 +13,7 @@ from prefect import Task, flow
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-from flows.runner import RANGES_PER_WORKER, ranges_of, work_off
+from flows.runner import range_count, ranges_of, work_off
 from medad_core.config import settings_from_yaml
 from medad_core.store import Progress
 from tasks.parts import convert_parts, generate_parts, map_parts, preprocess_parts
@@ -83,7 +83,7 @@ def _complete(name: str, task: Task, run: str, settings: str, ranges: int | None
     from medad_core.stages.common import stage_of, write_rejected
 
     stage = stage_of(run, name)
-    wanted = ranges or RANGES_PER_WORKER * settings_from_yaml(settings).flow.max_workers
+    wanted = ranges or range_count(settings_from_yaml(settings).flow)
     work_off(task, run, settings, ranges_of(stage.pending(), wanted))
     stage.finish()
     write_rejected(run)

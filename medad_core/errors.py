@@ -34,8 +34,35 @@ class TruncatedError(CaseError):
     """A file that ends before its content does: cut off, or still being copied."""
 
 
+class PartError(MedadError):
+    """Something went wrong while one part was made, which no case and no setting is known to be at fault for; its cause is the error itself."""
+
+    def __init__(self, part: str, reason: str) -> None:
+        super().__init__(f"{part}: {reason}")
+        self.part, self.reason = part, reason
+
+    def __reduce__(self):
+        return type(self), (self.part, self.reason)
+
+
 class StoreError(MedadError):
-    """Stage files that are missing, damaged or of another run."""
+    """Stage files that are missing, damaged or of another run; or a disk that fails (the system's own error is its cause)."""
+
+
+class RowsError(StoreError):
+    """Rows of one part that do not fit its plan or its schema."""
+
+
+class InputError(StoreError):
+    """A volume that the filesystem would not give now; it may give it later."""
+
+
+class EngineError(MedadError):
+    """The LLM's engine broke down in the middle of its work."""
+
+
+class Stopped(MedadError):
+    """The process was asked to stop."""
 
 
 class WeightsError(MedadError):

@@ -10,11 +10,12 @@ from rich.table import Table
 
 from flows.console.tables import plain_table
 from medad_core.benchmark.encode import EncodeReport
+from medad_core.benchmark.orchestration import OrchestrationReport
 from medad_core.benchmark.timing import Spread
 
 
-def report_json(report: EncodeReport) -> str:
-    """The whole report; rates are a second, shares of 1."""
+def report_json(report: EncodeReport | OrchestrationReport) -> str:
+    """The whole report; rates are a second, times in s, memory in MB, shares of 1."""
     return json.dumps(asdict(report), indent=1) + "\n"
 
 
@@ -38,6 +39,20 @@ def report_tables(report: EncodeReport) -> Iterator[Table]:
     sweep = plain_table("encoder at batch", *map(str, report.sweep))
     sweep.add_row("slices/s", *map(_short, report.sweep.values()))
     yield sweep
+
+
+def orchestration_table(report: OrchestrationReport) -> Table:
+    """The report as a reader wants it; what Prefect adds is the median of turns, from the least to the greatest."""
+    title = f"stages slices and maps, {report.cases_per_part} cases a part, {report.slices_per_case} slices a case"
+    table = plain_table(title, *(f"{size.parts} parts" for size in report.sizes))
+    table.add_row("plain loop", *(f"{size.loop_s.median:.1f} s" for size in report.sizes))
+    table.add_row("through Prefect", *(f"{size.flows_s.median:.1f} s" for size in report.sizes))
+    table.add_row("  it adds", *(f"{size.added.median:+.1%} ({size.added.low:+.1%}, {size.added.high:+.1%})" for size in report.sizes))
+    table.add_row("  before that, its server", *(f"{size.start_s.median:.1f} s" for size in report.sizes))
+    table.add_row("peak memory, plain loop", *(f"{size.loop_mb.median:,.0f} MB" for size in report.sizes))
+    table.add_row("peak memory, through Prefect", *(f"{size.flows_mb.median:,.0f} MB" for size in report.sizes))
+    table.add_row("  last size beside the one before", *("" for _ in report.sizes[1:]), f"{report.growth:+.1%}")
+    return table
 
 
 def _rate(spread: Spread) -> tuple[str, str]:

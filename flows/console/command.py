@@ -1,19 +1,21 @@
 """What every command of `medad` shares: exit codes, one line for what is wrong, and where output goes.
 
 One decision: a command returns its exit code or raises; this module alone turns errors into codes (0 done, 1 failed, 2 wrong
-usage, 3 done but some cases rejected, 130 interrupted). Nothing heavy is imported, so that `medad --help` answers at once.
+usage, 3 done but some cases rejected, 130 interrupted, 143 terminated). Nothing heavy is imported, so that `medad --help` answers at once.
 """
 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 
 import typer
 
+from flows.interruption import INTERRUPTED, TERMINATED, Terminated, end_if_left_behind, say, signals_heard
 from medad_core.errors import MedadError, UsageError
 
-OK, FAILED, WRONG_USAGE, SOME_REJECTED, INTERRUPTED = 0, 1, 2, 3, 130
+OK, FAILED, WRONG_USAGE, SOME_REJECTED = 0, 1, 2, 3
 _debug = False
 
 
@@ -39,18 +41,35 @@ def exits(function: Callable[..., int | None]) -> Callable[..., None]:
     @functools.wraps(function)
     def run(*args, **kwargs) -> None:
         try:
-            code = function(*args, **kwargs) or OK
+            with signals_heard():
+                code = function(*args, **kwargs) or OK
         except MedadError as error:
             if _debug:
                 raise
             typer.echo(f"medad: {error}", err=True)
             code = WRONG_USAGE if isinstance(error, UsageError) else FAILED
-        except KeyboardInterrupt:
-            typer.echo("medad: interrupted; the same command goes on where it stopped", err=True)
-            code = INTERRUPTED
+        except Exception as error:
+            if _debug or not _is_of_server(error):
+                raise
+            typer.echo(f"medad: the Prefect server at {error.request.url.host}:{error.request.url.port} answers no more ({error}); once it runs, the same command goes on", err=True)
+            code = FAILED
+        except (KeyboardInterrupt, Terminated) as signal:
+            code = TERMINATED if isinstance(signal, Terminated) else INTERRUPTED
+            say(code)
+            end_if_left_behind(code)
         raise typer.Exit(code)
 
     return run
+
+
+def _is_of_server(error: Exception) -> bool:
+    """Whether a request to Prefect's server failed; the libraries are imported where this is so."""
+    httpx = sys.modules.get("httpx")
+    if httpx is None or not isinstance(error, httpx.TransportError):
+        return False
+    from flows.runner import server_url
+
+    return str(error.request.url).startswith(server_url() or "http://127.0.0.1:")
 
 
 def consoles(online: bool = False):

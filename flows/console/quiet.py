@@ -19,6 +19,8 @@ PREFECT = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # the default 20 s is too short on a small machine
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # a failed run is told in one line by the command, not as a traceback
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # says only that events were lost while the server was away
+    "PREFECT_CLIENT_MAX_RETRIES": "6",  # a server that is away for two minutes (2 + 4 + … + 64 s) costs a run nothing but the wait
     "PREFECT_LOGGING_EXTRA_LOGGERS": "medad_core",  # what the core says appears beside the runs of a real server
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "PREFECT_CLI_WARN_ON_VERSION_MISMATCH": "false",

@@ -19,7 +19,7 @@ import numpy as np
 from isal import igzip_lib
 
 from medad_core.data.cases import VolumeRef
-from medad_core.errors import CaseError, StoreError, TruncatedError
+from medad_core.errors import CaseError, InputError, TruncatedError
 
 _GZIP = b"\x1f\x8b"
 _HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
@@ -106,13 +106,13 @@ class NiftiFile:
 
 def open_nifti(case_id: str, ref: VolumeRef) -> NiftiFile:
     """Read a file's bytes and header. Raises CaseError where it is unreadable, truncated, no NIfTI, or not one 3-D volume,
-    and StoreError where the filesystem failed in a way that may pass."""
+    and InputError where the filesystem failed in a way that may pass."""
     name = Path(ref.path).name
     try:
         raw = Path(ref.path).read_bytes()
     except OSError as error:
         if error.errno in _PASSING:  # the case is not at fault: recorded as rejected it would be lost for good
-            raise StoreError(f"{case_id}: {name}: the filesystem failed ({error.strerror}); run the same command again") from error
+            raise InputError(f"{case_id}: {name}: the filesystem failed ({error.strerror}); run the same command again") from error
         raise CaseError(case_id, f"{name}: cannot be read ({error.strerror}); check the file and its permissions") from error
     header = _parse_header(_inflate(raw, _HEADER_BYTES, case_id, name), case_id, name)
     channel = _pick_channel(header, ref, case_id, name)

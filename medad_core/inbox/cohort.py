@@ -22,7 +22,7 @@ from medad_core.errors import StoreError, UsageError
 from medad_core.inbox.look import Look, unchanged
 from medad_core.inbox.records import Batch, BatchPlan, CaseHistory, Ledger, Planned, Screening, StoredFile, Study
 from medad_core.stages.cohort import cohort_of, members_of, settle_cohort
-from medad_core.stages.common import QUARANTINED, write_rejected
+from medad_core.stages.common import QUARANTINED, sweep_run, write_rejected
 from medad_core.store import COHORT_PREDICTIONS, join, read_table, sha256_file, write_bytes, write_table, write_text
 from medad_core.store.files import move_folder, read_bytes, sweep
 from medad_core.store.planning import difference
@@ -134,7 +134,7 @@ class CohortFolder:
         if plan is not None:
             run = str(self.run_of(plan.number))
             cohort = cohort_of(run)
-            sweep(run)
+            sweep_run(run)
             if cohort.root != str(inbox):
                 write_text(join(run, "cohort.json"), cohort.model_copy(update={"root": str(inbox)}).model_dump_json(indent=1))
         return plan

@@ -14,8 +14,9 @@ from multiprocessing import get_context
 
 import numpy as np
 
+from medad_core import stopping
 from medad_core.config import LLMSettings
-from medad_core.errors import MedadError
+from medad_core.errors import EngineError
 from medad_core.llm.engine import Engine, Generation, open_engine
 from medad_core.llm.prompt import Prompt
 
@@ -44,7 +45,7 @@ class ParallelEngine:
         try:
             return [answer for answers in self.pool.map(_generate, runs) for answer in answers]
         except BrokenProcessPool as error:
-            raise MedadError("llm.data_parallel_size: a process of the LLM ended by itself; its own message is above (often GPU memory that was full)") from error
+            raise EngineError("llm.data_parallel_size: a process of the LLM ended by itself; its own message is above (often GPU memory that was full)") from error
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -62,6 +63,7 @@ def gpu_shares(copies: int, each: int) -> list[str]:
 def _start(shares, words: tuple, settings: LLMSettings, positions: int, device: str, copies: int) -> None:
     """Open this process's engine."""
     global _engine
+    stopping.end_with_parent()
     share = shares.get()
     if share:
         os.environ["CUDA_VISIBLE_DEVICES"] = share

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medad_core import stopping
 from medad_core.llm.engine import Generation
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.structured import Choice
@@ -63,6 +64,7 @@ class TransformersEngine:
         inputs, tokens, finished = {"inputs_embeds": embeddings[:, shared:]}, [], torch.zeros(len(prompts), dtype=torch.bool, device=device)
         ends = torch.tensor(self.prompt.end_tokens, device=device)
         for step in range(self.max_new_tokens):
+            stopping.check()
             out = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache, logits = out.past_key_values, out.logits[:, -1].float()
             if step == 0:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from medad_core import stopping
 from medad_core.errors import CaseError, MedadError
 from medad_core.stages.rows import images_of
 from medad_core.store import Stage
@@ -108,6 +109,7 @@ def compute_batches(batches: Iterable[Batch], compute: Compute, device: torch.de
     """Every batch with its results. A GPU is given the next batch before the results of this one are waited for."""
     waiting = None
     for batch in batches:
+        stopping.check()
         launched = _launch(batch, compute, device)
         if waiting is not None:
             yield waiting()

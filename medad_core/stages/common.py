@@ -11,17 +11,20 @@ import csv
 import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from medad_core import stopping
 from medad_core.config import Settings
-from medad_core.errors import CaseError
+from medad_core.errors import CaseError, MedadError, PartError
 from medad_core.store import ANSWERS, MAPS, PROMPTS, SLICES, Item, PartRecord, Plan, Stage, join, write_text
+from medad_core.store.files import sweep
 
 log = logging.getLogger(__name__)
 PART_STAGES = {"slices": SLICES, "maps": MAPS, "prompts": PROMPTS, "answers": ANSWERS}
-QUARANTINED = "quarantined"  # begins the reason of a case whose part failed as a whole
+QUARANTINED = "quarantined after "  # how the reason of such a case begins, in part records and in rejected.csv
 Progress = Callable[[PartRecord], None]
 
 
@@ -51,6 +54,7 @@ class Casewise:
 
     def rows(self) -> Iterator[pa.Table]:
         for case_id in self.cases:
+            stopping.check()
             try:
                 yield self.make(case_id)
             except CaseError as error:
@@ -58,14 +62,50 @@ class Casewise:
                 self.failed.append(Item(key=error.case_id, reason=error.reason))
 
 
+@contextmanager
+def making(stage: Stage, number: int) -> Iterator[None]:
+    """Whatever goes wrong inside goes wrong with this part: errors that do not say themselves what is wrong become PartError."""
+    stopping.check()
+    try:
+        yield
+    except MedadError:
+        raise
+    except Exception as error:
+        raise PartError(f"{stage.name} part {number}", in_one_line(error)) from error
+
+
+def in_one_line(error: BaseException) -> str:
+    """Such as `ValueError: too many dimensions`."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+
+
 def run_casewise(stage: Stage, numbers: Sequence[int], make: Callable[[str], pa.Table], progress: Progress) -> list[PartRecord]:
     """Write the given parts of a stage, `make(case_id)` giving the rows of one case."""
     records = []
     for number in numbers:
         part = Casewise(stage.plan().parts[number].inputs, make)
-        records.append(stage.write_part(number, part.rows(), failed=part.failed))
+        with making(stage, number):
+            records.append(stage.write_part(number, part.rows(), failed=part.failed))
         progress(records[-1])
     return records
+
+
+def quarantine(run: str, name: str, number: int, attempts: int, why: str) -> PartRecord:
+    """Record a part that could not be made: all of its cases failed, none has rows, and the stages after it go on without them.
+
+    Deleting the record lets the same command try the part again.
+    """
+    stage = stage_of(run, name)
+    reason = f"{QUARANTINED}{attempts} attempts: {why}"
+    log.warning("%s part %d is %s", name, number, reason)
+    return stage.write_part(number, [], failed=[Item(key=case_id, reason=reason) for case_id in stage.plan().parts[number].inputs])
+
+
+def sweep_run(run: str) -> None:
+    """Remove the temporary files that killed writers left anywhere in a run."""
+    for folder in (run, *(join(run, name, *below) for name in PART_STAGES for below in ((), ("_parts",)))):
+        sweep(folder)
 
 
 def write_rejected(run: str) -> list[tuple[str, str, str]]:

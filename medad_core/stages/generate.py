@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
 
 import pyarrow as pa
 
 from medad_core.config import Settings
 from medad_core.llm.answers import parse
+from medad_core.llm.enduring import EnduringEngine, heard
 from medad_core.llm.engine import Engine, Generation, open_engine
 from medad_core.models.converter import MAP_TOKENS
-from medad_core.stages.common import Progress, plan_after, stage_of
+from medad_core.stages.common import Progress, making, plan_after, stage_of
 from medad_core.stages.models import answers_fingerprint, device_of, load_converter_of, load_prompt_of
 from medad_core.stages.rows import tokens_of
 from medad_core.store import ANSWERS, PartRecord, Plan
@@ -23,24 +26,32 @@ def plan(run: str, settings: Settings) -> Plan:
 
 
 def run_parts(run: str, settings: Settings, numbers: Sequence[int], progress: Progress = lambda _: None, engine: Engine | None = None) -> list[PartRecord]:
-    """Answer the prompts of the given parts; an engine is started where none is given, and closed again."""
+    """Answer the prompts of the given parts. An engine is started where none is given, started anew once where it breaks down, and closed
+    again. Raises EngineError where it breaks down again, naming its log, `RUN/answers/engine.log`."""
     if not numbers:
         return []
     prompt, knowledge = load_prompt_of(settings), load_converter_of(settings).knowledge_tokens().numpy()
     prompts, answers, records = stage_of(run, "prompts"), stage_of(run, "answers"), []
-    own = engine is None
-    engine = engine or open_engine(prompt, settings.llm, prompt.length(len(knowledge), MAP_TOKENS), device_of(settings))
-    try:
+    start = partial(open_engine, prompt, settings.llm, prompt.length(len(knowledge), MAP_TOKENS), device_of(settings))
+    with _engine(engine, start, answers.uri) as engine:
         for number in numbers:
             started = time.perf_counter()
-            table = prompts.read_part(number)
-            generations = engine.generate(prompt.assemble(knowledge, tokens_of(table))) if len(table) else []
-            records.append(answers.write_part(number, _answer_rows(table, generations), seconds=time.perf_counter() - started))
+            with making(answers, number):
+                table = prompts.read_part(number)
+                generations = engine.generate(prompt.assemble(knowledge, tokens_of(table))) if len(table) else []
+                records.append(answers.write_part(number, _answer_rows(table, generations), seconds=time.perf_counter() - started))
             progress(records[-1])
-    finally:
-        if own:
-            engine.close()
     return records
+
+
+@contextmanager
+def _engine(given: Engine | None, start: Callable[[], Engine], folder: str) -> Iterator[Engine]:
+    """The engine that is given, or one that is started here and closed again."""
+    if given is not None:
+        yield given
+        return
+    with heard(folder) as said, closing(EnduringEngine(start, said)) as engine:
+        yield engine
 
 
 def _answer_rows(keys: pa.Table, generations: Sequence[Generation]) -> pa.Table:

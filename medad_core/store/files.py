@@ -14,7 +14,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import fsspec
 from medad_core.errors import StoreError, UsageError
 
 _TEMPORARY = ".tmp"
+_own: set[Path] = set()  # temporary files that this process is writing
 _BLOCK = 1 << 20
 
 
@@ -70,6 +71,7 @@ def new_file(uri: str) -> Iterator[Path]:
     target = local_path(uri)
     folder = target.parent if target is not None else Path(tempfile.gettempdir())
     temporary = folder / f".{uri.rsplit('/', 1)[-1]}.{uuid.uuid4().hex}{_TEMPORARY}"
+    _own.add(temporary)
     try:
         yield temporary
         with explained("write", uri):
@@ -81,7 +83,9 @@ def new_file(uri: str) -> Iterator[Path]:
                 os.replace(temporary, target)
                 _sync(folder)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk that turned read-only: the first error is the one to tell
+            temporary.unlink(missing_ok=True)
+        _own.discard(temporary)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -181,6 +185,13 @@ def sweep(uri: str) -> None:
         with explained("clean", uri):
             for leftover in path.glob(f".*{_TEMPORARY}"):
                 leftover.unlink(missing_ok=True)
+
+
+def sweep_own() -> None:
+    """Remove the temporary files that this process is writing; for one that is about to end and cannot wait for its threads."""
+    for temporary in list(_own):
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def check_writable(uri: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
-from medad_core.errors import StoreError
+from medad_core.errors import RowsError
 from medad_core.store.records import Item, PartPlan, Plan, fingerprint_of
 
 # Last words of keys that say how. With one of them in the fingerprint a run could not be resumed on another machine.
@@ -45,7 +45,7 @@ def difference(old: Mapping[str, str], new: Mapping[str, str]) -> str:
 
 
 def account(where: str, part: PartPlan, cases: Sequence[str], skipped: Sequence[Item], failed: Sequence[Item]) -> None:
-    """Hold what came out of a part against what was planned. Raises StoreError naming the cases that do not add up."""
+    """Hold what came out of a part against what was planned. Raises RowsError naming the cases that do not add up."""
     named = [*cases, *(item.key for item in (*skipped, *failed))]
     for problem, keys in {
         "planned but neither done, skipped nor failed": set(part.inputs) - set(named),
@@ -53,10 +53,10 @@ def account(where: str, part: PartPlan, cases: Sequence[str], skipped: Sequence[
         "accounted for twice": {key for key in named if named.count(key) > 1},
     }.items():
         if keys:
-            raise StoreError(f"{where}: {problem}: {', '.join(sorted(keys))}")
+            raise RowsError(f"{where}: {problem}: {', '.join(sorted(keys))}")
     # The same rows whoever makes them: a resumed run must not depend on the order in which cases happened to be ready.
     if [key for key in part.inputs if key in cases] != list(cases):
-        raise StoreError(f"{where}: cases are not in the planned order")
+        raise RowsError(f"{where}: cases are not in the planned order")
 
 
 def _short(value: str | None) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from medad_core.errors import StoreError
+from medad_core.errors import RowsError, StoreError
 from medad_core.store.files import explained, filesystem, local_path, new_file
 
 Rows = pa.Table | Iterable[pa.RecordBatch | pa.Table]
@@ -48,7 +48,7 @@ def read_table(uri: str, columns: Sequence[str] | None = None, case_id: str | No
 def write_groups(path: Path, rows: Rows, schema: pa.Schema, where: str) -> tuple[int, list[str]]:
     """Write `rows` to the local `path`, one row group a case; returns the number of rows and the cases in order.
 
-    The rows of a case must come together, with rising slice_index. Raises StoreError naming the case; errors of whoever
+    The rows of a case must come together, with rising slice_index. Raises RowsError naming the case, StoreError where the disk fails; errors of whoever
     makes the rows pass through untouched.
     """
     count, cases = 0, []
@@ -57,7 +57,7 @@ def write_groups(path: Path, rows: Rows, schema: pa.Schema, where: str) -> tuple
     try:
         for case_id, group in _by_case(rows, schema, where):
             if case_id in cases:
-                raise StoreError(f"{where}: rows of case {case_id!r} do not come together")
+                raise RowsError(f"{where}: rows of case {case_id!r} do not come together")
             _check_order(case_id, group, where)
             with explained("write", where):
                 writer.write_table(group, row_group_size=group.num_rows)
@@ -73,21 +73,21 @@ def write_groups(path: Path, rows: Rows, schema: pa.Schema, where: str) -> tuple
 
 
 def conform(rows: pa.Table | pa.RecordBatch, schema: pa.Schema, where: str) -> pa.Table:
-    """`rows` with exactly the columns and types of `schema`. Raises StoreError naming the column that does not fit."""
+    """`rows` with exactly the columns and types of `schema`. Raises RowsError naming the column that does not fit."""
     table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
     if sorted(table.column_names) != sorted(schema.names):
         missing = sorted(set(schema.names) - set(table.column_names))
         extra = sorted(set(table.column_names) - set(schema.names))
-        raise StoreError(f"{where}: columns do not fit the schema: missing {missing}, unexpected {extra}")
+        raise RowsError(f"{where}: columns do not fit the schema: missing {missing}, unexpected {extra}")
     arrays = []
     for field in schema:
         column = table.column(field.name)
         if not field.nullable and column.null_count:
-            raise StoreError(f"{where}: column {field.name} has {column.null_count} nulls and may have none")
+            raise RowsError(f"{where}: column {field.name} has {column.null_count} nulls and may have none")
         try:
             arrays.append(column if column.type == field.type else column.cast(field.type))
         except pa.ArrowException as error:
-            raise StoreError(f"{where}: column {field.name} is not {field.type}: {str(error).splitlines()[0]}") from error
+            raise RowsError(f"{where}: column {field.name} is not {field.type}: {str(error).splitlines()[0]}") from error
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
@@ -118,4 +118,4 @@ def _runs(values: Sequence[str]) -> Iterator[tuple[str, int, int]]:
 def _check_order(case_id: str, group: pa.Table, where: str) -> None:
     indices = group.column("slice_index").to_pylist()
     if any(later <= earlier for earlier, later in pairwise(indices)):
-        raise StoreError(f"{where}: slice_index of case {case_id!r} does not rise: keys must be unique and in order")
+        raise RowsError(f"{where}: slice_index of case {case_id!r} does not rise: keys must be unique and in order")

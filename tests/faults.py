@@ -1,0 +1,70 @@
+"""What the tests of faults share: the real command in a process of its own with something wrong in it, and what must hold afterwards."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import psutil
+
+from medad_core.stages.common import PART_STAGES, stage_of
+
+TESTS = Path(__file__).parent
+DEADLINE_S = 180.0
+SOON_S = 10.0  # how long a signal may take
+
+
+def start(words: list, fault: tuple = ("none", ""), server: str | None = None, **environment: str) -> subprocess.Popen:
+    """`medad` with `words`, in a session of its own; without `server` it starts a temporary one. See faulty.py for `fault`."""
+    base = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    surroundings = {**base, **({"PREFECT_API_URL": server} if server else {}), "PYTHONPATH": str(TESTS.parent), **environment}
+    command = [sys.executable, TESTS / "faulty.py", *fault, "--", *words]
+    return subprocess.Popen([str(word) for word in command], env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+
+def screening(screened, run: Path, *words: str) -> list:
+    return ["screen", screened.data, "--out", run, *screened.words, *words]
+
+
+def ends(process: subprocess.Popen, code: int, timeout: float = DEADLINE_S) -> str:
+    """Wait for the end with this exit code; what was said."""
+    output = process.communicate(timeout=timeout)[0]
+    assert process.returncode == code, output
+    assert "Traceback" not in output, output
+    return output
+
+
+def until(condition: Callable[[], bool], process: subprocess.Popen | None = None, deadline_s: float = DEADLINE_S) -> None:
+    """Wait for it; `process` must live as long."""
+    deadline = time.monotonic() + deadline_s
+    while not condition():
+        assert process is None or process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def children_of(process: subprocess.Popen) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+
+
+def temporary_files(run: Path) -> list[Path]:
+    return list(Path(run).rglob("*.tmp"))
+
+
+def same_rows(screened, run: Path) -> None:
+    """Every stage and the predictions as in the run that nothing disturbed, in every column; no key twice, no temporary file."""
+    for name in PART_STAGES:
+        assert stage_of(str(run), name).read().equals(stage_of(screened.run, name).read()), name
+    rows = pd.read_parquet(Path(run) / "predictions.parquet")
+    pd.testing.assert_frame_equal(rows, pd.read_parquet(screened.outcome.predictions))
+    assert not rows.duplicated(["case_id", "slice_index"]).any()
+    assert temporary_files(run) == []

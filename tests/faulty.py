@@ -1,0 +1,59 @@
+"""The command `medad`, in a process where something goes wrong: `python faulty.py FAULT CASE [FILE] -- screen DATA --out RUN …`.
+
+A file that is run as a script, and not patches in the test: pools of processes import it again, so the fault is in their workers too. When the volume
+of CASE is read, FAULT says what happens:
+
+raise   an error of no known kind
+die     the process dies as under the kernel's out-of-memory killer
+hold    once: the process number is written to FILE, and nothing happens for an hour (what a signal finds in the middle of a long call)
+
+Word `preprocess` instead of `screen` runs that stage alone: `preprocess RUN key=value…`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from medad_core.stages import preprocess
+
+fault, poisoned, *rest = sys.argv[1 : sys.argv.index("--")]
+words = sys.argv[sys.argv.index("--") + 1 :]
+_read_slices = preprocess.read_slices
+
+
+def read_slices(case, settings):
+    if case.case_id == poisoned:
+        if fault == "raise":
+            raise RuntimeError("poisoned")
+        if fault == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "hold" and not Path(rest[0]).exists():
+            Path(rest[0]).write_text(str(os.getpid()))
+            time.sleep(3600)
+    return _read_slices(case, settings)
+
+
+preprocess.read_slices = read_slices
+
+
+def main() -> None:
+    if words[0] == "preprocess":
+        from flows.console.quiet import prepare_process
+        from flows.console.tables import terminal
+        from flows.stages import preprocess as flow
+        from medad_core.config import load_settings, settings_to_yaml
+
+        prepare_process(False, terminal(stderr=True))
+        flow(words[1], settings_to_yaml(load_settings(None, words[2:])))
+        return
+    from flows.cli import app
+
+    app(words)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""A part that cannot be made, a worker that dies, and an engine that breaks down: what is lost, and what goes on."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from faults import ends, gone, screening, start, temporary_files, until
+
+from flows.runner import range_count
+from flows.stages import maps
+from medad_core.config import FlowSettings, load_settings
+from medad_core.errors import ConfigError, EngineError, InputError, MedadError, PartError, RowsError, StoreError
+from medad_core.llm.transformers_engine import TransformersEngine
+from medad_core.stages import generate
+from medad_core.stages import maps as maps_stage
+from medad_core.stages.common import PART_STAGES, QUARANTINED, stage_of
+from tasks.policy import Suspect, Trial, can_heal, judged
+
+pytest_plugins = ("prefect_harness",)
+CASE = "BraTS2021_00001"
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+# --- whose fault an error is -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        caused(StoreError("cannot write"), OSError(errno.ENOSPC, "No space left on device")),
+        caused(PartError("maps part 1", "OSError"), OSError(errno.EROFS, "Read-only file system")),
+        caused(PartError("maps part 1", "ImportError"), ImportError("no such package")),
+        StoreError("the file is damaged"),
+        ConfigError("a wrong key"),
+        ConnectionResetError(),
+        RuntimeError("while models were loaded"),
+    ],
+)
+def test_what_is_not_a_parts_own_fault_stops_the_run(error):
+    assert judged(error, attempts=1) is error
+
+
+@pytest.mark.parametrize(
+    ("error", "unsure"),
+    [
+        (caused(PartError("maps part 1", "ValueError: odd"), ValueError("odd")), False),
+        (RowsError("column p_yes has 1 nulls"), False),
+        (caused(PartError("maps part 1", "OutOfMemoryError"), torch.OutOfMemoryError()), True),
+        (caused(PartError("maps part 1", "RuntimeError"), RuntimeError("CUDA error: unspecified launch failure")), True),
+        (caused(PartError("maps part 1", "MemoryError"), MemoryError()), True),
+        (InputError("a volume that would not be read"), True),
+        (EngineError("the engine broke down"), True),
+    ],
+)
+def test_a_parts_own_fault_makes_it_suspect_and_a_full_machine_or_a_broken_engine_only_perhaps(error, unsure):
+    suspect = judged(error, attempts=2)
+    assert isinstance(suspect, Suspect) and suspect.unsure is unsure and suspect.attempts == 2 and str(suspect) == str(error)
+
+
+def test_a_full_gpu_may_heal_and_an_engine_that_was_started_anew_already_may_not():
+    assert can_heal(caused(PartError("maps part 1", "OutOfMemoryError"), torch.OutOfMemoryError()))
+    assert not can_heal(caused(EngineError("broke down again"), OSError(errno.EIO, "Input/output error")))
+
+
+def suspect(unsure: bool = False) -> Suspect:
+    return Suspect("maps part 1: ValueError: odd", "ValueError: odd", unsure, 1)
+
+
+def test_a_part_that_fails_among_others_is_quarantined():
+    for unsure in (False, True):
+        trial = Trial()
+        trial.give_up(2, 2, suspect(unsure), made=2)
+        assert trial.verdict(made=3) == [(2, 2, "ValueError: odd")]
+
+
+def test_the_only_part_is_quarantined_where_it_is_surely_at_fault():
+    trial = Trial()
+    trial.give_up(0, 2, suspect(), made=0)
+    assert trial.verdict(made=0) == [(0, 2, "ValueError: odd")]
+    trial = Trial()
+    trial.give_up(0, 2, suspect(unsure=True), made=0)
+    with pytest.raises(Suspect):
+        trial.verdict(made=0)
+
+
+def test_where_every_part_fails_none_is_quarantined():
+    trial = Trial()
+    for number in range(3):
+        trial.give_up(number, 2, suspect(), made=0)
+    with pytest.raises(Suspect):
+        trial.verdict(made=0)
+
+
+def test_failures_in_a_row_stop_the_run_before_all_parts_are_tried():
+    trial = Trial()
+    trial.give_up(7, 2, suspect(unsure=True), made=7)
+    trial.give_up(8, 2, suspect(unsure=True), made=7)
+    with pytest.raises(Suspect):
+        trial.give_up(9, 2, suspect(unsure=True), made=7)
+
+
+def test_failures_with_successes_between_them_do_not():
+    trial = Trial()
+    for number in range(0, 60, 2):
+        trial.give_up(number, 2, suspect(unsure=True), made=number // 2 + 1)
+    assert len(trial.verdict(made=30)) == 30
+
+
+def test_one_worker_loads_its_models_once_a_stage():
+    assert range_count(FlowSettings()) == 1
+    assert range_count(FlowSettings(max_workers=2)) == 6
+
+
+# --- real runs -------------------------------------------------------------------------------------------------------
+
+
+def test_a_poisoned_part_is_quarantined_and_the_rest_goes_on(screened, server, tmp_path):
+    run = tmp_path / "run"
+    output = ends(start(screening(screened, run), ("raise", CASE), server), 3)
+    assert "slices part 1 is quarantined" in output
+    with open(run / "rejected.csv") as file:
+        reasons = {row["case_id"]: row["reason"] for row in csv.DictReader(file)}
+    assert reasons[CASE] == "quarantined after 2 attempts: RuntimeError: poisoned"
+    assert not reasons["BraTS2021_00002"].startswith(QUARANTINED), "a case that is broken itself is no quarantined part"
+    for name in PART_STAGES:
+        manifest = stage_of(str(run), name).require_finished()
+        assert manifest.requested == manifest.done + len(manifest.skipped) + len(manifest.failed)
+    expected = pd.read_parquet(screened.outcome.predictions).query("case_id != @CASE").drop(columns="model_fingerprint").reset_index(drop=True)
+    pd.testing.assert_frame_equal(pd.read_parquet(run / "predictions.parquet").drop(columns="model_fingerprint"), expected)
+    assert temporary_files(run) == []
+
+
+def only_slices(screened, run: Path) -> list:
+    run.mkdir()
+    shutil.copy(Path(screened.run) / "cohort.json", run)
+    return ["preprocess", run, *screened.words, "flow.runner=process", "flow.max_workers=2"]
+
+
+def test_a_part_that_kills_its_worker_is_quarantined_and_the_rest_goes_on(screened, server, tmp_path):
+    run = tmp_path / "run"
+    ends(start(only_slices(screened, run), ("die", CASE), server), 0)
+    slices, undisturbed = stage_of(str(run), "slices"), stage_of(screened.run, "slices")
+    reasons = {item.key: item.reason for item in slices.require_finished().failed}
+    assert reasons[CASE] == "quarantined after 3 attempts: its worker process died"
+    for case_id in ("BraTS2021_00000", "BraTS2021_00003"):
+        assert slices.read_case(case_id).equals(undisturbed.read_case(case_id))
+    assert reasons["BraTS2021_00002"] == undisturbed.manifest().failed[0].reason
+    assert temporary_files(run) == []
+
+
+def test_a_worker_that_is_killed_in_the_middle_of_a_part_costs_no_row(screened, server, tmp_path):
+    run, held = tmp_path / "run", tmp_path / "held"
+    process = start(only_slices(screened, run), ("hold", CASE, held), server)
+    until(lambda: held.exists() and held.read_text() != "", process)
+    os.kill(int(held.read_text()), signal.SIGKILL)
+    assert "a worker process of slices died" in ends(process, 0)
+    assert stage_of(str(run), "slices").read().equals(stage_of(screened.run, "slices").read())
+    assert temporary_files(run) == []
+
+
+def test_workers_end_with_a_command_that_is_killed(screened, server, tmp_path):
+    import psutil
+
+    run, held = tmp_path / "run", tmp_path / "held"
+    process = start(only_slices(screened, run), ("hold", CASE, held), server)
+    until(lambda: held.exists() and held.read_text() != "", process)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    until(lambda: gone(workers), deadline_s=10)
+
+
+def test_a_fault_of_every_part_stops_the_run_and_quarantines_nothing(screened, tmp_path, monkeypatch):
+    run = str(shutil.copytree(screened.run, tmp_path / "run"))
+    for name in ("maps", "prompts", "answers"):
+        shutil.rmtree(Path(run) / name)
+
+    def broken(*_):
+        raise ValueError("of every part")
+
+    monkeypatch.setattr(maps_stage, "_rows", broken)
+    with pytest.raises(MedadError, match="maps part 0: ValueError: of every part"):
+        maps(run, screened.text)
+    assert not any(record.failed for record in stage_of(run, "maps").records().values())
+    monkeypatch.undo()
+    assert maps(run, screened.text).finished
+    assert stage_of(run, "maps").read().equals(stage_of(screened.run, "maps").read())
+
+
+# --- the engine ------------------------------------------------------------------------------------------------------
+
+
+class Failing(TransformersEngine):
+    """The real engine, which breaks down at the calls named, counted over all its lives."""
+
+    calls, lives, at = 0, 0, ()
+
+    def __init__(self, *args, **kwargs) -> None:
+        type(self).lives += 1
+        super().__init__(*args, **kwargs)
+
+    def generate(self, prompts):
+        type(self).calls += 1
+        if self.calls in self.at:
+            self.model = None  # what comes next is the engine's own failure, half-way through its work
+        return super().generate(prompts)
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    import medad_core.llm.transformers_engine as module
+
+    class Counted(Failing):
+        pass
+
+    monkeypatch.setattr(module, "TransformersEngine", Counted)
+    return Counted
+
+
+@pytest.fixture
+def unanswered(screened, tmp_path) -> str:
+    run = str(shutil.copytree(screened.run, tmp_path / "run"))
+    shutil.rmtree(Path(run) / "answers")
+    generate.plan(run, screened.settings)
+    return run
+
+
+def test_an_engine_that_breaks_down_is_started_anew_and_answers_the_part_again(screened, unanswered, failing, caplog):
+    failing.at = (2,)
+    generate.run_parts(unanswered, screened.settings, stage_of(unanswered, "answers").pending())
+    assert (failing.lives, failing.calls) == (2, 4), "three parts, one of them asked twice"
+    assert stage_of(unanswered, "answers").read().equals(stage_of(screened.run, "answers").read())
+    assert "started anew" in caplog.text
+    assert "AttributeError" in (Path(unanswered) / "answers" / "engine.log").read_text()
+
+
+def test_an_engine_that_breaks_down_again_fails_with_its_error_and_its_log(screened, unanswered, failing):
+    failing.at = (2, 3)
+    with pytest.raises(EngineError, match=r"broke down again after it was started anew \(AttributeError: .*\); its log is .*answers/engine.log"):
+        generate.run_parts(unanswered, screened.settings, stage_of(unanswered, "answers").pending())
+    assert (Path(unanswered) / "answers" / "engine.log").read_text().count("Traceback") == 2
+    assert list(stage_of(unanswered, "answers").records()) == [0]
+
+
+def test_an_engine_that_cannot_be_opened_at_all_is_no_fault_of_a_part(screened, unanswered, monkeypatch):
+    def start(*_):
+        raise RuntimeError("no memory for the cache")
+
+    monkeypatch.setattr(generate, "open_engine", start)
+    with pytest.raises(EngineError, match="could not be started"):
+        generate.run_parts(unanswered, load_settings(None, screened.words), [0])

@@ -1,0 +1,65 @@
+"""A Prefect server that is killed in the middle of a run: where it comes back the run ends as if nothing had been, where it does not, with one line."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from faults import ends, same_rows, screening, start, until
+
+pytest_plugins = ("prefect_harness",)
+
+
+class Server:
+    """A real server with a database of its own, which can be killed and started again at the same address."""
+
+    def __init__(self, home: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+        self.url = f"http://127.0.0.1:{self.port}/api"
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", str(self.port), "--log-level", "error"]
+        self.process = subprocess.Popen(command, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until(self._answers, self.process)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health").status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+@pytest.fixture
+def mortal(tmp_path):
+    server = Server(tmp_path / "home")
+    yield server
+    server.kill()
+
+
+def test_a_server_that_dies_stops_no_run_if_it_comes_back_and_one_line_says_so_if_not(screened, mortal, tmp_path):
+    run = tmp_path / "run"
+    process = start(screening(screened, run), server=mortal.url, PREFECT_CLIENT_MAX_RETRIES="0")
+    until(lambda: (run / "slices" / "_parts" / "00000.json").exists(), process)
+    mortal.kill()
+    assert f"medad: the Prefect server at 127.0.0.1:{mortal.port} answers no more" in ends(process, 1)
+
+    mortal.start()
+    process = start(screening(screened, run), server=mortal.url)
+    until(lambda: (run / "maps" / "_plan.json").exists(), process)
+    mortal.kill()
+    mortal.start()
+    ends(process, 3)
+    same_rows(screened, run)

@@ -134,6 +134,6 @@ def test_an_address_in_settings_is_kept_for_the_flow_of_this_process(monkeypatch
 
 @pytest.mark.parametrize("value", ["ftp://s3cr3t", "s3cr3t", "[s3cr3t]", "{s3cr3t: 1}"])
 def test_a_wrong_address_is_refused_without_quoting_it(value):
-    with pytest.raises(ConfigError, match="notify.webhook: should start with") as caught:
+    with pytest.raises(ConfigError, match=r"notify\.webhook: should start with") as caught:
         load_settings(None, [f"notify.webhook={value}"])
     assert TOKEN not in str(caught.value)

@@ -95,9 +95,9 @@ def test_a_run_told_to_end_does_not_wait_for_its_webhook():
 def test_a_server_that_is_away_costs_a_run_seconds_and_nothing_else(screened, monkeypatch, caplog):
     monkeypatch.setattr(visible, "PATIENCE_S", 1.0)
     started = time.monotonic()
-    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW: "ignore"}):
-        with told("screen", "run", Settings()), progress_shown(stage_of(screened.run, "maps")):
-            pass
+    away = {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW: "ignore"}
+    with temporary_settings(away), told("screen", "run", Settings()), progress_shown(stage_of(screened.run, "maps")):
+        pass
     assert time.monotonic() - started < 5
     assert "the Prefect server does not show this" in caplog.text
 

@@ -13,6 +13,7 @@ import typer
 
 from flows.console.command import FAILED, OK, SOME_REJECTED, command, consoles, group, show_tracebacks
 from flows.console.models import models_app
+from flows.console.serve import deploy, serve
 from medad_core.errors import ConfigError, UsageError
 
 app = group(name="medad", help="Screen cohorts of brain MRI for anomalies: maps, sentences and metrics. For research; not a medical device.", no_args_is_help=True)
@@ -46,12 +47,14 @@ def screen(
 ) -> int:
     """Screen every case below DATA, or what is new there; the same command again resumes."""
     from medad_core.config import load_settings, settings_to_yaml
+    from medad_core.notify import hold_webhook
 
     if (out is None) == (cohort is None):
         raise UsageError("give --out RUN to screen all of DATA, or --cohort FOLDER to screen what is new in it")
     if wait and cohort is None:
         raise UsageError("--wait goes with --cohort")
     settings, folder, data = load_settings(config, words or []), _absolute(out or cohort), _absolute(data)
+    hold_webhook(settings.notify)
     stdout, stderr = consoles(online=not settings.models.offline)
     from flows.console.progress import watching
 
@@ -258,6 +261,8 @@ def prune(
     stdout.print(f"{len(pruned)} batches pruned, {sum(pruned.values()) / 1e6:.1f} MB freed" if pruned else "nothing to prune")
 
 
+_command(serve)
+_command(deploy)
 app.add_typer(models_app, name="models")
 
 

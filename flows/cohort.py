@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from flows.preflight import note_run
 from flows.stages import convert, evaluate, generate, maps, one_heartbeat, preprocess
+from flows.visible import Telling, told
 from medad_core.config import Settings, settings_from_yaml, settings_to_yaml
 
 
@@ -53,10 +54,10 @@ def screen_cohort(inbox: str, cohort: str, settings: str = "", wait: bool = Fals
     from medad_core.inbox.lock import locked
     from medad_core.inbox.look import look
 
-    folder, source = CohortFolder(cohort), Path(inbox).resolve()
-    with locked(folder.folder, wait):
+    folder, source, given = CohortFolder(cohort), Path(inbox).resolve(), settings_from_yaml(settings)
+    with told("screen-cohort", folder.folder.name, given) as telling, locked(folder.folder, wait):
         folder.reconcile()
-        parsed, fingerprint = _settled(folder, settings_from_yaml(settings))
+        parsed, fingerprint = _settled(folder, given)
         batches = []
         if (left := folder.resume(source)) is not None:
             batches.append(_screen_batch(folder, source, left, parsed))
@@ -65,7 +66,9 @@ def screen_cohort(inbox: str, cohort: str, settings: str = "", wait: bool = Fals
         if pending := folder.pending(seen, parsed.inbox.attempts):
             batches.append(_screen_batch(folder, source, folder.plan_batch(source, pending, fingerprint, parsed), parsed))
             folder.write_ledger(source, seen)
-        return _outcome(folder, batches, seen)
+        outcome = _outcome(folder, batches, seen)
+        _tell(telling, folder, outcome)
+        return outcome
 
 
 def _settled(folder, settings: Settings) -> tuple[Settings, dict[str, str]]:
@@ -96,6 +99,19 @@ def _screen_batch(folder, inbox: Path, plan, settings: Settings) -> Screened:
         changed=len(batch.changed),
         slices=sum(screening.slices for screening in done),
     )
+
+
+def _tell(telling: Telling, folder, outcome: CohortOutcome) -> None:
+    telling.counts = {
+        "batches": len(outcome.batches),
+        "cases_screened": sum(batch.screened for batch in outcome.batches),
+        "slices_screened": sum(batch.slices for batch in outcome.batches),
+        "cases_rejected": sum(batch.rejected for batch in outcome.batches),
+        "studies_waiting": len(outcome.waiting),
+        "studies_unusable": len(outcome.unusable),
+        "cases_in_cohort": outcome.cases,
+    }
+    telling.runs = tuple(str(folder.run_of(batch.batch)) for batch in outcome.batches)
 
 
 def _outcome(folder, batches: list[Screened], seen) -> CohortOutcome:

@@ -10,6 +10,7 @@ from prefect.runtime import flow_run
 
 from flows.preflight import note_run, open_run
 from flows.stages import convert, evaluate, generate, maps, one_heartbeat, preprocess
+from flows.visible import told, words_of
 from medad_core.config import settings_from_yaml
 from medad_core.errors import MedadError
 from medad_core.store import Progress
@@ -23,14 +24,17 @@ def _run_name() -> str:
 @flow(name="screen", description="A cohort of volumes to predictions, metrics and page.", persist_result=False, flow_run_name=_run_name)
 def screen(data: str, run: str, settings: str = "") -> Outcome:
     """Screen every case below `data`; run it again to resume."""
-    open_run(data, run, settings_from_yaml(settings))
-    with one_heartbeat():
+    parsed, (name, *_) = settings_from_yaml(settings), words_of(run)
+    with told("screen", name, parsed) as telling, one_heartbeat():
+        open_run(data, run, parsed)
         _require_cases(run, preprocess(run, settings))
         maps(run, settings)
         convert(run, settings)
         generate(run, settings)
-        note_run(data, run, settings_from_yaml(settings))
-        return evaluate(run, settings)
+        note_run(data, run, parsed)
+        outcome = evaluate(run, settings)
+        telling.runs, telling.counts = (run,), {"cases": outcome.cases, "slices": outcome.slices, "rejected": len(outcome.rejected)}
+        return outcome
 
 
 def _require_cases(run: str, slices: Progress) -> None:

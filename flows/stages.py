@@ -13,17 +13,19 @@ from prefect import Task, flow
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
+from flows.gpu import gpu_slot
 from flows.runner import range_count, ranges_of, work_off
+from flows.visible import progress_shown, words_of
 from medad_core.config import settings_from_yaml
-from medad_core.store import Progress
+from medad_core.store import Progress, read_run_info
 from tasks.parts import convert_parts, generate_parts, map_parts, preprocess_parts
 from tasks.policy import with_policy
 from tasks.whole import Outcome, evaluate_run
 
 
 def _run_name() -> str:
-    """Such as `maps-cohort7`: the stage, and the last word of the run's URI."""
-    return f"{flow_run.flow_name}-{flow_run.parameters['run'].rstrip('/').rsplit('/', 1)[-1]}"
+    """Such as `maps-run7` or, of a batch of a cohort, `maps-cohort7-00001`."""
+    return "-".join([flow_run.flow_name, *words_of(flow_run.parameters["run"])])
 
 
 @contextmanager
@@ -75,16 +77,20 @@ def generate(run: str, settings: str = "") -> Progress:
 
 @flow(name="evaluate", description="Stage files to predictions, metrics and page.", **OPTIONS)
 def evaluate(run: str, settings: str = "") -> Outcome:
-    """Write predictions, metrics and page of a finished run."""
+    """Write predictions, metrics and page of a finished run; without settings, by those that the run was made with."""
+    settings = settings or read_run_info(run).settings
     return with_policy(evaluate_run, "evaluate", settings_from_yaml(settings).flow)(run, settings)
 
 
 def _complete(name: str, task: Task, run: str, settings: str, ranges: int | None = None) -> Progress:
     from medad_core.stages.common import stage_of, write_rejected
+    from medad_core.stages.models import device_of
 
     stage = stage_of(run, name)
-    wanted = ranges or range_count(settings_from_yaml(settings).flow)
-    work_off(task, run, settings, ranges_of(stage.pending(), wanted))
+    chosen = settings_from_yaml(settings)
+    device = "cpu" if name == "slices" else device_of(chosen)
+    with progress_shown(stage), gpu_slot(device):
+        work_off(task, run, settings, ranges_of(stage.pending(), ranges or range_count(chosen.flow)))
     stage.finish()
     write_rejected(run)
     return stage.progress()

@@ -41,7 +41,7 @@ def settings_from_yaml(text: str, source: str = "settings") -> Settings:
 
 
 def settings_to_yaml(settings: Settings) -> str:
-    """The complete settings as YAML in field order; `settings_from_yaml` gives the equal object back."""
+    """The complete settings as YAML in field order; `settings_from_yaml` gives the equal object back, less the webhook, which is secret."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 

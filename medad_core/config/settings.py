@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from medad_core.config.reproduce import ReproduceSettings
 from medad_core.config.train import TrainSettings
@@ -152,6 +152,21 @@ class InboxSettings(_Frozen):
     attempts: int = Field(3, ge=1, description="batches that try a case again after its part was quarantined")
 
 
+class NotifySettings(_Frozen):
+    """Whom a screening tells how it ended (medad_core.notify); changes no row."""
+
+    webhook: SecretStr | None = Field(None, exclude=True, description="its address, which may hold a token: read, but never written down; null: $MEDAD_WEBHOOK")
+    timeout_s: float = Field(5.0, gt=0, le=60)
+
+    @field_validator("webhook", mode="before")
+    @classmethod
+    def _address(cls, value: object) -> object:
+        # The message must not quote the address.
+        if value is None or (isinstance(value, str) and value.startswith(("http://", "https://"))):
+            return value
+        raise ValueError("should start with http:// or https://, or be null")
+
+
 class Settings(_Frozen):
     """All settings of a run."""
 
@@ -161,5 +176,6 @@ class Settings(_Frozen):
     evaluate: EvaluateSettings = EvaluateSettings()
     flow: FlowSettings = FlowSettings()
     inbox: InboxSettings = InboxSettings()
+    notify: NotifySettings = NotifySettings()
     train: TrainSettings = TrainSettings()
     reproduce: ReproduceSettings = ReproduceSettings()

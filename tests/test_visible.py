@@ -1,0 +1,183 @@
+"""What a run shows on a real server: progress, summary, link, tags, logs; and that none of it can hurt the run."""
+
+from __future__ import annotations
+
+import contextvars
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from prefect import flow, get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterName, LogFilter, LogFilterFlowRunId
+from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW, temporary_settings
+from test_notify import Hook
+
+from flows import visible
+from flows.gpu import LIMIT, gpu_slot
+from flows.stages import maps
+from flows.visible import kind_of, progress_line, progress_shown, told, words_of
+from medad_core.config import Settings
+from medad_core.stages.common import PART_STAGES, stage_of
+from medad_core.store import Progress
+
+pytest_plugins = ("prefect_harness",)
+
+
+def artifacts(key: str) -> list:
+    with get_client(sync_client=True) as client:
+        return client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
+
+
+def runs(name: str) -> list:
+    with get_client(sync_client=True) as client:
+        return client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(like_=name)))
+
+
+def test_every_stage_has_a_progress_artifact_that_ends_at_the_whole(screened):
+    for name in PART_STAGES:
+        (shown, *_) = artifacts(f"{name}-run")
+        assert shown.type == "progress" and shown.data == 100
+    (slices, *_) = artifacts("slices-run")
+    assert slices.description == "4 of 4 parts, 4 of 4 cases (1 rejected), 9 slices; done"
+
+
+def test_the_summary_has_metrics_rejected_cases_by_reason_and_a_link_to_the_page(screened):
+    (shown, *_) = artifacts("summary-run")
+    assert shown.type == "markdown"
+    for text in ("3 cases, 9 slices, 1 rejected", "| Map, AUROC | image |", "| 1 | slices | truncated |", "`BraTS2021_00002`", Path(screened.outcome.page).as_uri()):
+        assert text in shown.data, shown.data
+    (link, *_) = artifacts("page-run")
+    assert Path(screened.outcome.page).as_uri() in link.data
+
+
+def test_runs_are_named_and_tagged_by_cohort(screened):
+    (whole,) = runs("screen-cohort")
+    assert {"medad", "cohort:run"} <= set(whole.tags)
+    (stage, *_) = runs("maps-run")
+    assert "cohort:run" in stage.tags
+
+
+def test_what_the_core_says_is_in_the_log_of_the_run(screened):
+    (stage, *_) = runs("preprocess-run")
+    with get_client(sync_client=True) as client:
+        said = [log.message for log in client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[stage.id])))]
+    assert any("BraTS2021_00002 is left out" in line for line in said), said
+
+
+@flow(name="screen-cohort")
+def ending(settings: dict, fails: bool = False) -> None:
+    with told("screen-cohort", "ward", Settings.model_validate(settings)) as telling:
+        telling.counts = {"cases_screened": 2}
+        if fails:
+            raise ValueError("/data/BraTS2021_00000 is damaged")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_webhook_hears_how_a_flow_ended_and_only_numbers(server, fails):
+    with Hook(200) as hook:
+        state = ending({"notify": {"webhook": hook.url}}, fails, return_state=True)
+    assert state.is_failed() == fails
+    (body,) = hook.bodies
+    assert body.pop("seconds") >= 0
+    assert body == {"event": "failed" if fails else "finished", "kind": "screen-cohort", "name": "ward", "counts": {"cases_screened": 2}}
+
+
+def test_a_run_told_to_end_does_not_wait_for_its_webhook():
+    with Hook(0) as hook, temporary_settings(restore_defaults={PREFECT_API_URL}), pytest.raises(KeyboardInterrupt):
+        started = time.monotonic()
+        with told("screen", "run", Settings.model_validate({"notify": {"webhook": hook.url}})):
+            raise KeyboardInterrupt
+    assert time.monotonic() - started < visible.HURRY_S + 2 and hook.bodies[0]["event"] == "failed"
+
+
+def test_a_server_that_is_away_costs_a_run_seconds_and_nothing_else(screened, monkeypatch, caplog):
+    monkeypatch.setattr(visible, "PATIENCE_S", 1.0)
+    started = time.monotonic()
+    away = {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW: "ignore"}
+    with temporary_settings(away), told("screen", "run", Settings()), progress_shown(stage_of(screened.run, "maps")):
+        pass
+    assert time.monotonic() - started < 5
+    assert "the Prefect server does not show this" in caplog.text
+
+
+def test_without_a_server_nothing_is_shown(screened, monkeypatch):
+    monkeypatch.setattr(visible, "_in_background", lambda *_: pytest.fail("a thread for nobody"))
+    with temporary_settings(restore_defaults={PREFECT_API_URL}), told("screen", "run", Settings()), progress_shown(stage_of(screened.run, "maps")):
+        pass
+
+
+def test_progress_follows_the_files_while_parts_complete(screened, tmp_path, monkeypatch):
+    run = shutil.copytree(screened.run, tmp_path / "ward7")
+    record = run / "maps" / "_parts" / "00001.json"
+    kept = record.read_bytes()
+    record.unlink()
+    monkeypatch.setattr(visible, "LOOK_S", 0.05)
+    stage = stage_of(str(run), "maps")
+
+    @flow
+    def working() -> list:
+        with progress_shown(stage):
+            deadline = time.monotonic() + 30
+            while not (before := artifacts("maps-ward7")) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            record.write_bytes(kept)
+        return before
+
+    (before,) = working()
+    (after,) = artifacts("maps-ward7")
+    assert "3 of 4 parts, 2 of 3 cases" in before.description and 60 < before.data < 70
+    assert after.data == 100 and after.id == before.id and after.flow_run_id
+
+
+def test_a_finished_stage_run_again_changes_nothing_it_shows(screened):
+    before = len(artifacts("maps-run"))
+    assert maps(screened.run, screened.text).finished
+    assert len(artifacts("maps-run")) == before + 1
+
+
+def _progress(done: int, failed: int = 0) -> Progress:
+    return Progress(stage="maps", parts=8, parts_done=(done + failed) // 4, rows=done * 41, requested=32, done=done, skipped=0, failed=failed, seconds=1.0, finished=False)
+
+
+def test_time_left_is_that_of_the_pace_since_the_first_look():
+    assert progress_line(_progress(12), _progress(12), 60) == "3 of 8 parts, 12 of 32 cases (0 rejected), 492 slices"
+    assert progress_line(_progress(15, 1), _progress(12), 60).endswith("; about 4 min left")
+    assert progress_line(_progress(31, 1), _progress(12), 60).endswith("; done")
+
+
+def test_a_batch_is_called_by_its_cohort():
+    assert words_of("/data/ward/batches/00003/") == ("ward", "00003")
+    assert words_of("s3://bucket/run") == ("run",) and words_of("batches/00003") == ("00003",)
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("BraTS_1_flair.nii.gz: damaged gzip content (Error -3); copy the file again", "damaged gzip content"),
+        ("a_b.nii: 17 voxels of slices 60 to 70 are NaN or infinite; repair", "… voxels of slices … to … are NaN or infinite"),
+        ("its map is not finite; set models.precision=float32", "its map is not finite"),
+    ],
+)
+def test_reasons_are_counted_without_what_belongs_to_one_case(reason, kind):
+    assert kind_of(reason) == kind
+
+
+def test_the_gpu_is_held_by_one_stage_at_a_time(server):
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name(LIMIT, 1)
+        with gpu_slot("cpu"), gpu_slot("cuda:0"):
+            assert client.read_global_concurrency_limit_by_name(LIMIT).active_slots == 1
+            order = []
+
+            def second() -> None:
+                with gpu_slot("cuda"):
+                    order.append("second")
+
+            waiting = threading.Thread(target=contextvars.copy_context().run, args=(second,), daemon=True)
+            waiting.start()
+            waiting.join(2)
+            order.append("first done")
+        waiting.join(60)
+        assert order == ["first done", "second"]

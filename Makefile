@@ -1,5 +1,6 @@
 # make setup   the environment in .venv          make demo   screen a phantom cohort
-# make test    the tests                         make clean  remove both
+# make test    the tests                         make faults runs that are killed, starved and cut off, on purpose (10 minutes)
+# make clean   remove environment and demo
 #
 # torch comes first and alone: what else is pinned is installed with --no-deps, so that PyPI's CUDA builds of torchvision and its
 # like, which break `import transformers` beside a CPU torch, stay out. To take the CPU build of torch from PyTorch's own index:
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 export PREFECT_LOGGING_LEVEL ?= WARNING
 
-.PHONY: setup demo test clean
+.PHONY: setup demo test faults clean
 
 setup: $(VENV)/.ready
 
@@ -31,7 +32,10 @@ demo: setup
 	$(BIN)/medad screen $(DEMO)/phantoms --out $(DEMO)/run --config configs/demo.yaml
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/faults
+
+faults: setup
+	$(BIN)/python -m pytest tests/faults
 
 clean:
 	rm -rf $(VENV) $(DEMO)

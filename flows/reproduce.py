@@ -11,7 +11,7 @@ from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner
 
 from flows.preflight import note_run
-from flows.runner import task_runner
+from flows.runner import interruptible, task_runner
 from medad_core.config import Settings, settings_from_yaml
 from medad_core.reproduce.units import LLM_ROWS, THROUGH_LLM, Unit, pending, units_of
 from tasks.policy import with_policy
@@ -31,7 +31,7 @@ def reproduce(data: str, out: str, settings: str = "") -> Reproduced:
     folds = with_policy(prepare_study, "prepare", chosen.flow)(data, out, settings)
     note_run(data, out, chosen)
     units = pending(out, units_of(chosen.reproduce, folds))
-    with task_runner(chosen.flow) as runner:
+    with interruptible(task_runner(chosen.flow)) as runner:
         step = _Steps(runner, out, settings, chosen)
         decoded = {(went["fold"], went["seed"]) for went in step.each(fit_decoder, _decoders(units))}
         alive = [unit for unit in units if unit.row not in ON_THE_DECODER or (unit.fold, unit.seed) in decoded]

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from prefect import task
 from pydantic import BaseModel, ConfigDict
 
+from medad_core import stopping
 from medad_core.config import settings_from_yaml
-from medad_core.errors import MedadError
+from medad_core.errors import MedadError, Stopped
 from medad_core.reproduce.units import Unit, pending, units_of, write_failure
 from tasks.policy import OPTIONS, can_heal
 
@@ -91,8 +92,12 @@ def write_table(out: str, settings: str) -> Reproduced:
 
 
 def _progress(name: str) -> Callable[[int, int], None]:
-    # The console reads these arguments and draws bars from them.
-    return lambda done, of: log.info("%s %d of %d", name, done, of)
+    def tell(done: int, of: int) -> None:
+        stopping.check()
+        # The console reads these arguments and draws bars from them.
+        log.info("%s %d of %d", name, done, of)
+
+    return tell
 
 
 def _count_units(out: str, settings: str) -> None:
@@ -109,9 +114,12 @@ def _noting(out: str, units: list[Unit]) -> Iterator[Callable[[], bool]]:
 
     What may heal passes through, so that Prefect tries again.
     """
+    stopping.end_with_parent()
     failed: list[str] = []
     try:
         yield lambda: not failed
+    except Stopped:
+        raise
     except Exception as error:
         failed.append(str(error) if isinstance(error, MedadError) else f"{type(error).__name__}: {error}")
         log.warning("%s: %s", "; ".join(map(str, units)), failed[0], exc_info=not isinstance(error, MedadError))

@@ -43,11 +43,13 @@ preprocess.read_slices = read_slices
 def main() -> None:
     if words[0] == "preprocess":
         from flows.console.quiet import prepare_process
+        from flows.console.server import start_temporary_server
         from flows.console.tables import terminal
         from flows.stages import preprocess as flow
         from medad_core.config import load_settings, settings_to_yaml
 
         prepare_process(False, terminal(stderr=True))
+        start_temporary_server()
         flow(words[1], settings_to_yaml(load_settings(None, words[2:])))
         return
     from flows.cli import app

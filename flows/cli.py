@@ -12,8 +12,9 @@ from typing import Annotated
 import typer
 
 from flows.console.command import FAILED, OK, SOME_REJECTED, command, consoles, group, show_tracebacks
+from flows.console.deploy import deploy
 from flows.console.models import models_app
-from flows.console.serve import deploy, serve
+from flows.console.serve import serve
 from medad_core.errors import ConfigError, UsageError
 
 app = group(name="medad", help="Screen cohorts of brain MRI for anomalies: maps, sentences and metrics. For research; not a medical device.", no_args_is_help=True)

@@ -1,7 +1,8 @@
-"""`medad serve`: a Prefect server and its workers on one machine; `medad deploy`: what they are to run, and when.
+"""`medad serve`: a Prefect server and its workers on one machine, in the foreground.
 
-One decision: server and workers are processes of Prefect's own commands, each the head of a process group, flow runs included. So whatever ends
-this command, ends all of them: it signals the groups, and should it be killed itself, a shell beside each group does.
+One decision: they are Prefect's own commands, each a process group with the flow runs that it starts, so that all of them end together: when
+asked to, when one of them dies, and when this command is killed. A run that ends with its worker is marked as crashed, now or by the next
+`medad serve`: nobody else would, and its deployment would take it for running still.
 """
 
 from __future__ import annotations
@@ -10,25 +11,21 @@ import http.client
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flows.console.command import OK, consoles
+from flows.console.command import OK
+from flows.console.groups import GRACE_S, POLL_S, Group
 from medad_core.errors import MedadError, UsageError
 
 START_S = 180.0  # a server with an empty database takes a minute on a small machine
-WORKER_GRACE_S, SERVER_GRACE_S = 10.0, 3.0  # a flow run that is told to end does so in 8 s; a server waits for open connections for ever
-POLL_S = 0.1
-LINES = 15  # of the log of what died
+SERVER_GRACE_S = 3.0  # a server waits for open connections, for ever
 ENVIRONMENT = {  # beside what the user has set
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     # Slots of runs that died with the server are given back after its next start; those that it keeps in memory never would be.
@@ -39,50 +36,64 @@ ENVIRONMENT = {  # beside what the user has set
 }
 
 
-class Group:
-    """A command as the head of a process group. Its output goes to `say`, line by line; the last lines are kept."""
+class House:
+    """The server, and a worker for every pool."""
 
-    def __init__(self, name: str, words: Sequence[str], environment: dict[str, str], say: Callable[[str], None]) -> None:
-        self.name, self.say, self.heard = name, say, False
-        self.last: deque[str] = deque(maxlen=LINES)
-        self.process = subprocess.Popen(
-            words, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
-        )
-        watch = f'read -r _; kill -TERM -- "-$0"; sleep {WORKER_GRACE_S:.0f}; kill -KILL -- "-$0"'  # the pipe ends when this process does
-        self.guard = subprocess.Popen(["sh", "-c", watch, str(self.process.pid)], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
-        self.reader = threading.Thread(target=self._read, name=f"medad-{name}", daemon=True)
-        self.reader.start()
+    def __init__(self, host: str, port: int, pools: Sequence[str], console) -> None:
+        from flows.console.quiet import LIBRARIES
 
-    def _read(self) -> None:
-        for line in self.process.stdout:
-            if line.strip():
-                self.last.append(line.rstrip())
-                if self.heard:
-                    self.say(f"{self.name} | {line.rstrip()}")
+        self.host, self.port, self.console = host, port, console
+        self.reached = "127.0.0.1" if host == "0.0.0.0" else host
+        self.url = f"http://{self.reached}:{port}"
+        self.workers = {pool: f"{socket.gethostname()} {pool}" for pool in pools}
+        self.environment = {**LIBRARIES, **ENVIRONMENT, **os.environ, "PREFECT_API_URL": f"{self.url}/api"}
+        self.groups: list[Group] = []
+        self.asked: list[int] = []
 
-    def lives(self) -> bool:
-        """Whether any process of the group does."""
-        self.process.poll()  # what has ended counts until its parent has looked
-        return self._signal(0)
-
-    def end(self, grace_s: float, hurried: Callable[[], bool]) -> None:
-        """SIGTERM to the group, SIGKILL to what is left of it after `grace_s`, or at once when `hurried` says so."""
-        until = time.monotonic() + grace_s
-        self._signal(signal.SIGTERM)
-        while self.lives() and time.monotonic() < until and not hurried():
+    def open(self) -> bool:
+        """Start all; False where it was asked to end, or one of them died, meanwhile."""
+        self._start("server", "server", "start", "--host", self.host, "--port", str(self.port))
+        until = time.monotonic() + START_S
+        while self.stands() and not _answers(self.reached, self.port):
+            if time.monotonic() > until:
+                raise MedadError(f"the Prefect server did not answer within {START_S:.0f} s; start it alone to see why: prefect server start --port {self.port}")
             time.sleep(POLL_S)
-        self._signal(signal.SIGKILL)
-        self.process.wait()
-        self.guard.kill()
-        self.guard.wait()
-        self.reader.join(1)
+        if self.stands():
+            mark_crashed(self.url, self.workers.values())  # of a machine that lost its power
+        for pool, name in self.workers.items():
+            if self.stands():
+                self._start(f"worker of {pool}", "worker", "start", "--pool", pool, "--type", "process", "--name", name, "--install-policy", "never")
+        return self.stands()
 
-    def _signal(self, number: int) -> bool:
-        try:
-            os.killpg(self.process.pid, number)
-        except ProcessLookupError:
-            return False
-        return True
+    def stands(self) -> bool:
+        """Whether nobody asked to end and nothing has ended."""
+        return not self.asked and self.lost() is None
+
+    def lost(self) -> Group | None:
+        """What ended by itself."""
+        return next((group for group in self.groups if group.ended()), None)
+
+    def close(self) -> None:
+        """End all: workers first, because their flow runs have something to tell the server. A second signal means at once."""
+        served = bool(self.groups) and not self.groups[0].ended()
+        ending = [threading.Thread(target=group.end, args=(GRACE_S, self._hurried)) for group in self.groups[1:]]
+        for thread in ending:
+            thread.start()
+        for thread in ending:
+            thread.join()
+        if served and ending and not self._hurried():
+            mark_crashed(self.url, self.workers.values())
+        for server in self.groups[:1]:
+            server.end(SERVER_GRACE_S, self._hurried)
+
+    def _hurried(self) -> bool:
+        return len(self.asked) > 1
+
+    def _start(self, name: str, *words: str) -> None:
+        self.groups.append(Group(name, [sys.executable, "-m", "prefect", "--no-prompt", *words], self.environment, self._say))
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, markup=False, soft_wrap=True)
 
 
 def serve(
@@ -91,42 +102,21 @@ def serve(
     pool: Annotated[list[str] | None, typer.Option("--pool", metavar="POOL", help="Work pool to work for; may be given more than once. [default: medad-cpu]")] = None,
 ) -> int:
     """Run a Prefect server and a worker here, until Ctrl-C: for one machine. SQLite in PREFECT_HOME, or PREFECT_API_DATABASE_CONNECTION_URL."""
-    from flows.console.quiet import LIBRARIES
     from flows.console.tables import terminal
 
     _check_port(host, port)
     stdout, stderr = terminal(), terminal(stderr=True)
-    local = "127.0.0.1" if host == "0.0.0.0" else host
-    environment = {**LIBRARIES, **ENVIRONMENT, **os.environ, "PREFECT_API_URL": f"http://{local}:{port}/api"}
-    groups: list[Group] = []
-
-    def start(name: str, *words: str) -> None:
-        groups.append(Group(name, [sys.executable, "-m", "prefect", "--no-prompt", *words], environment, lambda line: stderr.print(line, markup=False, soft_wrap=True)))
-
-    def dead() -> Group | None:
-        return next((group for group in groups if group.process.poll() is not None), None)
-
-    with _signals() as asked:
+    house = House(host, port, pool or ["medad-cpu"], stderr)
+    with _signals(house.asked):
         try:
-            start("server", "server", "start", "--host", host, "--port", str(port))
-            until = time.monotonic() + START_S
-            while not (asked or dead() or _answers(local, port)):
-                if time.monotonic() > until:
-                    raise MedadError(f"the Prefect server did not answer within {START_S:.0f} s; start it alone to see why: prefect server start --port {port}")
+            if house.open():
+                stdout.print(f"Prefect server {house.url} with {_database()}; work pools {', '.join(house.workers)}; Ctrl-C ends both", soft_wrap=True)
+                stdout.print(f"elsewhere: export PREFECT_API_URL={house.url}/api", soft_wrap=True)
+            while house.stands():
                 time.sleep(POLL_S)
-            groups[0].heard = True
-            for name in pool or ["medad-cpu"]:
-                if not (asked or dead()):
-                    start(f"worker of {name}", "worker", "start", "--pool", name, "--type", "process", "--name", f"{socket.gethostname()} {name}", "--install-policy", "never")
-                    groups[-1].heard = True
-            if not (asked or dead()):
-                stdout.print(f"Prefect server http://{local}:{port} with {_database()}; work pools {', '.join(pool or ['medad-cpu'])}; Ctrl-C ends both", soft_wrap=True)
-                stdout.print(f"elsewhere: export PREFECT_API_URL=http://{local}:{port}/api", soft_wrap=True)
-            while not (asked or dead()):
-                time.sleep(POLL_S)
-            lost = None if asked else dead()
+            lost = None if house.asked else house.lost()
         finally:
-            _end(groups, lambda: len(asked) > 1)
+            house.close()
     if lost is None:
         return OK
     for line in lost.last:
@@ -134,24 +124,33 @@ def serve(
     raise MedadError(f"the {lost.name} ended by itself, with exit code {lost.process.returncode}; its last lines are above, the rest was stopped")
 
 
-def _end(groups: Sequence[Group], hurried: Callable[[], bool]) -> None:
-    """Workers first, all at once: their flow runs have something to tell the server."""
-    workers = [threading.Thread(target=group.end, args=(WORKER_GRACE_S, hurried)) for group in groups[1:]]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    for server in groups[:1]:
-        server.end(SERVER_GRACE_S, hurried)
+def mark_crashed(url: str, workers: Collection[str]) -> None:
+    """Tell the server that no flow run of these workers, nor a flow within one, runs any more. A server that does not listen is left alone."""
+    from prefect import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.objects import StateType
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+    from prefect.states import Crashed
+
+    going = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]))
+    try:
+        with temporary_settings({PREFECT_API_URL: f"{url}/api", PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
+            runs = [run for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=going)) if run.labels.get("prefect.worker.name") in workers]
+            if runs:
+                within = FlowRunFilterParentFlowRunId(any_=[run.id for run in runs])
+                runs += client.read_flow_runs(flow_run_filter=FlowRunFilter(state=going, parent_flow_run_id=within))
+            for run in runs:
+                client.set_flow_run_state(run.id, Crashed(message="It ended with its worker; the next run goes on where it stopped."))
+    except Exception:  # the files have the state of the work; this is for people who look at the server
+        return
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
-    """SIGTERM and SIGINT that came while the block runs; the second means at once."""
-    asked: list[int] = []
+def _signals(asked: list[int]) -> Iterator[None]:
+    """Note SIGTERM and SIGINT that come while the block runs."""
     before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield asked
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -185,67 +184,3 @@ def _database() -> str:
 
     url = get_current_settings().server.database.connection_url
     return make_url(url.get_secret_value()).render_as_string(hide_password=True) if url else "SQLite"
-
-
-def deploy(
-    inbox: Annotated[str | None, typer.Option("--inbox", metavar="INBOX", help="Folder that studies come into, as the worker sees it.")] = None,
-    cohort: Annotated[str | None, typer.Option("--cohort", metavar="FOLDER", help="Folder of the cohort that is screened nightly.")] = None,
-    cron: Annotated[str | None, typer.Option("--cron", help='When, such as "0 2 * * *", instead of the time in the file.')] = None,
-    timezone: Annotated[str | None, typer.Option("--timezone", help="Of --cron, such as Europe/Berlin; else UTC.")] = None,
-    pool: Annotated[str | None, typer.Option("--pool", metavar="POOL", help="Work pool of every deployment, such as medad-gpu, instead of those in the file.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", metavar="FILE", help="Deployments other than configs/deploy/prefect.yaml.")] = None,
-    words: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings of the runs.")] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
-) -> None:
-    """Register deployments and their schedules on the Prefect server of PREFECT_API_URL; list them, and what is orphaned there."""
-    if (inbox is None) != (cohort is None):
-        raise UsageError("--inbox and --cohort go together: what comes into the one is screened into the other")
-    _set_variables(inbox, cohort, config, words or [])
-    stdout, stderr = consoles()
-    with stderr.status("registering"):
-        from importlib.metadata import version
-
-        from prefect import get_client
-
-        from flows.deployments import FILE, read_entries, register, standing
-        from flows.preflight import check_orchestration
-        from flows.runner import server_url
-        from medad_core.config import Settings
-
-        if server_url() is None:
-            raise UsageError("PREFECT_API_URL is not set: start a server with `medad serve`, then export PREFECT_API_URL=http://127.0.0.1:4200/api")
-        check_orchestration(Settings())
-        entries = read_entries(file or FILE, pool=pool, cron=cron, timezone=timezone)
-        with get_client(sync_client=True) as client:
-            register(client, entries, version("medad"))
-            rows = standing(client, entries, file or FILE)
-    _show(rows, entries, stdout, stderr)
-
-
-def _set_variables(inbox: str | None, cohort: str | None, config: Path | None, words: Sequence[str]) -> None:
-    """What the file's templates read, in this process's environment."""
-    from medad_core.config import load_settings, settings_to_yaml
-
-    if cohort is not None:
-        folder = Path(cohort).expanduser().absolute()
-        os.environ.update(MEDAD_INBOX=str(Path(inbox).expanduser().absolute()), MEDAD_COHORT=str(folder), MEDAD_COHORT_NAME=folder.name)
-    if config is not None or words:
-        settings = load_settings(config, words)
-        if settings.notify.webhook is not None:
-            raise UsageError("notify.webhook: deployments keep no secrets; set MEDAD_WEBHOOK where the worker is started, such as: MEDAD_WEBHOOK=… medad serve")
-        os.environ["MEDAD_SETTINGS"] = settings_to_yaml(settings)
-
-
-def _show(rows, entries, stdout, stderr) -> None:
-    from flows.console.tables import plain_table
-
-    table = plain_table("deployment", "work pool", "schedule", "next run")
-    for row in rows:
-        table.add_row(row.name, row.pool or "–", row.schedule or "–", row.next_run)
-    stdout.print(table)
-    for row in rows:
-        for remark in row.remarks:
-            stderr.print(f"medad: {row.name}: {remark}", soft_wrap=True)
-    for entry in entries:
-        if entry.missing:
-            stderr.print(f"medad: {entry.pattern} is not registered now: {', '.join(entry.missing)} not given (--inbox and --cohort)", soft_wrap=True)

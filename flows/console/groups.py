@@ -1,0 +1,83 @@
+"""A command as a process group: whatever it starts ends with it, and it ends with us.
+
+One decision: signals go to the group. Should this process be killed, and have no time for signals, a shell beside each group sees the end of a
+pipe that only this process holds, and sends them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+GRACE_S = 10.0  # a flow run that is told to end does so in 8 s
+POLL_S = 0.1
+LINES = 15  # of the log of what died
+RECORD = re.compile(r"\d\d:\d\d:\d\d\.\d+ \| ")  # how a record of Prefect's logs begins; what follows it are tracebacks
+LAST_WILL = f'read -r _; kill -TERM "-$0"; sleep {GRACE_S:.0f}; kill -KILL "-$0"'
+
+
+class Group:
+    """A command as the head of a process group. What its log says goes to `say`; the last lines are kept as they are."""
+
+    def __init__(self, name: str, words: Sequence[str], environment: Mapping[str, str], say: Callable[[str], None]) -> None:
+        self.name, self.say = name, say
+        self.last: deque[str] = deque(maxlen=LINES)
+        self.said: set[str] = set()
+        self.process = subprocess.Popen(
+            words, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
+        )
+        self.guard = subprocess.Popen(["sh", "-c", LAST_WILL, str(self.process.pid)], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+        self.reader = threading.Thread(target=self._read, name=f"medad-{name}", daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            line = line.rstrip()
+            if line:
+                self.last.append(line)
+            if RECORD.match(line) and self._is_new(line):
+                self.say(f"{self.name} | {line}")
+
+    def _is_new(self, line: str) -> bool:
+        """A server tells of every write that it has to try again, with a traceback, for as long as it lives. Once is enough; it is
+        what differs in numbers only."""
+        if "| INFO" in line:
+            return True
+        told = re.sub(r"[0-9a-f.:-]*\d[0-9a-f.:-]*", "", line)
+        known = told in self.said
+        self.said.add(told)
+        return not known
+
+    def lives(self) -> bool:
+        """Whether any process of the group does."""
+        self.ended()  # what has ended counts until its parent has looked
+        return self._signal(0)
+
+    def ended(self) -> bool:
+        """Whether the command itself has."""
+        return self.process.poll() is not None
+
+    def end(self, grace_s: float, hurried: Callable[[], bool]) -> None:
+        """SIGTERM to the group, SIGKILL to what is left of it after `grace_s`, or at once when `hurried` says so."""
+        until = time.monotonic() + grace_s
+        self._signal(signal.SIGTERM)
+        while self.lives() and time.monotonic() < until and not hurried():
+            time.sleep(POLL_S)
+        self._signal(signal.SIGKILL)
+        self.process.wait()
+        self.guard.kill()
+        self.guard.wait()
+        self.reader.join(1)
+
+    def _signal(self, number: int) -> bool:
+        try:
+            os.killpg(self.process.pid, number)
+        except ProcessLookupError:
+            return False
+        return True

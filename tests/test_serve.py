@@ -1,0 +1,231 @@
+"""`medad serve`: real servers and workers, a flow that a worker runs elsewhere, and nothing left running however it ends."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from prefect import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterName, LogFilter, LogFilterFlowRunId
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect_harness import WORDS, write_case
+from test_notify import Hook
+from test_screen_cohort import without_brain
+
+pytest_plugins = ("prefect_harness",)
+NIGHTLY = "screen-cohort/nightly-ward"
+CLI = [sys.executable, "-m", "flows.cli"]
+COHORT_WORDS = [*WORDS, "inbox.settle_s=0"]
+POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres")) or [Path(found) for found in [shutil.which("postgres")] if found]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def until(true: Callable[[], object], seconds: float = 180) -> object:
+    limit = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < limit, "it did not come in time"
+        time.sleep(0.2)
+    return found
+
+
+@dataclass
+class Served:
+    """A `medad serve` in a folder of its own, outside of the repository."""
+
+    process: subprocess.Popen
+    url: str
+    folder: Path
+    environment: dict[str, str]
+
+    @property
+    def said(self) -> str:
+        return "".join((self.folder / name).read_text() for name in ("out", "err"))
+
+    def medad(self, *words: object) -> subprocess.CompletedProcess:
+        return subprocess.run([*CLI, *map(str, words)], cwd=self.folder, env={**self.environment, "PREFECT_API_URL": self.url}, capture_output=True, text=True)
+
+    def family(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+@contextmanager
+def serving(folder: Path, **variables: str) -> Iterator[Served]:
+    folder.mkdir(exist_ok=True)
+    port, path = free_port(), os.pathsep.join([str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    own = {"PREFECT_HOME": str(folder / "home"), "PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_WORKER_HEARTBEAT_SECONDS": "2", "PYTHONPATH": path}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")} | own | variables
+    with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
+        process = subprocess.Popen([*CLI, "serve", "--port", str(port)], cwd=folder, env=environment, stdout=out, stderr=err)
+        served = Served(process, f"http://127.0.0.1:{port}/api", folder, environment)
+        try:
+            until(lambda: "Ctrl-C" in served.said or process.poll() is not None)
+            assert process.poll() is None, served.said
+            yield served
+        finally:
+            if process.poll() is None:
+                process.terminate()
+            process.wait(30)
+
+
+def all_gone(family: list[psutil.Process], seconds: float) -> bool:
+    return not psutil.wait_procs(family, timeout=seconds)[1]
+
+
+@pytest.fixture(scope="module")
+def hook():
+    with Hook(200) as hook:
+        yield hook
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, hook):
+    with serving(tmp_path_factory.mktemp("served") / "ours", MEDAD_WEBHOOK=hook.url) as served, temporary_settings({PREFECT_API_URL: served.url}):
+        yield served
+
+
+@pytest.fixture(scope="module")
+def deployed(served):
+    """The nightly screening of a cohort of one good case and one without brain, run once by the worker."""
+    write_case(served.folder / "inbox", "BraTS2021_00000", seed=0)
+    without_brain(served.folder / "inbox", "BraTS2021_00009")
+    done = served.medad("deploy", "--inbox", "inbox", "--cohort", "ward", "--cron", "0 2 * * *", "--timezone", "Europe/Berlin", *COHORT_WORDS)
+    assert done.returncode == 0, done.stderr
+    run = start()
+    return done, until(lambda: (ended := state(run)) and ended.state.is_final() and ended)
+
+
+def start():
+    with get_client(sync_client=True) as client:
+        return client.create_flow_run_from_deployment(client.read_deployment_by_name(NIGHTLY).id).id
+
+
+def state(run):
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(run)
+
+
+def test_a_deployment_is_listed_with_its_next_run_in_its_own_zone(deployed):
+    listed = next(line for line in deployed[0].stdout.splitlines() if NIGHTLY in line)
+    assert "medad-cpu" in listed and "0 2 * * * Europe/Berlin" in listed and " 02:00 CE" in listed
+    assert f"{NIGHTLY}: no worker" not in deployed[0].stderr
+
+
+def test_a_worker_runs_the_installed_flow_in_any_folder(served, deployed):
+    assert deployed[1].state.is_completed(), deployed[1].state
+    assert (served.folder / "ward" / "predictions.parquet").stat().st_size > 0
+    assert deployed[1].name.startswith("screen-ward-") and {"medad", "cohort:ward"} <= set(deployed[1].tags)
+
+
+def test_what_the_core_says_in_a_worker_reaches_the_server(deployed):
+    with get_client(sync_client=True) as client:
+        (stage,) = client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=["preprocess-ward-00001"])))
+        logs = until(lambda: client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[stage.id]))), 30)
+    assert [log.name for log in logs if "BraTS2021_00009 is left out" in log.message] == ["medad_core.stages.common"]
+
+
+def test_the_summary_of_a_night_names_what_was_rejected_and_the_webhook_only_counts(deployed, hook):
+    with get_client(sync_client=True) as client:
+        (shown,) = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["summary-ward"])))
+    assert "1 cases screened" in shown.data and "empty brain" in shown.data and "`BraTS2021_00009`" in shown.data
+    (body,) = hook.bodies
+    assert (body["event"], body["name"], body["counts"]["cases_screened"], body["counts"]["cases_rejected"]) == ("finished", "ward", 1, 1)
+    assert "BraTS" not in str(body)
+
+
+def test_the_webhook_is_in_no_file_and_on_no_server(served, deployed, hook):
+    with get_client(sync_client=True) as client:
+        assert hook.url not in str(client.read_deployment_by_name(NIGHTLY).parameters) + str(deployed[1].parameters)
+    assert not [path for path in (served.folder / "ward").rglob("*") if path.is_file() and hook.url.encode() in path.read_bytes()]
+
+
+def test_a_port_in_use_is_one_clear_line(served, deployed):
+    done = subprocess.run([*CLI, "serve", "--port", served.url.split(":")[2].split("/")[0]], env=served.environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "cannot listen on port" in done.stderr and "--port" in done.stderr
+
+
+def test_a_server_says_everything_once(served, deployed):
+    told = [line.split(" - ", 1)[1] for line in served.said.splitlines() if "| ERROR" in line or "| WARNING" in line]
+    assert len(told) < 20 and "Traceback" not in served.said, served.said
+
+
+def test_sigterm_ends_server_worker_and_the_flow_that_runs_within_seconds(served, deployed):
+    """The last test of this server."""
+    for number in range(1, 9):
+        write_case(served.folder / "inbox", f"BraTS2021_{number + 10:05d}", seed=number)
+    run = start()
+    until(lambda: (served.folder / "ward" / "batches" / "00002" / "slices").exists())
+    family = served.family()
+    assert any("prefect.engine" in " ".join(process.cmdline()) for process in family) and state(run).state.is_running()
+    started = time.monotonic()
+    served.process.send_signal(signal.SIGTERM)
+    assert served.process.wait(20) == 0
+    assert all_gone(family, 1) and time.monotonic() - started < 15
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(served.url.split(":")[2].split("/")[0]))) != 0
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """URL of a PostgreSQL of its own. It refuses to run as root."""
+    binaries, port = POSTGRES[-1].parent, free_port()
+    user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"] if os.getuid() == 0 else []
+    with tempfile.TemporaryDirectory() as folder:
+        if user:
+            shutil.chown(folder, "nobody", "nogroup")
+        data = ["-D", f"{folder}/data"]
+        subprocess.run([*user, binaries / "initdb", *data, "-U", "medad", "-A", "trust"], check=True, capture_output=True, cwd="/")
+        words = [*user, binaries / "postgres", *data, "-p", str(port), "-h", "127.0.0.1", "-k", ""]
+        process = subprocess.Popen(words, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            until(lambda: subprocess.run([binaries / "pg_isready", "-h", "127.0.0.1", "-p", str(port)], capture_output=True).returncode == 0, 60)
+            yield f"medad@127.0.0.1:{port}/postgres"
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
+
+
+@pytest.mark.skipif(not POSTGRES, reason="no PostgreSQL here: apt-get install postgresql")
+def test_postgresql_keeps_what_is_deployed_and_a_worker_that_dies_ends_the_server(tmp_path):
+    with postgres() as database, serving(tmp_path / "served", PREFECT_API_DATABASE_CONNECTION_URL=f"postgresql+asyncpg://{database}") as served:
+        assert "postgresql+asyncpg://medad@127.0.0.1" in served.said and not (tmp_path / "served" / "home" / "prefect.db").exists()
+        done = served.medad("deploy", "--inbox", "in", "--cohort", "ward")
+        assert done.returncode == 0 and NIGHTLY in done.stdout and " 02:00 UTC" in done.stdout, done.stdout + done.stderr
+        rows = subprocess.run([POSTGRES[-1].parent / "psql", "-At", f"postgresql://{database}", "-c", "select name from deployment order by name"], capture_output=True, text=True)
+        assert rows.stdout.split() == ["nightly-ward", "report", "tables"], rows.stderr
+        family = served.family()
+        next(process for process in family if "worker" in process.cmdline()).kill()
+        assert served.process.wait(30) == 1 and all_gone(family, 1)
+        assert "the worker of medad-cpu ended by itself, with exit code -9" in served.said and "started!" in served.said
+
+
+def test_a_server_that_cannot_start_shows_why(tmp_path):
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path), "PREFECT_API_DATABASE_CONNECTION_URL": "mysql://nowhere/x", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([*CLI, "serve", "--port", str(free_port())], env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 1 and "the server ended by itself" in done.stderr and "mysql" in done.stderr, done.stderr
+
+
+def test_a_group_ends_although_its_keeper_was_killed(tmp_path):
+    keeper = "import os, sys, time; from flows.console.groups import Group; group = Group('x', ['sh', '-c', 'sleep 300 & sleep 300'], os.environ, print); print(group.process.pid, flush=True); time.sleep(300)"
+    with subprocess.Popen([sys.executable, "-c", keeper], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}) as process:
+        shell = psutil.Process(int(process.stdout.readline()))
+        family = until(lambda: len(found := [shell, *shell.children()]) == 3 and found, 30)
+        process.kill()
+    assert all_gone(family, 10)

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from faults import ends, same_rows, screening, start, temporary_files, until
+from disturbed import ends, same_rows, screening, start, temporary_files, until
 
 from medad_core.stages.common import QUARANTINED
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from faults import ends, gone, screening, start, temporary_files, until
+from disturbed import ends, gone, screening, start, temporary_files, until
 
 from flows.runner import range_count
 from flows.stages import maps

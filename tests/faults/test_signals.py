@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from faults import SOON_S, children_of, ends, gone, same_rows, screening, start, temporary_files, until
+from disturbed import SOON_S, children_of, ends, gone, same_rows, screening, start, temporary_files, until
 
 pytest_plugins = ("prefect_harness",)
 

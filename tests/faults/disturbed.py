@@ -14,7 +14,7 @@ import psutil
 
 from medad_core.stages.common import PART_STAGES, stage_of
 
-TESTS = Path(__file__).parent
+HERE = Path(__file__).parent
 DEADLINE_S = 180.0
 SOON_S = 10.0  # how long a signal may take
 
@@ -22,8 +22,8 @@ SOON_S = 10.0  # how long a signal may take
 def start(words: list, fault: tuple = ("none", ""), server: str | None = None, **environment: str) -> subprocess.Popen:
     """`medad` with `words`, in a session of its own; without `server` it starts a temporary one. See faulty.py for `fault`."""
     base = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
-    surroundings = {**base, **({"PREFECT_API_URL": server} if server else {}), "PYTHONPATH": str(TESTS.parent), **environment}
-    command = [sys.executable, TESTS / "faulty.py", *fault, "--", *words]
+    surroundings = {**base, **({"PREFECT_API_URL": server} if server else {}), "PYTHONPATH": str(HERE.parents[1]), **environment}
+    command = [sys.executable, HERE / "faulty.py", *fault, "--", *words]
     return subprocess.Popen([str(word) for word in command], env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 

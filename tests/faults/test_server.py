@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from faults import ends, same_rows, screening, start, until
+from disturbed import ends, same_rows, screening, start, until
 
 pytest_plugins = ("prefect_harness",)
 

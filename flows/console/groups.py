@@ -46,7 +46,7 @@ class Group:
 
     def _is_new(self, line: str) -> bool:
         """Prefect's server on SQLite tells of every write that it has to try again, for as long as it lives, with other numbers each time."""
-        told = re.sub(r"[0-9a-f.:-]*\d[0-9a-f.:-]*", "", line)
+        told = re.sub(r"[0-9a-f.:-]*\d[0-9a-f.:-]*|\s", "", line)
         known = self.once and told in self.said
         self.said.update({told} if self.once else ())
         return not known

@@ -6,12 +6,13 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,6 +181,9 @@ def test_sigterm_ends_server_worker_and_the_flow_that_runs_within_seconds(served
     assert all_gone(family, 1) and time.monotonic() - started < 15
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", int(served.url.split(":")[2].split("/")[0]))) != 0
+    with closing(sqlite3.connect(served.folder / "home" / "prefect.db")) as database:
+        states = dict(database.execute("select id, state_type from flow_run where state_type != 'SCHEDULED'"))
+    assert states[str(run)] == "CRASHED" and set(states.values()) == {"COMPLETED", "CRASHED"}
 
 
 @contextmanager

@@ -12,17 +12,28 @@ import pytest
 from prefect import flow, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterName, LogFilter, LogFilterFlowRunId
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW, temporary_settings
+from prefect_harness import WORDS, Screened
 from test_notify import Hook
 
 from flows import visible
 from flows.gpu import LIMIT, gpu_slot
+from flows.screen import screen
 from flows.stages import maps
 from flows.visible import kind_of, progress_line, progress_shown, told, words_of
-from medad_core.config import Settings
+from medad_core.config import Settings, load_settings, settings_to_yaml
 from medad_core.stages.common import PART_STAGES, stage_of
 from medad_core.store import Progress
 
 pytest_plugins = ("prefect_harness",)
+
+
+@pytest.fixture(scope="module")
+def shown(server, tiny_cohort, tmp_path_factory) -> Screened:
+    """A run and a cohort whose names no other test has: they all share the server."""
+    folder = tmp_path_factory.mktemp("visible")
+    data, run = shutil.copytree(tiny_cohort, folder / "seen"), folder / "visible"
+    text = settings_to_yaml(load_settings(None, WORDS))
+    return Screened(str(data), str(run), WORDS, screen(str(data), str(run), text))
 
 
 def artifacts(key: str) -> list:
@@ -35,32 +46,32 @@ def runs(name: str) -> list:
         return client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(like_=name)))
 
 
-def test_every_stage_has_a_progress_artifact_that_ends_at_the_whole(screened):
+def test_every_stage_has_a_progress_artifact_that_ends_at_the_whole(shown):
     for name in PART_STAGES:
-        (shown, *_) = artifacts(f"{name}-run")
-        assert shown.type == "progress" and shown.data == 100
-    (slices, *_) = artifacts("slices-run")
+        (found, *_) = artifacts(f"{name}-visible")
+        assert found.type == "progress" and found.data == 100
+    (slices, *_) = artifacts("slices-visible")
     assert slices.description == "4 of 4 parts, 4 of 4 cases (1 rejected), 9 slices; done"
 
 
-def test_the_summary_has_metrics_rejected_cases_by_reason_and_a_link_to_the_page(screened):
-    (shown, *_) = artifacts("summary-run")
-    assert shown.type == "markdown"
-    for text in ("3 cases, 9 slices, 1 rejected", "| Map, AUROC | image |", "| 1 | slices | truncated |", "`BraTS2021_00002`", Path(screened.outcome.page).as_uri()):
-        assert text in shown.data, shown.data
-    (link, *_) = artifacts("page-run")
-    assert Path(screened.outcome.page).as_uri() in link.data
+def test_the_summary_has_metrics_rejected_cases_by_reason_and_a_link_to_the_page(shown):
+    (found, *_) = artifacts("summary-visible")
+    assert found.type == "markdown"
+    for text in ("3 cases, 9 slices, 1 rejected", "| Map, AUROC | image |", "| 1 | slices | truncated |", "`BraTS2021_00002`", Path(shown.outcome.page).as_uri()):
+        assert text in found.data, found.data
+    (link, *_) = artifacts("page-visible")
+    assert Path(shown.outcome.page).as_uri() in link.data
 
 
-def test_runs_are_named_and_tagged_by_cohort(screened):
-    (whole,) = runs("screen-cohort")
-    assert {"medad", "cohort:run"} <= set(whole.tags)
-    (stage, *_) = runs("maps-run")
-    assert "cohort:run" in stage.tags
+def test_runs_are_named_and_tagged_by_cohort(shown):
+    (whole,) = runs("screen-seen")
+    assert {"medad", "cohort:visible"} <= set(whole.tags)
+    (stage, *_) = runs("maps-visible")
+    assert "cohort:visible" in stage.tags
 
 
-def test_what_the_core_says_is_in_the_log_of_the_run(screened):
-    (stage, *_) = runs("preprocess-run")
+def test_what_the_core_says_is_in_the_log_of_the_run(shown):
+    (stage, *_) = runs("preprocess-visible")
     with get_client(sync_client=True) as client:
         said = [log.message for log in client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[stage.id])))]
     assert any("BraTS2021_00002 is left out" in line for line in said), said
@@ -92,24 +103,24 @@ def test_a_run_told_to_end_does_not_wait_for_its_webhook():
     assert time.monotonic() - started < visible.HURRY_S + 2 and hook.bodies[0]["event"] == "failed"
 
 
-def test_a_server_that_is_away_costs_a_run_seconds_and_nothing_else(screened, monkeypatch, caplog):
+def test_a_server_that_is_away_costs_a_run_seconds_and_nothing_else(shown, monkeypatch, caplog):
     monkeypatch.setattr(visible, "PATIENCE_S", 1.0)
     started = time.monotonic()
     away = {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW: "ignore"}
-    with temporary_settings(away), told("screen", "run", Settings()), progress_shown(stage_of(screened.run, "maps")):
+    with temporary_settings(away), told("screen", "run", Settings()), progress_shown(stage_of(shown.run, "maps")):
         pass
     assert time.monotonic() - started < 5
     assert "the Prefect server does not show this" in caplog.text
 
 
-def test_without_a_server_nothing_is_shown(screened, monkeypatch):
+def test_without_a_server_nothing_is_shown(shown, monkeypatch):
     monkeypatch.setattr(visible, "_in_background", lambda *_: pytest.fail("a thread for nobody"))
-    with temporary_settings(restore_defaults={PREFECT_API_URL}), told("screen", "run", Settings()), progress_shown(stage_of(screened.run, "maps")):
+    with temporary_settings(restore_defaults={PREFECT_API_URL}), told("screen", "run", Settings()), progress_shown(stage_of(shown.run, "maps")):
         pass
 
 
-def test_progress_follows_the_files_while_parts_complete(screened, tmp_path, monkeypatch):
-    run = shutil.copytree(screened.run, tmp_path / "ward7")
+def test_progress_follows_the_files_while_parts_complete(shown, tmp_path, monkeypatch):
+    run = shutil.copytree(shown.run, tmp_path / "ward7")
     record = run / "maps" / "_parts" / "00001.json"
     kept = record.read_bytes()
     record.unlink()
@@ -131,10 +142,10 @@ def test_progress_follows_the_files_while_parts_complete(screened, tmp_path, mon
     assert after.data == 100 and after.id == before.id and after.flow_run_id
 
 
-def test_a_finished_stage_run_again_changes_nothing_it_shows(screened):
-    before = len(artifacts("maps-run"))
-    assert maps(screened.run, screened.text).finished
-    assert len(artifacts("maps-run")) == before + 1
+def test_a_finished_stage_run_again_changes_nothing_it_shows(shown):
+    before = len(artifacts("maps-visible"))
+    assert maps(shown.run, shown.text).finished
+    assert len(artifacts("maps-visible")) == before + 1
 
 
 def _progress(done: int, failed: int = 0) -> Progress:

@@ -23,10 +23,10 @@ LAST_WILL = f'read -r _; kill -TERM "-$0"; sleep {GRACE_S:.0f}; kill -KILL "-$0"
 
 
 class Group:
-    """A command as the head of a process group. What its log says goes to `say`; the last lines are kept as they are."""
+    """A command as the head of a process group. What its log says goes to `say`, with `once` nothing twice; the last lines are kept as they are."""
 
-    def __init__(self, name: str, words: Sequence[str], environment: Mapping[str, str], say: Callable[[str], None]) -> None:
-        self.name, self.say = name, say
+    def __init__(self, name: str, words: Sequence[str], environment: Mapping[str, str], say: Callable[[str], None], once: bool = False) -> None:
+        self.name, self.say, self.once = name, say, once
         self.last: deque[str] = deque(maxlen=LINES)
         self.said: set[str] = set()
         self.process = subprocess.Popen(
@@ -45,13 +45,10 @@ class Group:
                 self.say(f"{self.name} | {line}")
 
     def _is_new(self, line: str) -> bool:
-        """A server tells of every write that it has to try again, with a traceback, for as long as it lives. Once is enough; it is
-        what differs in numbers only."""
-        if "| INFO" in line:
-            return True
-        told = re.sub(r"[0-9a-f.:-]*\d[0-9a-f.:-]*", "", line)
-        known = told in self.said
-        self.said.add(told)
+        """Prefect's server on SQLite tells of every write that it has to try again, for as long as it lives, with other numbers each time."""
+        told = re.sub(r"[0-9a-f.:-]*\d[0-9a-f.:-]*|\s", "", line)
+        known = self.once and told in self.said
+        self.said.update({told} if self.once else ())
         return not known
 
     def lives(self) -> bool:

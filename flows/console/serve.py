@@ -26,6 +26,7 @@ from medad_core.errors import MedadError, UsageError
 
 START_S = 180.0  # a server with an empty database takes a minute on a small machine
 SERVER_GRACE_S = 3.0  # a server waits for open connections, for ever
+ANSWER_S = 5.0  # that a server has to take what died
 ENVIRONMENT = {  # beside what the user has set
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     # Slots of runs that died with the server are given back after its next start; those that it keeps in memory never would be.
@@ -90,7 +91,7 @@ class House:
         return len(self.asked) > 1
 
     def _start(self, name: str, *words: str) -> None:
-        self.groups.append(Group(name, [sys.executable, "-m", "prefect", "--no-prompt", *words], self.environment, self._say))
+        self.groups.append(Group(name, [sys.executable, "-m", "prefect", "--no-prompt", *words], self.environment, self._say, once=name == "server"))
 
     def _say(self, line: str) -> None:
         self.console.print(line, markup=False, soft_wrap=True)
@@ -129,12 +130,13 @@ def mark_crashed(url: str, workers: Collection[str]) -> None:
     from prefect import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId, FlowRunFilterState, FlowRunFilterStateType
     from prefect.client.schemas.objects import StateType
-    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+    from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
     from prefect.states import Crashed
 
+    settings = {PREFECT_API_URL: f"{url}/api", PREFECT_API_REQUEST_TIMEOUT: ANSWER_S, PREFECT_CLIENT_MAX_RETRIES: 0}
     going = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]))
     try:
-        with temporary_settings({PREFECT_API_URL: f"{url}/api", PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
+        with temporary_settings(settings), get_client(sync_client=True) as client:
             runs = [run for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=going)) if run.labels.get("prefect.worker.name") in workers]
             if runs:
                 within = FlowRunFilterParentFlowRunId(any_=[run.id for run in runs])

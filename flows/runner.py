@@ -85,15 +85,24 @@ def interruptible(runner: TaskRunner, tidy: Callable[[], None] = lambda: None) -
     except (KeyboardInterrupt, SystemExit, TerminationSignal) as interruption:
         if isinstance(interruption, TerminationSignal):  # Prefect hides the signal from the handler of the command
             end_in(code=TERMINATED)
-        leave_behind(lambda: runner.__exit__(None, None, None))
+        leave_behind(lambda: _close(runner))
         tidy()
         if isinstance(interruption, KeyboardInterrupt) and not server_url():
             hurry(INTERRUPTED)  # Ctrl-C has reached the temporary server too: Prefect would try for minutes to tell it
         raise
     except BaseException:
-        runner.__exit__(None, None, None)
+        _close(runner)
         raise
+    _close(runner)
+
+
+def _close(runner: TaskRunner) -> None:
+    """Wait for what runs, and close. A worker that is killed while it writes to the pool's queue of messages keeps the queue's lock: Prefect gives the
+    queue up after some seconds, but Python would wait at its end for what is still in it."""
     runner.__exit__(None, None, None)
+    queue = getattr(runner, "_subprocess_message_queue", None)  # None again where it could be closed
+    if queue is not None:
+        queue.cancel_join_thread()
 
 
 def work_off(task: Task, run: str, settings: str, ranges: Sequence[Sequence[int]]) -> None:

@@ -7,6 +7,8 @@ import errno
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -168,6 +170,17 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_part_costs_no_row(screened, 
     assert "a worker process of slices died" in ends(process, 0)
     assert stage_of(str(run), "slices").read().equals(stage_of(screened.run, "slices").read())
     assert temporary_files(run) == []
+
+
+def test_a_worker_killed_while_it_writes_to_the_pools_queue_does_not_keep_the_command_from_ending():
+    # Such a worker takes the queue's lock with it, one time in ten or so; here the lock is taken for sure.
+    program = """
+from prefect.task_runners import ProcessPoolTaskRunner
+from flows.runner import interruptible
+with interruptible(ProcessPoolTaskRunner(max_workers=1)) as runner:
+    runner._subprocess_message_queue._wlock.acquire()
+"""
+    subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, timeout=60, check=True)
 
 
 def test_workers_end_with_a_command_that_is_killed(screened, server, tmp_path):

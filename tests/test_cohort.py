@@ -59,6 +59,7 @@ def test_cases_that_trained_the_weights_are_said_to_flatter():
     assert "1 of the 2 cases" in _caveats(cohort((learned, "test"), ("other", "train")), Settings())[0]
     assert "in the split test too" in _caveats(cohort((learned, "test"), ("other", "train")), Settings())[0]
     assert "not those of the split test" in _caveats(cohort((learned, "train"), ("other", "test")), Settings())[0]
+    assert "test" not in _caveats(cohort((learned, "screen"), ("other", "screen")), Settings())[0].split("The weights")[0]
     assert _caveats(cohort(("other", "test")), Settings()) == ()
 
 

@@ -137,7 +137,8 @@ def _caveats(cohort: Cohort, settings: Settings) -> tuple[str, ...]:
     seen = [member for member in cohort.members if patient_of(member.case_id) in learned]
     if not seen:
         return ()
-    test = ", in the split test too" if any(member.split == "test" for member in seen) else "; not those of the split test, none of which was used"
+    tested = [member for member in cohort.members if member.split == "test"]
+    test = "" if not tested else ", in the split test too" if set(tested) & set(seen) else "; not those of the split test, none of which was used"
     return (f"{len(seen)} of the {len(cohort.members)} cases were used to train these weights, so the numbers flatter{test}. The weights' card has scores of patients held out.",)
 
 

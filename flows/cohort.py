@@ -54,7 +54,7 @@ def screen_cohort(inbox: str, cohort: str, settings: str = "", wait: bool = Fals
     from medad_core.inbox.lock import locked
     from medad_core.inbox.look import look
 
-    folder, source, given = CohortFolder(cohort), Path(inbox).resolve(), settings_from_yaml(settings)
+    folder, source, given = CohortFolder(cohort, Path(inbox)), Path(inbox).resolve(), settings_from_yaml(settings)
     with told("screen-cohort", folder.folder.name, given) as telling, locked(folder.folder, wait):
         folder.reconcile()
         parsed, fingerprint = _settled(folder, given)

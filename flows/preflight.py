@@ -35,7 +35,7 @@ def check_cohort(inbox: str, cohort: str, settings: Settings, wait: bool) -> Non
     from medad_core.stages.models import run_fingerprint
 
     discover(inbox, settings.data.modality, may_be_empty=True)
-    folder = CohortFolder(cohort)
+    folder = CohortFolder(cohort, Path(inbox))
     check_writable(cohort)
     if not wait:
         check_free(folder.folder)

@@ -242,6 +242,25 @@ def test_predictions_that_are_not_those_committed_never_come_into_the_view(cohor
         night(cohort, inbox, 0.5)
 
 
+def test_a_cohort_inside_its_inbox_is_refused(inbox):
+    with pytest.raises(UsageError, match="inside the inbox"):
+        CohortFolder(inbox / "cohort", inbox)
+
+
+def test_a_plan_that_is_damaged_says_what_to_delete(cohort, inbox):
+    cohort.plan_batch(inbox, cohort.pending(look(inbox, SETTINGS, {}), 2), FINGERPRINT, SETTINGS)
+    (cohort.run_of(1) / "_planned.json").write_text("{")
+    with pytest.raises(StoreError, match=r"delete .*00001: nothing of it counts"):
+        cohort.open_batch()
+
+
+def test_a_study_that_goes_before_it_is_planned_is_one_line(cohort, inbox):
+    pending = cohort.pending(look(inbox, SETTINGS, {}), 2)
+    shutil.rmtree(inbox / "BraTS2021_00000")
+    with pytest.raises(StoreError, match="cannot plan a batch of"):
+        cohort.plan_batch(inbox, pending, FINGERPRINT, SETTINGS)
+
+
 def test_a_cohort_is_of_one_model(cohort, inbox):
     night(cohort, inbox, 0.25)
     with pytest.raises(StoreError, match=r"model \(one there, two now\); choose another --cohort"):

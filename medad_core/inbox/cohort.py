@@ -24,7 +24,7 @@ from medad_core.inbox.records import Batch, BatchPlan, CaseHistory, Ledger, Plan
 from medad_core.stages.cohort import cohort_of, members_of, settle_cohort
 from medad_core.stages.common import QUARANTINED, sweep_run, write_rejected
 from medad_core.store import COHORT_PREDICTIONS, join, read_table, sha256_file, write_bytes, write_table, write_text
-from medad_core.store.files import move_folder, read_bytes, sweep
+from medad_core.store.files import explained, move_folder, read_bytes, sweep
 from medad_core.store.planning import difference
 from medad_core.store.records import Record
 
@@ -43,10 +43,12 @@ def is_cohort(folder: str) -> bool:
 class CohortFolder:
     """`medad screen INBOX --cohort FOLDER`. Keeps no state but its path: what is true lies on disk."""
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, inbox: Path | None = None) -> None:
         if "://" in str(folder):
             raise UsageError(f"--cohort {folder}: a cohort needs a local or mounted folder, because it is locked while it is screened")
         self.folder = Path(folder)
+        if inbox is not None and self.folder.resolve().is_relative_to(inbox.resolve()):
+            raise UsageError(f"--cohort {folder}: lies inside the inbox {inbox}, and would be looked into as if it were studies; choose a folder beside it")
 
     # --- what is there ----------------------------------------------------------------------------------------------
 
@@ -56,7 +58,7 @@ class CohortFolder:
 
     def batches(self) -> tuple[Batch, ...]:
         """The committed batches, oldest first. Raises StoreError for a commit that is damaged: what it says must not be guessed."""
-        found = [_read(Batch, path) for path in sorted(self.folder.glob(f"batches/*/{COMMIT}"))]
+        found = [_read(Batch, path, "bring it back from a backup") for path in sorted(self.folder.glob(f"batches/*/{COMMIT}"))]
         if [batch.number for batch in found] != list(range(1, len(found) + 1)):
             raise StoreError(f"{self.folder}/batches has commits of {[batch.number for batch in found]}; bring back the missing batch from a backup")
         return tuple(found)
@@ -64,7 +66,7 @@ class CohortFolder:
     def open_batch(self) -> BatchPlan | None:
         """The batch that was begun and is not committed, if any."""
         path = self.run_of(len(self.batches()) + 1) / PLANNED
-        return _read(BatchPlan, path) if path.exists() else None
+        return _read(BatchPlan, path, f"delete {path.parent}: nothing of it counts yet, the next command screens it anew") if path.exists() else None
 
     def open_run(self) -> str | None:
         """The run of the batch that is being screened, None where there is none."""
@@ -123,7 +125,8 @@ class CohortFolder:
         plan = BatchPlan(number=len(self.batches()) + 1, opened=_now(), fingerprint=fingerprint, studies=tuple(studies))
         cases = [_case(inbox, planned.study, settings.data.modality) for planned in studies]
         scratch = self.folder / "batches" / UNFINISHED
-        settle_cohort(str(scratch), members_of(inbox, cases, settings.data))
+        with explained("plan a batch of", str(inbox)):  # a file may go between the look and now
+            settle_cohort(str(scratch), members_of(inbox, cases, settings.data))
         write_bytes(str(scratch / PLANNED), plan.to_json())
         move_folder(scratch, self.run_of(plan.number))
         return plan
@@ -241,11 +244,11 @@ def _case(inbox: Path, study: Study, modality: str) -> Case:
     return Case(study.case_id, {modality: ref(study.volume)}, ref(study.mask) if study.mask else None)
 
 
-def _read(kind: type[Kind], path: Path) -> Kind:
+def _read(kind: type[Kind], path: Path, way_out: str) -> Kind:
     try:
         return kind.from_json(read_bytes(str(path)) or b"")
     except ValueError as error:
-        raise StoreError(f"{path} is damaged ({str(error).splitlines()[0]}); bring it back from a backup") from error
+        raise StoreError(f"{path} is damaged ({str(error).splitlines()[0]}); {way_out}") from error
 
 
 def _batches_in(path: str) -> bytes | None:

@@ -33,7 +33,11 @@ def screening(screened, run: Path, *words: str) -> list:
 
 def ends(process: subprocess.Popen, code: int, timeout: float = DEADLINE_S) -> str:
     """Wait for the end with this exit code; what was said."""
-    output = process.communicate(timeout=timeout)[0]
+    try:
+        output = process.communicate(timeout=timeout)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     assert process.returncode == code, output
     assert "Traceback" not in output, output
     return output

@@ -19,9 +19,9 @@ def shared_data() -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def untouched():
-    """A command sets environment and logging of its process; here the process is pytest's."""
+    """A command sets environment and logging of its process; here the process is pytest's, and the tests after it want it as it was."""
     environment = dict(os.environ)
     loggers = [logging.getLogger(name) for name in ("medad_core", "tasks", "flows")]
     before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]

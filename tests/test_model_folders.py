@@ -22,6 +22,7 @@ from medad_core.llm.engine import llm_fingerprint
 from medad_core.llm.lora import check_lora, merged, save_lora
 from medad_core.llm.prompt import Prompt, word
 from medad_core.llm.transformers_engine import load_llm
+from medad_core.models.cache import sha256_of
 from medad_core.models.encoder import encoder_fingerprint
 from medad_core.models.text import text_encoder_fingerprint, text_encoder_folder
 from medad_core.stages.models import answers_fingerprint
@@ -129,7 +130,10 @@ def test_an_adapter_whose_rank_is_not_the_one_it_says_is_refused(llm, adapter):
 
 def test_a_merged_copy_follows_the_chat_template_of_its_model(llm, adapter, monkeypatch, tmp_path):
     monkeypatch.setenv("MEDAD_CACHE", str(tmp_path / "cache"))
+    (llm / "source.json").write_text("{}")  # a model that was converted itself
     first = merged(llm, adapter)
+    record = json.loads((first / "source.json").read_text())
+    assert record["files"] == {file.name: sha256_of(file) for file in first.iterdir() if file.name != "source.json"}
     assert merged(llm, adapter) == first and (first / "model.safetensors").stat().st_mode & 0o044
     (llm / "chat_template.jinja").write_text(DATED)
     assert (merged(llm, adapter) / "chat_template.jinja").read_text() == DATED

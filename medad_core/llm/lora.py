@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from medad_core.errors import WeightsError
-from medad_core.models.cache import ConvertedModel, cache_root, sha256_of, write_converted
+from medad_core.models.cache import RECORD, ConvertedModel, cache_root, sha256_of, write_converted
 from medad_core.models.loading import open_tensors
 from medad_core.models.resolve import weight_files
 
@@ -54,7 +54,7 @@ def merged(llm: Path, lora: Path) -> Path:
     """The cached folder of an LLM with an adapter merged into it, made on first use. Raises WeightsError where they do not fit."""
     weights = weight_files(llm)
     check_lora(llm, lora)
-    beside = sorted(file for file in llm.iterdir() if file.is_file() and file.suffix not in (*WEIGHTS, ".lock"))
+    beside = sorted(file for file in llm.iterdir() if file.is_file() and file.suffix not in WEIGHTS and file.name != RECORD)
     both = hashlib.sha256(" ".join([*(sha256_of(file) for file in (*weights, *beside)), lora_sha256(lora)]).encode()).hexdigest()
     folder = cache_root() / f"{llm.name}-lora-{both[:12]}"
     if folder.is_dir():

@@ -72,8 +72,9 @@ class Loop:
         if not checkpoint.is_file():
             return
         try:
-            state = torch.load(checkpoint, weights_only=True, map_location=self.arithmetic.device)
-        except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
+            # Into plain memory: a GPU that is full must not be taken for a file that is damaged.
+            state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+        except (RuntimeError, EOFError, UnpicklingError) as error:
             log.warning("%s is damaged (%s); training starts anew", checkpoint, str(error).splitlines()[0])
             return
         if state["identity"] != self.identity:

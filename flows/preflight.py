@@ -90,7 +90,7 @@ def check_training(settings: Settings) -> None:
 
 def check_orchestration(settings: Settings) -> None:
     """The runner, and the server where one is configured. Raises UsageError."""
-    check_runner(settings.flow)
+    check_runner(settings.flow, _device_of(settings) if settings.flow.runner == "ray" else "cpu")
     url = server_url()
     if url is None:
         return
@@ -100,6 +100,12 @@ def check_orchestration(settings: Settings) -> None:
         httpx.get(f"{url}/health", timeout=SERVER_TIMEOUT_S).raise_for_status()
     except httpx.HTTPError as error:
         raise UsageError(f"PREFECT_API_URL: no Prefect server answers at {url} ({error}); start it with `prefect server start`, or unset PREFECT_API_URL") from error
+
+
+def _device_of(settings: Settings) -> str:
+    from medad_core.stages.models import device_of  # torch takes seconds
+
+    return device_of(settings)
 
 
 def open_run(data: str, run: str, settings: Settings) -> None:

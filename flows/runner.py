@@ -43,8 +43,10 @@ def task_runner(settings: FlowSettings) -> TaskRunner:
     return RayTaskRunner(address=settings.ray_address, init_kwargs=cpus)
 
 
-def check_runner(settings: FlowSettings) -> None:
-    """Raise UsageError for a runner that is not installed, or whose workers would find no server."""
+def check_runner(settings: FlowSettings, device: str = "cpu") -> None:
+    """Raise UsageError for a runner that is not installed, whose workers would find no server, or that hides the GPU which is the `device`."""
+    if settings.runner == "ray" and device.startswith("cuda"):
+        raise UsageError("flow.runner: Ray shows no GPU to tasks that ask it for none, as medad's do; set flow.runner=process, or models.device=cpu")
     if settings.runner == "ray" and importlib.util.find_spec("prefect_ray") is None:
         raise UsageError("flow.runner: ray is not installed; install medad[ray] or set flow.runner=thread")
     if settings.runner != "thread" and not server_url():

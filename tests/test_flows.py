@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.preflight import check_screening
+from flows.preflight import check_orchestration, check_screening
 from flows.runner import check_runner, ranges_of
 from flows.screen import screen
 from flows.stages import maps, preprocess
@@ -153,6 +153,14 @@ def test_processes_give_the_rows_that_threads_give(screened, tmp_path):
 def test_workers_of_other_processes_are_refused_without_a_server_before_anything_runs(runner):
     with temporary_settings(restore_defaults={PREFECT_API_URL}), pytest.raises(UsageError, match=r"flow\.runner: ray is not installed|prefect server start"):
         check_runner(FlowSettings(runner=runner))
+
+
+def test_ray_is_refused_where_its_tasks_would_need_a_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        for words, refused in ((["models.device=auto"], "shows no GPU"), (["models.device=cuda:0"], "shows no GPU"), (["models.device=cpu"], "prefect server start|not installed")):
+            with pytest.raises(UsageError, match=refused):
+                check_orchestration(load_settings(None, ["flow.runner=ray", *words]))
 
 
 def test_a_server_that_does_not_answer_is_named_before_the_run(screened, tmp_path):

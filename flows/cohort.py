@@ -1,7 +1,8 @@
 """An inbox into a cohort: what is new or changed becomes a batch, what a killed command left is finished first.
 
 One decision: a batch is an ordinary run, and counts from the moment that its commit is written (medad_core.inbox). At most two batches a command: the one
-that was left, and one of what has come since.
+that was left, and one of what has come since. A few studies that cannot be told from a broken machine do not hold up those that come after them: they are
+screened again together.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from flows.preflight import note_run
 from flows.stages import convert, evaluate, generate, maps, one_heartbeat, preprocess
 from flows.visible import Telling, told
 from medad_core.config import Settings, settings_from_yaml, settings_to_yaml
+from tasks.policy import SURE_IN_A_ROW, Suspect
+
+FEW = SURE_IN_A_ROW  # parts; more that fail one after another are not at fault
 
 
 class Screened(BaseModel):
@@ -58,12 +62,20 @@ def screen_cohort(inbox: str, cohort: str, settings: str = "", wait: bool = Fals
     with told("screen-cohort", folder.folder.name, given) as telling, locked(folder.folder, wait):
         folder.reconcile()
         parsed, fingerprint = _settled(folder, given)
-        batches = []
-        if (left := folder.resume(source)) is not None:
-            batches.append(_screen_batch(folder, source, left, parsed))
+        batches, left, stuck = [], folder.resume(source), None
+        if left is not None:
+            try:
+                batches.append(_screen_batch(folder, source, left, parsed))
+            except Suspect as suspect:
+                stuck = suspect
         seen = look(source, parsed, folder.known_files())
         folder.write_ledger(source, seen)
-        if pending := folder.pending(seen, parsed.inbox.attempts):
+        pending = folder.pending(seen, parsed.inbox.attempts)
+        if stuck is not None:
+            if pending == left.studies or len(left.studies) > FEW * parsed.data.cases_per_part:
+                raise stuck
+            folder.withdraw(left)
+        if pending:
             batches.append(_screen_batch(folder, source, folder.plan_batch(source, pending, fingerprint, parsed), parsed))
             folder.write_ledger(source, seen)
         outcome = _outcome(folder, batches, seen)

@@ -17,6 +17,9 @@ from flows.cohort import screen_cohort
 from medad_core.config import load_settings, settings_to_yaml
 from medad_core.inbox.cohort import CohortFolder
 from medad_core.inbox.lock import locked
+from medad_core.stages import preprocess
+from medad_core.stages.common import QUARANTINED
+from tasks.policy import Suspect
 
 pytest_plugins = ("prefect_harness",)
 COHORT_WORDS = [*WORDS, "inbox.settle_s=0"]
@@ -102,3 +105,24 @@ def test_prune_says_what_it_freed(nights, tmp_path, untouched):
     assert "were removed by `medad prune`" in medad("status", copy / "batches" / "00001").stdout
     refused = medad("prune", tmp_path)
     assert refused.exit_code == 2 and "not the folder of a cohort" in refused.stderr
+
+
+def test_a_study_that_cannot_be_told_from_a_broken_machine_does_not_hold_up_those_that_come_after_it(server, tiny_cohort, tmp_path, monkeypatch):
+    def read_or_run_out(case, settings):
+        if case.case_id == "BraTS2021_00000":
+            raise MemoryError
+        return read_slices(case, settings)
+
+    read_slices = preprocess.read_slices
+    monkeypatch.setattr(preprocess, "read_slices", read_or_run_out)
+    inbox, cohort = tmp_path / "inbox", tmp_path / "cohort"
+    shutil.copytree(tiny_cohort / "BraTS2021_00000", inbox / "BraTS2021_00000")
+    for _ in range(2):  # the second finds the batch of the first
+        with pytest.raises(Suspect):
+            screen_cohort(str(inbox), str(cohort), TEXT)
+    assert not CohortFolder(cohort).batches()
+    shutil.copytree(tiny_cohort / "BraTS2021_00001", inbox / "BraTS2021_00001")
+    outcome = screen_cohort(str(inbox), str(cohort), TEXT)
+    assert [(batch.batch, batch.screened, batch.rejected) for batch in outcome.batches] == [(1, 1, 1)]
+    assert QUARANTINED in CohortFolder(cohort).histories()["BraTS2021_00000"][-1].reason
+    assert set(pd.read_parquet(cohort / "predictions.parquet")["case_id"]) == {"BraTS2021_00001"}

@@ -142,6 +142,12 @@ class CohortFolder:
                 write_text(join(run, "cohort.json"), cohort.model_copy(update={"root": str(inbox)}).model_dump_json(indent=1))
         return plan
 
+    def withdraw(self, plan: BatchPlan) -> None:
+        """Let go of a batch that was begun: its studies are pending again, and nothing of it ever counted."""
+        scratch = self.folder / "batches" / UNFINISHED  # which goes by itself, should this be killed
+        move_folder(self.run_of(plan.number), scratch)
+        shutil.rmtree(scratch, ignore_errors=True)
+
     # --- what became of it ------------------------------------------------------------------------------------------
 
     def commit(self, inbox: Path, plan: BatchPlan) -> Batch:

@@ -1,14 +1,17 @@
 """An inbox into a cohort: what is new or changed becomes a batch, what a killed command left is finished first.
 
-One decision: a batch is an ordinary run, and counts from the moment that its commit is written (medad_core.inbox). At most two batches a command: the one
-that was left, and one of what has come since. A few studies that cannot be told from a broken machine do not hold up those that come after them: they are
-screened again together.
+One decision: a batch is an ordinary run, and counts from the moment that its commit is written (medad_core.inbox). Up to two batches a command: the one
+that was left, and one of what has come since; and a third of what went wrong before, each study a part of its own. So nobody is held up or taken along by
+a study that cannot be screened, which alone cannot be told from a broken machine.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -18,7 +21,8 @@ from flows.preflight import note_run
 from flows.stages import convert, evaluate, generate, maps, one_heartbeat, preprocess
 from flows.visible import Telling, told
 from medad_core.config import Settings, settings_from_yaml, settings_to_yaml
-from tasks.policy import SURE_IN_A_ROW, Suspect
+from medad_core.inbox.records import BatchPlan, Planned
+from tasks.policy import SURE_IN_A_ROW, Suspect, machine_is_well
 
 FEW = SURE_IN_A_ROW  # parts; more that fail one after another are not at fault
 
@@ -33,6 +37,13 @@ class Screened(BaseModel):
     rejected: int
     changed: int
     slices: int
+
+
+class Stuck(NamedTuple):
+    """A batch that was left and stopped again, and the suspect that stopped it."""
+
+    plan: BatchPlan
+    suspect: Suspect
 
 
 class CohortOutcome(BaseModel):
@@ -59,28 +70,45 @@ def screen_cohort(inbox: str, cohort: str, settings: str = "", wait: bool = Fals
     from medad_core.inbox.look import look
 
     folder, source, given = CohortFolder(cohort, Path(inbox)), Path(inbox).resolve(), settings_from_yaml(settings)
-    with told("screen-cohort", folder.folder.name, given) as telling, locked(folder.folder, wait):
+    with locked(folder.folder, wait), told("screen-cohort", folder.folder.name, given) as telling:
         folder.reconcile()
         parsed, fingerprint = _settled(folder, given)
-        batches, left, stuck = [], folder.resume(source), None
-        if left is not None:
-            try:
-                batches.append(_screen_batch(folder, source, left, parsed))
-            except Suspect as suspect:
-                stuck = suspect
+        batches, stuck = _screen_left(folder, source, parsed)
         seen = look(source, parsed, folder.known_files())
         folder.write_ledger(source, seen)
-        pending = folder.pending(seen, parsed.inbox.attempts)
-        if stuck is not None:
-            if pending == left.studies or len(left.studies) > FEW * parsed.data.cases_per_part:
-                raise stuck
-            folder.withdraw(left)
-        if pending:
-            batches.append(_screen_batch(folder, source, folder.plan_batch(source, pending, fingerprint, parsed), parsed))
+        well = False
+        for studies, apart in _sorted_out(folder, folder.pending(seen, parsed.inbox.attempts), stuck, parsed):
+            batches.append(_screen_batch(folder, source, folder.plan_batch(source, studies, fingerprint, parsed, apart), parsed, well))
+            well = batches[-1].screened > 0
             folder.write_ledger(source, seen)
         outcome = _outcome(folder, batches, seen)
         _tell(telling, folder, outcome)
         return outcome
+
+
+def _screen_left(folder, inbox: Path, settings: Settings) -> tuple[list[Screened], Stuck | None]:
+    """Finish the batch that was left, if any."""
+    plan = folder.resume(inbox)
+    if plan is None:
+        return [], None
+    try:
+        return [_screen_batch(folder, inbox, plan, settings)], None
+    except Suspect as suspect:
+        return [], Stuck(plan, suspect)
+
+
+def _sorted_out(folder, pending: Sequence[Planned], stuck: Stuck | None, settings: Settings) -> list[tuple[tuple[Planned, ...], bool]]:
+    """What is pending as up to two batches: what comes for the first time, and what went wrong before, apart. A batch that is stuck is let go of for it; its
+    suspect is raised where it is so large that the machine must be at fault, or was tried apart and nothing else has come."""
+    tried = {planned.study.content for planned in stuck.plan.studies} if stuck else set()
+    again = tuple(planned for planned in pending if planned.attempt > 1 or planned.study.content in tried)
+    fresh = tuple(planned for planned in pending if planned not in again)
+    if stuck is not None:
+        hopeless = again == stuck.plan.studies and not fresh if stuck.plan.apart else len(stuck.plan.studies) > FEW * settings.data.cases_per_part
+        if hopeless:
+            raise stuck.suspect
+        folder.withdraw(stuck.plan)
+    return [(studies, apart) for studies, apart in ((fresh, False), (again, True)) if studies]
 
 
 def _settled(folder, settings: Settings) -> tuple[Settings, dict[str, str]]:
@@ -93,10 +121,12 @@ def _settled(folder, settings: Settings) -> tuple[Settings, dict[str, str]]:
     return settings.model_copy(update={"models": models}), fingerprint
 
 
-def _screen_batch(folder, inbox: Path, plan, settings: Settings) -> Screened:
-    """Run the stages on the batch's folder, and commit it."""
+def _screen_batch(folder, inbox: Path, plan, settings: Settings, well: bool = False) -> Screened:
+    """Run the stages on the batch's folder, and commit it. `well`: this command has screened other studies already."""
+    if plan.apart:
+        settings = settings.model_copy(update={"data": settings.data.model_copy(update={"cases_per_part": 1})})
     run, text = str(folder.run_of(plan.number)), settings_to_yaml(settings)
-    with one_heartbeat():
+    with one_heartbeat(), _known_well(well):
         for stage in (preprocess, maps, convert, generate):
             stage(run, text)
         note_run(str(inbox), run, settings)
@@ -111,6 +141,15 @@ def _screen_batch(folder, inbox: Path, plan, settings: Settings) -> Screened:
         changed=len(batch.changed),
         slices=sum(screening.slices for screening in done),
     )
+
+
+@contextmanager
+def _known_well(well: bool) -> Iterator[None]:
+    token = machine_is_well.set(well)
+    try:
+        yield
+    finally:
+        machine_is_well.reset(token)
 
 
 def _tell(telling: Telling, folder, outcome: CohortOutcome) -> None:

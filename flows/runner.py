@@ -7,10 +7,13 @@ a pool of processes is of no use any more once one of them has died.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import itertools
 import logging
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
@@ -23,7 +26,6 @@ from medad_core import stopping
 from medad_core.config import FlowSettings, settings_from_yaml
 from medad_core.errors import UsageError
 from medad_core.stages.common import quarantine, stage_of, sweep_run
-from medad_core.store import Stage
 from tasks.policy import Suspect, Trial, suspect_of, with_policy
 
 log = logging.getLogger(__name__)
@@ -112,54 +114,112 @@ def work_off(task: Task, run: str, settings: str, ranges: Sequence[Sequence[int]
 
     Raises what stops the run: see tasks.policy for which errors do, and which are a part's own.
     """
-    stage, flow = stage_of(run, task.name), settings_from_yaml(settings).flow
-    asked, trial, deaths = {number for numbers in ranges for number in numbers}, Trial(), 0
+    work = _Work(task, run, settings)
+    apart, deaths = [number for numbers in ranges for number in numbers if work.is_fatal(number)], 0
+    for number in apart:
+        work.judge(number, work.apart(number), 1)
+    ranges = [left for numbers in ranges if (left := [number for number in numbers if number not in apart])]
     while ranges:
-        failed = _side_by_side(task, run, settings, ranges, flow)
-        left = set(stage.pending()) - {number for number, *_ in trial.given_up} if failed else set()
+        failed = work.side_by_side(ranges, work.flow)
+        left = set(work.stage.pending()) - work.given_up() if failed else set()
         undone = [[number for number in numbers if number in left] for numbers, _ in failed]
         deaths += any(isinstance(error, BrokenProcessPool) for _, error in failed)
         if deaths == 1 and all(isinstance(error, BrokenProcessPool) for _, error in failed):
-            log.warning("a worker process of %s died; its parts are made again in new ones", stage.name)
+            log.warning("a worker process of %s died; its parts are made again in new ones", work.stage.name)
         else:
             for numbers, (_, error) in zip(undone, failed, strict=True):
-                suspect = suspect_of(error)
-                if numbers and (found := _alone(task, run, settings, flow, numbers[0])):
-                    attempts = suspect.attempts + (deaths > 1) + max(1, flow.retries)
-                    trial.give_up(numbers[0], attempts, found, _with_rows(stage, asked))
+                if numbers:
+                    work.judge(numbers[0], work.alone(numbers[0]), suspect_of(error).attempts + (deaths > 1))
             undone = [numbers[1:] for numbers in undone]
         ranges = [numbers for numbers in undone if numbers]
-    for number, attempts, reason in trial.verdict(_with_rows(stage, asked)) if trial.given_up else ():
-        quarantine(run, stage.name, number, attempts, reason)
+    work.quarantine()
 
 
-def _with_rows(stage: Stage, numbers: set[int]) -> int:
-    """How many of these parts were made and have rows."""
-    pending = set(stage.pending())
-    return sum(record.rows > 0 for number, record in stage.records().items() if number in numbers - pending)
+class _Work:
+    """The parts of one stage under trial: ways to make them, and what is known of those that could not be made."""
 
+    def __init__(self, task: Task, run: str, settings: str) -> None:
+        self.task, self.run, self.settings = task, run, settings
+        self.stage, self.flow, self.trial = stage_of(run, task.name), settings_from_yaml(settings).flow, Trial()
 
-def _alone(task: Task, run: str, settings: str, flow: FlowSettings, number: int) -> Suspect | None:
-    """Try a part that may be to blame by itself, as often as tasks are retried; what was wrong with it at last, None where it was made."""
-    for _ in range(max(1, flow.retries)):
-        failed = _side_by_side(task, run, settings, [[number]], flow.model_copy(update={"max_workers": 1, "retries": 0}))
-        if not failed:
-            return None
-    return suspect_of(failed[0][1])
+    def side_by_side(self, ranges: Sequence[Sequence[int]], flow: FlowSettings) -> list[tuple[Sequence[int], Exception]]:
+        """Run the task on every range, as many at once as there are workers; the ranges that failed, with their errors. Raises what stops the run."""
+        failed = []
+        with interruptible(task_runner(flow), self._tidy) as runner:
+            named = [(with_policy(self.task, f"{self.task.name}-{numbers[0]:05d}-{numbers[-1]:05d}", flow), numbers) for numbers in ranges]
+            futures = [runner.submit(work, {"run": self.run, "settings": self.settings, "numbers": list(numbers)}) for work, numbers in named]
+            for numbers, future in zip(ranges, futures, strict=True):
+                try:
+                    future.result()
+                except Exception as error:
+                    suspect_of(error)
+                    failed.append((numbers, error))
+        if failed:
+            sweep_run(self.run)  # of a worker that died
+        return failed
 
+    def alone(self, number: int) -> Suspect | None:
+        """Try a part that may be to blame by itself, as often as tasks are retried; what was wrong with it at last, None where it was made."""
+        for _ in range(max(1, self.flow.retries)):
+            failed = self.side_by_side([[number]], self.flow.model_copy(update={"max_workers": 1, "retries": 0}))
+            if not failed:
+                return None
+        suspect = suspect_of(failed[0][1])
+        suspect.attempts = max(1, self.flow.retries)
+        return suspect
 
-def _side_by_side(task: Task, run: str, settings: str, ranges: Sequence[Sequence[int]], flow: FlowSettings) -> list[tuple[Sequence[int], Exception]]:
-    """Run `task` on every range, as many at once as there are workers; the ranges that failed, with their errors. Raises what stops the run."""
-    failed = []
-    with interruptible(task_runner(flow), lambda: sweep_run(run)) as runner:
-        named = [(with_policy(task, f"{task.name}-{numbers[0]:05d}-{numbers[-1]:05d}", flow), numbers) for numbers in ranges]
-        futures = [runner.submit(work, {"run": run, "settings": settings, "numbers": list(numbers)}) for work, numbers in named]
-        for numbers, future in zip(ranges, futures, strict=True):
+    def apart(self, number: int) -> Suspect | None:
+        """Make a part in a process of its own; what was wrong with it, None where it was made."""
+        log.warning("a process ended in the middle of %s part %d; the part is made in one of its own now", self.stage.name, number)
+        with interruptible(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")), self._tidy) as pool:
             try:
-                future.result()
+                pool.submit(_make, self.task.fn.__module__, self.task.fn.__name__, self.run, self.settings, number).result()
             except Exception as error:
-                suspect_of(error)
-                failed.append((numbers, error))
-    if failed:
-        sweep_run(run)  # of a worker that died
-    return failed
+                sweep_run(self.run)
+                return suspect_of(error)
+        return None
+
+    def is_fatal(self, number: int) -> bool:
+        """Whether this process has to fear for itself: an earlier one ended in the middle of the part, and there are no worker processes."""
+        return self.flow.runner == "thread" and self.stage.was_begun(number)
+
+    def judge(self, number: int, suspect: Suspect | None, attempts: int) -> None:
+        """Give a part up, unless it was made after all. Raises the suspect where the machine fails and not the part."""
+        if suspect is not None and self.trial.give_up(number, attempts + suspect.attempts, suspect, self._made()):
+            self._prove(suspect)
+
+    def given_up(self) -> set[int]:
+        return {number for number, *_ in self.trial.given_up}
+
+    def quarantine(self) -> None:
+        """Write down what was given up. Raises a suspect where the machine may have failed and not the part."""
+        made = self._made()
+        if self.trial.in_doubt(made):
+            self._prove(self.trial.given_up[-1][2])
+        for number, attempts, reason in self.trial.verdict(made):
+            quarantine(self.run, self.stage.name, number, attempts, reason)
+
+    def _prove(self, suspect: Suspect) -> None:
+        """See that the machine is well: make a part again that went well once. Where there is none, or it does not go well now, nothing is known of the suspect."""
+        good = [number for number, record in self.stage.records().items() if record.rows]
+        if not good:
+            raise suspect
+        log.warning("%s part %d is made again, to see whether it is the machine that fails", self.stage.name, good[-1])
+        self.stage.forget(good[-1])
+        if self.alone(good[-1]):
+            raise suspect
+        self.trial.trust()
+
+    def _made(self) -> int:
+        """How many parts have rows, of earlier lives of the run too."""
+        return sum(record.rows > 0 for record in self.stage.records().values())
+
+    def _tidy(self) -> None:
+        """After an interruption, whose fault no part is."""
+        sweep_run(self.run)
+        for part in self.stage.plan().parts:
+            self.stage.leave(part.number)
+
+
+def _make(module: str, name: str, run: str, settings: str, number: int) -> None:
+    getattr(importlib.import_module(module), name).fn(run, settings, [number])

@@ -61,6 +61,10 @@ class EngineError(MedadError):
     """The LLM's engine broke down in the middle of its work."""
 
 
+class EngineStartError(MedadError):
+    """The LLM's engine cannot be opened, which is no part's fault."""
+
+
 class Stopped(MedadError):
     """The process was asked to stop."""
 

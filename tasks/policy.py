@@ -5,20 +5,23 @@ task asks the stage which of its parts are still pending.
 
 Whose fault is an error? `can_heal` says what a task tries again by itself. What is left after that is
 
-* the run's: disk, network, settings, weights, a model that cannot be loaded. It stops the run, whose next start may find it healed;
+* the run's: disk, network, settings, weights, a model or engine that cannot be loaded. It stops the run, whose next start may find it healed;
   quarantining for it would cost every case.
-* the part's: an error raised while one part was made (PartError), rows that do not fit (RowsError), a worker process that died of it. The part
-  is tried alone, then quarantined, and the rest goes on.
-* unsure: a GPU or machine out of memory, an engine that broke down (EngineError), a volume that would not be read (InputError). As the part's,
-  but only where other parts went well.
+* the part's: an error raised while one part was made (PartError), rows that do not fit (RowsError). The part is tried alone, then quarantined, and
+  the rest goes on.
+* unsure: a GPU or machine out of memory, a process that died, an engine that broke down (EngineError), a volume that would not be read
+  (InputError). As the part's, but only where other parts went well, before and after.
 
-`Trial` keeps count of parts given up, and stops the run where so many fail that it cannot be the parts.
+`Trial` keeps count of the parts given up. Where the last ones that were tried all failed, a part that went well before is made again, to see
+whether it is the machine; where none ever went well, it is taken to be.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,13 +32,17 @@ from pydantic import BaseModel, ConfigDict
 
 from medad_core import stopping
 from medad_core.config import FlowSettings, Settings, settings_from_yaml
-from medad_core.errors import EngineError, InputError, MedadError, PartError, RowsError
+from medad_core.errors import EngineError, EngineStartError, InputError, MedadError, PartError, RowsError
 from medad_core.stages.common import in_one_line, stage_of
 from medad_core.store import PartRecord
 
-# A file or folder that is missing, forbidden or of the wrong kind now will be so in a second.
+# What is missing, forbidden, full or of the wrong kind now will be so in a second. (Remote filesystems raise the classes without a number.)
 LASTING = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+LASTING_NUMBERS = frozenset((errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL))
+# What torch and Python say, as a RuntimeError, when a device fails or the memory of the machine is spent.
+OF_THE_MACHINE = ("CUDA", "cuDNN", "NCCL", "allocate memory", "start new thread")
 UNSURE_IN_A_ROW, SURE_IN_A_ROW, ALL_OF = 3, 10, 3  # parts given up, with none made between; and with none made at all
+machine_is_well: ContextVar[bool] = ContextVar("machine_is_well", default=False)  # said by whoever saw it work a moment ago, with other cases
 RunParts = Callable[[str, Settings, Sequence[int]], list[PartRecord]]
 
 
@@ -70,11 +77,11 @@ def can_heal(error: BaseException) -> bool:
 
     The store turns system errors into StoreError; the system's own error is its cause. An engine was started anew already.
     """
-    if isinstance(error, EngineError) or isinstance(error.__cause__, EngineError):
+    if any(isinstance(e, EngineError | EngineStartError) for e in (error, error.__cause__)):
         return False
     system = next((e for e in _causes(error) if isinstance(e, OSError)), None)
     if system is not None:
-        return not isinstance(system, LASTING)
+        return not isinstance(system, LASTING) and system.errno not in LASTING_NUMBERS
     return any(_is_full_gpu(e) for e in _causes(error))
 
 
@@ -92,7 +99,7 @@ def judged(error: Exception, attempts: int) -> Exception:
 def suspect_of(error: BaseException) -> Suspect:
     """What is known of a part that a task failed on; raises the error where it stops the run."""
     if isinstance(error, BrokenProcessPool):
-        return Suspect("a worker process died in the middle of its work", "its worker process died", False, 1)
+        return Suspect("a worker process died in the middle of its work", "its worker process died", True, 1)
     if not isinstance(error, Suspect):
         raise error
     return error
@@ -109,32 +116,39 @@ def _is_full_gpu(error: BaseException) -> bool:
 
 
 def _is_of_the_device(error: BaseException) -> bool:
-    """Out of memory, or what a GPU says when it fails (torch has no one class for it)."""
-    device = any(kind.__name__ in ("AcceleratorError", "FatalError") for kind in type(error).__mro__) or (isinstance(error, RuntimeError) and "CUDA" in str(error))
-    return device or _is_full_gpu(error) or isinstance(error, MemoryError)
+    """Out of memory, or a GPU that failed: neither has one class in torch."""
+    named = any(kind.__name__ in ("AcceleratorError", "FatalError", "OutOfMemoryError") for kind in type(error).__mro__)
+    return named or isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(words in str(error) for words in OF_THE_MACHINE))
 
 
 @dataclass
 class Trial:
-    """The parts of one stage that are given up: number, attempts, and what was wrong. `made` counts those that gave rows: a part without
+    """The parts of one stage that are given up: number, attempts, and what was wrong. `made` counts those that have rows: a part without
     cases says nothing of the machine."""
 
     given_up: list[tuple[int, int, Suspect]] = field(default_factory=list)
     _made: int = 0
     _row: int = 0
 
-    def give_up(self, number: int, attempts: int, suspect: Suspect, made: int) -> None:
-        """Give up a part. Raises the suspect where too many fail one after another."""
+    def give_up(self, number: int, attempts: int, suspect: Suspect, made: int) -> bool:
+        """Give up a part. True where so many fail one after another that the machine is to be looked at."""
         self._row = self._row + 1 if made == self._made else 1
         self._made = made
         self.given_up.append((number, attempts, suspect))
-        if self._row >= (UNSURE_IN_A_ROW if suspect.unsure else SURE_IN_A_ROW):
-            raise suspect
+        return self._row >= (UNSURE_IN_A_ROW if suspect.unsure else SURE_IN_A_ROW) and not (made == 0 and machine_is_well.get())
+
+    def trust(self) -> None:
+        """The machine was looked at, and is well."""
+        self._row = 0
+
+    def in_doubt(self, made: int) -> bool:
+        """Whether nothing was made since a part was given up, or the machine looked at."""
+        return made > 0 and self._row > 0 and self._made == made
 
     def verdict(self, made: int) -> list[tuple[int, int, str]]:
         """At the end, the parts to quarantine: number, attempts, reason. Raises a suspect where it cannot be told from a fault of the machine."""
         for _, _, suspect in self.given_up:
-            if made == 0 and (suspect.unsure or len(self.given_up) >= ALL_OF):
+            if made == 0 and not machine_is_well.get() and (suspect.unsure or len(self.given_up) >= ALL_OF):
                 raise suspect
         return [(number, attempts, suspect.reason) for number, attempts, suspect in self.given_up]
 

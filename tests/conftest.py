@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def untouched():
-    """A command sets environment and logging of its process; here the process is pytest's, and the tests after it want it as it was."""
+    """A command sets environment, logging and threads of its process; here the process is pytest's, and the tests after it want it as it was."""
     environment = dict(os.environ)
     loggers = [logging.getLogger(name) for name in ("medad_core", "tasks", "flows")]
     before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
@@ -30,3 +31,5 @@ def untouched():
     os.environ.update(environment)
     for logger, handlers, level, propagate in before:
         logger.handlers[:], logger.level, logger.propagate = handlers, level, propagate
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))))

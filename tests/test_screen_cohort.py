@@ -107,14 +107,26 @@ def test_prune_says_what_it_freed(nights, tmp_path, untouched):
     assert refused.exit_code == 2 and "not the folder of a cohort" in refused.stderr
 
 
-def test_a_study_that_cannot_be_told_from_a_broken_machine_does_not_hold_up_those_that_come_after_it(server, tiny_cohort, tmp_path, monkeypatch):
-    def read_or_run_out(case, settings):
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Reading of case 0 raises what is put into this."""
+    errors, read_slices = [], preprocess.read_slices
+
+    def read_or_raise(case, settings):
         if case.case_id == "BraTS2021_00000":
-            raise MemoryError
+            raise errors[0]
         return read_slices(case, settings)
 
-    read_slices = preprocess.read_slices
-    monkeypatch.setattr(preprocess, "read_slices", read_or_run_out)
+    monkeypatch.setattr(preprocess, "read_slices", read_or_raise)
+    return errors
+
+
+def screened_and_rejected(outcome) -> list[tuple[int, int]]:
+    return [(batch.screened, batch.rejected) for batch in outcome.batches]
+
+
+def test_a_study_that_cannot_be_told_from_a_broken_machine_does_not_hold_up_those_that_come_after_it(server, tiny_cohort, tmp_path, poisoned):
+    poisoned.append(MemoryError())
     inbox, cohort = tmp_path / "inbox", tmp_path / "cohort"
     shutil.copytree(tiny_cohort / "BraTS2021_00000", inbox / "BraTS2021_00000")
     for _ in range(2):  # the second finds the batch of the first
@@ -122,7 +134,17 @@ def test_a_study_that_cannot_be_told_from_a_broken_machine_does_not_hold_up_thos
             screen_cohort(str(inbox), str(cohort), TEXT)
     assert not CohortFolder(cohort).batches()
     shutil.copytree(tiny_cohort / "BraTS2021_00001", inbox / "BraTS2021_00001")
-    outcome = screen_cohort(str(inbox), str(cohort), TEXT)
-    assert [(batch.batch, batch.screened, batch.rejected) for batch in outcome.batches] == [(1, 1, 1)]
+    assert screened_and_rejected(screen_cohort(str(inbox), str(cohort), TEXT)) == [(1, 0), (0, 1)]
     assert QUARANTINED in CohortFolder(cohort).histories()["BraTS2021_00000"][-1].reason
     assert set(pd.read_parquet(cohort / "predictions.parquet")["case_id"]) == {"BraTS2021_00001"}
+
+
+def test_studies_that_shared_the_part_of_one_that_cannot_be_made_are_screened_the_next_night(server, tiny_cohort, tmp_path, poisoned):
+    poisoned.append(ValueError("odd"))
+    inbox, cohort = tmp_path / "inbox", tmp_path / "cohort"
+    for number in (0, 1, 3):
+        shutil.copytree(tiny_cohort / f"BraTS2021_{number:05d}", inbox / f"BraTS2021_{number:05d}")
+    text = settings_to_yaml(load_settings(None, [*COHORT_WORDS, "data.cases_per_part=4"]))
+    assert screened_and_rejected(screen_cohort(str(inbox), str(cohort), text)) == [(0, 3)]
+    assert screened_and_rejected(screen_cohort(str(inbox), str(cohort), text)) == [(2, 1)]
+    assert set(pd.read_parquet(cohort / "predictions.parquet")["case_id"]) == {"BraTS2021_00001", "BraTS2021_00003"}

@@ -24,6 +24,7 @@ from medad_core.errors import CaseError, InputError, TruncatedError
 _GZIP = b"\x1f\x8b"
 _HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
 # Errors of a disk or network that may be gone in a moment, whatever the file.
+UNREADABLE = "cannot be read"  # in the reason of a case whose file the system would not give
 _PASSING = {errno.EIO, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _CHUNK = 1 << 22
 _AWAY = "download or export the file again"
@@ -113,7 +114,7 @@ def open_nifti(case_id: str, ref: VolumeRef) -> NiftiFile:
     except OSError as error:
         if error.errno in _PASSING:  # the case is not at fault: recorded as rejected it would be lost for good
             raise InputError(f"{case_id}: {name}: the filesystem failed ({error.strerror}); run the same command again") from error
-        raise CaseError(case_id, f"{name}: cannot be read ({error.strerror}); check the file and its permissions") from error
+        raise CaseError(case_id, f"{name}: {UNREADABLE} ({error.strerror}); check the file and its permissions") from error
     header = _parse_header(_inflate(raw, _HEADER_BYTES, case_id, name), case_id, name)
     channel = _pick_channel(header, ref, case_id, name)
     _require_whole_file(raw, header, case_id, name)

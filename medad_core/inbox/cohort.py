@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from medad_core.config import Settings
 from medad_core.data.cases import Case, VolumeRef
+from medad_core.data.nifti import UNREADABLE
 from medad_core.errors import StoreError, UsageError
 from medad_core.inbox.look import Look, unchanged
 from medad_core.inbox.records import Batch, BatchPlan, CaseHistory, Ledger, Planned, Screening, StoredFile, Study
@@ -37,7 +38,7 @@ Kind = TypeVar("Kind", bound=Record)
 
 def is_cohort(folder: str) -> bool:
     """Whether `folder` is that of an incremental cohort, and not of one run."""
-    return (Path(folder) / "batches").is_dir()
+    return (Path(folder) / "batches").is_dir() or (Path(folder) / LEDGER).is_file()
 
 
 class CohortFolder:
@@ -58,7 +59,7 @@ class CohortFolder:
 
     def batches(self) -> tuple[Batch, ...]:
         """The committed batches, oldest first. Raises StoreError for a commit that is damaged: what it says must not be guessed."""
-        found = [_read(Batch, path, "bring it back from a backup") for path in sorted(self.folder.glob(f"batches/*/{COMMIT}"))]
+        found = [_parsed(Batch, read_bytes(str(path)) or b"", path, "bring it back from a backup") for path in sorted(self.folder.glob(f"batches/*/{COMMIT}"))]
         if [batch.number for batch in found] != list(range(1, len(found) + 1)):
             raise StoreError(f"{self.folder}/batches has commits of {[batch.number for batch in found]}; bring back the missing batch from a backup")
         return tuple(found)
@@ -66,7 +67,8 @@ class CohortFolder:
     def open_batch(self) -> BatchPlan | None:
         """The batch that was begun and is not committed, if any."""
         path = self.run_of(len(self.batches()) + 1) / PLANNED
-        return _read(BatchPlan, path, f"delete {path.parent}: nothing of it counts yet, the next command screens it anew") if path.exists() else None
+        data = read_bytes(str(path))
+        return None if data is None else _parsed(BatchPlan, data, path, f"delete {path.parent}: nothing of it counts yet, the next command screens it anew")
 
     def open_run(self) -> str | None:
         """The run of the batch that is being screened, None where there is none."""
@@ -94,9 +96,15 @@ class CohortFolder:
 
     def reconcile(self) -> None:
         """Bring the view up to the commits, after whatever killed the command before; leftovers of killed writers go."""
-        shutil.rmtree(self.folder / "batches" / UNFINISHED, ignore_errors=True)
+        self._clear()
         sweep(str(self.folder))
         self.write_view()
+
+    def _clear(self) -> None:
+        scratch = self.folder / "batches" / UNFINISHED
+        with explained("clear", str(scratch)):
+            if scratch.exists():
+                shutil.rmtree(scratch)
 
     def known_files(self) -> dict[str, StoredFile]:
         """Files of the last look by path; none where the ledger is gone: they are hashed again then."""
@@ -120,9 +128,9 @@ class CohortFolder:
         open_batch, batches = self.open_batch(), self.batches()
         return batches[0].fingerprint if batches else open_batch.fingerprint if open_batch else None
 
-    def plan_batch(self, inbox: Path, studies: Sequence[Planned], fingerprint: dict[str, str], settings: Settings) -> BatchPlan:
+    def plan_batch(self, inbox: Path, studies: Sequence[Planned], fingerprint: dict[str, str], settings: Settings, apart: bool = False) -> BatchPlan:
         """Lay out the next batch. Its folder appears whole, so a batch that is there has its plan and its cohort."""
-        plan = BatchPlan(number=len(self.batches()) + 1, opened=_now(), fingerprint=fingerprint, studies=tuple(studies))
+        plan = BatchPlan(number=len(self.batches()) + 1, opened=_now(), fingerprint=fingerprint, studies=tuple(studies), apart=apart)
         cases = [_case(inbox, planned.study, settings.data.modality) for planned in studies]
         scratch = self.folder / "batches" / UNFINISHED
         with explained("plan a batch of", str(inbox)):  # a file may go between the look and now
@@ -144,9 +152,8 @@ class CohortFolder:
 
     def withdraw(self, plan: BatchPlan) -> None:
         """Let go of a batch that was begun: its studies are pending again, and nothing of it ever counted."""
-        scratch = self.folder / "batches" / UNFINISHED  # which goes by itself, should this be killed
-        move_folder(self.run_of(plan.number), scratch)
-        shutil.rmtree(scratch, ignore_errors=True)
+        move_folder(self.run_of(plan.number), self.folder / "batches" / UNFINISHED)  # which goes by itself, should this be killed
+        self._clear()
 
     # --- what became of it ------------------------------------------------------------------------------------------
 
@@ -156,15 +163,16 @@ class CohortFolder:
         predictions = str(run / PREDICTIONS)
         slices = dict(zip(*_counts(read_table(predictions, ["case_id"])["case_id"]), strict=True))
         reasons = {case_id: f"{stage}: {reason}" for case_id, stage, reason in write_rejected(str(run))}
-        kept = [planned for planned in plan.studies if unchanged(inbox, planned.study)]
+        # A volume that was whole when it was hashed, and could not be read a moment later, is no fault of the study.
+        gone = {planned.study.case_id for planned in plan.studies if UNREADABLE in reasons.get(planned.study.case_id, "") or not unchanged(inbox, planned.study)}
         batch = Batch(
             number=plan.number,
             opened=plan.opened,
             committed=_now(),
             fingerprint=plan.fingerprint,
             predictions_sha256=sha256_file(predictions),
-            screenings=tuple(_screening(plan.number, planned, slices, reasons) for planned in kept),
-            changed=tuple(planned.study.case_id for planned in plan.studies if planned not in kept),
+            screenings=tuple(_screening(plan.number, planned, slices, reasons) for planned in plan.studies if planned.study.case_id not in gone),
+            changed=tuple(planned.study.case_id for planned in plan.studies if planned.study.case_id in gone),
         )
         write_bytes(str(run / COMMIT), batch.to_json())
         self.write_view()
@@ -250,9 +258,9 @@ def _case(inbox: Path, study: Study, modality: str) -> Case:
     return Case(study.case_id, {modality: ref(study.volume)}, ref(study.mask) if study.mask else None)
 
 
-def _read(kind: type[Kind], path: Path, way_out: str) -> Kind:
+def _parsed(kind: type[Kind], data: bytes, path: Path, way_out: str) -> Kind:
     try:
-        return kind.from_json(read_bytes(str(path)) or b"")
+        return kind.from_json(data)
     except ValueError as error:
         raise StoreError(f"{path} is damaged ({str(error).splitlines()[0]}); {way_out}") from error
 

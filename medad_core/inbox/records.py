@@ -52,12 +52,14 @@ class Planned(Record):
 
 
 class BatchPlan(Record):
-    """`_planned.json`: written once, before the batch begins; a batch that is resumed goes by it."""
+    """`_planned.json`: written once, before the batch begins; a batch that is resumed goes by it. In one whose studies went wrong before, each is a
+    part `apart`, so that none takes others with it."""
 
     number: int = Field(ge=1)
     opened: str
     fingerprint: dict[str, str]
     studies: tuple[Planned, ...]
+    apart: bool = False
 
 
 class Screening(Record):
@@ -74,7 +76,7 @@ class Screening(Record):
 
 
 class Batch(Record):
-    """`_batch.json`: the commit. `changed` are cases whose files were no longer the planned ones at the end: their rows do not count."""
+    """`_batch.json`: the commit. `changed` are cases whose files were no longer the planned ones at the end, or could not be read: they do not count."""
 
     number: int
     opened: str

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from medad_core.errors import EngineError, MedadError
+from medad_core import stopping
+from medad_core.errors import EngineError, EngineStartError, MedadError
 from medad_core.llm.engine import Engine, Generation, free_memory
 from medad_core.store.files import local_path
 
@@ -32,12 +33,13 @@ class EnduringEngine:
         self.engine: Engine | None = self._opened()
 
     def generate(self, prompts: np.ndarray) -> list[Generation]:
-        """See `Engine.generate`. Raises EngineError where the engine breaks down for the second time."""
+        """See `Engine.generate`. Raises EngineError where the engine breaks down for the second time, EngineStartError where it cannot be opened again."""
         try:
             return self.engine.generate(prompts)
         except Exception as error:
             if isinstance(error, MedadError) and not isinstance(error, EngineError):
                 raise
+            stopping.check()  # its processes end before this one where all are told to; a new engine would outlive them
             self._note("the engine broke down while it answered", error)
             if self.restarted:
                 raise EngineError(f"the LLM's engine broke down again after it was started anew ({_words(error)}); its log is {self.said}") from error
@@ -65,7 +67,7 @@ class EnduringEngine:
             raise
         except Exception as error:
             self._note("the engine could not be started", error)
-            raise EngineError(f"the LLM's engine could not be started ({_words(error)}); its log is {self.said}") from error
+            raise EngineStartError(f"the LLM's engine could not be started ({_words(error)}); its log is {self.said}") from error
 
     def _note(self, what: str, error: Exception) -> None:
         log.error(what, exc_info=error)

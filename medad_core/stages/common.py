@@ -64,14 +64,18 @@ class Casewise:
 
 @contextmanager
 def making(stage: Stage, number: int) -> Iterator[None]:
-    """Whatever goes wrong inside goes wrong with this part: errors that do not say themselves what is wrong become PartError."""
+    """Whatever goes wrong inside goes wrong with this part: errors that do not say themselves what is wrong become PartError. A process that
+    ends inside leaves a note of it (`Stage.was_begun`)."""
     stopping.check()
+    stage.begin(number)
     try:
         yield
     except MedadError:
         raise
     except Exception as error:
         raise PartError(f"{stage.name} part {number}", in_one_line(error)) from error
+    finally:
+        stage.leave(number)
 
 
 def in_one_line(error: BaseException) -> str:
@@ -99,7 +103,8 @@ def quarantine(run: str, name: str, number: int, attempts: int, why: str) -> Par
     stage = stage_of(run, name)
     reason = f"{QUARANTINED}{attempts} attempts: {why}"
     log.warning("%s part %d is %s", name, number, reason)
-    return stage.write_part(number, [], failed=[Item(key=case_id, reason=reason) for case_id in stage.plan().parts[number].inputs])
+    with making(stage, number):
+        return stage.write_part(number, [], failed=[Item(key=case_id, reason=reason) for case_id in stage.plan().parts[number].inputs])
 
 
 def sweep_run(run: str) -> None:

@@ -117,8 +117,7 @@ class Stage:
                 f"{self.name} part {number}: requested is {requested}, but {len(part.inputs)} inputs are planned"
             )
         # A part that is written again must not look complete meanwhile.
-        files.remove(self._at("_manifest.json"))
-        files.remove(self._record_at(number))
+        self.forget(number)
         uri = self._part_at(number)
         with files.new_file(uri) as temporary:
             count, cases = write_groups(temporary, rows, self.schema, f"{self.name} part {number}")
@@ -138,6 +137,23 @@ class Stage:
         )
         files.write_bytes(self._record_at(number), record.to_json())
         return record
+
+    def begin(self, number: int) -> None:
+        """Note that a part is being made, until `leave` says that it is no more: what is noted and not being made killed its process, or shared it."""
+        files.write_bytes(self._begun_at(number), b"")
+
+    def leave(self, number: int) -> None:
+        """The part is not being made any more, whatever became of it."""
+        files.remove(self._begun_at(number))
+
+    def was_begun(self, number: int) -> bool:
+        """Whether a process ended in the middle of this part."""
+        return files.read_bytes(self._begun_at(number)) is not None
+
+    def forget(self, number: int) -> None:
+        """Let a part be pending again."""
+        files.remove(self._at("_manifest.json"))
+        files.remove(self._record_at(number))
 
     def records(self) -> dict[int, PartRecord]:
         """Sound records of this plan by part number, without reading the parts themselves."""
@@ -244,6 +260,9 @@ class Stage:
 
     def _part_at(self, number: int) -> str:
         return self._at(f"part-{number:05d}.parquet")
+
+    def _begun_at(self, number: int) -> str:
+        return self._at(f"_parts/{number:05d}.begun")
 
     def _record_at(self, number: int) -> str:
         return files.join(self.uri, "_parts", f"{number:05d}.json")

@@ -14,12 +14,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from disturbed import ends, gone, screening, start, temporary_files, until
+from disturbed import ends, gone, same_rows, screening, start, temporary_files, until
 
 from flows.runner import range_count
 from flows.stages import maps
 from medad_core.config import FlowSettings, load_settings
-from medad_core.errors import ConfigError, EngineError, InputError, MedadError, PartError, RowsError, StoreError
+from medad_core.errors import ConfigError, EngineError, EngineStartError, InputError, MedadError, PartError, RowsError, StoreError
 from medad_core.llm.transformers_engine import TransformersEngine
 from medad_core.stages import generate
 from medad_core.stages import maps as maps_stage
@@ -105,19 +105,26 @@ def test_where_every_part_fails_none_is_quarantined():
         trial.verdict(made=0)
 
 
-def test_failures_in_a_row_stop_the_run_before_all_parts_are_tried():
+def test_after_failures_in_a_row_the_machine_is_looked_at():
     trial = Trial()
-    trial.give_up(7, 2, suspect(unsure=True), made=7)
-    trial.give_up(8, 2, suspect(unsure=True), made=7)
-    with pytest.raises(Suspect):
-        trial.give_up(9, 2, suspect(unsure=True), made=7)
+    assert [trial.give_up(number, 2, suspect(unsure=True), made=7) for number in (7, 8, 9)] == [False, False, True]
+    trial.trust()
+    assert not trial.give_up(10, 2, suspect(unsure=True), made=7)
 
 
-def test_failures_with_successes_between_them_do_not():
+def test_failures_with_successes_between_them_are_the_parts_own():
     trial = Trial()
-    for number in range(0, 60, 2):
-        trial.give_up(number, 2, suspect(unsure=True), made=number // 2 + 1)
-    assert len(trial.verdict(made=30)) == 30
+    assert not any(trial.give_up(number, 2, suspect(unsure=True), made=number // 2 + 1) for number in range(0, 60, 2))
+    assert len(trial.verdict(made=31)) == 30 and not trial.in_doubt(made=31)
+
+
+def test_the_machine_is_in_doubt_where_nothing_was_made_after_a_failure():
+    trial = Trial()
+    assert not trial.in_doubt(made=3)
+    trial.give_up(3, 2, suspect(), made=3)
+    assert trial.in_doubt(made=3) and not trial.in_doubt(made=4)
+    trial.trust()
+    assert not trial.in_doubt(made=3)
 
 
 def test_one_worker_loads_its_models_once_a_stage():
@@ -142,6 +149,71 @@ def test_a_poisoned_part_is_quarantined_and_the_rest_goes_on(screened, server, t
     expected = pd.read_parquet(screened.outcome.predictions).query("case_id != @CASE").drop(columns="model_fingerprint").reset_index(drop=True)
     pd.testing.assert_frame_equal(pd.read_parquet(run / "predictions.parquet").drop(columns="model_fingerprint"), expected)
     assert temporary_files(run) == []
+
+
+def test_a_part_that_kills_the_run_itself_is_quarantined_by_the_next_command(screened, server, tmp_path):
+    run = tmp_path / "run"
+    ends(start(screening(screened, run), ("die", CASE), server), -signal.SIGKILL)
+    output = ends(start(screening(screened, run), ("die", CASE), server), 3)
+    assert "a process ended in the middle of slices part 1" in output
+    rejected = (run / "rejected.csv").read_text()
+    assert f"{CASE},slices,quarantined after 2 attempts: its worker process died" in rejected
+    assert set(pd.read_parquet(run / "predictions.parquet")["case_id"]) == {"BraTS2021_00000", "BraTS2021_00003"}
+    assert temporary_files(run) == [] and not list(run.rglob("*.begun"))
+
+
+def test_a_run_that_was_killed_in_the_middle_of_a_part_makes_it_in_a_process_of_its_own(screened, server, tmp_path):
+    run, held = tmp_path / "run", tmp_path / "held"
+    process = start(screening(screened, run), ("hold", CASE, held), server)
+    until(lambda: held.exists() and held.read_text() != "", process)
+    process.kill()
+    process.wait()
+    assert (run / "slices" / "_parts" / "00001.begun").exists()
+    ends(start(screening(screened, run), server=server), 3)
+    same_rows(screened, run)
+    assert not list(run.rglob("*.begun"))
+
+
+def without_maps(screened, run: Path) -> str:
+    shutil.copytree(screened.run, run)
+    for name in ("maps", "prompts", "answers"):
+        shutil.rmtree(run / name)
+    return str(run)
+
+
+def test_a_machine_that_breaks_down_near_the_end_stops_the_run_and_quarantines_nothing(screened, tmp_path, monkeypatch):
+    run, rows, calls = without_maps(screened, tmp_path / "run"), maps_stage._rows, []
+
+    def breaking(*args):
+        calls.append(1)
+        if len(calls) > 2:
+            raise MemoryError
+        return rows(*args)
+
+    monkeypatch.setattr(maps_stage, "_rows", breaking)
+    with pytest.raises(Suspect):
+        maps(run, screened.text)
+    assert not any(record.failed for record in stage_of(run, "maps").records().values())
+    monkeypatch.undo()
+    assert maps(run, screened.text).finished
+    assert stage_of(run, "maps").read().equals(stage_of(screened.run, "maps").read())
+
+
+def test_the_last_part_is_quarantined_once_a_good_one_was_made_again(screened, tmp_path, monkeypatch, caplog):
+    run, rows = without_maps(screened, tmp_path / "run"), maps_stage._rows
+
+    def poisoned(case_id, *args):
+        if case_id == "BraTS2021_00003":
+            raise MemoryError
+        return rows(case_id, *args)
+
+    monkeypatch.setattr(maps_stage, "_rows", poisoned)
+    maps(run, screened.text)
+    assert "maps part 1 is made again" in caplog.text
+    stage = stage_of(run, "maps")
+    assert [item.key for record in stage.records().values() for item in record.failed] == ["BraTS2021_00003"]
+    undisturbed = stage_of(screened.run, "maps")
+    assert all(stage.read_case(case_id).equals(undisturbed.read_case(case_id)) for case_id in ("BraTS2021_00000", "BraTS2021_00001"))
 
 
 def only_slices(screened, run: Path) -> list:
@@ -195,9 +267,7 @@ def test_workers_end_with_a_command_that_is_killed(screened, server, tmp_path):
 
 
 def test_a_fault_of_every_part_stops_the_run_and_quarantines_nothing(screened, tmp_path, monkeypatch):
-    run = str(shutil.copytree(screened.run, tmp_path / "run"))
-    for name in ("maps", "prompts", "answers"):
-        shutil.rmtree(Path(run) / name)
+    run = without_maps(screened, tmp_path / "run")
 
     def broken(*_):
         raise ValueError("of every part")
@@ -271,5 +341,6 @@ def test_an_engine_that_cannot_be_opened_at_all_is_no_fault_of_a_part(screened, 
         raise RuntimeError("no memory for the cache")
 
     monkeypatch.setattr(generate, "open_engine", start)
-    with pytest.raises(EngineError, match="could not be started"):
+    with pytest.raises(EngineStartError, match="could not be started") as raised:
         generate.run_parts(unanswered, load_settings(None, screened.words), [0])
+    assert judged(raised.value, attempts=1) is raised.value and not can_heal(raised.value)

@@ -127,9 +127,9 @@ def _screen_batch(folder, inbox: Path, plan, settings: Settings, well: bool = Fa
         settings = settings.model_copy(update={"data": settings.data.model_copy(update={"cases_per_part": 1})})
     run, text = str(folder.run_of(plan.number)), settings_to_yaml(settings)
     with one_heartbeat(), _known_well(well):
+        note_run(str(inbox), run, settings)
         for stage in (preprocess, maps, convert, generate):
             stage(run, text)
-        note_run(str(inbox), run, settings)
         page = evaluate(run, text).page
     batch = folder.commit(inbox, plan)
     done = [screening for screening in batch.screenings if screening.state == "screened"]

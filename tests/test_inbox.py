@@ -17,6 +17,7 @@ import pytest
 from prefect_harness import WORDS, write_case
 
 from medad_core.config import load_settings
+from medad_core.data.nifti import UNREADABLE
 from medad_core.errors import StoreError, UsageError
 from medad_core.inbox.cohort import CohortFolder
 from medad_core.inbox.lock import LockedError, holder, locked
@@ -104,6 +105,13 @@ def test_a_file_that_was_only_touched_or_renamed_is_not_screened_again(cohort, i
     (inbox / "BraTS2021_00001").rename(moved / "BraTS2021_00001")
     night(cohort, inbox, 0.5)
     assert len(cohort.batches()) == 1
+
+
+def test_a_study_that_the_share_would_not_give_while_it_was_screened_is_screened_the_next_night(cohort, inbox):
+    night(cohort, inbox, 0.25, rejected={"BraTS2021_00001": f"flair.nii.gz: {UNREADABLE} (No such file or directory)"})
+    assert set(view(cohort)) == {"BraTS2021_00000"} and cohort.batches()[0].changed == ("BraTS2021_00001",)
+    night(cohort, inbox, 0.5)
+    assert view(cohort) == {"BraTS2021_00000": (0.25, 1, 1), "BraTS2021_00001": (0.5, 1, 2)}
 
 
 def test_a_new_mask_is_new_content(cohort, inbox):

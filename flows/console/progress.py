@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -70,6 +70,10 @@ class RunWatcher:
 
     def look(self) -> None:
         """One look. Files that are being replaced are looked at again next time."""
+        with suppress(MedadError):
+            self._look()
+
+    def _look(self) -> None:
         from medad_core.stages.common import stage_of
 
         run = self.find()
@@ -80,13 +84,10 @@ class RunWatcher:
         for name in STAGES:
             if name in self._finished:
                 continue
-            try:
-                stage = stage_of(self.run, name)
-                if stage.find_plan() is None:
-                    return
-                now = stage.progress()
-            except MedadError:
+            stage = stage_of(self.run, name)
+            if stage.find_plan() is None:
                 return
+            now = stage.progress()
             self.board.end(OPENING)
             rejected = f", {now.failed} rejected" if now.failed else ""
             self.board.show(name, now.parts_done, now.parts, f"{now.done} of {now.requested} cases{rejected}, {now.rows} slices")

@@ -1,7 +1,7 @@
 """A run of nights on one inbox, killed at seeded random moments, against the same nights undisturbed.
 
-Every night something comes, changes, goes, or arrives broken; then the screening is started and killed (SIGKILL) a number of times before it may end. After each
-kill the cohort's view has to be sound; after each night it has to be the one of the undisturbed cohort. `MEDAD_KILLS` sets the number of kills.
+Every night something comes, changes, goes, or arrives broken; then the screening is started and killed (SIGKILL) a number of times before it may end. All the
+while the cohort's view has to be sound; after each night it has to be the one of the undisturbed cohort. `MEDAD_KILLS` sets the number of kills.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ KILLS = int(os.environ.get("MEDAD_KILLS", "50"))
 SEED = 20261123
 KILLS_A_NIGHT = 7
 LIFE_S = 180.0  # a life that lasts longer hangs
-CAMPAIGN_WORDS = [*WORDS, "inbox.settle_s=0"]
+READ_S = 0.25
+CAMPAIGN_WORDS = [*WORDS, "inbox.settle_s=0", "data.cases_per_part=2"]
 
 
 class Screener:
@@ -94,15 +95,37 @@ def told(cohort: Path) -> list[dict]:
     return [batch.model_dump(exclude={"opened", "committed"}) for batch in CohortFolder(cohort).batches()]
 
 
-def check_view(cohort: Path) -> None:
-    """A reader that comes at this moment finds whole rows of committed batches, every key once."""
-    path = cohort / "predictions.parquet"
-    if not path.exists():
-        return
-    rows, committed = pd.read_parquet(path), {batch.number for batch in CohortFolder(cohort).batches()}
-    assert not rows.duplicated(["case_id", "slice_index"]).any()
-    assert set(rows["batch"]) <= committed
-    assert (rows.groupby("case_id")["slice_index"].apply(list).map(tuple) == (60, 61, 62)).all()
+class Reader(threading.Thread):
+    """Somebody who reads the cohort's predictions all the time. From the first commit on they are there, whole, of committed batches, every key once."""
+
+    def __init__(self, cohort: Path) -> None:
+        super().__init__(daemon=True)
+        self.cohort, self.reads, self.fault, self.over = cohort, 0, None, threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(READ_S) and self.fault is None:
+            try:
+                self.read()
+            except Exception as error:
+                self.fault = error
+
+    def read(self) -> None:
+        path = self.cohort / "predictions.parquet"
+        if self.reads == 0 and not path.exists():
+            return
+        rows = pd.read_parquet(path)
+        committed = {batch.number for batch in CohortFolder(self.cohort).batches()}
+        assert len(rows) > 0 and not rows.duplicated(["case_id", "slice_index"]).any()
+        assert set(rows["batch"]) <= committed
+        assert (rows.groupby("case_id")["slice_index"].apply(list).map(tuple) == (60, 61, 62)).all()
+        self.reads += 1
+
+    def stop(self) -> int:
+        self.over.set()
+        self.join()
+        if self.fault is not None:
+            raise self.fault
+        return self.reads
 
 
 def test_killed_at_random_moments_nothing_is_lost_done_twice_or_half_shown(screener, tmp_path, capsys):
@@ -110,6 +133,8 @@ def test_killed_at_random_moments_nothing_is_lost_done_twice_or_half_shown(scree
     inbox.mkdir()
     calm, struck = tmp_path / "calm", tmp_path / "struck"
     kills = lives = night = 0
+    reader = Reader(struck)
+    reader.start()
     stages: dict[str, int] = {}
     while kills < KILLS:
         happen(night, inbox)
@@ -123,7 +148,7 @@ def test_killed_at_random_moments_nothing_is_lost_done_twice_or_half_shown(scree
             if code == 0:
                 break
             kills += 1
-            check_view(struck)
+            assert reader.fault is None, reader.fault
             where = _reached(struck)
             stages[where] = stages.get(where, 0) + 1
         code, _ = screener.live(inbox, struck, None)
@@ -131,10 +156,11 @@ def test_killed_at_random_moments_nothing_is_lost_done_twice_or_half_shown(scree
         assert code == 0, (tmp_path / "lives.log").read_text()
         pd.testing.assert_frame_equal(pd.read_parquet(struck / "predictions.parquet"), pd.read_parquet(calm / "predictions.parquet"))
         assert told(struck) == told(calm)
+    reads = reader.stop()
     assert CohortFolder(struck).ledger().cases == CohortFolder(calm).ledger().cases
-    assert not [path for path in struck.rglob("*") if path.name.endswith(".tmp") or path.name == ".new"]
+    assert not [path for path in struck.rglob("*") if path.name.endswith((".tmp", ".begun")) or path.name == ".new"]
     with capsys.disabled():
-        print(f"\n{kills} kills in {lives} lives over {night} nights, killed with the newest work in: {stages}; rows lost, doubled or changed: 0")
+        print(f"\n{kills} kills in {lives} lives over {night} nights, killed with the newest work in: {stages}; {reads} looks at the predictions meanwhile; rows lost, doubled or changed: 0")
 
 
 def _reached(cohort: Path) -> str:

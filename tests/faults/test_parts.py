@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import multiprocessing
 import os
 import shutil
 import signal
@@ -326,6 +327,20 @@ def test_an_engine_that_breaks_down_is_started_anew_and_answers_the_part_again(s
     assert stage_of(unanswered, "answers").read().equals(stage_of(screened.run, "answers").read())
     assert "started anew" in caplog.text
     assert "AttributeError" in (Path(unanswered) / "answers" / "engine.log").read_text()
+
+
+def test_an_engine_whose_process_is_killed_is_started_anew(screened, unanswered, caplog):
+    def kill_once(_):
+        if "started anew" not in caplog.text:
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    settings = load_settings(None, [*screened.words, "llm.data_parallel_size=2"])
+    generate.run_parts(unanswered, settings, stage_of(unanswered, "answers").pending(), kill_once)
+    assert caplog.text.count("started anew") == 1
+    rows, undisturbed = (stage_of(run, "answers").read() for run in (unanswered, screened.run))
+    assert rows.drop_columns("p_yes").equals(undisturbed.drop_columns("p_yes"))
+    assert rows["p_yes"].to_pylist() == pytest.approx(undisturbed["p_yes"].to_pylist(), abs=1e-5), "copies have batches of other sizes"
+    assert "a process of the LLM ended by itself" in (Path(unanswered) / "answers" / "engine.log").read_text()
 
 
 def test_an_engine_that_breaks_down_again_fails_with_its_error_and_its_log(screened, unanswered, failing):

@@ -200,12 +200,16 @@ def reproduce(
     with stderr.status("checking data, models and settings"):
         from flows.console.server import start_temporary_server
         from flows.preflight import check_reproducing
+        from flows.reproduce import RowsFailed
         from flows.reproduce import reproduce as reproduce_flow
 
         check_reproducing(out, settings)
         start_temporary_server()
     with following("tasks.reproduce", stderr, keep=("cases", "units", "table")):
-        made = reproduce_flow(_absolute(data), out, settings_to_yaml(settings))
+        try:
+            made = reproduce_flow(_absolute(data), out, settings_to_yaml(settings))
+        except RowsFailed as failed:
+            made = failed.made
     from flows.console.tables import paper_table
     from medad_core.store import read_table
 

@@ -60,6 +60,12 @@ def end_in(seconds: float = LAST_S, *, code: int) -> None:
     _ending.append(timer)
 
 
+def deafen() -> None:
+    """Ignore further SIGTERMs until Prefect has its own handler taken away: a worker that ends and its group send two, and the second would cut the clean-up short."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def hurry(code: int) -> None:
     """A process that is ending has nothing more to wait for."""
     if _ending:

@@ -10,14 +10,27 @@ from prefect import Task, flow
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner
 
+from flows.gpu import gpu_slot
 from flows.preflight import note_run
 from flows.runner import interruptible, task_runner
 from medad_core.config import Settings, settings_from_yaml
+from medad_core.errors import MedadError
 from medad_core.reproduce.units import LLM_ROWS, THROUGH_LLM, Unit, pending, units_of
 from tasks.policy import with_policy
 from tasks.reproduce import Reproduced, answer_units, fit_converter, fit_decoder, prepare_study, score_unit, write_table
 
 ON_THE_DECODER = (*THROUGH_LLM, "without-llm")
+
+
+class RowsFailed(MedadError):
+    """The table is made, with rows that failed: the run is to be seen as one that failed, by whoever looks at the server."""
+
+    def __init__(self, made: Reproduced) -> None:
+        super().__init__(f"{len(made.failed)} rows of the table failed: {', '.join(row for row, _ in made.failed)}; {made.text} says why")
+        self.made = made
+
+    def __reduce__(self):
+        return type(self), (self.made,)
 
 
 def _run_name() -> str:
@@ -26,8 +39,18 @@ def _run_name() -> str:
 
 @flow(name="reproduce", description="Labelled cases to the paper's table.", persist_result=False, flow_run_name=_run_name)
 def reproduce(data: str, out: str, settings: str = "") -> Reproduced:
-    """Fit and score every row of the table; run it again to resume. Rows that fail are in the table with their reason."""
+    """Fit and score every row of the table; run it again to resume. Rows that fail are in the table with their reason; RowsFailed says so at the end."""
+    from medad_core.stages.models import device_of
+
     chosen = settings_from_yaml(settings)
+    with gpu_slot(device_of(chosen)):
+        made = _reproduce(data, out, settings, chosen)
+    if made.failed:
+        raise RowsFailed(made)
+    return made
+
+
+def _reproduce(data: str, out: str, settings: str, chosen: Settings) -> Reproduced:
     folds = with_policy(prepare_study, "prepare", chosen.flow)(data, out, settings)
     note_run(data, out, chosen)
     units = pending(out, units_of(chosen.reproduce, folds))

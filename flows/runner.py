@@ -21,7 +21,7 @@ from prefect import Task
 from prefect.exceptions import TerminationSignal
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
-from flows.interruption import INTERRUPTED, TERMINATED, end_in, hurry, leave_behind
+from flows.interruption import INTERRUPTED, TERMINATED, deafen, end_in, hurry, leave_behind
 from medad_core import stopping
 from medad_core.config import FlowSettings, settings_from_yaml
 from medad_core.errors import UsageError
@@ -89,6 +89,7 @@ def interruptible(runner: TaskRunner, tidy: Callable[[], None] = lambda: None) -
     except (KeyboardInterrupt, SystemExit, TerminationSignal) as interruption:
         if isinstance(interruption, TerminationSignal):  # Prefect hides the signal from the handler of the command
             end_in(code=TERMINATED)
+            deafen()
         leave_behind(lambda: _close(runner))
         tidy()
         if isinstance(interruption, KeyboardInterrupt) and not server_url():

@@ -7,6 +7,7 @@ from pathlib import Path
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows.gpu import gpu_slot
 from medad_core.config import settings_from_yaml
 from tasks.policy import with_policy
 from tasks.whole import Trained, train_weights
@@ -19,4 +20,8 @@ def _run_name() -> str:
 @flow(name="train", description="Labelled cases to weights.", persist_result=False, flow_run_name=_run_name)
 def train(data: str, out: str, settings: str = "", licence: str = "not stated") -> Trained:
     """Train decoder and converter on every labelled case below `data`; run it again to resume."""
-    return with_policy(train_weights, "train", settings_from_yaml(settings).flow)(data, out, settings, licence)
+    from medad_core.stages.models import device_of
+
+    chosen = settings_from_yaml(settings)
+    with gpu_slot(device_of(chosen)):
+        return with_policy(train_weights, "train", chosen.flow)(data, out, settings, licence)

@@ -65,17 +65,24 @@ def _send(address: str, body: bytes, timeout_s: float, attempts: int, told: thre
         if fault is None:
             told.set()
             return
-        if attempt == attempts or (fault.startswith("4") and fault != "429"):  # 4xx says it will never take it, 429 not now
+        if attempt == attempts or (fault[0] in "34" and fault != "429"):  # 3xx and 4xx say that it will never take it here, 429 not now
             log.warning("the webhook was not told, after %d attempts: %s", attempt, fault)
             return
         time.sleep(PAUSE_S)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirected POST would go on as a GET without its body, and a page for logging in would pass for a webhook that took it."""
+
+    def redirect_request(self, *_) -> None:
+        return None
 
 
 def _post(address: str, body: bytes, timeout_s: float) -> str | None:
     """None where the webhook took it, else its status or the kind of error: the text of an error may quote the address."""
     try:
         request = urllib.request.Request(address, body, {"Content-Type": "application/json"}, method="POST")
-        with urllib.request.urlopen(request, timeout=timeout_s):
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout_s):
             return None
     except urllib.error.HTTPError as error:
         return str(error.code)

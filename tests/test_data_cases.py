@@ -198,3 +198,30 @@ def test_wrong_roots_are_usage_errors(tmp_path):
 def test_real_folders_are_found_whole(shared_data, folder, count, masks):
     found = discover(shared_data / folder)
     assert (len(found.cases), sum(case.mask is not None for case in found.cases), found.rejected) == (count, masks, ())
+
+
+def test_a_mask_that_came_before_its_volume_is_not_taken_for_another_cases(tmp_path):
+    found = discover(touch(tmp_path, "P1_flair.nii.gz", "P2_seg.nii.gz"))
+    assert [(case.case_id, case.mask) for case in found.cases] == [("P1", None)]
+    assert "no flair volume" in {item.case_id: item.reason for item in found.rejected}["P2"]
+
+
+def test_a_case_whose_name_begins_like_anothers_is_not_passed_over(tmp_path):
+    assert "P10" in reasons(touch(tmp_path, "P1_flair.nii.gz", "P10.nii.gz"))
+
+
+def test_cases_beside_an_msd_set_are_found(tmp_path):
+    assert ids(touch(tmp_path, "imagesTr/BRATS_001.nii.gz", "labelsTr/BRATS_001.nii.gz", "A/A_flair.nii.gz")) == ["A", "BRATS_001"]
+
+
+def test_what_lies_too_deep_is_named(tmp_path):
+    assert "deeper" in reasons(touch(tmp_path, "a/b/c/d/e/A/A_flair.nii.gz", "B/B_flair.nii.gz"))["e"]
+
+
+def test_an_inbox_names_folders_that_hold_no_volume_and_survives_an_odd_dataset_json(tmp_path):
+    touch(tmp_path, "A/A_flair.nii.gz", "A/notes.txt", "dicom/IM0001", "dicom/IM0002", "msd/imagesTr/BRATS_001.nii.gz", "papers/readme.md")
+    (tmp_path / "msd" / "dataset.json").write_text('{"moda')
+    found = discover(tmp_path, may_be_empty=True)
+    assert [case.case_id for case in found.cases] == ["A"]
+    said = {item.case_id: item.reason for item in found.rejected}
+    assert set(said) == {"dicom", "imagesTr"} and "2 files and no NIfTI" in said["dicom"] and "dataset.json" in said["imagesTr"]

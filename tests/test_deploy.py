@@ -141,6 +141,23 @@ def test_what_is_wrong_is_one_clear_line(server, words, text):
     assert "s3cr3t" not in result.output
 
 
+def test_settings_of_the_environment_are_read_as_those_of_the_command_are(client, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDAD_SETTINGS", "notify: {webhook: 'http://hooks.example/s3cr3t'}")
+    result = deploy(tmp_path)
+    says(result, 2, "set MEDAD_WEBHOOK where the worker is started")
+    monkeypatch.setenv("MEDAD_SETTINGS", "data: {last_slice: 91}")
+    assert deploy(tmp_path).exit_code == 0
+    assert settings_from_yaml(found(client, NIGHTLY)["parameters"]["settings"]).data.last_slice == 91
+
+
+def test_folders_in_settings_are_found_by_a_worker_in_another_folder(client, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    assert deploy(tmp_path, "models.weights=mine", "llm.model=./mine", "models.encoder=dinov2-small").exit_code == 0
+    chosen = settings_from_yaml(found(client, NIGHTLY)["parameters"]["settings"])
+    assert (chosen.models.weights, chosen.llm.model, chosen.models.encoder) == (str(tmp_path / "mine"), str(tmp_path / "mine"), "dinov2-small")
+
+
 def test_a_file_that_is_no_list_of_deployments_is_named(tmp_path):
     (tmp_path / "prefect.yaml").write_text("deployments: 5\n")
     with pytest.raises(ConfigError, match=r"prefect\.yaml: no deployments"):

@@ -11,6 +11,8 @@ import threading
 import time
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -24,7 +26,7 @@ from medad_core.inbox.lock import LockedError, holder, locked
 from medad_core.inbox.look import Look, look
 from medad_core.inbox.prune import prune
 from medad_core.stages.common import QUARANTINED, stage_of
-from medad_core.store import PREDICTIONS, Item, write_table
+from medad_core.store import PREDICTIONS, Item, read_table, write_table
 
 SETTINGS = load_settings(None, [*WORDS, "inbox.settle_s=0"])
 FINGERPRINT = {"model": "one"}
@@ -176,6 +178,52 @@ def test_a_file_that_is_still_growing_waits(inbox):
     assert set(seen.waiting) == {"BraTS2021_00000"} and [study.case_id for study in seen.studies] == ["BraTS2021_00001"]
 
 
+def test_one_file_that_nothing_can_be_made_of_leaves_the_others_alone(inbox):
+    odd = nibabel.Nifti1Header()
+    odd.set_data_shape((4, 4, 4))
+    odd["magic"], odd["vox_offset"] = b"n+1", np.nan
+    for case_id, content in (("NAN", odd.binaryblock + bytes(400)), ("GONE", None), ("HUGE", odd.binaryblock)):
+        path = inbox / case_id / f"{case_id}_flair.nii"
+        path.parent.mkdir()
+        path.symlink_to(inbox / "nowhere") if content is None else path.write_bytes(content)
+    os.truncate(inbox / "HUGE" / "HUGE_flair.nii", 1 << 42)
+    seen = look(inbox, SETTINGS, {})
+    assert [study.case_id for study in seen.studies] == ["BraTS2021_00000", "BraTS2021_00001"]
+    assert set(seen.waiting) == {"GONE", "HUGE"} and "not a NIfTI file" in seen.unusable["NAN"]
+    assert "could not be looked at (MemoryError" in seen.waiting["HUGE"]
+
+
+def test_an_inbox_that_lost_everything_is_warned_of(cohort, inbox, caplog):
+    night(cohort, inbox, 0.25)
+    shutil.rmtree(inbox)
+    inbox.mkdir()
+    night(cohort, inbox, 0.5)
+    assert "is it mounted?" in caplog.text and len(view(cohort)) == 2
+
+
+def test_a_backup_that_links_to_the_files_meanwhile_changes_no_study(cohort, inbox, tmp_path):
+    plan = cohort.plan_batch(inbox, cohort.pending(look(inbox, SETTINGS, {}), 2), FINGERPRINT, SETTINGS)
+    finish(cohort, plan, 0.25)
+    (tmp_path / "backup").hardlink_to(volume(inbox, "BraTS2021_00000"))
+    assert cohort.commit(inbox, plan).changed == () and len(view(cohort)) == 2
+
+
+def test_evaluating_a_committed_batch_again_keeps_its_file(cohort, inbox, monkeypatch):
+    from medad_core.stages import evaluate
+
+    night(cohort, inbox, 0.25)
+    path = cohort.run_of(1) / "predictions.parquet"
+    rows = read_table(str(path))
+    monkeypatch.setattr(evaluate, "write_table", None)
+    evaluate._write_predictions(str(path), rows)
+    monkeypatch.undo()
+    evaluate._write_predictions(str(path), rows.slice(1))
+    with pytest.raises(StoreError, match="not the file that was committed"):
+        cohort.reconcile()
+        (cohort.folder / "predictions.parquet").unlink()
+        cohort.reconcile()
+
+
 def test_an_inbox_may_be_empty_but_not_missing(tmp_path):
     assert look(tmp_path, SETTINGS, {}) == Look((), {}, {})
     with pytest.raises(UsageError, match="no such folder"):
@@ -312,6 +360,38 @@ def test_a_second_command_is_refused_by_name_and_a_dead_one_holds_nothing(cohort
     with locked(cohort.folder):
         assert f"process {os.getpid()}" in holder(cohort.folder)
     assert holder(cohort.folder) is None
+
+
+def test_looking_at_the_lock_refuses_nobody(cohort):
+    cohort.folder.mkdir()
+    stop = threading.Event()
+
+    def stare() -> None:
+        while not stop.is_set():
+            holder(cohort.folder)
+
+    watcher = threading.Thread(target=stare)
+    watcher.start()
+    try:
+        for _ in range(200):
+            with locked(cohort.folder):
+                pass
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def test_a_child_that_was_forked_under_the_lock_does_not_keep_it(cohort):
+    with locked(cohort.folder):
+        child = os.fork()
+        if child == 0:
+            time.sleep(20)
+            os._exit(0)
+    try:
+        assert holder(cohort.folder) is None
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_a_command_that_waits_gets_its_turn(cohort, other):

@@ -50,6 +50,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.closing.wait()
             return
         self.send_response(status)
+        if 300 <= status < 400:
+            self.send_header("Location", "/elsewhere")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.send_response(200)
         self.end_headers()
 
     def log_message(self, *_) -> None:
@@ -94,7 +100,7 @@ def test_a_webhook_that_stutters_is_told_at_last():
     assert len(hook.bodies) == 3
 
 
-@pytest.mark.parametrize(("status", "attempts"), [(500, 3), (429, 3), (404, 1)])
+@pytest.mark.parametrize(("status", "attempts"), [(500, 3), (429, 3), (404, 1), (302, 1)])
 def test_a_webhook_that_refuses_is_a_warning_that_does_not_name_it(status, attempts, caplog):
     with Hook(status) as hook:
         assert not notify(FINISHED, settings(hook.url))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -21,9 +22,13 @@ import pytest
 from prefect import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterName, LogFilter, LogFilterFlowRunId
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling
 from prefect_harness import WORDS, write_case
 from test_notify import Hook
 from test_screen_cohort import without_brain
+
+from flows.console.groups import Group
+from medad_core.inbox.lock import holder
 
 pytest_plugins = ("prefect_harness",)
 NIGHTLY = "screen-cohort/nightly-ward"
@@ -167,12 +172,30 @@ def test_a_server_says_everything_once(served, deployed):
     assert len(told) < 20 and "Traceback" not in served.said, served.said
 
 
-def test_sigterm_ends_server_worker_and_the_flow_that_runs_within_seconds(served, deployed):
-    """The last test of this server."""
+def engine_of(served) -> psutil.Process | None:
+    """The process of the flow that runs."""
+    return next((process for process in served.family() if "prefect.engine" in " ".join(process.cmdline())), None)
+
+
+def test_a_run_that_is_cancelled_ends_within_seconds_and_the_next_goes_on(served, deployed):
     for number in range(1, 9):
         write_case(served.folder / "inbox", f"BraTS2021_{number + 10:05d}", seed=number)
+    ward, run = served.folder / "ward", start()
+    until(lambda: (ward / "batches" / "00002" / "slices" / "_plan.json").exists())
+    engine = engine_of(served)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run, Cancelling())
+    started = time.monotonic()
+    until(lambda: all_gone([engine], 0), 60)
+    assert time.monotonic() - started < 30, "Prefect asks for cancelled runs every ten seconds"
+    until(lambda: state(run).state.is_cancelled(), 30)
+    assert holder(ward) is None and not [*ward.rglob("*.tmp"), *ward.rglob("*.begun")]
+
+
+def test_sigterm_ends_server_worker_and_the_flow_that_runs_within_seconds(served, deployed):
+    """The last test of this server. The run goes on where the cancelled one stopped."""
     run = start()
-    until(lambda: (served.folder / "ward" / "batches" / "00002" / "slices").exists())
+    until(lambda: holder(served.folder / "ward") and state(run).state.is_running())
     family = served.family()
     assert any("prefect.engine" in " ".join(process.cmdline()) for process in family) and state(run).state.is_running()
     started = time.monotonic()
@@ -183,7 +206,7 @@ def test_sigterm_ends_server_worker_and_the_flow_that_runs_within_seconds(served
         assert probe.connect_ex(("127.0.0.1", int(served.url.split(":")[2].split("/")[0]))) != 0
     with closing(sqlite3.connect(served.folder / "home" / "prefect.db")) as database:
         states = dict(database.execute("select id, state_type from flow_run where state_type != 'SCHEDULED'"))
-    assert states[str(run)] == "CRASHED" and set(states.values()) == {"COMPLETED", "CRASHED"}
+    assert states[str(run)] == "CRASHED" and set(states.values()) == {"COMPLETED", "CANCELLED", "CRASHED"}
 
 
 @contextmanager
@@ -224,6 +247,18 @@ def test_a_server_that_cannot_start_shows_why(tmp_path):
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path), "PREFECT_API_DATABASE_CONNECTION_URL": "mysql://nowhere/x", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([*CLI, "serve", "--port", str(free_port())], env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 1 and "the server ended by itself" in done.stderr and "mysql" in done.stderr, done.stderr
+
+
+def test_a_group_whose_words_nobody_hears_goes_on(tmp_path):
+    def gone(_) -> None:
+        raise OSError(errno.EIO, "Input/output error")  # a terminal after logout
+
+    flood = f"import sys; [print('12:00:00.000 | INFO', 'x' * 1000) for _ in range(300)]; open({str(tmp_path / 'done')!r}, 'w')"
+    group = Group("x", [sys.executable, "-c", flood], os.environ, gone)
+    try:
+        until((tmp_path / "done").exists, 30)
+    finally:
+        group.end(1, lambda: False)
 
 
 def test_a_group_ends_although_its_keeper_was_killed(tmp_path):

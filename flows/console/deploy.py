@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from flows.console.command import consoles
+from medad_core.config import Settings
 from medad_core.errors import UsageError
 
 
@@ -36,7 +37,6 @@ def deploy(
         from flows.deployments import FILE, read_entries, register, standing
         from flows.preflight import check_orchestration
         from flows.runner import server_url
-        from medad_core.config import Settings
 
         if server_url() is None:
             raise UsageError("PREFECT_API_URL is not set: start a server with `medad serve`, then export PREFECT_API_URL=http://127.0.0.1:4200/api")
@@ -50,16 +50,29 @@ def deploy(
 
 def _set_variables(inbox: str | None, cohort: str | None, config: Path | None, words: Sequence[str]) -> None:
     """What the file's templates read, in this process's environment."""
-    from medad_core.config import load_settings, settings_to_yaml
+    from medad_core.config import load_settings, settings_from_yaml, settings_to_yaml
 
     if cohort is not None:
         folder = Path(cohort).expanduser().absolute()
         os.environ.update(MEDAD_INBOX=str(Path(inbox).expanduser().absolute()), MEDAD_COHORT=str(folder), MEDAD_COHORT_NAME=folder.name)
-    if config is not None or words:
-        settings = load_settings(config, words)
+    if config is not None or words or os.environ.get("MEDAD_SETTINGS"):
+        settings = load_settings(config, words) if config is not None or words else settings_from_yaml(os.environ["MEDAD_SETTINGS"])
         if settings.notify.webhook is not None:
             raise UsageError("notify.webhook: deployments keep no secrets; set MEDAD_WEBHOOK where the worker is started, such as: MEDAD_WEBHOOK=… medad serve")
-        os.environ["MEDAD_SETTINGS"] = settings_to_yaml(settings)
+        os.environ["MEDAD_SETTINGS"] = settings_to_yaml(_for_workers(settings))
+
+
+def _for_workers(settings: Settings) -> Settings:
+    """Relative folders made absolute: a worker has another working folder. What may be a name as well is a folder where it is written as one."""
+    models = {key: _absolute(getattr(settings.models, key), name) for key, name in (("weights", False), ("folder", False), ("encoder", True), ("text_encoder", True))}
+    llm = {key: _absolute(getattr(settings.llm, key), name) for key, name in (("model", True), ("lora", False))}
+    return settings.model_copy(update={"models": settings.models.model_copy(update=models), "llm": settings.llm.model_copy(update=llm)})
+
+
+def _absolute(text: str | None, name: bool) -> str | None:
+    if text is None or (name and "/" not in text) or not Path(text).expanduser().exists():
+        return text
+    return str(Path(text).expanduser().absolute())
 
 
 def _show(rows, entries, stdout, stderr) -> None:

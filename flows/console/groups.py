@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 GRACE_S = 10.0  # a flow run that is told to end does so in 8 s
 POLL_S = 0.1
@@ -42,7 +43,8 @@ class Group:
             if line:
                 self.last.append(line)
             if RECORD.match(line) and self._is_new(line):
-                self.say(f"{self.name} | {line}")
+                with suppress(Exception):  # a terminal that is gone, a full disk: nobody would empty the pipe any more, and all would stand still
+                    self.say(f"{self.name} | {line}")
 
     def _is_new(self, line: str) -> bool:
         """Prefect's server on SQLite tells of every write that it has to try again, for as long as it lives, with other numbers each time."""

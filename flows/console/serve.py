@@ -31,23 +31,25 @@ ENVIRONMENT = {  # beside what the user has set
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     # Slots of runs that died with the server are given back after its next start; those that it keeps in memory never would be.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-    "PREFECT_LOGGING_EXTRA_LOGGERS": "medad_core",
-    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "PYTHONUNBUFFERED": "1",
 }
+OF_COMMANDS = ("PREFECT_LOGGING_EXTRA_LOGGERS", "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "PREFECT_CLIENT_MAX_RETRIES")  # that flow runs need as well
 
 
 class House:
     """The server, and a worker for every pool."""
 
     def __init__(self, host: str, port: int, pools: Sequence[str], console) -> None:
-        from flows.console.quiet import LIBRARIES
+        from flows.console.quiet import LIBRARIES, PREFECT
 
         self.host, self.port, self.console = host, port, console
         self.reached = "127.0.0.1" if host == "0.0.0.0" else host
         self.url = f"http://{self.reached}:{port}"
-        self.workers = {pool: f"{socket.gethostname()} {pool}" for pool in pools}
-        self.environment = {**LIBRARIES, **ENVIRONMENT, **os.environ, "PREFECT_API_URL": f"{self.url}/api"}
+        self.workers = {pool: f"{socket.gethostname()}:{port} {pool}" for pool in pools}
+        if "PREFECT_SERVER_API_AUTH_STRING" in os.environ:  # workers, and what is told here, have to know it
+            os.environ.setdefault("PREFECT_API_AUTH_STRING", os.environ["PREFECT_SERVER_API_AUTH_STRING"])
+        given = {name: PREFECT[name] for name in OF_COMMANDS}
+        self.environment = {**LIBRARIES, **ENVIRONMENT, **given, **os.environ, "PREFECT_API_URL": f"{self.url}/api"}
         self.groups: list[Group] = []
         self.asked: list[int] = []
 

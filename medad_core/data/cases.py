@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ KNOWN_LAYOUTS = (
     "all files in one folder (X_flair.nii.gz, X_seg.nii.gz), or MSD (imagesTr/X.nii.gz with labelsTr/X.nii.gz)"
 )
 _DEEPEST = 4
+_BESIDE = (".json", ".csv", ".tsv", ".txt", ".md", ".pdf", ".log", ".xml", ".html", ".png", ".jpg", ".md5", ".sha256")  # what may lie beside volumes
 _MSD_IMAGES = {"imagestr": "labelsTr", "imagests": "labelsTs"}
 _MSD_CHANNELS = {"flair": 0, "t1": 1, "t1ce": 2, "t2": 3}
 _MSD_WORDS = {"flair": "flair", "t1w": "t1", "t1": "t1", "t1gd": "t1ce", "t1ce": "t1ce", "t1c": "t1ce", "t2w": "t2", "t2": "t2"}
@@ -69,7 +71,8 @@ class _Draft:
 def discover(root: str | Path, modality: str = "flair", *, may_be_empty: bool = False) -> Discovery:
     """Find every case under `root` that has a volume of `modality` ("flair", "t1", "t1ce" or "t2").
 
-    Raises UsageError where `root` is missing, is a file, or holds no case at all, unless it `may_be_empty`.
+    Raises UsageError where `root` is missing, is a file, or holds no case at all, and where a dataset.json is odd. One that `may_be_empty`
+    is a folder into which cases come: there a dataset.json that is odd, or half-copied, is a rejection of its folder.
     """
     root = Path(root)
     if modality not in MODALITIES:
@@ -80,7 +83,7 @@ def discover(root: str | Path, modality: str = "flair", *, may_be_empty: bool = 
         raise UsageError(f"{root}: a file, not a folder; give the folder that holds the cases")
     drafts: list[_Draft] = []
     rejected: list[Rejection] = []
-    for entry in _walk(root, rejected):
+    for entry in _walk(root, rejected, strict=not may_be_empty):
         drafts.extend(entry)
     cases, refused = _settle(drafts, modality)
     rejected.extend(refused)
@@ -89,28 +92,36 @@ def discover(root: str | Path, modality: str = "flair", *, may_be_empty: bool = 
     return Discovery(tuple(sorted(cases, key=lambda c: c.case_id)), tuple(sorted(rejected, key=lambda r: (r.case_id, r.reason))))
 
 
-def _walk(folder: Path, rejected: list[Rejection], depth: int = 0) -> Iterator[list[_Draft]]:
+def _walk(folder: Path, rejected: list[Rejection], strict: bool, depth: int = 0) -> Iterator[list[_Draft]]:
     """Drafts of one folder after another, in sorted order; folders that cannot hold a case go to `rejected`."""
     try:
         entries = sorted((e for e in os.scandir(folder) if not e.name.startswith((".", "__MACOSX"))), key=lambda e: e.name)
-    except OSError as error:
-        rejected.append(Rejection(_printable(folder.name), f"folder cannot be read ({error.strerror}); check its permissions"))
+        if folder.name.lower() in _MSD_IMAGES:
+            yield _msd_drafts(folder.parent, folder)
+            return
+    except (OSError, UsageError) as error:
+        if strict and isinstance(error, UsageError):
+            raise
+        words = f"folder cannot be read ({error.strerror}); check its permissions" if isinstance(error, OSError) else str(error)
+        rejected.append(Rejection(_printable(folder.name), words))
         return
     folders = [e for e in entries if e.is_dir()]
-    msd = [e for e in folders if e.name.lower() in _MSD_IMAGES]
-    if msd:
-        for images in msd:
-            yield _msd_drafts(folder, Path(images.path))
-        return
-    if folder.name.lower() in _MSD_IMAGES:
-        yield _msd_drafts(folder.parent, folder)
-        return
+    images = {e.name.lower() for e in folders} & _MSD_IMAGES.keys()
+    labels = {_MSD_IMAGES[name].lower() for name in images}
     if not entries and depth:
         rejected.append(Rejection(_printable(folder.name), "empty folder; add its volumes or remove it"))
-    yield _folder_drafts(folder, [e.name for e in entries if e.is_file() and is_nifti(e.name)], rejected)
+    files = [e.name for e in entries if not e.is_dir() and not e.name.lower().endswith(_BESIDE)]
+    volumes = [name for name in files if is_nifti(name)]
+    drafts = _folder_drafts(folder, volumes, rejected)
+    if files and not (strict or folders or volumes):
+        rejected.append(Rejection(_printable(folder.name), f"{len(files)} files and no NIfTI volume ({_printable(files[0])}, …); convert them to .nii.gz"))
+    yield drafts
     if depth < _DEEPEST:
         for child in folders:
-            yield from _walk(Path(child.path), rejected, depth + 1)
+            if child.name.lower() not in labels:
+                yield from _walk(Path(child.path), rejected, strict, depth + 1)
+    else:
+        rejected.extend(Rejection(_printable(child.name), f"lies deeper than {_DEEPEST} folders; move it up") for child in folders)
 
 
 def _folder_drafts(folder: Path, names: list[str], rejected: list[Rejection]) -> list[_Draft]:
@@ -125,19 +136,20 @@ def _folder_drafts(folder: Path, names: list[str], rejected: list[Rejection]) ->
         case_id = parsed.case_id or folder.resolve().name
         draft = drafts.setdefault(case_id, _Draft(case_id, str(folder)))
         draft.files[parsed.kind].append(VolumeRef(str(folder / name)))
-    _adopt_lone_mask(drafts)
+    _adopt_lone_mask(drafts, folder.resolve().name)
     for name in unknown:
         # Derived files beside a case (X_FLAIR_bias, X_brain) are no cases of their own.
-        if not any(stem(name).startswith(case_id) for case_id in drafts) and folder.resolve().name not in drafts:
+        if not any(re.match(rf"{re.escape(case_id)}($|[^0-9A-Za-z])", stem(name)) for case_id in drafts) and folder.resolve().name not in drafts:
             rejected.append(Rejection(_printable(stem(name)), f"{_printable(name)}: the name gives no modality; name it like {_printable(stem(name))}_flair.nii.gz"))
     return list(drafts.values())
 
 
-def _adopt_lone_mask(drafts: dict[str, _Draft]) -> None:
-    """BraTS 2020 case 355 calls its mask W39_1998.09.19_Segm: in a folder of one case, the only mask is that case's."""
+def _adopt_lone_mask(drafts: dict[str, _Draft], folder: str) -> None:
+    """BraTS 2020 case 355 calls its mask W39_1998.09.19_Segm: in a folder of one case, the only mask is that case's. In a folder that bears no case's name
+    it may be that of a case whose volume has not come yet."""
     strays = [d for d in drafts.values() if set(d.files) == {MASK}]
     others = [d for d in drafts.values() if d not in strays]
-    if len(strays) == 1 and len(others) == 1 and MASK not in others[0].files:
+    if len(strays) == 1 and len(others) == 1 and MASK not in others[0].files and others[0].case_id == folder:
         others[0].files[MASK] = strays[0].files[MASK]
         del drafts[strays[0].case_id]
 

@@ -23,8 +23,8 @@ from medad_core.errors import CaseError, InputError, TruncatedError
 
 _GZIP = b"\x1f\x8b"
 _HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
-# Errors of a disk or network that may be gone in a moment, whatever the file.
 UNREADABLE = "cannot be read"  # in the reason of a case whose file the system would not give
+# Errors of a disk or network that may be gone in a moment, whatever the file.
 _PASSING = {errno.EIO, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _CHUNK = 1 << 22
 _AWAY = "download or export the file again"
@@ -169,6 +169,7 @@ def _parse_header(content: bytes, case_id: str, name: str) -> Header:
         stored = header.get_data_shape()
         dtype = header.get_data_dtype()
         affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+        offset = int(header["vox_offset"])
     except Exception as error:  # nibabel raises many kinds on bytes that are no header; each means the same here
         raise CaseError(case_id, f"{name}: not a NIfTI file ({error}); give .nii or .nii.gz") from error
     if header["magic"].item()[:3] not in (b"n+1", b"n+2"):
@@ -185,7 +186,7 @@ def _parse_header(content: bytes, case_id: str, name: str) -> Header:
         shape=tuple(int(n) for n in stored[:3]),
         channels=int(stored[3]) if len(stored) == 4 else 1,
         dtype=dtype,
-        offset=max(int(header["vox_offset"]), header.sizeof_hdr + 4),
+        offset=max(offset, header.sizeof_hdr + 4),
         slope=slope,
         inter=inter if np.isfinite(inter) else 0.0,
         affine=affine,

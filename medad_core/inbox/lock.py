@@ -19,7 +19,8 @@ from pathlib import Path
 from medad_core.errors import MedadError
 from medad_core.store.files import explained
 
-POLL_S = 0.5
+POLL_S = 0.2
+PROBED_S = 1.0  # that a lock may be somebody's who only looks
 
 
 class LockedError(MedadError):
@@ -34,16 +35,19 @@ def locked(cohort: Path, wait: bool = False) -> Iterator[None]:
         cohort.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        while not _taken(descriptor):
-            if not wait:
+        since = time.monotonic()
+        while not _taken(descriptor, fcntl.LOCK_EX):
+            if not wait and time.monotonic() - since > PROBED_S:
                 raise LockedError(_refusal(cohort, _holder(path)))
             time.sleep(POLL_S)
         note = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(note).encode(), 0)
+        with explained("lock", str(cohort)):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(note).encode(), 0)
         yield
         os.ftruncate(descriptor, 0)
     finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that was forked meanwhile has the descriptor too
         os.close(descriptor)
 
 
@@ -57,11 +61,11 @@ def check_free(cohort: Path) -> None:
 def holder(cohort: Path) -> str | None:
     """Who holds the cohort, None where nobody does."""
     try:
-        descriptor = os.open(cohort / ".lock", os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(cohort / ".lock", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        return None if _taken(descriptor) else _holder(cohort / ".lock")
+        return None if _taken(descriptor, fcntl.LOCK_SH) else _holder(cohort / ".lock")
     finally:
         os.close(descriptor)
 
@@ -70,9 +74,9 @@ def _refusal(cohort: Path, name: str) -> str:
     return f"{cohort} is being screened by {name}; wait for it, or give --wait"
 
 
-def _taken(descriptor: int) -> bool:
+def _taken(descriptor: int, kind: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

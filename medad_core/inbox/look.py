@@ -7,6 +7,7 @@ Files whose stamp is the one remembered are not read again.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -19,7 +20,9 @@ from medad_core.data.cases import Case, VolumeRef, discover
 from medad_core.data.nifti import check_whole
 from medad_core.errors import CaseError, StoreError, TruncatedError
 from medad_core.inbox.records import Stamp, StoredFile, Study
+from medad_core.stages.common import in_one_line
 
+log = logging.getLogger(__name__)
 READERS = 8  # hashing releases the GIL, and network folders answer slowly one file at a time
 
 
@@ -47,6 +50,8 @@ def look(inbox: Path, settings: Settings, known: Mapping[str, StoredFile]) -> Lo
     Raises UsageError where the inbox is missing. An empty one is no error: nothing has come yet.
     """
     found = discover(inbox, settings.data.modality, may_be_empty=True)
+    if known and not found.cases:
+        log.warning("%s holds no study now, and did when it was last looked into; is it mounted?", inbox)
     before = {case.case_id: _stamps(case, settings.data.modality) for case in found.cases}
     _let_settle((stamp for stamps in before.values() if stamps for stamp in stamps), settings.inbox.settle_s)
     with ThreadPoolExecutor(READERS) as pool:
@@ -64,12 +69,20 @@ def stamp_of(path: Path) -> Stamp | None:
         facts = path.stat()
     except OSError:
         return None
-    return Stamp(size=facts.st_size, mtime_ns=facts.st_mtime_ns, ctime_ns=facts.st_ctime_ns)
+    return Stamp(size=facts.st_size, mtime_ns=facts.st_mtime_ns, ctime_ns=facts.st_ctime_ns, inode=facts.st_ino)
 
 
 def unchanged(inbox: Path, study: Study) -> bool:
-    """Whether the files of a study still are those that were hashed."""
-    return all(stamp_of(inbox / file.path) == file.stamp for file in study.files)
+    """Whether the files of a study still have the content that was hashed. A backup that links to them, or chmod, touches only their stamps."""
+    return all(stamp_of(inbox / file.path) == file.stamp or _sha256(inbox / file.path) == file.sha256 for file in study.files)
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def _refs(case: Case, modality: str) -> tuple[VolumeRef, ...]:
@@ -95,6 +108,8 @@ def _study(inbox: Path, case: Case, modality: str, before: tuple[Stamp, ...] | N
         return Fault(case.case_id, getattr(error, "reason", str(error)), may_pass=True)
     except CaseError as error:
         return Fault(case.case_id, error.reason, may_pass=False)
+    except Exception as error:  # of one file, whatever it is; the others are none the worse
+        return Fault(case.case_id, f"could not be looked at ({in_one_line(error)})", may_pass=True)
     if tuple(file.stamp for file in files) != before or _stamps(case, modality) != before:
         return Fault(case.case_id, "its files are still changing", may_pass=True)
     return Study(case_id=case.case_id, volume=files[0], mask=files[1] if len(files) > 1 else None)

@@ -147,14 +147,21 @@ def cohort_of(run: str) -> Cohort:
     data = read_bytes(join(run, "cohort.json"))
     if data is None:
         raise StoreError(f"{run} has no cohort.json; make a run with `medad screen DATA --out {run}`")
-    return Cohort.model_validate_json(data)
+    return _parsed(run, data)
+
+
+def _parsed(run: str, data: bytes) -> Cohort:
+    try:
+        return Cohort.model_validate_json(data)
+    except ValueError as error:
+        raise StoreError(f"{run}/cohort.json is damaged; bring it back from a backup, or delete {run} and screen again") from error
 
 
 def settle_cohort(run: str, cohort: Cohort) -> Cohort:
     """Write `RUN/cohort.json`, or check that the one there is of the same cases. Raises StoreError naming what changed."""
     there = read_bytes(join(run, "cohort.json"))
     if there is not None:
-        old = Cohort.model_validate_json(there)
+        old = _parsed(run, there)
         if old.content == cohort.content:
             if old.root != cohort.root:
                 write_text(join(run, "cohort.json"), cohort.model_dump_json(indent=1))

@@ -370,15 +370,17 @@ def test_looking_at_the_lock_refuses_nobody(cohort):
         while not stop.is_set():
             holder(cohort.folder)
 
-    watcher = threading.Thread(target=stare)
-    watcher.start()
+    watchers = [threading.Thread(target=stare) for _ in range(3)]
+    for watcher in watchers:
+        watcher.start()
     try:
-        for _ in range(200):
+        for _ in range(1000):
             with locked(cohort.folder):
                 pass
     finally:
         stop.set()
-        watcher.join()
+        for watcher in watchers:
+            watcher.join()
 
 
 def test_a_child_that_was_forked_under_the_lock_does_not_keep_it(cohort):

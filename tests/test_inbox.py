@@ -17,6 +17,7 @@ import pytest
 from prefect_harness import WORDS, write_case
 
 from medad_core.config import load_settings
+from medad_core.data.nifti import hash_whole
 from medad_core.errors import StoreError, UsageError
 from medad_core.inbox.cohort import CohortFolder
 from medad_core.inbox.lock import LockedError, holder, locked
@@ -147,6 +148,28 @@ def test_a_copy_with_a_hole_is_not_screened_although_its_length_is_right(cohort,
     volume(inbox, "BraTS2021_00000").write_bytes(content)
     assert "damaged" in night(cohort, inbox, 0.25).unusable["BraTS2021_00000"]
     assert list(view(cohort)) == ["BraTS2021_00001"]
+
+
+def test_a_file_without_end_and_without_header_is_one_study_that_cannot_be_used(inbox):
+    """1 TB that takes no room on the disk: read whole, it would be a MemoryError."""
+    endless = inbox / "BraTS2021_00005_flair.nii"
+    endless.touch()
+    os.truncate(endless, 1 << 40)
+    seen = look(inbox, SETTINGS, {})
+    assert "not a NIfTI" in seen.unusable["BraTS2021_00005"] and len(seen.studies) == 2
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("of one\nstudy"), TypeError("odd")])
+def test_whatever_a_study_raises_it_waits_and_the_others_are_seen(inbox, monkeypatch, error):
+    def fail(case_id: str, path: Path) -> str:
+        if case_id == "BraTS2021_00000":
+            raise error
+        return hash_whole(case_id, path)
+
+    monkeypatch.setattr("medad_core.inbox.look.hash_whole", fail)
+    seen = look(inbox, SETTINGS, {})
+    assert type(error).__name__ in seen.waiting["BraTS2021_00000"] and "\n" not in seen.waiting["BraTS2021_00000"]
+    assert [study.case_id for study in seen.studies] == ["BraTS2021_00001"]
 
 
 def test_a_file_that_is_still_growing_waits(inbox):

@@ -6,7 +6,6 @@ Files whose stamp is the one remembered are not read again.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from medad_core.config import Settings
 from medad_core.data.cases import Case, VolumeRef, discover
-from medad_core.data.nifti import check_whole
+from medad_core.data.nifti import UNREADABLE, hash_whole
 from medad_core.errors import CaseError, StoreError, TruncatedError
 from medad_core.inbox.records import Stamp, StoredFile, Study
 
@@ -91,13 +90,17 @@ def _let_settle(stamps: Iterable[Stamp], settle_s: float) -> None:
 def _study(inbox: Path, case: Case, modality: str, before: tuple[Stamp, ...] | None, known: Mapping[str, StoredFile]) -> Study | Fault:
     try:
         files = [_stored(inbox, case.case_id, ref, known) for ref in _refs(case, modality)]
-    except (TruncatedError, StoreError) as error:
-        return Fault(case.case_id, getattr(error, "reason", str(error)), may_pass=True)
-    except CaseError as error:
-        return Fault(case.case_id, error.reason, may_pass=False)
+    except Exception as error:  # whatever is wrong with one study, the others are screened
+        at_fault = isinstance(error, CaseError) and not isinstance(error, TruncatedError)
+        return Fault(case.case_id, _one_line(error), may_pass=not at_fault)
     if tuple(file.stamp for file in files) != before or _stamps(case, modality) != before:
         return Fault(case.case_id, "its files are still changing", may_pass=True)
     return Study(case_id=case.case_id, volume=files[0], mask=files[1] if len(files) > 1 else None)
+
+
+def _one_line(error: Exception) -> str:
+    text = error.reason if isinstance(error, CaseError) else str(error) if isinstance(error, StoreError) else repr(error)
+    return " ".join(text.split())
 
 
 def _stored(inbox: Path, case_id: str, ref: VolumeRef, known: Mapping[str, StoredFile]) -> StoredFile:
@@ -106,10 +109,9 @@ def _stored(inbox: Path, case_id: str, ref: VolumeRef, known: Mapping[str, Store
     if remembered is not None and (remembered.stamp, remembered.channel) == (stamp, ref.channel):
         return remembered
     try:
-        raw = Path(ref.path).read_bytes()
+        content = hash_whole(case_id, Path(ref.path))
     except OSError as error:
-        raise StoreError(f"{Path(ref.path).name}: cannot be read ({error.strerror})") from error
+        raise StoreError(f"{Path(ref.path).name}: {UNREADABLE} ({error.strerror})") from error
     if stamp is None:
         raise StoreError(f"{Path(ref.path).name}: came while it was looked for")
-    check_whole(case_id, Path(ref.path).name, raw)
-    return StoredFile(path=path, channel=ref.channel, stamp=stamp, sha256=hashlib.sha256(raw).hexdigest())
+    return StoredFile(path=path, channel=ref.channel, stamp=stamp, sha256=content)

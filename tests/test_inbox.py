@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -197,6 +198,24 @@ def test_an_inbox_may_be_empty_but_not_missing(tmp_path):
         look(tmp_path / "not-mounted", SETTINGS, {})
 
 
+def test_an_inbox_that_is_empty_all_at_once_is_asked_after(cohort, inbox, tmp_path, caplog):
+    night(cohort, inbox, 0.25)
+    assert "mounted" not in caplog.text
+    inbox.rename(tmp_path / "elsewhere")
+    inbox.mkdir()
+    night(cohort, inbox, 0.5)
+    assert f"{inbox} is empty now, 4 files were there at the last look; is it mounted?" in caplog.text
+
+
+def test_an_odd_folder_of_an_inbox_is_unusable_and_its_studies_are_seen(inbox):
+    (inbox / "copy" / "imagesTr").mkdir(parents=True)
+    (inbox / "copy" / "dataset.json").write_text("{")
+    (inbox / "scan").mkdir()
+    (inbox / "scan" / "IM0001").touch()
+    seen = look(inbox, SETTINGS, {})
+    assert set(seen.unusable) == {"copy", "scan"} and len(seen.studies) == 2
+
+
 def test_a_rejected_case_is_on_record_for_good_and_a_quarantined_one_is_tried_again(cohort, inbox):
     reasons = {"BraTS2021_00000": "no voxel is brain", "BraTS2021_00001": f"{QUARANTINED} after 2 attempts: out of luck"}
     night(cohort, inbox, 0.25, reasons)
@@ -224,6 +243,44 @@ def test_a_case_that_changes_while_its_batch_runs_is_not_committed(cohort, inbox
     assert batch.changed == ("BraTS2021_00000",) and view(cohort) == {"BraTS2021_00001": (0.25, 1, 1)}
     night(cohort, inbox, 0.5)
     assert view(cohort)["BraTS2021_00000"] == (0.5, 1, 2)
+
+
+@pytest.mark.parametrize("do", [lambda path, _: path.chmod(0o600), lambda path, backup: os.link(path, backup), lambda path, backup: path.write_bytes(path.read_bytes())])
+def test_a_case_whose_files_only_got_a_new_stamp_while_its_batch_ran_is_committed(cohort, inbox, tmp_path, do):
+    plan = cohort.plan_batch(inbox, cohort.pending(look(inbox, SETTINGS, {}), 2), FINGERPRINT, SETTINGS)
+    finish(cohort, plan, 0.25)
+    before = volume(inbox, "BraTS2021_00000").stat()
+    do(volume(inbox, "BraTS2021_00000"), tmp_path / "backup")
+    assert volume(inbox, "BraTS2021_00000").stat().st_ctime_ns != before.st_ctime_ns
+    assert not cohort.commit(inbox, plan).changed
+
+
+def test_other_content_of_the_same_length_is_a_change(cohort, inbox):
+    plan = cohort.plan_batch(inbox, cohort.pending(look(inbox, SETTINGS, {}), 2), FINGERPRINT, SETTINGS)
+    finish(cohort, plan, 0.25)
+    content = bytearray(volume(inbox, "BraTS2021_00000").read_bytes())
+    content[4] ^= 1  # the time in gzip's header
+    volume(inbox, "BraTS2021_00000").write_bytes(content)
+    assert cohort.commit(inbox, plan).changed == ("BraTS2021_00000",)
+
+
+def test_a_file_in_place_of_another_is_another_although_its_times_are_the_same(inbox):
+    study = look(inbox, SETTINGS, {}).studies[0]
+    assert study.volume.stamp.inode == volume(inbox, study.case_id).stat().st_ino
+    twin = study.volume.model_copy(update={"stamp": study.volume.stamp.model_copy(update={"inode": 1}), "sha256": "remembered"})
+    assert look(inbox, SETTINGS, {twin.path: twin}).studies[0] == study
+
+
+def test_a_ledger_of_before_inodes_were_kept_is_read(cohort, inbox):
+    night(cohort, inbox, 0.25)
+    path = cohort.folder / "ledger.json"
+    ledger = json.loads(path.read_text())
+    for file in ledger["files"].values():
+        del file["stamp"]["inode"]
+    path.write_text(json.dumps(ledger))
+    assert len(cohort.known_files()) == 4
+    night(cohort, inbox, 0.5)
+    assert len(cohort.batches()) == 1
 
 
 def test_killed_between_commit_and_view_the_view_is_the_old_one_until_the_next_command(cohort, inbox, monkeypatch):

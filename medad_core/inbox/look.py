@@ -6,6 +6,7 @@ Files whose stamp is the one remembered are not read again.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -18,7 +19,9 @@ from medad_core.data.cases import Case, VolumeRef, discover
 from medad_core.data.nifti import UNREADABLE, hash_whole
 from medad_core.errors import CaseError, StoreError, TruncatedError
 from medad_core.inbox.records import Stamp, StoredFile, Study
+from medad_core.store import sha256_file
 
+log = logging.getLogger(__name__)
 READERS = 8  # hashing releases the GIL, and network folders answer slowly one file at a time
 
 
@@ -46,6 +49,8 @@ def look(inbox: Path, settings: Settings, known: Mapping[str, StoredFile]) -> Lo
     Raises UsageError where the inbox is missing. An empty one is no error: nothing has come yet.
     """
     found = discover(inbox, settings.data.modality, may_be_empty=True)
+    if known and not found.cases and not found.rejected:
+        log.warning("%s is empty now, %d files were there at the last look; is it mounted?", inbox, len(known))
     before = {case.case_id: _stamps(case, settings.data.modality) for case in found.cases}
     _let_settle((stamp for stamps in before.values() if stamps for stamp in stamps), settings.inbox.settle_s)
     with ThreadPoolExecutor(READERS) as pool:
@@ -63,12 +68,24 @@ def stamp_of(path: Path) -> Stamp | None:
         facts = path.stat()
     except OSError:
         return None
-    return Stamp(size=facts.st_size, mtime_ns=facts.st_mtime_ns, ctime_ns=facts.st_ctime_ns)
+    return Stamp(size=facts.st_size, mtime_ns=facts.st_mtime_ns, ctime_ns=facts.st_ctime_ns, inode=facts.st_ino)
 
 
 def unchanged(inbox: Path, study: Study) -> bool:
-    """Whether the files of a study still are those that were hashed."""
-    return all(stamp_of(inbox / file.path) == file.stamp for file in study.files)
+    """Whether the files of a study still have the content that was hashed."""
+    return all(_unchanged(inbox / file.path, file) for file in study.files)
+
+
+def _unchanged(path: Path, file: StoredFile) -> bool:
+    """A stamp may change without the content: a backup by hard links or a chmod sets ctime."""
+    stamp = stamp_of(path)
+    if stamp is None or stamp == file.stamp or stamp.size != file.stamp.size:
+        return stamp == file.stamp
+    try:
+        return sha256_file(str(path)) == file.sha256
+    except StoreError:
+        log.warning("%s cannot be read any more; its study is looked at again next time", path)
+        return False
 
 
 def _refs(case: Case, modality: str) -> tuple[VolumeRef, ...]:

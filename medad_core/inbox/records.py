@@ -15,6 +15,7 @@ class Stamp(Record):
     size: int
     mtime_ns: int
     ctime_ns: int
+    inode: int = 0  # 0 in records of before it was kept: such a file is hashed again
 
 
 class StoredFile(Record):

@@ -14,7 +14,7 @@ from medad_core.inbox.cohort import CohortFolder, is_cohort
 from medad_core.inbox.lock import locked
 from medad_core.stages.common import PART_STAGES
 from medad_core.store import write_text
-from medad_core.store.files import explained
+from medad_core.store.files import explained, sweep
 
 NOTE = "pruned.txt"
 
@@ -30,6 +30,7 @@ def prune(cohort: str, keep: int) -> dict[int, int]:
 
 
 def _prune(run: Path) -> int:
+    sweep(str(run))  # of a note that a killed command was writing
     stages = [run / name for name in PART_STAGES if (run / name).is_dir()]
     if not stages:
         return 0

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -23,7 +27,7 @@ from medad_core.errors import StoreError, UsageError
 from medad_core.inbox.cohort import CohortFolder
 from medad_core.inbox.lock import LockedError, holder, locked
 from medad_core.inbox.look import Look, look
-from medad_core.inbox.prune import prune
+from medad_core.inbox.prune import NOTE, prune
 from medad_core.stages.common import QUARANTINED, stage_of
 from medad_core.store import PREDICTIONS, Item, write_table
 
@@ -352,7 +356,9 @@ def test_pruning_keeps_predictions_and_the_view_can_be_made_again(cohort, inbox)
     write_case(inbox, "BraTS2021_00005", seed=5)
     night(cohort, inbox, 0.5)
     before = {path: path.read_bytes() for path in cohort.folder.rglob("*") if path.is_file() and "slices" not in path.parts}
-    assert list(prune(str(cohort.folder), keep=1)) == [1]
+    killed = cohort.run_of(1) / f".{NOTE}.0123.tmp"  # while it wrote its note
+    killed.touch()
+    assert list(prune(str(cohort.folder), keep=1)) == [1] and not killed.exists()
     assert not (cohort.run_of(1) / "slices").exists() and (cohort.run_of(2) / "slices").exists()
     assert all(path.read_bytes() == content for path, content in before.items() if path.name != ".lock")
     (cohort.folder / "predictions.parquet").unlink()
@@ -392,3 +398,47 @@ def test_a_command_that_waits_gets_its_turn(cohort, other):
     with locked(cohort.folder, wait=True):
         assert time.monotonic() - started > 0.25
 
+
+def test_whoever_only_looks_refuses_nobody(cohort):
+    with locked(cohort.folder):
+        pass
+    with (cohort.folder / ".lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert holder(cohort.folder) is None, "one who looks is taken for a holder"
+        threading.Timer(0.3, looking.close).start()
+        with locked(cohort.folder):
+            pass
+
+
+def test_who_may_not_write_sees_the_holder_all_the_same():
+    with tempfile.TemporaryDirectory() as folder, locked(Path(folder)):
+        Path(folder).chmod(0o755)
+        (Path(folder) / ".lock").chmod(0o444)
+        somebody = os.geteuid()
+        try:
+            os.seteuid(somebody or 65534)  # root may write everywhere
+            assert f"process {os.getpid()}" in holder(Path(folder))
+        finally:
+            os.seteuid(somebody)
+
+
+def test_a_forked_child_does_not_keep_the_lock(cohort):
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    try:
+        with locked(cohort.folder):
+            child.start()
+        assert child.is_alive() and holder(cohort.folder) is None
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_a_disk_too_full_to_name_the_holder_is_one_line_and_leaves_no_lock(cohort):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(StoreError, match="cannot lock"), locked(cohort.folder):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert holder(cohort.folder) is None

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from medad_core.config import Settings
 from medad_core.data.names import patient_of
-from medad_core.errors import WeightsError
+from medad_core.errors import StoreError, WeightsError
 from medad_core.llm.location import anatomical, true_cell
 from medad_core.metrics import MetricRow, PixelHistogram, evaluate, metrics_table, render_markdown, slice_brightness
 from medad_core.models.decoder import render_map
@@ -27,7 +27,7 @@ from medad_core.report import GalleryItem, RunSummary, case_rows, choose_gallery
 from medad_core.stages.cohort import Cohort, cohort_of
 from medad_core.stages.common import stage_of, write_rejected
 from medad_core.stages.rows import bits_of, grids_of, images_of
-from medad_core.store import PREDICTIONS, join, write_table, write_text
+from medad_core.store import PREDICTIONS, join, read_table, write_table, write_text
 from medad_core.store.files import remove
 
 GALLERY = 24
@@ -67,7 +67,7 @@ def run(run: str, settings: Settings) -> Results:
     # A page beside predictions of another time would mislead: what depends on them goes first and comes back last.
     for name in ("report.html", "metrics.md", "metrics.parquet"):
         remove(join(run, name))
-    write_table(join(run, "predictions.parquet"), pa.Table.from_pandas(predictions, schema=PREDICTIONS, preserve_index=False))
+    write_predictions(join(run, "predictions.parquet"), pa.Table.from_pandas(predictions, schema=PREDICTIONS, preserve_index=False))
     rows = evaluate(predictions, measured.pixel, settings.evaluate, measured.brightness)
     write_table(join(run, "metrics.parquet"), metrics_table(rows))
     cohort = cohort_of(run)
@@ -76,6 +76,16 @@ def run(run: str, settings: Settings) -> Results:
     write_text(join(run, "report.html"), render_report(summary, rows, _gallery(run, predictions), case_rows(predictions)))
     done = predictions["case_id"].nunique()
     return Results(join(run, "predictions.parquet"), join(run, "metrics.md"), join(run, "report.html"), rows, len(predictions), done, rejected)
+
+
+def write_predictions(uri: str, rows: pa.Table) -> None:
+    """Write `rows` of PREDICTIONS, unless they are there: a cohort knows the file of a batch by its bytes, and these are another version's of pandas or pyarrow tomorrow."""
+    try:
+        if read_table(uri).equals(rows):
+            return
+    except StoreError:  # absent or damaged
+        pass
+    write_table(uri, rows)
 
 
 def _measure(run: str) -> _Measured:

@@ -188,6 +188,11 @@ def test_a_mask_that_comes_before_its_volume_is_not_given_to_another_case(tmp_pa
     assert {case.case_id: case.mask is not None for case in discover(tmp_path).cases} == {"P1": False, "P2": True}
 
 
+def test_a_mask_without_a_name_belongs_to_the_only_case_of_its_folder(tmp_path):
+    (case,) = discover(touch(tmp_path, "pat2/A_flair.nii.gz", "pat2/seg.nii.gz")).cases
+    assert (case.case_id, Path(case.mask.path).name) == ("A", "seg.nii.gz") and reasons(tmp_path) == {}
+
+
 def test_derived_files_beside_a_case_are_not_cases(tmp_path):
     found = discover(touch(tmp_path, "U_1/U_1_FLAIR.nii.gz", "U_1/U_1_FLAIR_bias.nii.gz", "U_1/U_1_brain.nii.gz"))
     assert [case.case_id for case in found.cases] == ["U_1"] and found.rejected == ()

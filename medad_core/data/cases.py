@@ -195,13 +195,14 @@ def _folder_drafts(folder: Path, names: list[str], rejected: list[Rejection]) ->
 
 
 def _adopt_lone_mask(drafts: dict[str, _Draft], own: str) -> None:
-    """BraTS 2020 case 355 calls its mask W39_1998.09.19_Segm: in the folder that bears a case's name, the only mask is that case's.
+    """BraTS 2020 case 355 calls its mask W39_1998.09.19_Segm: in a folder of one case, the only mask is that case's.
 
-    In any other folder it may be that of a case whose volume is still to come.
+    Unless its name may be that of a case whose volume is still to come: neither the case bears the folder's name, nor the mask no name at all.
     """
     strays = [d for d in drafts.values() if set(d.files) == {MASK}]
-    if len(strays) == 1 and len(drafts) == 2 and own in drafts and MASK not in drafts[own].files:
-        drafts[own].files[MASK] = drafts.pop(strays[0].case_id).files[MASK]
+    others = [d for d in drafts.values() if d not in strays]
+    if len(strays) == len(others) == 1 and own in drafts and MASK not in others[0].files:
+        others[0].files[MASK] = drafts.pop(strays[0].case_id).files[MASK]
 
 
 def _msd_drafts(root: Path, images: Path) -> list[_Draft]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from prefect_harness import write_case
 
@@ -13,7 +16,8 @@ from medad_core.data.names import patient_of
 from medad_core.errors import StoreError
 from medad_core.models.weights import weights_folder
 from medad_core.stages.cohort import Cohort, Member, cohort_of, find_cohort, settle_cohort
-from medad_core.stages.evaluate import _caveats
+from medad_core.stages.evaluate import _caveats, write_predictions
+from medad_core.store import PREDICTIONS
 
 NARROW = load_settings(None, ["data.first_slice=60", "data.last_slice=62"]).data
 
@@ -38,6 +42,30 @@ def test_a_cohort_that_moved_is_the_same_and_one_that_changed_is_refused_by_name
     write_case(tmp_path / "there", "BraTS2021_00002", seed=2)
     with pytest.raises(StoreError, match="BraTS2021_00002"):
         settle_cohort(str(tmp_path / "run"), find_cohort(tmp_path / "there", NARROW))
+
+
+@pytest.mark.parametrize("damage", ["{", "", '{"root": "data", "members": 3}'])
+def test_a_damaged_cohort_is_one_line_with_the_way_out(tmp_path, damage):
+    (tmp_path / "cohort.json").write_text(damage)
+    for read in (cohort_of, lambda run: settle_cohort(run, cohort(("a", "test")))):
+        with pytest.raises(StoreError, match=r"cohort\.json is damaged .*; bring it back from a backup, or delete it and run `medad screen") as raised:
+            read(str(tmp_path))
+        assert "\n" not in str(raised.value)
+
+
+def test_predictions_that_are_there_are_left_alone_whatever_wrote_them(tmp_path):
+    path = tmp_path / "predictions.parquet"
+    row = {field.name: None if field.nullable else 0.5 if pa.types.is_floating(field.type) else "x" if pa.types.is_string(field.type) else 1 for field in PREDICTIONS}
+    rows, other = (pa.Table.from_pandas(pd.DataFrame([row | {"anomaly_score": score}]), schema=PREDICTIONS, preserve_index=False) for score in (0.25, 0.5))
+    pq.write_table(rows.replace_schema_metadata({"pandas": "of another version"}), path, compression="gzip")
+    before = path.read_bytes()
+    write_predictions(str(path), rows)
+    assert path.read_bytes() == before
+    write_predictions(str(path), other)
+    assert pq.read_table(path).equals(other)
+    path.write_bytes(before[:100])
+    write_predictions(str(path), rows)
+    assert pq.read_table(path).equals(rows)
 
 
 def test_visits_of_a_patient_share_a_split(tmp_path):

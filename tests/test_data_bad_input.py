@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import gzip
+import hashlib
+import os
 import pickle
 from pathlib import Path
 
@@ -11,9 +14,10 @@ import numpy as np
 import pytest
 from test_data_read import AFFINE, SHAPE, brain_array, mask_array, read, save
 
+from medad_core.data import nifti
 from medad_core.data.cases import VolumeRef
-from medad_core.data.nifti import open_nifti
-from medad_core.errors import CaseError, StoreError
+from medad_core.data.nifti import hash_whole, open_nifti
+from medad_core.errors import CaseError, StoreError, TruncatedError
 
 
 def refused(match: str, volume: VolumeRef, mask: VolumeRef | None = None, **changes) -> CaseError:
@@ -56,10 +60,50 @@ def test_what_is_no_nifti_is_refused(tmp_path, content):
     refused(r"y\.nii\.gz: (not a NIfTI|truncated|damaged)", write(tmp_path / "y.nii.gz", content))
 
 
+@pytest.mark.parametrize("offset", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_header_whose_voxels_begin_nowhere_is_refused(tmp_path, offset, pack):
+    header = nib.Nifti1Image(brain_array(), AFFINE).header
+    header["magic"], header["vox_offset"] = b"n+1", offset
+    refused("not a NIfTI", write(tmp_path / "x.nii", pack(header.binaryblock + bytes(40_000))))
+
+
+@pytest.mark.parametrize("shape", [(32767, 32767, 32767), (32767, 32767, 32767, 32767)])
+def test_a_shape_that_no_memory_holds_is_refused(tmp_path, shape):
+    header = nib.Nifti1Image(brain_array(), AFFINE).header
+    header.set_data_shape(shape)
+    header["magic"] = b"n+1"
+    refused("wrong shape", write(tmp_path / "x.nii", header.binaryblock + bytes(1000)))
+
+
+def test_of_a_file_that_goes_on_for_ever_only_the_volume_is_read(tmp_path, good):
+    endless = save(brain_array(), tmp_path / "x.nii")
+    os.truncate(endless.path, 1 << 40)
+    assert np.array_equal(read(endless).images, read(good).images)
+
+
+@pytest.mark.parametrize("block", [1, 7, 1000, 1 << 22])
+def test_a_file_is_hashed_and_held_against_its_checksums_wherever_its_blocks_end(tmp_path, good, monkeypatch, block):
+    """bgzip writes many gzip members; what follows the last is padding."""
+    monkeypatch.setattr(nifti, "_CHUNK", block)
+    content = gzip.decompress(Path(good.path).read_bytes())
+    members = b"".join(gzip.compress(content[start : start + 900], 1) for start in range(0, 9000, 900))
+    path = tmp_path / "x.nii.gz"
+    for whole in (members, members + bytes(3000)):
+        path.write_bytes(whole)
+        assert hash_whole("case", path) == hashlib.sha256(whole).hexdigest()
+    path.write_bytes(members[:-30])
+    with pytest.raises(TruncatedError, match="truncated"):
+        hash_whole("case", path)
+    path.write_bytes(members[:-5] + bytes([members[-5] ^ 1]) + members[-4:])
+    with pytest.raises(CaseError, match="damaged gzip"):
+        hash_whole("case", path)
+
+
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
-    refused("cannot be read", VolumeRef(str(tmp_path / "gone.nii.gz")))
+    refused(nifti.UNREADABLE, VolumeRef(str(tmp_path / "gone.nii.gz")))
     (tmp_path / "folder.nii.gz").mkdir()
-    refused("cannot be read", VolumeRef(str(tmp_path / "folder.nii.gz")))
+    refused(nifti.UNREADABLE, VolumeRef(str(tmp_path / "folder.nii.gz")))
 
 
 @pytest.mark.parametrize("shape", [(20, 20), (13, 11, 9, 4), (13, 11, 9, 1, 3)])
@@ -157,10 +201,10 @@ def test_the_error_survives_a_process_boundary(good):
 def test_a_filesystem_that_fails_for_a_moment_does_not_reject_the_case(good, monkeypatch):
     """An I/O error cannot be had from a sound disk on demand, so the read itself is made to fail."""
 
-    def fail(_self: Path) -> bytes:
+    def fail(_self: Path, _mode: str) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr(Path, "open", fail)
     with pytest.raises(StoreError, match="run the same command again") as raised:
         open_nifti("case", good)
     assert isinstance(raised.value.__cause__, OSError)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,8 +28,27 @@ def ids(root: Path, modality: str = "flair") -> list[str]:
     return [case.case_id for case in discover(root, modality).cases]
 
 
-def reasons(root: Path, modality: str = "flair") -> dict[str, str]:
-    return {item.case_id: item.reason for item in discover(root, modality).rejected}
+def reasons(root: Path, modality: str = "flair", *, inbox: bool = False) -> dict[str, str]:
+    rejected = discover(root, modality, may_be_empty=inbox).rejected
+    found = {item.case_id: item.reason for item in rejected}
+    assert len(found) == len(rejected), rejected
+    return found
+
+
+@contextmanager
+def for_nobody_to_read(*names: str) -> Iterator[Path]:
+    """A tree of which the last is readable to nobody; root, who reads everything, is somebody else meanwhile."""
+    with tempfile.TemporaryDirectory() as folder:
+        root, somebody = Path(folder), os.geteuid()
+        root.chmod(0o755)
+        touch(root, *names)
+        (root / names[-1]).chmod(0)
+        try:
+            os.seteuid(somebody or 65534)
+            yield root
+        finally:
+            os.seteuid(somebody)
+            (root / names[-1]).chmod(0o700)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +137,40 @@ def test_msd_with_a_dataset_json_that_is_no_json_is_a_usage_error(tmp_path):
         discover(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, '{"modality": ["FLAIR"]}', '{"modality": {"FLAIR": "FLAIR"}}', "[]", ""])
+def test_an_odd_dataset_json_in_an_inbox_concerns_its_own_folder_only(tmp_path, content):
+    touch(tmp_path, "A/A_flair.nii.gz", "copy/imagesTr/B.nii.gz", "copy/imagesTs/C.nii.gz", "whole/imagesTr/D.nii.gz")
+    (tmp_path / "copy/dataset.json").write_text(content)
+    found = discover(tmp_path, may_be_empty=True)
+    assert [case.case_id for case in found.cases] == ["A", "D"]
+    assert list(reasons(tmp_path, inbox=True)) == ["copy"] and "dataset.json: cannot be understood" in found.rejected[0].reason
+
+
+def test_a_dataset_json_without_end_is_not_read_to_it(tmp_path):
+    touch(tmp_path, "imagesTr/B.nii.gz", "dataset.json")
+    os.truncate(tmp_path / "dataset.json", 1 << 40)
+    assert "cannot be understood" in reasons(tmp_path, inbox=True)[tmp_path.name]
+
+
+def test_a_dataset_json_that_nobody_may_read_is_a_reason_in_an_inbox_and_a_usage_error_elsewhere():
+    with for_nobody_to_read("A/A_flair.nii.gz", "copy/imagesTr/B.nii.gz", "copy/dataset.json") as root:
+        assert "PermissionError" in reasons(root, inbox=True)["copy"] and ids(root / "A") == ["A"]
+        with pytest.raises(UsageError, match="PermissionError"):
+            discover(root)
+
+
+@pytest.mark.parametrize("folder", ["B", "copy/imagesTr"])
+def test_a_folder_that_nobody_may_read_is_a_rejection_of_that_folder(folder):
+    with for_nobody_to_read("A/A_flair.nii.gz", f"{folder}/B_flair.nii.gz", folder) as root:
+        assert ids(root) == ["A"] and "folder cannot be read" in reasons(root)[Path(folder).name]
+
+
+def test_cases_beside_msd_images_are_found(tmp_path):
+    touch(tmp_path, "imagesTr/B.nii.gz", "labelsTr/B.nii.gz", "dataset.json", "A/A_flair.nii.gz", "C_flair.nii.gz")
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "FLAIR"}}))
+    assert ids(tmp_path) == ["A", "B", "C"] and reasons(tmp_path) == {}
+
+
 def test_hidden_files_are_no_cases(tmp_path):
     found = discover(touch(tmp_path, "A/A_flair.nii.gz", "A/._A_flair.nii.gz", "__MACOSX/A/A_flair.nii.gz", ".cache/A_flair.nii.gz"))
     assert [case.case_id for case in found.cases] == ["A"] and found.rejected == ()
@@ -123,6 +179,18 @@ def test_hidden_files_are_no_cases(tmp_path):
 def test_the_misnamed_mask_of_brats_2020_belongs_to_its_folders_case(tmp_path):
     (case,) = discover(touch(tmp_path, "B_355/B_355_flair.nii", "B_355/W39_1998.09.19_Segm.nii")).cases
     assert case.case_id == "B_355" and case.mask.path.endswith("Segm.nii")
+
+
+def test_a_mask_that_comes_before_its_volume_is_not_given_to_another_case(tmp_path):
+    (case,) = discover(touch(tmp_path, "P1_flair.nii.gz", "P2_seg.nii.gz")).cases
+    assert (case.case_id, case.mask) == ("P1", None) and "no flair volume" in reasons(tmp_path)["P2"]
+    touch(tmp_path, "P2_flair.nii.gz")
+    assert {case.case_id: case.mask is not None for case in discover(tmp_path).cases} == {"P1": False, "P2": True}
+
+
+def test_a_mask_without_a_name_belongs_to_the_only_case_of_its_folder(tmp_path):
+    (case,) = discover(touch(tmp_path, "pat2/A_flair.nii.gz", "pat2/seg.nii.gz")).cases
+    assert (case.case_id, Path(case.mask.path).name) == ("A", "seg.nii.gz") and reasons(tmp_path) == {}
 
 
 def test_derived_files_beside_a_case_are_not_cases(tmp_path):
@@ -168,6 +236,47 @@ def test_a_file_that_names_no_modality_is_rejected_with_a_name_to_give_it(tmp_pa
     assert "X17_flair.nii.gz" in reasons(touch(tmp_path, "A_flair.nii.gz", "X17.nii.gz"))["X17"]
 
 
+def test_a_file_whose_name_only_begins_like_that_of_a_case_is_not_passed_over(tmp_path):
+    touch(tmp_path, "P1_flair.nii.gz", "P10.nii.gz", "P1_brain.nii.gz", "P1-brain.nii.gz", "P1.brain.nii.gz", "P1.nii.gz")
+    assert list(reasons(tmp_path)) == ["P10"]
+
+
+@pytest.mark.parametrize("name", ["A/A_flair.nii.gz", "A/A_seg.nii.gz", "imagesTr/A.nii.gz", "labelsTr/A.nii.gz"])
+def test_a_link_to_nothing_is_a_reason(tmp_path, name):
+    touch(tmp_path, "A/A_flair.nii.gz" if name.startswith("A/") else "imagesTr/A.nii.gz", "B/B_flair.nii.gz", name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to(tmp_path / "gone")
+    assert ids(tmp_path) == ["B"] and "a link to a file that is not there" in reasons(tmp_path)["A"]
+
+
+def test_a_link_to_nothing_that_is_not_needed_and_one_to_itself_do_no_harm(tmp_path):
+    touch(tmp_path, "A/A_flair.nii.gz")
+    (tmp_path / "A/A_t1.nii.gz").symlink_to(tmp_path / "gone")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert ids(tmp_path) == ["A"] and "loop" in reasons(tmp_path, inbox=True)[tmp_path.name]
+
+
+def test_what_may_be_a_study_and_is_no_case_is_named_once_in_an_inbox(tmp_path):
+    """At the highest folder that holds nothing else, so a thousand DICOM files are one line."""
+    slices = [f"IM{number:04d}" for number in range(30)]
+    touch(tmp_path, "A/A_flair.nii.gz", *(f"pat7/{series}/{name}" for series in ("1", "2") for name in slices))
+    touch(tmp_path, "siteB/C/C_flair.nii.gz", "siteB/pat8/scan.dcm", "upload.zip", "deep/1/2/3/4/D_flair.nii.gz")
+    found = reasons(tmp_path, inbox=True)
+    assert list(found) == ["deep", "pat7", "pat8", tmp_path.name] and ids(tmp_path) == ["A", "C"]
+    assert "IM0000, IM0001, IM0002, … (60 in all)" in found["pat7"] and "upload.zip" in found[tmp_path.name] and "4/" in found["deep"]
+    assert reasons(tmp_path) == {}
+
+
+def test_notes_beside_cases_are_nothing(tmp_path):
+    touch(tmp_path, "README", "LICENSE", "participants.tsv", "dataset_description.json", "derivatives/log.TXT", "A/.part", "A/A_flair.nii.gz", "A/A_flair.json", "A/A.mat", "A/IM0001")
+    assert reasons(tmp_path, inbox=True) == {}
+
+
+def test_a_folder_whose_name_is_no_utf8_is_a_reason(tmp_path):
+    touch(tmp_path, f"{os.fsdecode(bytes([99, 233]))}/A_flair.nii.gz", "B_flair.nii.gz")
+    assert ids(tmp_path) == ["B"] and "UTF-8" in reasons(tmp_path)["A"]
+
+
 def test_wrong_roots_are_usage_errors(tmp_path):
     touch(tmp_path, "empty/notes.txt", "a_file")
     with pytest.raises(UsageError, match="no such folder"):
@@ -198,30 +307,3 @@ def test_wrong_roots_are_usage_errors(tmp_path):
 def test_real_folders_are_found_whole(shared_data, folder, count, masks):
     found = discover(shared_data / folder)
     assert (len(found.cases), sum(case.mask is not None for case in found.cases), found.rejected) == (count, masks, ())
-
-
-def test_a_mask_that_came_before_its_volume_is_not_taken_for_another_cases(tmp_path):
-    found = discover(touch(tmp_path, "P1_flair.nii.gz", "P2_seg.nii.gz"))
-    assert [(case.case_id, case.mask) for case in found.cases] == [("P1", None)]
-    assert "no flair volume" in {item.case_id: item.reason for item in found.rejected}["P2"]
-
-
-def test_a_case_whose_name_begins_like_anothers_is_not_passed_over(tmp_path):
-    assert "P10" in reasons(touch(tmp_path, "P1_flair.nii.gz", "P10.nii.gz"))
-
-
-def test_cases_beside_an_msd_set_are_found(tmp_path):
-    assert ids(touch(tmp_path, "imagesTr/BRATS_001.nii.gz", "labelsTr/BRATS_001.nii.gz", "A/A_flair.nii.gz")) == ["A", "BRATS_001"]
-
-
-def test_what_lies_too_deep_is_named(tmp_path):
-    assert "deeper" in reasons(touch(tmp_path, "a/b/c/d/e/A/A_flair.nii.gz", "B/B_flair.nii.gz"))["e"]
-
-
-def test_an_inbox_names_folders_that_hold_no_volume_and_survives_an_odd_dataset_json(tmp_path):
-    touch(tmp_path, "A/A_flair.nii.gz", "A/notes.txt", "dicom/IM0001", "dicom/IM0002", "msd/imagesTr/BRATS_001.nii.gz", "papers/readme.md")
-    (tmp_path / "msd" / "dataset.json").write_text('{"moda')
-    found = discover(tmp_path, may_be_empty=True)
-    assert [case.case_id for case in found.cases] == ["A"]
-    said = {item.case_id: item.reason for item in found.rejected}
-    assert set(said) == {"dicom", "imagesTr"} and "2 files and no NIfTI" in said["dicom"] and "dataset.json" in said["imagesTr"]

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
-import nibabel
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 from prefect_harness import WORDS, write_case
 
 from medad_core.config import load_settings
-from medad_core.data.nifti import UNREADABLE
+from medad_core.data.nifti import UNREADABLE, hash_whole
 from medad_core.errors import StoreError, UsageError
 from medad_core.inbox.cohort import CohortFolder
 from medad_core.inbox.lock import LockedError, holder, locked
 from medad_core.inbox.look import Look, look
-from medad_core.inbox.prune import prune
+from medad_core.inbox.prune import NOTE, prune
 from medad_core.stages.common import QUARANTINED, stage_of
-from medad_core.store import PREDICTIONS, Item, read_table, write_table
+from medad_core.store import PREDICTIONS, Item, write_table
 
 SETTINGS = load_settings(None, [*WORDS, "inbox.settle_s=0"])
 FINGERPRINT = {"model": "one"}
@@ -159,6 +162,28 @@ def test_a_copy_with_a_hole_is_not_screened_although_its_length_is_right(cohort,
     assert list(view(cohort)) == ["BraTS2021_00001"]
 
 
+def test_a_file_without_end_and_without_header_is_one_study_that_cannot_be_used(inbox):
+    """1 TB that takes no room on the disk: read whole, it would be a MemoryError."""
+    endless = inbox / "BraTS2021_00005_flair.nii"
+    endless.touch()
+    os.truncate(endless, 1 << 40)
+    seen = look(inbox, SETTINGS, {})
+    assert "not a NIfTI" in seen.unusable["BraTS2021_00005"] and len(seen.studies) == 2
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("of one\nstudy"), TypeError("odd")])
+def test_whatever_a_study_raises_it_waits_and_the_others_are_seen(inbox, monkeypatch, error):
+    def fail(case_id: str, path: Path) -> str:
+        if case_id == "BraTS2021_00000":
+            raise error
+        return hash_whole(case_id, path)
+
+    monkeypatch.setattr("medad_core.inbox.look.hash_whole", fail)
+    seen = look(inbox, SETTINGS, {})
+    assert type(error).__name__ in seen.waiting["BraTS2021_00000"] and "\n" not in seen.waiting["BraTS2021_00000"]
+    assert [study.case_id for study in seen.studies] == ["BraTS2021_00001"]
+
+
 def test_a_file_that_is_still_growing_waits(inbox):
     path, stop = volume(inbox, "BraTS2021_00000"), threading.Event()
 
@@ -178,56 +203,28 @@ def test_a_file_that_is_still_growing_waits(inbox):
     assert set(seen.waiting) == {"BraTS2021_00000"} and [study.case_id for study in seen.studies] == ["BraTS2021_00001"]
 
 
-def test_one_file_that_nothing_can_be_made_of_leaves_the_others_alone(inbox):
-    odd = nibabel.Nifti1Header()
-    odd.set_data_shape((4, 4, 4))
-    odd["magic"], odd["vox_offset"] = b"n+1", np.nan
-    for case_id, content in (("NAN", odd.binaryblock + bytes(400)), ("GONE", None), ("HUGE", odd.binaryblock)):
-        path = inbox / case_id / f"{case_id}_flair.nii"
-        path.parent.mkdir()
-        path.symlink_to(inbox / "nowhere") if content is None else path.write_bytes(content)
-    os.truncate(inbox / "HUGE" / "HUGE_flair.nii", 1 << 42)
-    seen = look(inbox, SETTINGS, {})
-    assert [study.case_id for study in seen.studies] == ["BraTS2021_00000", "BraTS2021_00001"]
-    assert set(seen.waiting) == {"GONE", "HUGE"} and "not a NIfTI file" in seen.unusable["NAN"]
-    assert "could not be looked at (MemoryError" in seen.waiting["HUGE"]
-
-
-def test_an_inbox_that_lost_everything_is_warned_of(cohort, inbox, caplog):
-    night(cohort, inbox, 0.25)
-    shutil.rmtree(inbox)
-    inbox.mkdir()
-    night(cohort, inbox, 0.5)
-    assert "is it mounted?" in caplog.text and len(view(cohort)) == 2
-
-
-def test_a_backup_that_links_to_the_files_meanwhile_changes_no_study(cohort, inbox, tmp_path):
-    plan = cohort.plan_batch(inbox, cohort.pending(look(inbox, SETTINGS, {}), 2), FINGERPRINT, SETTINGS)
-    finish(cohort, plan, 0.25)
-    (tmp_path / "backup").hardlink_to(volume(inbox, "BraTS2021_00000"))
-    assert cohort.commit(inbox, plan).changed == () and len(view(cohort)) == 2
-
-
-def test_evaluating_a_committed_batch_again_keeps_its_file(cohort, inbox, monkeypatch):
-    from medad_core.stages import evaluate
-
-    night(cohort, inbox, 0.25)
-    path = cohort.run_of(1) / "predictions.parquet"
-    rows = read_table(str(path))
-    monkeypatch.setattr(evaluate, "write_table", None)
-    evaluate._write_predictions(str(path), rows)
-    monkeypatch.undo()
-    evaluate._write_predictions(str(path), rows.slice(1))
-    with pytest.raises(StoreError, match="not the file that was committed"):
-        cohort.reconcile()
-        (cohort.folder / "predictions.parquet").unlink()
-        cohort.reconcile()
-
-
 def test_an_inbox_may_be_empty_but_not_missing(tmp_path):
     assert look(tmp_path, SETTINGS, {}) == Look((), {}, {})
     with pytest.raises(UsageError, match="no such folder"):
         look(tmp_path / "not-mounted", SETTINGS, {})
+
+
+def test_an_inbox_that_is_empty_all_at_once_is_asked_after(cohort, inbox, tmp_path, caplog):
+    night(cohort, inbox, 0.25)
+    assert "mounted" not in caplog.text
+    inbox.rename(tmp_path / "elsewhere")
+    inbox.mkdir()
+    night(cohort, inbox, 0.5)
+    assert f"{inbox} is empty now, 4 files were there at the last look; is it mounted?" in caplog.text
+
+
+def test_an_odd_folder_of_an_inbox_is_unusable_and_its_studies_are_seen(inbox):
+    (inbox / "copy" / "imagesTr").mkdir(parents=True)
+    (inbox / "copy" / "dataset.json").write_text("{")
+    (inbox / "scan").mkdir()
+    (inbox / "scan" / "IM0001").touch()
+    seen = look(inbox, SETTINGS, {})
+    assert set(seen.unusable) == {"copy", "scan"} and len(seen.studies) == 2
 
 
 def test_a_rejected_case_is_on_record_for_good_and_a_quarantined_one_is_tried_again(cohort, inbox):
@@ -257,6 +254,44 @@ def test_a_case_that_changes_while_its_batch_runs_is_not_committed(cohort, inbox
     assert batch.changed == ("BraTS2021_00000",) and view(cohort) == {"BraTS2021_00001": (0.25, 1, 1)}
     night(cohort, inbox, 0.5)
     assert view(cohort)["BraTS2021_00000"] == (0.5, 1, 2)
+
+
+@pytest.mark.parametrize("do", [lambda path, _: path.chmod(0o600), lambda path, backup: os.link(path, backup), lambda path, backup: path.write_bytes(path.read_bytes())])
+def test_a_case_whose_files_only_got_a_new_stamp_while_its_batch_ran_is_committed(cohort, inbox, tmp_path, do):
+    plan = cohort.plan_batch(inbox, cohort.pending(look(inbox, SETTINGS, {}), 2), FINGERPRINT, SETTINGS)
+    finish(cohort, plan, 0.25)
+    before = volume(inbox, "BraTS2021_00000").stat()
+    do(volume(inbox, "BraTS2021_00000"), tmp_path / "backup")
+    assert volume(inbox, "BraTS2021_00000").stat().st_ctime_ns != before.st_ctime_ns
+    assert not cohort.commit(inbox, plan).changed
+
+
+def test_other_content_of_the_same_length_is_a_change(cohort, inbox):
+    plan = cohort.plan_batch(inbox, cohort.pending(look(inbox, SETTINGS, {}), 2), FINGERPRINT, SETTINGS)
+    finish(cohort, plan, 0.25)
+    content = bytearray(volume(inbox, "BraTS2021_00000").read_bytes())
+    content[4] ^= 1  # the time in gzip's header
+    volume(inbox, "BraTS2021_00000").write_bytes(content)
+    assert cohort.commit(inbox, plan).changed == ("BraTS2021_00000",)
+
+
+def test_a_file_in_place_of_another_is_another_although_its_times_are_the_same(inbox):
+    study = look(inbox, SETTINGS, {}).studies[0]
+    assert study.volume.stamp.inode == volume(inbox, study.case_id).stat().st_ino
+    twin = study.volume.model_copy(update={"stamp": study.volume.stamp.model_copy(update={"inode": 1}), "sha256": "remembered"})
+    assert look(inbox, SETTINGS, {twin.path: twin}).studies[0] == study
+
+
+def test_a_ledger_of_before_inodes_were_kept_is_read(cohort, inbox):
+    night(cohort, inbox, 0.25)
+    path = cohort.folder / "ledger.json"
+    ledger = json.loads(path.read_text())
+    for file in ledger["files"].values():
+        del file["stamp"]["inode"]
+    path.write_text(json.dumps(ledger))
+    assert len(cohort.known_files()) == 4
+    night(cohort, inbox, 0.5)
+    assert len(cohort.batches()) == 1
 
 
 def test_killed_between_commit_and_view_the_view_is_the_old_one_until_the_next_command(cohort, inbox, monkeypatch):
@@ -328,7 +363,9 @@ def test_pruning_keeps_predictions_and_the_view_can_be_made_again(cohort, inbox)
     write_case(inbox, "BraTS2021_00005", seed=5)
     night(cohort, inbox, 0.5)
     before = {path: path.read_bytes() for path in cohort.folder.rglob("*") if path.is_file() and "slices" not in path.parts}
-    assert list(prune(str(cohort.folder), keep=1)) == [1]
+    killed = cohort.run_of(1) / f".{NOTE}.0123.tmp"  # while it wrote its note
+    killed.touch()
+    assert list(prune(str(cohort.folder), keep=1)) == [1] and not killed.exists()
     assert not (cohort.run_of(1) / "slices").exists() and (cohort.run_of(2) / "slices").exists()
     assert all(path.read_bytes() == content for path, content in before.items() if path.name != ".lock")
     (cohort.folder / "predictions.parquet").unlink()
@@ -362,43 +399,53 @@ def test_a_second_command_is_refused_by_name_and_a_dead_one_holds_nothing(cohort
     assert holder(cohort.folder) is None
 
 
-def test_looking_at_the_lock_refuses_nobody(cohort):
-    cohort.folder.mkdir()
-    stop = threading.Event()
-
-    def stare() -> None:
-        while not stop.is_set():
-            holder(cohort.folder)
-
-    watchers = [threading.Thread(target=stare) for _ in range(3)]
-    for watcher in watchers:
-        watcher.start()
-    try:
-        for _ in range(1000):
-            with locked(cohort.folder):
-                pass
-    finally:
-        stop.set()
-        for watcher in watchers:
-            watcher.join()
-
-
-def test_a_child_that_was_forked_under_the_lock_does_not_keep_it(cohort):
-    with locked(cohort.folder):
-        child = os.fork()
-        if child == 0:
-            time.sleep(20)
-            os._exit(0)
-    try:
-        assert holder(cohort.folder) is None
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-
-
 def test_a_command_that_waits_gets_its_turn(cohort, other):
     threading.Timer(0.3, other.kill).start()
     started = time.monotonic()
     with locked(cohort.folder, wait=True):
         assert time.monotonic() - started > 0.25
 
+
+def test_whoever_only_looks_refuses_nobody(cohort):
+    with locked(cohort.folder):
+        pass
+    with (cohort.folder / ".lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert holder(cohort.folder) is None, "one who looks is taken for a holder"
+        threading.Timer(0.3, looking.close).start()
+        with locked(cohort.folder):
+            pass
+
+
+def test_who_may_not_write_sees_the_holder_all_the_same():
+    with tempfile.TemporaryDirectory() as folder, locked(Path(folder)):
+        Path(folder).chmod(0o755)
+        (Path(folder) / ".lock").chmod(0o444)
+        somebody = os.geteuid()
+        try:
+            os.seteuid(somebody or 65534)  # root may write everywhere
+            assert f"process {os.getpid()}" in holder(Path(folder))
+        finally:
+            os.seteuid(somebody)
+
+
+def test_a_forked_child_does_not_keep_the_lock(cohort):
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    try:
+        with locked(cohort.folder):
+            child.start()
+        assert child.is_alive() and holder(cohort.folder) is None
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_a_disk_too_full_to_name_the_holder_is_one_line_and_leaves_no_lock(cohort):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(StoreError, match="cannot lock"), locked(cohort.folder):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert holder(cohort.folder) is None

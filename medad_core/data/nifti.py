@@ -9,10 +9,16 @@ the left, which is the radiological convention. The NIfTI header follows https:/
 from __future__ import annotations
 
 import errno
+import hashlib
+import math
+import os
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -23,10 +29,11 @@ from medad_core.errors import CaseError, InputError, TruncatedError
 
 _GZIP = b"\x1f\x8b"
 _HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
-UNREADABLE = "cannot be read"  # in the reason of a case whose file the system would not give
 # Errors of a disk or network that may be gone in a moment, whatever the file.
 _PASSING = {errno.EIO, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+UNREADABLE = "cannot be read"  # in the reason of every file that is there, or was, and does not open
 _CHUNK = 1 << 22
+_LARGEST = 1 << 30  # voxels; a head at 0.25 mm has fewer. What a damaged header claims must not fill the memory
 _AWAY = "download or export the file again"
 
 
@@ -45,6 +52,11 @@ class Header:
     stored_orientation: str
     order: tuple[int, int, int]
     flips: tuple[bool, bool, bool]
+
+    @property
+    def file_bytes(self) -> int:
+        """Length of a whole file before compression."""
+        return self.offset + math.prod(self.shape) * self.channels * self.dtype.itemsize
 
     @property
     def picture_shape(self) -> tuple[int, int, int]:
@@ -110,36 +122,78 @@ def open_nifti(case_id: str, ref: VolumeRef) -> NiftiFile:
     and InputError where the filesystem failed in a way that may pass."""
     name = Path(ref.path).name
     try:
-        raw = Path(ref.path).read_bytes()
+        raw, header = _read(Path(ref.path), case_id)
     except OSError as error:
         if error.errno in _PASSING:  # the case is not at fault: recorded as rejected it would be lost for good
             raise InputError(f"{case_id}: {name}: the filesystem failed ({error.strerror}); run the same command again") from error
         raise CaseError(case_id, f"{name}: {UNREADABLE} ({error.strerror}); check the file and its permissions") from error
-    header = _parse_header(_inflate(raw, _HEADER_BYTES, case_id, name), case_id, name)
     channel = _pick_channel(header, ref, case_id, name)
     _require_whole_file(raw, header, case_id, name)
     return NiftiFile(case_id, name, raw, header, channel)
 
 
-def check_whole(case_id: str, name: str, raw: bytes) -> None:
-    """Hold a file against its own end: a gzip file is inflated to its checksum, which reading a slice range never comes to; a plain one must have the length of its header.
+def hash_whole(case_id: str, path: Path) -> str:
+    """SHA-256 (hex) of a file that is held against its own end: a gzip file is inflated to its checksum, which reading a slice range never comes to; a plain one must have
+    the length of its header. Memory holds a block of it, however long it is.
 
-    Raises TruncatedError where it ends too early, CaseError where it is damaged or no NIfTI file.
+    Raises TruncatedError where it ends too early, CaseError where it is damaged or no NIfTI file, OSError where it cannot be read.
     """
-    if not raw.startswith(_GZIP):
-        _require_whole_file(raw, _parse_header(raw[:_HEADER_BYTES], case_id, name), case_id, name)
-    rest = raw
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        start = stream.read(_HEADER_BYTES)
+        if start.startswith(_GZIP):
+            stream.seek(0)
+            _inflate_blocks(_hashed(stream, digest), case_id, path.name)
+        else:
+            _require_length(os.fstat(stream.fileno()).st_size, _parse_header(start, case_id, path.name), case_id, path.name)
+            stream.seek(0)
+        for _ in _hashed(stream, digest):  # of a gzip file what follows its content
+            pass
+    return digest.hexdigest()
+
+
+def _hashed(stream: BinaryIO, digest: hashlib._Hash) -> Iterator[bytes]:
+    while block := stream.read(_CHUNK):
+        digest.update(block)
+        yield block
+
+
+def _inflate_blocks(blocks: Iterator[bytes], case_id: str, name: str) -> None:
+    """Inflate gzip members, one after another, to their checksums. What is neither gzip nor needed may follow the last."""
+    inflater, rest = None, b""
+    with _gzip_errors(case_id, name):
+        for block in blocks:
+            rest += block
+            while rest.startswith(_GZIP) if inflater is None else rest:
+                inflater = inflater or igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+                inflater.decompress(rest, _CHUNK)
+                while not (inflater.eof or inflater.needs_input):
+                    inflater.decompress(b"", _CHUNK)
+                inflater, rest = (None, inflater.unused_data) if inflater.eof else (inflater, b"")
+            if inflater is None and not _GZIP.startswith(rest[:2]):
+                return
+    if inflater is not None:
+        raise TruncatedError(case_id, f"{name}: truncated within its gzip content; {_AWAY}")
+
+
+@contextmanager
+def _gzip_errors(case_id: str, name: str) -> Iterator[None]:
     try:
-        while rest.startswith(_GZIP):
-            inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
-            inflater.decompress(rest, _CHUNK)
-            while not inflater.eof:
-                if inflater.needs_input:
-                    raise TruncatedError(case_id, f"{name}: truncated within its gzip content ({len(raw)} bytes); {_AWAY}")
-                inflater.decompress(b"", _CHUNK)
-            rest = inflater.unused_data
+        yield
     except (igzip_lib.IsalError, EOFError, zlib.error) as error:
         raise CaseError(case_id, f"{name}: damaged gzip content ({error}); {_AWAY}") from error
+
+
+def _read(path: Path, case_id: str) -> tuple[bytes, Header]:
+    """The bytes of a file and its header; of a plain file no more than its header speaks of, however long it is."""
+    with path.open("rb") as stream:
+        start = stream.read(_HEADER_BYTES)
+        stream.seek(0)
+        if start.startswith(_GZIP):
+            raw = stream.read()
+            return raw, _parse_header(_inflate(raw, _HEADER_BYTES, case_id, path.name), case_id, path.name)
+        header = _parse_header(start, case_id, path.name)
+        return stream.read(min(header.file_bytes, os.fstat(stream.fileno()).st_size)), header
 
 
 def _inflate(raw: bytes, size: int, case_id: str, name: str) -> bytes:
@@ -147,7 +201,7 @@ def _inflate(raw: bytes, size: int, case_id: str, name: str) -> bytes:
     if not raw.startswith(_GZIP):
         return raw[:size]
     pieces, have, rest = [], 0, raw
-    try:
+    with _gzip_errors(case_id, name):
         while have < size and rest.startswith(_GZIP):
             inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
             pieces.append(inflater.decompress(rest, size - have))
@@ -155,8 +209,6 @@ def _inflate(raw: bytes, size: int, case_id: str, name: str) -> bytes:
             if not inflater.eof:
                 break
             rest = inflater.unused_data
-    except (igzip_lib.IsalError, EOFError, zlib.error) as error:
-        raise CaseError(case_id, f"{name}: damaged gzip content ({error}); {_AWAY}") from error
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
@@ -169,14 +221,16 @@ def _parse_header(content: bytes, case_id: str, name: str) -> Header:
         stored = header.get_data_shape()
         dtype = header.get_data_dtype()
         affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-        offset = int(header["vox_offset"])
+        offset = max(int(header["vox_offset"]), header.sizeof_hdr + 4)
+        if offset > _LARGEST:
+            raise ValueError(f"its voxels begin at byte {offset}")
     except Exception as error:  # nibabel raises many kinds on bytes that are no header; each means the same here
         raise CaseError(case_id, f"{name}: not a NIfTI file ({error}); give .nii or .nii.gz") from error
     if header["magic"].item()[:3] not in (b"n+1", b"n+2"):
         raise CaseError(case_id, f"{name}: not a NIfTI file (no n+1 mark in its header); give .nii or .nii.gz")
     if dtype.fields is not None or dtype.kind not in "iuf":
         raise CaseError(case_id, f"{name}: voxels of type {dtype}; give whole or real numbers")
-    if len(stored) not in (3, 4) or min(stored) < 1:
+    if len(stored) not in (3, 4) or min(stored) < 1 or math.prod(map(int, stored)) > _LARGEST:
         raise CaseError(case_id, f"{name}: wrong shape {tuple(stored)}; give one 3-D volume")
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if not np.isfinite(slope) or slope == 0:
@@ -186,7 +240,7 @@ def _parse_header(content: bytes, case_id: str, name: str) -> Header:
         shape=tuple(int(n) for n in stored[:3]),
         channels=int(stored[3]) if len(stored) == 4 else 1,
         dtype=dtype,
-        offset=max(offset, header.sizeof_hdr + 4),
+        offset=offset,
         slope=slope,
         inter=inter if np.isfinite(inter) else 0.0,
         affine=affine,
@@ -225,11 +279,14 @@ def _require_whole_file(raw: bytes, header: Header, case_id: str, name: str) -> 
 
     Files of several gzip members (bgzip) end with another length, so a mismatch is decided by inflating everything.
     """
-    whole = header.offset + int(np.prod(header.shape, dtype=np.int64)) * header.channels * header.dtype.itemsize
-    have = len(raw)
+    whole, have = header.file_bytes, len(raw)
     if raw.startswith(_GZIP):
         if len(raw) >= 18 and int.from_bytes(raw[-4:], "little") == whole % 2**32:
             return
         have = len(_inflate(raw, whole, case_id, name))
-    if have < whole:
-        raise TruncatedError(case_id, f"{name}: truncated ({have} of {whole} bytes); {_AWAY}")
+    _require_length(have, header, case_id, name)
+
+
+def _require_length(have: int, header: Header, case_id: str, name: str) -> None:
+    if have < header.file_bytes:
+        raise TruncatedError(case_id, f"{name}: truncated ({have} of {header.file_bytes} bytes); {_AWAY}")

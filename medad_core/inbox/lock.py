@@ -20,7 +20,7 @@ from medad_core.errors import MedadError
 from medad_core.store.files import explained
 
 POLL_S = 0.2
-PROBED_S = 1.0  # that a lock may be somebody's who only looks
+GRACE_S = 1.0  # whoever asks for the holder shares the lock for a moment: no reason to refuse
 
 
 class LockedError(MedadError):
@@ -35,19 +35,14 @@ def locked(cohort: Path, wait: bool = False) -> Iterator[None]:
         cohort.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        since = time.monotonic()
-        while not _taken(descriptor, fcntl.LOCK_EX):
-            if not wait and time.monotonic() - since > PROBED_S:
-                raise LockedError(_refusal(cohort, _holder(path)))
-            time.sleep(POLL_S)
-        note = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
         with explained("lock", str(cohort)):
+            _acquire(descriptor, cohort, wait)
+            note = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(note).encode(), 0)
         yield
-        os.ftruncate(descriptor, 0)
     finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that was forked meanwhile has the descriptor too
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child that is still there has the same lock
         os.close(descriptor)
 
 
@@ -59,15 +54,25 @@ def check_free(cohort: Path) -> None:
 
 
 def holder(cohort: Path) -> str | None:
-    """Who holds the cohort, None where nobody does."""
-    try:
-        descriptor = os.open(cohort / ".lock", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        return None if _taken(descriptor, fcntl.LOCK_SH) else _holder(cohort / ".lock")
-    finally:
-        os.close(descriptor)
+    """Who holds the cohort, None where nobody does. Takes no more than to read the lock's file."""
+    path = cohort / ".lock"
+    with explained("read", str(path)):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            return None if _taken(descriptor, fcntl.LOCK_SH) else _holder(path)
+        finally:
+            os.close(descriptor)
+
+
+def _acquire(descriptor: int, cohort: Path, wait: bool) -> None:
+    patience = time.monotonic() + GRACE_S
+    while not _taken(descriptor, fcntl.LOCK_EX):
+        if not wait and time.monotonic() > patience:
+            raise LockedError(_refusal(cohort, _holder(cohort / ".lock")))
+        time.sleep(POLL_S)
 
 
 def _refusal(cohort: Path, name: str) -> str:

@@ -6,7 +6,6 @@ Files whose stamp is the one remembered are not read again.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
@@ -17,10 +16,10 @@ from pathlib import Path
 
 from medad_core.config import Settings
 from medad_core.data.cases import Case, VolumeRef, discover
-from medad_core.data.nifti import check_whole
+from medad_core.data.nifti import UNREADABLE, hash_whole
 from medad_core.errors import CaseError, StoreError, TruncatedError
 from medad_core.inbox.records import Stamp, StoredFile, Study
-from medad_core.stages.common import in_one_line
+from medad_core.store import sha256_file
 
 log = logging.getLogger(__name__)
 READERS = 8  # hashing releases the GIL, and network folders answer slowly one file at a time
@@ -50,8 +49,8 @@ def look(inbox: Path, settings: Settings, known: Mapping[str, StoredFile]) -> Lo
     Raises UsageError where the inbox is missing. An empty one is no error: nothing has come yet.
     """
     found = discover(inbox, settings.data.modality, may_be_empty=True)
-    if known and not found.cases:
-        log.warning("%s holds no study now, and did when it was last looked into; is it mounted?", inbox)
+    if known and not found.cases and not found.rejected:
+        log.warning("%s is empty now, %d files were there at the last look; is it mounted?", inbox, len(known))
     before = {case.case_id: _stamps(case, settings.data.modality) for case in found.cases}
     _let_settle((stamp for stamps in before.values() if stamps for stamp in stamps), settings.inbox.settle_s)
     with ThreadPoolExecutor(READERS) as pool:
@@ -73,16 +72,20 @@ def stamp_of(path: Path) -> Stamp | None:
 
 
 def unchanged(inbox: Path, study: Study) -> bool:
-    """Whether the files of a study still have the content that was hashed. A backup that links to them, or chmod, touches only their stamps."""
-    return all(stamp_of(inbox / file.path) == file.stamp or _sha256(inbox / file.path) == file.sha256 for file in study.files)
+    """Whether the files of a study still have the content that was hashed."""
+    return all(_unchanged(inbox / file.path, file) for file in study.files)
 
 
-def _sha256(path: Path) -> str | None:
+def _unchanged(path: Path, file: StoredFile) -> bool:
+    """A stamp may change without the content: a backup by hard links or a chmod sets ctime."""
+    stamp = stamp_of(path)
+    if stamp is None or stamp == file.stamp or stamp.size != file.stamp.size:
+        return stamp == file.stamp
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
+        return sha256_file(str(path)) == file.sha256
+    except StoreError:
+        log.warning("%s cannot be read any more; its study is looked at again next time", path)
+        return False
 
 
 def _refs(case: Case, modality: str) -> tuple[VolumeRef, ...]:
@@ -104,15 +107,17 @@ def _let_settle(stamps: Iterable[Stamp], settle_s: float) -> None:
 def _study(inbox: Path, case: Case, modality: str, before: tuple[Stamp, ...] | None, known: Mapping[str, StoredFile]) -> Study | Fault:
     try:
         files = [_stored(inbox, case.case_id, ref, known) for ref in _refs(case, modality)]
-    except (TruncatedError, StoreError) as error:
-        return Fault(case.case_id, getattr(error, "reason", str(error)), may_pass=True)
-    except CaseError as error:
-        return Fault(case.case_id, error.reason, may_pass=False)
-    except Exception as error:  # of one file, whatever it is; the others are none the worse
-        return Fault(case.case_id, f"could not be looked at ({in_one_line(error)})", may_pass=True)
+    except Exception as error:  # whatever is wrong with one study, the others are screened
+        at_fault = isinstance(error, CaseError) and not isinstance(error, TruncatedError)
+        return Fault(case.case_id, _one_line(error), may_pass=not at_fault)
     if tuple(file.stamp for file in files) != before or _stamps(case, modality) != before:
         return Fault(case.case_id, "its files are still changing", may_pass=True)
     return Study(case_id=case.case_id, volume=files[0], mask=files[1] if len(files) > 1 else None)
+
+
+def _one_line(error: Exception) -> str:
+    text = error.reason if isinstance(error, CaseError) else str(error) if isinstance(error, StoreError) else repr(error)
+    return " ".join(text.split())
 
 
 def _stored(inbox: Path, case_id: str, ref: VolumeRef, known: Mapping[str, StoredFile]) -> StoredFile:
@@ -121,10 +126,9 @@ def _stored(inbox: Path, case_id: str, ref: VolumeRef, known: Mapping[str, Store
     if remembered is not None and (remembered.stamp, remembered.channel) == (stamp, ref.channel):
         return remembered
     try:
-        raw = Path(ref.path).read_bytes()
+        content = hash_whole(case_id, Path(ref.path))
     except OSError as error:
-        raise StoreError(f"{Path(ref.path).name}: cannot be read ({error.strerror})") from error
+        raise StoreError(f"{Path(ref.path).name}: {UNREADABLE} ({error.strerror})") from error
     if stamp is None:
         raise StoreError(f"{Path(ref.path).name}: came while it was looked for")
-    check_whole(case_id, Path(ref.path).name, raw)
-    return StoredFile(path=path, channel=ref.channel, stamp=stamp, sha256=hashlib.sha256(raw).hexdigest())
+    return StoredFile(path=path, channel=ref.channel, stamp=stamp, sha256=content)

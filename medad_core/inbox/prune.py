@@ -30,7 +30,7 @@ def prune(cohort: str, keep: int) -> dict[int, int]:
 
 
 def _prune(run: Path) -> int:
-    sweep(str(run))
+    sweep(str(run))  # of a note that a killed command was writing
     stages = [run / name for name in PART_STAGES if (run / name).is_dir()]
     if not stages:
         return 0

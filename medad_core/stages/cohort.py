@@ -143,25 +143,26 @@ def _is_phantom(path: str) -> bool:
 
 
 def cohort_of(run: str) -> Cohort:
-    """The cohort of a run. Raises StoreError where there is none."""
-    data = read_bytes(join(run, "cohort.json"))
-    if data is None:
+    """The cohort of a run. Raises StoreError where there is none, or it is damaged."""
+    cohort = _find_settled(run)
+    if cohort is None:
         raise StoreError(f"{run} has no cohort.json; make a run with `medad screen DATA --out {run}`")
-    return _parsed(run, data)
+    return cohort
 
 
-def _parsed(run: str, data: bytes) -> Cohort:
+def _find_settled(run: str) -> Cohort | None:
+    path = join(run, "cohort.json")
+    data = read_bytes(path)
     try:
-        return Cohort.model_validate_json(data)
+        return None if data is None else Cohort.model_validate_json(data)
     except ValueError as error:
-        raise StoreError(f"{run}/cohort.json is damaged; bring it back from a backup, or delete {run} and screen again") from error
+        raise StoreError(f"{path} is damaged ({str(error).splitlines()[0]}); bring it back from a backup, or delete it and run `medad screen DATA --out {run}` again") from error
 
 
 def settle_cohort(run: str, cohort: Cohort) -> Cohort:
     """Write `RUN/cohort.json`, or check that the one there is of the same cases. Raises StoreError naming what changed."""
-    there = read_bytes(join(run, "cohort.json"))
-    if there is not None:
-        old = _parsed(run, there)
+    old = _find_settled(run)
+    if old is not None:
         if old.content == cohort.content:
             if old.root != cohort.root:
                 write_text(join(run, "cohort.json"), cohort.model_dump_json(indent=1))
@@ -172,4 +173,3 @@ def settle_cohort(run: str, cohort: Cohort) -> Cohort:
     make_folder(run)
     write_text(join(run, "cohort.json"), cohort.model_dump_json(indent=1))
     return cohort
-

@@ -67,7 +67,7 @@ def run(run: str, settings: Settings) -> Results:
     # A page beside predictions of another time would mislead: what depends on them goes first and comes back last.
     for name in ("report.html", "metrics.md", "metrics.parquet"):
         remove(join(run, name))
-    _write_predictions(join(run, "predictions.parquet"), pa.Table.from_pandas(predictions, schema=PREDICTIONS, preserve_index=False))
+    write_predictions(join(run, "predictions.parquet"), pa.Table.from_pandas(predictions, schema=PREDICTIONS, preserve_index=False))
     rows = evaluate(predictions, measured.pixel, settings.evaluate, measured.brightness)
     write_table(join(run, "metrics.parquet"), metrics_table(rows))
     cohort = cohort_of(run)
@@ -78,14 +78,14 @@ def run(run: str, settings: Settings) -> Results:
     return Results(join(run, "predictions.parquet"), join(run, "metrics.md"), join(run, "report.html"), rows, len(predictions), done, rejected)
 
 
-def _write_predictions(uri: str, rows: pa.Table) -> None:
-    """The same rows stay the same file: a cohort knows those of its batches by their bytes, and another version of pandas or pyarrow writes others."""
+def write_predictions(uri: str, rows: pa.Table) -> None:
+    """Write `rows` of PREDICTIONS, unless they are there: a cohort knows the file of a batch by its bytes, and these are another version's of pandas or pyarrow tomorrow."""
     try:
-        same = read_table(uri).equals(rows)
-    except StoreError:
-        same = False
-    if not same:
-        write_table(uri, rows)
+        if read_table(uri).equals(rows):
+            return
+    except StoreError:  # absent or damaged
+        pass
+    write_table(uri, rows)
 
 
 def _measure(run: str) -> _Measured:

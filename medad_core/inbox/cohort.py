@@ -144,7 +144,10 @@ class CohortFolder:
         plan = self.open_batch()
         if plan is not None:
             run = str(self.run_of(plan.number))
-            cohort = cohort_of(run)
+            try:
+                cohort = cohort_of(run)
+            except StoreError as error:
+                raise StoreError(f"{run} is damaged; delete it: nothing of it counts yet, the next command screens it anew") from error
             sweep_run(run)
             if cohort.root != str(inbox):
                 write_text(join(run, "cohort.json"), cohort.model_copy(update={"root": str(inbox)}).model_dump_json(indent=1))

@@ -10,6 +10,7 @@ import fnmatch
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -36,7 +37,7 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments.runner import RunnerDeployment
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.flows import load_flow_from_entrypoint
 from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.templating import apply_values, find_placeholders
@@ -153,7 +154,8 @@ def _ensure_pool(client: SyncPrefectClient, name: str) -> None:
         client.read_work_pool(name)
     except ObjectNotFound:
         template = ProcessWorker.get_default_base_job_template()
-        client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template, description="Flow runs of medad, each in a process of its own."))
+        with suppress(ObjectAlreadyExists):  # a worker that starts makes its pool too
+            client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template, description="Flow runs of medad, each in a process of its own."))
 
 
 def _ensure_limit(client: SyncPrefectClient) -> None:

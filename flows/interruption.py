@@ -47,6 +47,9 @@ def signals_heard() -> Iterator[None]:
     before = {number: signal.signal(number, handler) for number, handler in ((signal.SIGTERM, terminate), (signal.SIGINT, interrupt))}
     try:
         yield
+    except Terminated:
+        before[signal.SIGTERM] = signal.SIG_IGN  # a second one would only cut the end short
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -15,7 +15,7 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 
 from flows.gpu import gpu_slot
 from flows.runner import range_count, ranges_of, work_off
-from flows.visible import progress_shown, words_of
+from flows.visible import progress_shown, untagged, words_of
 from medad_core.config import settings_from_yaml
 from medad_core.store import Progress, read_run_info
 from tasks.parts import convert_parts, generate_parts, map_parts, preprocess_parts
@@ -79,7 +79,8 @@ def generate(run: str, settings: str = "") -> Progress:
 def evaluate(run: str, settings: str = "") -> Outcome:
     """Write predictions, metrics and page of a finished run; without settings, by those that the run was made with."""
     settings = settings or read_run_info(run).settings
-    return with_policy(evaluate_run, "evaluate", settings_from_yaml(settings).flow)(run, settings)
+    with untagged():
+        return with_policy(evaluate_run, "evaluate", settings_from_yaml(settings).flow)(run, settings)
 
 
 def _complete(name: str, task: Task, run: str, settings: str, ranges: int | None = None) -> Progress:
@@ -89,7 +90,7 @@ def _complete(name: str, task: Task, run: str, settings: str, ranges: int | None
     stage = stage_of(run, name)
     chosen = settings_from_yaml(settings)
     device = "cpu" if name == "slices" else device_of(chosen)
-    with progress_shown(stage), gpu_slot(device):
+    with untagged(), progress_shown(stage), gpu_slot(device):
         work_off(task, run, settings, ranges_of(stage.pending(), ranges or range_count(chosen.flow)))
     stage.finish()
     write_rejected(run)

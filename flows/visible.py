@@ -21,7 +21,7 @@ from pathlib import Path
 
 from prefect import get_client, tags
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_progress_artifact, update_progress_artifact
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, TagsContext
 
 from flows.console.tables import MAIN_METRICS
 from flows.runner import server_url
@@ -68,6 +68,13 @@ def told(kind: str, name: str, settings: Settings) -> Iterator[Telling]:
         raise
     _courteously(_publish, name, telling)
     notify(Notification(event="finished", kind=kind, name=name, seconds=_since(begun), counts=telling.counts), settings.notify)
+
+
+@contextmanager
+def untagged() -> Iterator[None]:
+    """For tasks: Prefect asks its server for a slot of every tag of a task run, and a run that is not given one, because the server is busy, fails."""
+    with TagsContext(current_tags=set()):
+        yield
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from prefect import flow, get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterName, LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterId, FlowRunFilterName, LogFilter, LogFilterFlowRunId
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW, temporary_settings
 from prefect_harness import WORDS, Screened
 from test_notify import Hook
@@ -68,6 +68,9 @@ def test_runs_are_named_and_tagged_by_cohort(shown):
     assert {"medad", "cohort:visible"} <= set(whole.tags)
     (stage, *_) = runs("maps-visible")
     assert "cohort:visible" in stage.tags
+    with get_client(sync_client=True) as client:
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[stage.id])))
+    assert tasks and not any(task.tags for task in tasks), "a tag of a task is a slot that the server has to give"
 
 
 def test_what_the_core_says_is_in_the_log_of_the_run(shown):

@@ -30,7 +30,7 @@ SEED = 20261123
 KILLS_A_NIGHT = 12
 LATEST = 0.7  # of an undisturbed life: one that goes on where another stopped is shorter, and comes to its end in that time
 LIFE_S = 180.0  # a life that lasts longer hangs
-READ_S = 0.25
+READ_S = 0.5
 CAMPAIGN_WORDS = [*WORDS, "inbox.settle_s=0", "data.cases_per_part=2"]
 
 

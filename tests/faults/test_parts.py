@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from disturbed import ends, gone, same_rows, screening, start, temporary_files, until
+from disturbed import ends, gone, screening, start, temporary_files, until
 
 from flows.runner import range_count
 from flows.stages import maps
@@ -161,18 +161,6 @@ def test_a_part_that_kills_the_run_itself_is_quarantined_by_the_next_command(scr
     assert f"{CASE},slices,quarantined after 2 attempts: its worker process died" in rejected
     assert set(pd.read_parquet(run / "predictions.parquet")["case_id"]) == {"BraTS2021_00000", "BraTS2021_00003"}
     assert temporary_files(run) == [] and not list(run.rglob("*.begun"))
-
-
-def test_a_run_that_was_killed_in_the_middle_of_a_part_makes_it_in_a_process_of_its_own(screened, server, tmp_path):
-    run, held = tmp_path / "run", tmp_path / "held"
-    process = start(screening(screened, run), ("hold", CASE, held), server)
-    until(lambda: held.exists() and held.read_text() != "", process)
-    process.kill()
-    process.wait()
-    assert (run / "slices" / "_parts" / "00001.begun").exists()
-    ends(start(screening(screened, run), server=server), 3)
-    same_rows(screened, run)
-    assert not list(run.rglob("*.begun"))
 
 
 def without_maps(screened, run: Path) -> str:

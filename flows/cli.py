@@ -17,18 +17,26 @@ from flows.console.models import models_app
 from flows.console.serve import serve
 from medad_core.errors import ConfigError, UsageError
 
-app = group(name="medad", help="Screen cohorts of brain MRI for anomalies: maps, sentences and metrics. For research; not a medical device.", no_args_is_help=True)
+app = group(
+    name="medad",
+    help="Screen cohorts of brain MRI for anomalies: maps, sentences and metrics. For research; not a medical device.",
+    no_args_is_help=True,
+)
 _command = command(app)
 benchmarks = group(help="Measure how fast this machine is, beside what it could be.", no_args_is_help=True)
 app.add_typer(benchmarks, name="benchmark")
 
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings; configs/default.yaml shows all.")]
-Words = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings, such as data.first_slice=70.")]
+Words = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings, such as data.first_slice=70.")
+]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Folder or URI of a run.")]
 
 
 @app.callback()
-def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and everything that is logged.")] = False) -> None:
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and everything that is logged.")] = False,
+) -> None:
     show_tracebacks(debug)
 
 
@@ -39,10 +47,28 @@ def _absolute(uri: str) -> str:
 
 @_command
 def screen(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Folder of cases: BraTS, MSD, or one flat folder. With --cohort an inbox, into which they come.")],
-    out: Annotated[str | None, typer.Option("--out", metavar="RUN", help="Folder or URI for the results of every case of DATA.")] = None,
-    cohort: Annotated[str | None, typer.Option("--cohort", metavar="FOLDER", help="Folder of a cohort: only what is new or changed in DATA is screened, as its next batch.")] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="With --cohort: wait for another command that screens it, instead of giving up.")] = False,
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="Folder of cases: BraTS, MSD, or one flat folder. With --cohort an inbox, into which they come.",
+        ),
+    ],
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="RUN", help="Folder or URI for the results of every case of DATA.")
+    ] = None,
+    cohort: Annotated[
+        str | None,
+        typer.Option(
+            "--cohort",
+            metavar="FOLDER",
+            help="Folder of a cohort: only what is new or changed in DATA is screened, as its next batch.",
+        ),
+    ] = None,
+    wait: Annotated[
+        bool,
+        typer.Option("--wait", help="With --cohort: wait for another command that screens it, instead of giving up."),
+    ] = False,
     words: Words = None,
     config: Config = None,
 ) -> int:
@@ -85,21 +111,33 @@ def screen(
 
 def _tell_cohort(outcome, stdout, stderr) -> int:
     for batch in outcome.batches:
-        stdout.print(f"batch {batch.batch}: {batch.screened} cases screened, {batch.slices} slices; {batch.rejected} rejected")
+        stdout.print(
+            f"batch {batch.batch}: {batch.screened} cases screened, {batch.slices} slices; {batch.rejected} rejected"
+        )
         stdout.print(f"{'page':<12} {batch.page}", soft_wrap=True)
         if batch.changed:
-            stderr.print(f"medad: {batch.changed} cases changed while they were screened; the next command screens them as they are now", soft_wrap=True)
+            stderr.print(
+                f"medad: {batch.changed} cases changed while they were screened; the next command screens them as they are now",
+                soft_wrap=True,
+            )
     if not outcome.batches:
         stdout.print("nothing new")
-    stdout.print(f"{'predictions':<12} {outcome.predictions}" if outcome.slices else "no predictions yet", soft_wrap=True)
-    stdout.print(f"{outcome.slices} slices of {outcome.cases} cases in the cohort; {len(outcome.waiting)} studies wait, {len(outcome.unusable)} cannot be used")
+    stdout.print(
+        f"{'predictions':<12} {outcome.predictions}" if outcome.slices else "no predictions yet", soft_wrap=True
+    )
+    stdout.print(
+        f"{outcome.slices} slices of {outcome.cases} cases in the cohort; {len(outcome.waiting)} studies wait, {len(outcome.unusable)} cannot be used"
+    )
     for case_id, reason in outcome.waiting.items():
         stderr.print(f"medad: {case_id} waits: {reason}", soft_wrap=True)
     for case_id, reason in outcome.unusable.items():
         stderr.print(f"medad: {case_id} cannot be used: {reason}", soft_wrap=True)
     for batch in outcome.batches:
         if batch.rejected:
-            stderr.print(f"medad: {batch.rejected} cases of batch {batch.batch} were rejected; {Path(batch.page).parent / 'rejected.csv'} says why", soft_wrap=True)
+            stderr.print(
+                f"medad: {batch.rejected} cases of batch {batch.batch} were rejected; {Path(batch.page).parent / 'rejected.csv'} says why",
+                soft_wrap=True,
+            )
     return SOME_REJECTED if outcome.unusable or any(batch.rejected for batch in outcome.batches) else OK
 
 
@@ -113,7 +151,9 @@ def evaluate(run: Run, words: Words = None) -> int:
     load_settings(None, words)
     foreign = [word for word in words if not word.startswith("evaluate.")]
     if foreign:
-        raise ConfigError(f"{foreign[0]}: only evaluate.* can change in a finished run; screen again with another --out for the rest")
+        raise ConfigError(
+            f"{foreign[0]}: only evaluate.* can change in a finished run; screen again with another --out for the rest"
+        )
     settings = settings_from_yaml(read_run_info(run).settings)
     changed = load_settings(None, [f"evaluate={settings.evaluate.model_dump_json()}", *words]).evaluate
     stdout, stderr = consoles()
@@ -139,7 +179,9 @@ def _tell(outcome, stdout, stderr) -> int:
     stdout.print(f"{outcome.slices} slices of {outcome.cases} cases; {len(outcome.rejected)} cases rejected")
     if not outcome.rejected:
         return OK
-    stderr.print(f"medad: {len(outcome.rejected)} cases could not be used; {join(run, 'rejected.csv')} says why", soft_wrap=True)
+    stderr.print(
+        f"medad: {len(outcome.rejected)} cases could not be used; {join(run, 'rejected.csv')} says why", soft_wrap=True
+    )
     return SOME_REJECTED if outcome.cases else FAILED
 
 
@@ -172,7 +214,13 @@ def train(
     with following("tasks.whole", stderr):
         trained = train_flow(_absolute(data), out, settings_to_yaml(settings), licence)
     for part, scores in trained.scores.items():
-        stdout.print(f"{part}: " + ", ".join(f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in scores.items()))
+        stdout.print(
+            f"{part}: "
+            + ", ".join(
+                f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"
+                for name, value in scores.items()
+            )
+        )
     stdout.print(f"weights and card: {trained.folder}", soft_wrap=True)
     for case_id, reason in trained.rejected:
         stderr.print(f"medad: {case_id} was left out: {reason}", soft_wrap=True)
@@ -243,7 +291,9 @@ def phantom(
 
 
 @_command
-def status(run: Annotated[str, typer.Argument(metavar="RUN|COHORT", help="Folder or URI of a run, or folder of a cohort.")]) -> None:
+def status(
+    run: Annotated[str, typer.Argument(metavar="RUN|COHORT", help="Folder or URI of a run, or folder of a cohort.")],
+) -> None:
     """Say how far a run or a cohort is, from its files alone."""
     from flows.console.status import cohort_status, run_status
     from flows.console.tables import terminal
@@ -256,14 +306,21 @@ def status(run: Annotated[str, typer.Argument(metavar="RUN|COHORT", help="Folder
 @_command
 def prune(
     cohort: Annotated[str, typer.Argument(metavar="COHORT", help="Folder of a cohort.")],
-    keep: Annotated[int, typer.Option("--keep", min=0, help="How many batches, counted from the newest, keep slices, maps, prompts and answers.")] = 3,
+    keep: Annotated[
+        int,
+        typer.Option(
+            "--keep", min=0, help="How many batches, counted from the newest, keep slices, maps, prompts and answers."
+        ),
+    ] = 3,
 ) -> None:
     """Remove what lies between volumes and predictions from older batches; predictions, pages, metrics and records stay."""
     from medad_core.inbox.prune import prune as prune_cohort
 
     stdout, _ = consoles()
     pruned = prune_cohort(_absolute(cohort), keep)
-    stdout.print(f"{len(pruned)} batches pruned, {sum(pruned.values()) / 1e6:.1f} MB freed" if pruned else "nothing to prune")
+    stdout.print(
+        f"{len(pruned)} batches pruned, {sum(pruned.values()) / 1e6:.1f} MB freed" if pruned else "nothing to prune"
+    )
 
 
 _command(serve)
@@ -289,9 +346,18 @@ def doctor() -> int:
 def encode(
     words: Words = None,
     config: Config = None,
-    model: Annotated[str, typer.Option("--model", help="vit-s-14, vit-b-14, vit-l-14 or vit-h-14 (random weights of that size), or what models.encoder takes.")] = "vit-s-14",
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            help="vit-s-14, vit-b-14, vit-l-14 or vit-h-14 (random weights of that size), or what models.encoder takes.",
+        ),
+    ] = "vit-s-14",
     device: Annotated[str | None, typer.Option("--device", help="As models.device.")] = None,
-    compiled: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Also measure models.compile; by default on a GPU only.")] = None,
+    compiled: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="Also measure models.compile; by default on a GPU only."),
+    ] = None,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report there too.")] = None,
 ) -> None:
     """Slices to maps: slices a second, FLOP a second beside the fastest matrix product, reading, and the naive loop."""
@@ -317,8 +383,12 @@ def encode(
 def orchestration(
     words: Words = None,
     config: Config = None,
-    parts: Annotated[list[int] | None, typer.Option("--parts", min=1, help="Numbers of parts, rising; by default 1, 10 and 100.")] = None,
-    turns: Annotated[int, typer.Option("--turns", min=1, help="How often each is measured, loop and flows in turn.")] = 3,
+    parts: Annotated[
+        list[int] | None, typer.Option("--parts", min=1, help="Numbers of parts, rising; by default 1, 10 and 100.")
+    ] = None,
+    turns: Annotated[
+        int, typer.Option("--turns", min=1, help="How often each is measured, loop and flows in turn.")
+    ] = 3,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report there too.")] = None,
 ) -> None:
     """The same work as a plain loop and through Prefect: time that it adds, and memory."""

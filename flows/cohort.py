@@ -62,7 +62,12 @@ def _run_name() -> str:
     return f"screen-{Path(flow_run.parameters['cohort']).name}-{date.today()}"
 
 
-@flow(name="screen-cohort", description="New and changed studies of an inbox to predictions of a cohort.", persist_result=False, flow_run_name=_run_name)
+@flow(
+    name="screen-cohort",
+    description="New and changed studies of an inbox to predictions of a cohort.",
+    persist_result=False,
+    flow_run_name=_run_name,
+)
 def screen_cohort(inbox: str, cohort: str, settings: str = "", wait: bool = False) -> CohortOutcome:
     """Screen what is new or changed in `inbox`; a second command on the same cohort is refused, or waits."""
     from medad_core.inbox.cohort import CohortFolder
@@ -78,7 +83,11 @@ def screen_cohort(inbox: str, cohort: str, settings: str = "", wait: bool = Fals
         folder.write_ledger(source, seen)
         well = False
         for studies, apart in _sorted_out(folder, folder.pending(seen, parsed.inbox.attempts), stuck, parsed):
-            batches.append(_screen_batch(folder, source, folder.plan_batch(source, studies, fingerprint, parsed, apart), parsed, well))
+            batches.append(
+                _screen_batch(
+                    folder, source, folder.plan_batch(source, studies, fingerprint, parsed, apart), parsed, well
+                )
+            )
             well = batches[-1].screened > 0
             folder.write_ledger(source, seen)
         outcome = _outcome(folder, batches, seen)
@@ -97,14 +106,20 @@ def _screen_left(folder, inbox: Path, settings: Settings) -> tuple[list[Screened
         return [], Stuck(plan, suspect)
 
 
-def _sorted_out(folder, pending: Sequence[Planned], stuck: Stuck | None, settings: Settings) -> list[tuple[tuple[Planned, ...], bool]]:
+def _sorted_out(
+    folder, pending: Sequence[Planned], stuck: Stuck | None, settings: Settings
+) -> list[tuple[tuple[Planned, ...], bool]]:
     """What is pending as up to two batches: what comes for the first time, and what went wrong before, apart. A batch that is stuck is let go of for it; its
     suspect is raised where it is so large that the machine must be at fault, or was tried apart and nothing else has come."""
     tried = {planned.study.content for planned in stuck.plan.studies} if stuck else set()
     again = tuple(planned for planned in pending if planned.attempt > 1 or planned.study.content in tried)
     fresh = tuple(planned for planned in pending if planned not in again)
     if stuck is not None:
-        hopeless = again == stuck.plan.studies and not fresh if stuck.plan.apart else len(stuck.plan.studies) > FEW * settings.data.cases_per_part
+        hopeless = (
+            again == stuck.plan.studies and not fresh
+            if stuck.plan.apart
+            else len(stuck.plan.studies) > FEW * settings.data.cases_per_part
+        )
         if hopeless:
             raise stuck.suspect
         folder.withdraw(stuck.plan)

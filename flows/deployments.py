@@ -92,7 +92,9 @@ class Standing:
     remarks: tuple[str, ...]
 
 
-def read_entries(file: Path = FILE, *, pool: str | None = None, cron: str | None = None, timezone: str | None = None) -> list[Entry]:
+def read_entries(
+    file: Path = FILE, *, pool: str | None = None, cron: str | None = None, timezone: str | None = None
+) -> list[Entry]:
     """The deployments of a file; `pool` is taken by all of them, `cron` and `timezone` by all schedules. Raises ConfigError."""
     try:
         model = PrefectYamlModel.model_validate(yaml.load(file.read_text(encoding="utf-8"), StrictLoader) or {})
@@ -109,7 +111,11 @@ def read_entries(file: Path = FILE, *, pool: str | None = None, cron: str | None
 def _entry(config: dict[str, Any]) -> Entry:
     """A parameter that is not given can be given when a run is started, but not where a schedule starts it. Settings have defaults."""
     unset = {key: names for key, value in config.get("parameters", {}).items() if (names := _unset(value))}
-    needed = [config["name"], *config.get("tags", ()), *(unset[key] for key in unset if key != "settings" and config.get("schedules"))]
+    needed = [
+        config["name"],
+        *config.get("tags", ()),
+        *(unset[key] for key in unset if key != "settings" and config.get("schedules")),
+    ]
     missing = dict.fromkeys(name for part in needed for name in (_unset(part) if isinstance(part, str) else part))
     given = {key: value for key, value in config.get("parameters", {}).items() if key not in unset}
     return Entry({**config, "parameters": given}, tuple(missing))
@@ -132,7 +138,9 @@ def _register(client: SyncPrefectClient, entry: Entry, version: str) -> str:
         tags=config["tags"],
         parameters=config["parameters"],
         schedules=[_schedule(schedule) for schedule in config.get("schedules", ())],
-        concurrency_limit=ConcurrencyLimitConfig(limit=limit["limit"], collision_strategy=ConcurrencyLimitStrategy(limit["collision_strategy"])),
+        concurrency_limit=ConcurrencyLimitConfig(
+            limit=limit["limit"], collision_strategy=ConcurrencyLimitStrategy(limit["collision_strategy"])
+        ),
         version=version,
         work_pool_name=config["work_pool"]["name"],
         job_variables=config["work_pool"].get("job_variables", {}),
@@ -144,9 +152,13 @@ def _register(client: SyncPrefectClient, entry: Entry, version: str) -> str:
 
 def _schedule(config: Mapping[str, Any]) -> DeploymentScheduleCreate:
     try:
-        return DeploymentScheduleCreate(schedule=CronSchedule(cron=config["cron"], timezone=config["timezone"]), slug=config["slug"])
+        return DeploymentScheduleCreate(
+            schedule=CronSchedule(cron=config["cron"], timezone=config["timezone"]), slug=config["slug"]
+        )
     except ValidationError as error:
-        raise ConfigError(f"cron {config['cron']!r} in timezone {config['timezone']!r}: {error.errors()[0]['msg']}") from error
+        raise ConfigError(
+            f"cron {config['cron']!r} in timezone {config['timezone']!r}: {error.errors()[0]['msg']}"
+        ) from error
 
 
 def _ensure_pool(client: SyncPrefectClient, name: str) -> None:
@@ -155,7 +167,14 @@ def _ensure_pool(client: SyncPrefectClient, name: str) -> None:
     except ObjectNotFound:
         template = ProcessWorker.get_default_base_job_template()
         with suppress(ObjectAlreadyExists):  # a worker that starts makes its pool too
-            client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template, description="Flow runs of medad, each in a process of its own."))
+            client.create_work_pool(
+                WorkPoolCreate(
+                    name=name,
+                    type="process",
+                    base_job_template=template,
+                    description="Flow runs of medad, each in a process of its own.",
+                )
+            )
 
 
 def _ensure_limit(client: SyncPrefectClient) -> None:
@@ -181,13 +200,19 @@ def standing(client: SyncPrefectClient, entries: Sequence[Entry], file: Path = F
 
 def _next_runs(client: SyncPrefectClient, found: Sequence[DeploymentResponse]) -> dict[UUID, datetime]:
     """When the server will start each next. Its scheduler looks at new schedules every few seconds, so it is waited for."""
-    due = {deployment.id for deployment in found if not deployment.paused and any(schedule.active for schedule in deployment.schedules)}
+    due = {
+        deployment.id
+        for deployment in found
+        if not deployment.paused and any(schedule.active for schedule in deployment.schedules)
+    }
     soon, until = {}, time.monotonic() + SCHEDULER_S
     while due - set(soon) and time.monotonic() < until:
         for deployment in due - set(soon):
             runs = client.read_flow_runs(
                 deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment])),
-                flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED]))),
+                flow_run_filter=FlowRunFilter(
+                    state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED]))
+                ),
                 sort=FlowRunSort.EXPECTED_START_TIME_ASC,
                 limit=1,
             )
@@ -210,12 +235,17 @@ def _idle(client: SyncPrefectClient, deployment: DeploymentResponse) -> Iterator
     pool = deployment.work_pool_name
     if deployment.paused:
         yield f"paused: prefect deployment schedule resume '{deployment.name}'"
-    if pool is None or not client.read_workers_for_work_pool(pool, worker_filter=WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))):
+    if pool is None or not client.read_workers_for_work_pool(
+        pool, worker_filter=WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
+    ):
         yield f"no worker is online for it: medad serve --pool {pool}, or prefect worker start --pool {pool}"
 
 
 def _schedules(deployment: DeploymentResponse) -> str:
-    return ", ".join(f"{schedule.schedule.cron} {schedule.schedule.timezone}{'' if schedule.active else ' (off)'}" for schedule in deployment.schedules)
+    return ", ".join(
+        f"{schedule.schedule.cron} {schedule.schedule.timezone}{'' if schedule.active else ' (off)'}"
+        for schedule in deployment.schedules
+    )
 
 
 def _when(deployment: DeploymentResponse, soon: Mapping[UUID, datetime]) -> str:
@@ -228,7 +258,9 @@ def _when(deployment: DeploymentResponse, soon: Mapping[UUID, datetime]) -> str:
 
 def _unset(text: str) -> list[str]:
     """Names of the environment variables in a template that are not set."""
-    names = [placeholder.name.lstrip("$") for placeholder in find_placeholders(text) if placeholder.name.startswith("$")]
+    names = [
+        placeholder.name.lstrip("$") for placeholder in find_placeholders(text) if placeholder.name.startswith("$")
+    ]
     return [name for name in names if name not in os.environ]
 
 

@@ -44,7 +44,10 @@ def signals_heard() -> Iterator[None]:
         yield
         return
     _said.clear()
-    before = {number: signal.signal(number, handler) for number, handler in ((signal.SIGTERM, terminate), (signal.SIGINT, interrupt))}
+    before = {
+        number: signal.signal(number, handler)
+        for number, handler in ((signal.SIGTERM, terminate), (signal.SIGINT, interrupt))
+    }
     try:
         yield
     except Terminated:

@@ -67,10 +67,16 @@ def check_reproducing(out: str, settings: Settings) -> None:
     check_engine(settings.llm)
     check_llm(settings, settings.llm.template)
     if settings.flow.runner == "thread" and settings.flow.max_workers > 1:
-        raise ConfigError("flow.max_workers: threads share torch's random numbers, so no seed would mean anything; set flow.runner=process, or flow.max_workers=1")
-    outside = {settings.data.first_slice, settings.data.last_slice} - set(range(settings.train.first_slice, settings.train.last_slice + 1))
+        raise ConfigError(
+            "flow.max_workers: threads share torch's random numbers, so no seed would mean anything; set flow.runner=process, or flow.max_workers=1"
+        )
+    outside = {settings.data.first_slice, settings.data.last_slice} - set(
+        range(settings.train.first_slice, settings.train.last_slice + 1)
+    )
     if outside:
-        raise ConfigError(f"train.first_slice..train.last_slice leaves out slices {sorted(outside)} of data.first_slice..data.last_slice; widen it, or test fewer slices")
+        raise ConfigError(
+            f"train.first_slice..train.last_slice leaves out slices {sorted(outside)} of data.first_slice..data.last_slice; widen it, or test fewer slices"
+        )
     check_study(out, study_fingerprint(settings))
 
 
@@ -99,7 +105,9 @@ def check_orchestration(settings: Settings) -> None:
     try:
         httpx.get(f"{url}/health", timeout=SERVER_TIMEOUT_S).raise_for_status()
     except httpx.HTTPError as error:
-        raise UsageError(f"PREFECT_API_URL: no Prefect server answers at {url} ({error}); start it with `prefect server start`, or unset PREFECT_API_URL") from error
+        raise UsageError(
+            f"PREFECT_API_URL: no Prefect server answers at {url} ({error}); start it with `prefect server start`, or unset PREFECT_API_URL"
+        ) from error
 
 
 def _device_of(settings: Settings) -> str:
@@ -122,7 +130,9 @@ def open_run(data: str, run: str, settings: Settings) -> None:
 def note_run(data: str, run: str, settings: Settings) -> None:
     """Note the command that a run was given. For a run that is there already only once its stages have agreed to the settings:
     a command that is refused must not change what the run says of itself."""
-    write_run_info(run, RunInfo(settings=settings_to_yaml(settings), data_root=str(Path(data).resolve()), versions=versions()))
+    write_run_info(
+        run, RunInfo(settings=settings_to_yaml(settings), data_root=str(Path(data).resolve()), versions=versions())
+    )
 
 
 def versions() -> dict[str, str]:

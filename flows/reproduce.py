@@ -26,7 +26,9 @@ class RowsFailed(MedadError):
     """The table is made, with rows that failed: the run is to be seen as one that failed, by whoever looks at the server."""
 
     def __init__(self, made: Reproduced) -> None:
-        super().__init__(f"{len(made.failed)} rows of the table failed: {', '.join(row for row, _ in made.failed)}; {made.text} says why")
+        super().__init__(
+            f"{len(made.failed)} rows of the table failed: {', '.join(row for row, _ in made.failed)}; {made.text} says why"
+        )
         self.made = made
 
     def __reduce__(self):
@@ -37,7 +39,9 @@ def _run_name() -> str:
     return f"reproduce-{Path(flow_run.parameters['data']).name}-{date.today()}"
 
 
-@flow(name="reproduce", description="Labelled cases to the paper's table.", persist_result=False, flow_run_name=_run_name)
+@flow(
+    name="reproduce", description="Labelled cases to the paper's table.", persist_result=False, flow_run_name=_run_name
+)
 def reproduce(data: str, out: str, settings: str = "") -> Reproduced:
     """Fit and score every row of the table; run it again to resume. Rows that fail are in the table with their reason; RowsFailed says so at the end."""
     from medad_core.stages.models import device_of
@@ -88,4 +92,6 @@ class _Steps:
             futures.append(self.runner.submit(with_policy(task, name, self.flow), {**self.common, **item}))
         for future in futures:
             future.wait()
-        return [item for item, future in zip(items, futures, strict=True) if future.state.is_completed() and future.result()]
+        return [
+            item for item, future in zip(items, futures, strict=True) if future.state.is_completed() and future.result()
+        ]

@@ -48,7 +48,9 @@ def task_runner(settings: FlowSettings) -> TaskRunner:
 def check_runner(settings: FlowSettings, device: str = "cpu") -> None:
     """Raise UsageError for a runner that is not installed, whose workers would find no server, or that hides the GPU which is the `device`."""
     if settings.runner == "ray" and device.startswith("cuda"):
-        raise UsageError("flow.runner: Ray shows no GPU to tasks that ask it for none, as medad's do; set flow.runner=process, or models.device=cpu")
+        raise UsageError(
+            "flow.runner: Ray shows no GPU to tasks that ask it for none, as medad's do; set flow.runner=process, or models.device=cpu"
+        )
     if settings.runner == "ray" and importlib.util.find_spec("prefect_ray") is None:
         raise UsageError("flow.runner: ray is not installed; install medad[ray] or set flow.runner=thread")
     if settings.runner != "thread" and not server_url():
@@ -143,12 +145,20 @@ class _Work:
         self.task, self.run, self.settings = task, run, settings
         self.stage, self.flow, self.trial = stage_of(run, task.name), settings_from_yaml(settings).flow, Trial()
 
-    def side_by_side(self, ranges: Sequence[Sequence[int]], flow: FlowSettings) -> list[tuple[Sequence[int], Exception]]:
+    def side_by_side(
+        self, ranges: Sequence[Sequence[int]], flow: FlowSettings
+    ) -> list[tuple[Sequence[int], Exception]]:
         """Run the task on every range, as many at once as there are workers; the ranges that failed, with their errors. Raises what stops the run."""
         failed = []
         with interruptible(task_runner(flow), self._tidy) as runner:
-            named = [(with_policy(self.task, f"{self.task.name}-{numbers[0]:05d}-{numbers[-1]:05d}", flow), numbers) for numbers in ranges]
-            futures = [runner.submit(work, {"run": self.run, "settings": self.settings, "numbers": list(numbers)}) for work, numbers in named]
+            named = [
+                (with_policy(self.task, f"{self.task.name}-{numbers[0]:05d}-{numbers[-1]:05d}", flow), numbers)
+                for numbers in ranges
+            ]
+            futures = [
+                runner.submit(work, {"run": self.run, "settings": self.settings, "numbers": list(numbers)})
+                for work, numbers in named
+            ]
             for numbers, future in zip(ranges, futures, strict=True):
                 try:
                     future.result()
@@ -171,10 +181,16 @@ class _Work:
 
     def apart(self, number: int) -> Suspect | None:
         """Make a part in a process of its own; what was wrong with it, None where it was made."""
-        log.warning("a process ended in the middle of %s part %d; the part is made in one of its own now", self.stage.name, number)
+        log.warning(
+            "a process ended in the middle of %s part %d; the part is made in one of its own now",
+            self.stage.name,
+            number,
+        )
         with interruptible(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")), self._tidy) as pool:
             try:
-                pool.submit(_make, self.task.fn.__module__, self.task.fn.__name__, self.run, self.settings, number).result()
+                pool.submit(
+                    _make, self.task.fn.__module__, self.task.fn.__name__, self.run, self.settings, number
+                ).result()
             except Exception as error:
                 sweep_run(self.run)
                 return suspect_of(error)

@@ -21,7 +21,12 @@ def _run_name() -> str:
     return f"screen-{Path(flow_run.parameters['data']).name}-{date.today()}"
 
 
-@flow(name="screen", description="A cohort of volumes to predictions, metrics and page.", persist_result=False, flow_run_name=_run_name)
+@flow(
+    name="screen",
+    description="A cohort of volumes to predictions, metrics and page.",
+    persist_result=False,
+    flow_run_name=_run_name,
+)
 def screen(data: str, run: str, settings: str = "") -> Outcome:
     """Screen every case below `data`; run it again to resume."""
     parsed, (name, *_) = settings_from_yaml(settings), words_of(run)
@@ -33,7 +38,10 @@ def screen(data: str, run: str, settings: str = "") -> Outcome:
         generate(run, settings)
         note_run(data, run, parsed)
         outcome = evaluate(run, settings)
-        telling.runs, telling.counts = (run,), {"cases": outcome.cases, "slices": outcome.slices, "rejected": len(outcome.rejected)}
+        telling.runs, telling.counts = (
+            (run,),
+            {"cases": outcome.cases, "slices": outcome.slices, "rejected": len(outcome.rejected)},
+        )
         return outcome
 
 

@@ -20,7 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prefect import get_client, tags
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
 from prefect.context import FlowRunContext, TagsContext
 
 from flows.console.tables import MAIN_METRICS
@@ -64,10 +69,17 @@ def told(kind: str, name: str, settings: Settings) -> Iterator[Telling]:
     except BaseException as error:
         hurry = not isinstance(error, Exception)  # a signal: the process has seconds left
         limits = settings.notify.model_copy(update={"timeout_s": HURRY_S}) if hurry else settings.notify
-        notify(Notification(event="failed", kind=kind, name=name, seconds=_since(begun), counts=telling.counts), limits, 1 if hurry else ATTEMPTS)
+        notify(
+            Notification(event="failed", kind=kind, name=name, seconds=_since(begun), counts=telling.counts),
+            limits,
+            1 if hurry else ATTEMPTS,
+        )
         raise
     _courteously(_publish, name, telling)
-    notify(Notification(event="finished", kind=kind, name=name, seconds=_since(begun), counts=telling.counts), settings.notify)
+    notify(
+        Notification(event="finished", kind=kind, name=name, seconds=_since(begun), counts=telling.counts),
+        settings.notify,
+    )
 
 
 @contextmanager
@@ -114,7 +126,10 @@ class _Shown:
         if now == self.last:
             return
         self.first = self.first or now
-        said = {"progress": 100 * handled(now) / now.requested if now.requested else 100.0, "description": progress_line(now, self.first, _since(self.begun))}
+        said = {
+            "progress": 100 * handled(now) / now.requested if now.requested else 100.0,
+            "description": progress_line(now, self.first, _since(self.begun)),
+        }
         if self.artifact is None:
             self.artifact = create_progress_artifact(key=self.key, **said)
         else:
@@ -139,7 +154,14 @@ def progress_line(now: Progress, first: Progress, elapsed_s: float) -> str:
 def summary(name: str, telling: Telling) -> str:
     """Markdown: the counts, then of each run its main metrics, its rejected cases by reason, and where its page is."""
     counts = ", ".join(f"{number} {what.replace('_', ' ')}" for what, number in telling.counts.items())
-    return "\n\n".join([f"# {name}", "For research. Not a medical device.", counts, *(part for run in telling.runs for part in _run_summary(run))])
+    return "\n\n".join(
+        [
+            f"# {name}",
+            "For research. Not a medical device.",
+            counts,
+            *(part for run in telling.runs for part in _run_summary(run)),
+        ]
+    )
 
 
 def _run_summary(run: str) -> Iterator[str]:
@@ -158,7 +180,11 @@ def kind_of(reason: str) -> str:
 
 
 def _metrics(run: str) -> Iterator[str]:
-    found = {(row["metric"], row["level"]): row for row in read_table(join(run, "metrics.parquet")).to_pylist() if row["split"] == "all"}
+    found = {
+        (row["metric"], row["level"]): row
+        for row in read_table(join(run, "metrics.parquet")).to_pylist()
+        if row["split"] == "all"
+    }
     rows = [found[key] for key in MAIN_METRICS if key in found and found[key]["value"] is not None]
     if not rows:
         yield "No metrics: they need segmentations."
@@ -166,7 +192,9 @@ def _metrics(run: str) -> Iterator[str]:
     lines = ["| metric | level | value | 95 % interval | n |", "|---|---|---|---|---|"]
     for row in rows:
         interval = "–" if row["ci_low"] is None else f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"
-        lines.append(f"| {metric_name(row['metric'])} | {row['level']} | {row['value']:.3f} | {interval} | {row['n']} |")
+        lines.append(
+            f"| {metric_name(row['metric'])} | {row['level']} | {row['value']:.3f} | {interval} | {row['n']} |"
+        )
     yield "\n".join(lines)
 
 
@@ -183,10 +211,14 @@ def _rejected(run: str) -> Iterator[str]:
 
 
 def _publish(name: str, telling: Telling) -> None:
-    create_markdown_artifact(summary(name, telling), key=_key("summary", name), description=f"How the screening of {name} ended")
+    create_markdown_artifact(
+        summary(name, telling), key=_key("summary", name), description=f"How the screening of {name} ended"
+    )
     for run in telling.runs:
         page = join(run, "report.html")
-        create_link_artifact(_link(page), link_text=page, key=_key("page", name), description=f"Page of {' '.join(words_of(run))}")
+        create_link_artifact(
+            _link(page), link_text=page, key=_key("page", name), description=f"Page of {' '.join(words_of(run))}"
+        )
 
 
 def _tag(marks: tuple[str, ...]) -> None:
@@ -218,7 +250,9 @@ def _courteously(show: Callable, *args) -> None:
 
 def _in_background(work: Callable, *args) -> threading.Thread:
     # A thread starts without the flow run that it works for; the context has it.
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(work, *args), name="medad-visible", daemon=True)
+    thread = threading.Thread(
+        target=contextvars.copy_context().run, args=(work, *args), name="medad-visible", daemon=True
+    )
     thread.start()
     return thread
 
@@ -241,4 +275,10 @@ def _since(begun: float) -> float:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )

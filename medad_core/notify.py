@@ -51,11 +51,15 @@ def notify(notification: Notification, settings: NotifySettings, attempts: int =
         return False
     body, told = notification.model_dump_json().encode(), threading.Event()
     # A thread bounds the whole of it: a timeout of sockets neither counts the look-up of a name nor an answer in drips.
-    sending = threading.Thread(target=_send, args=(address, body, settings.timeout_s, attempts, told), name="medad-webhook", daemon=True)
+    sending = threading.Thread(
+        target=_send, args=(address, body, settings.timeout_s, attempts, told), name="medad-webhook", daemon=True
+    )
     sending.start()
     sending.join(attempts * (settings.timeout_s + PAUSE_S))
     if sending.is_alive():
-        log.warning("the webhook did not answer in time; it was not told that %s %s", notification.name, notification.event)
+        log.warning(
+            "the webhook did not answer in time; it was not told that %s %s", notification.name, notification.event
+        )
     return told.is_set()
 
 
@@ -65,7 +69,9 @@ def _send(address: str, body: bytes, timeout_s: float, attempts: int, told: thre
         if fault is None:
             told.set()
             return
-        if attempt == attempts or (fault[0] in "34" and fault != "429"):  # 3xx and 4xx say that it will never take it here, 429 not now
+        if attempt == attempts or (
+            fault[0] in "34" and fault != "429"
+        ):  # 3xx and 4xx say that it will never take it here, 429 not now
             log.warning("the webhook was not told, after %d attempts: %s", attempt, fault)
             return
         time.sleep(PAUSE_S)

@@ -30,7 +30,9 @@ def convert_parts(run: str, settings: str, numbers: list[int]) -> Report:
     return do_parts("prompts", convert.run_parts, run, settings, numbers)
 
 
-@task(name="answers", description="Let the LLM answer the prompts of a range of parts; one engine a process.", **OPTIONS)
+@task(
+    name="answers", description="Let the LLM answer the prompts of a range of parts; one engine a process.", **OPTIONS
+)
 def generate_parts(run: str, settings: str, numbers: list[int]) -> Report:
     from medad_core.stages import generate
 

@@ -42,7 +42,9 @@ LASTING_NUMBERS = frozenset((errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAM
 # What torch and Python say, as a RuntimeError, when a device fails or the memory of the machine is spent.
 OF_THE_MACHINE = ("CUDA", "cuDNN", "NCCL", "allocate memory", "start new thread")
 UNSURE_IN_A_ROW, SURE_IN_A_ROW, ALL_OF = 3, 10, 3  # parts given up, with none made between; and with none made at all
-machine_is_well: ContextVar[bool] = ContextVar("machine_is_well", default=False)  # said by whoever saw it work a moment ago, with other cases
+machine_is_well: ContextVar[bool] = ContextVar(
+    "machine_is_well", default=False
+)  # said by whoever saw it work a moment ago, with other cases
 RunParts = Callable[[str, Settings, Sequence[int]], list[PartRecord]]
 
 
@@ -58,7 +60,13 @@ class Report(BaseModel):
 
     @classmethod
     def of(cls, stage: str, records: Sequence[PartRecord]) -> Report:
-        return cls(stage=stage, parts=len(records), rows=sum(r.rows for r in records), done=sum(r.done for r in records), failed=sum(len(r.failed) for r in records))
+        return cls(
+            stage=stage,
+            parts=len(records),
+            rows=sum(r.rows for r in records),
+            done=sum(r.done for r in records),
+            failed=sum(len(r.failed) for r in records),
+        )
 
 
 class Suspect(MedadError):
@@ -118,7 +126,11 @@ def _is_full_gpu(error: BaseException) -> bool:
 def _is_of_the_device(error: BaseException) -> bool:
     """Out of memory, or a GPU that failed: neither has one class in torch."""
     named = any(kind.__name__ in ("AcceleratorError", "FatalError", "OutOfMemoryError") for kind in type(error).__mro__)
-    return named or isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(words in str(error) for words in OF_THE_MACHINE))
+    return (
+        named
+        or isinstance(error, MemoryError)
+        or (isinstance(error, RuntimeError) and any(words in str(error) for words in OF_THE_MACHINE))
+    )
 
 
 @dataclass
@@ -135,7 +147,9 @@ class Trial:
         self._row = self._row + 1 if made == self._made else 1
         self._made = made
         self.given_up.append((number, attempts, suspect))
-        return self._row >= (UNSURE_IN_A_ROW if suspect.unsure else SURE_IN_A_ROW) and not (made == 0 and machine_is_well.get())
+        return self._row >= (UNSURE_IN_A_ROW if suspect.unsure else SURE_IN_A_ROW) and not (
+            made == 0 and machine_is_well.get()
+        )
 
     def trust(self) -> None:
         """The machine was looked at, and is well."""

@@ -39,7 +39,14 @@ def evaluate_run(run: str, settings: str) -> Outcome:
     from medad_core.stages import evaluate
 
     found = evaluate.run(run, settings_from_yaml(settings))
-    return Outcome(predictions=found.predictions, metrics=found.metrics, page=found.page, slices=found.slices, cases=found.cases, rejected=tuple(found.rejected))
+    return Outcome(
+        predictions=found.predictions,
+        metrics=found.metrics,
+        page=found.page,
+        slices=found.slices,
+        cases=found.cases,
+        rejected=tuple(found.rejected),
+    )
 
 
 @task(name="train", description="Decoder and converter from labelled cases; resumes where it stopped.", **OPTIONS)
@@ -51,4 +58,8 @@ def train_weights(data: str, out: str, settings: str, licence: str) -> Trained:
         log.info("%s %d of %d", step, done, of)
 
     made = train(data, out, settings_from_yaml(settings), progress, licence)
-    return Trained(folder=str(made.folder), rejected=tuple((case.case_id, case.reason) for case in made.rejected), scores=made.scores)
+    return Trained(
+        folder=str(made.folder),
+        rejected=tuple((case.case_id, case.reason) for case in made.rejected),
+        scores=made.scores,
+    )

@@ -30,7 +30,14 @@ from medad_core.models.weights import CONVERTER, converter_facts, load_converter
 from medad_core.stages import convert, generate, maps, preprocess
 from medad_core.stages.cohort import find_cohort, settle_cohort
 from medad_core.stages.common import stage_of
-from medad_core.stages.models import _beside_converter, load_converter_of, load_map_models, load_prompt_of, maps_fingerprint, prompts_fingerprint
+from medad_core.stages.models import (
+    _beside_converter,
+    load_converter_of,
+    load_map_models,
+    load_prompt_of,
+    maps_fingerprint,
+    prompts_fingerprint,
+)
 from medad_core.stages.rows import embeddings_of, grids_of, images_of, tokens_of
 
 WIDTH, JOINT, TEXT, LLM = 32, 48, 384, 64
@@ -43,12 +50,20 @@ def checkpoint_tensors() -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
     state = {}
     for tap in range(4):
-        state[f"image_decoder.fc.{tap}.weight"], state[f"image_decoder.fc.{tap}.bias"] = torch.randn(TEXT, WIDTH), torch.randn(TEXT)
+        state[f"image_decoder.fc.{tap}.weight"], state[f"image_decoder.fc.{tap}.bias"] = (
+            torch.randn(TEXT, WIDTH),
+            torch.randn(TEXT),
+        )
     state["prompt_learner.base_prompts"] = torch.randn(9, LLM)
     for number, (inward, outward) in CONVOLUTIONS.items():
-        state[f"prompt_learner.meta_net.{number}.weight"] = torch.randn(outward, inward, 3, 3) * (2 / (9 * inward)) ** 0.5
+        state[f"prompt_learner.meta_net.{number}.weight"] = (
+            torch.randn(outward, inward, 3, 3) * (2 / (9 * inward)) ** 0.5
+        )
         state[f"prompt_learner.meta_net.{number}.bias"] = torch.randn(outward) * 0.1
-    state["prompt_learner.meta_net.15.weight"], state["prompt_learner.meta_net.15.bias"] = torch.randn(LLM, 1024, 5, 5) / 160, torch.randn(LLM) * 0.1
+    state["prompt_learner.meta_net.15.weight"], state["prompt_learner.meta_net.15.bias"] = (
+        torch.randn(LLM, 1024, 5, 5) / 160,
+        torch.randn(LLM) * 0.1,
+    )
     return state
 
 
@@ -59,7 +74,10 @@ def delta_tensors() -> dict[str, torch.Tensor]:
     for layer in range(2):
         for part in "qkvo":
             name = f"llama_model.base_model.model.model.layers.{layer}.self_attn.{part}_proj"
-            state[f"{name}.lora_A.default.weight"], state[f"{name}.lora_B.default.weight"] = torch.randn(RANK, LLM) / 8, torch.randn(LLM, RANK) / 8
+            state[f"{name}.lora_A.default.weight"], state[f"{name}.lora_B.default.weight"] = (
+                torch.randn(RANK, LLM) / 8,
+                torch.randn(LLM, RANK) / 8,
+            )
     return state
 
 
@@ -101,17 +119,38 @@ def kit(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("anomalygpt")
     torch.manual_seed(0)
-    vision = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 8, "num_attention_heads": 2, "image_size": 224, "patch_size": 14}
-    text = CLIPTextConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
-    CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision, projection_dim=JOINT)).save_pretrained(folder / "clip")
+    vision = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 64,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 2,
+        "image_size": 224,
+        "patch_size": 14,
+    }
+    text = CLIPTextConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=64
+    )
+    CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision, projection_dim=JOINT)).save_pretrained(
+        folder / "clip"
+    )
     tokenizer = AutoTokenizer.from_pretrained(packaged("smollm2-135m").folder)
     tokenizer.chat_template = None
     tokenizer.save_pretrained(folder / "llama")
-    config = LlamaConfig(hidden_size=LLM, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    config = LlamaConfig(
+        hidden_size=LLM,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        vocab_size=len(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
+    )
     model = LlamaForCausalLM(config)
     model.model.embed_tokens.weight.data.normal_()
     model.save_pretrained(folder / "llama")
-    torch.save({name: torch.nn.Parameter(tensor) for name, tensor in checkpoint_tensors().items()}, folder / "anomalygpt.pt")
+    torch.save(
+        {name: torch.nn.Parameter(tensor) for name, tensor in checkpoint_tensors().items()}, folder / "anomalygpt.pt"
+    )
     torch.save(delta_tensors(), folder / "pandagpt.pt")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lora_module, "cache_root", lambda: folder / "cache")
@@ -125,12 +164,32 @@ def imported(kit):
 
 @pytest.fixture(scope="module")
 def settings(imported) -> Settings:
-    return load_settings(None, [*imported.words, "models.device=cpu", "llm.engine=transformers", "llm.max_new_tokens=5", "data.first_slice=80", "data.last_slice=82"])
+    return load_settings(
+        None,
+        [
+            *imported.words,
+            "models.device=cpu",
+            "llm.engine=transformers",
+            "llm.max_new_tokens=5",
+            "data.first_slice=80",
+            "data.last_slice=82",
+        ],
+    )
 
 
 def reference_texts() -> torch.Tensor:
     """(2, TEXT): 7 normal × 2 and 5 abnormal × 2 sentences about an object, averaged and normalised, as the paper has them."""
-    states = [["{}", "flawless {}", "perfect {}", "unblemished {}", "{} without flaw", "{} without defect", "{} without damage"]]
+    states = [
+        [
+            "{}",
+            "flawless {}",
+            "perfect {}",
+            "unblemished {}",
+            "{} without flaw",
+            "{} without defect",
+            "{} without damage",
+        ]
+    ]
     states.append(["damaged {}", "broken {}", "{} with flaw", "{} with defect", "{} with damage"])
     encoder, rows = load_text_encoder("minilm"), []
     for kind in states:
@@ -147,7 +206,9 @@ def reference_map(clip: str, pixels: torch.Tensor) -> torch.Tensor:
     state, texts, drawn = checkpoint_tensors(), reference_texts(), []
     hidden = CLIPVisionModel.from_pretrained(clip)(pixel_values=pixels, output_hidden_states=True).hidden_states
     for tap, block in enumerate((2, 4, 6, 8)):
-        patches = hidden[block][:, 1:] @ state[f"image_decoder.fc.{tap}.weight"].T + state[f"image_decoder.fc.{tap}.bias"]
+        patches = (
+            hidden[block][:, 1:] @ state[f"image_decoder.fc.{tap}.weight"].T + state[f"image_decoder.fc.{tap}.bias"]
+        )
         logits = 100 * (patches / patches.norm(dim=-1, keepdim=True)) @ texts.T
         logits = logits.transpose(1, 2).reshape(len(pixels), 2, 16, 16)
         drawn.append(F.interpolate(logits, size=224, mode="bilinear", align_corners=True).softmax(1)[:, 1])
@@ -158,7 +219,15 @@ def reference_map_tokens(anomaly_map: torch.Tensor) -> torch.Tensor:
     """(B, 9, LLM) from maps (B, 1, 224, 224)."""
     state, seen = checkpoint_tensors(), anomaly_map
     for number in CONVOLUTIONS:
-        seen = F.max_pool2d(F.conv2d(seen, state[f"prompt_learner.meta_net.{number}.weight"], state[f"prompt_learner.meta_net.{number}.bias"], padding=1).relu(), 2)
+        seen = F.max_pool2d(
+            F.conv2d(
+                seen,
+                state[f"prompt_learner.meta_net.{number}.weight"],
+                state[f"prompt_learner.meta_net.{number}.bias"],
+                padding=1,
+            ).relu(),
+            2,
+        )
     seen = F.conv2d(seen, state["prompt_learner.meta_net.15.weight"], state["prompt_learner.meta_net.15.bias"])
     assert seen.shape[1:] == (LLM, 3, 3)
     return torch.stack([seen[:, :, row, column] for row in range(3) for column in range(3)], dim=1)
@@ -171,7 +240,9 @@ def reference_image_token(clip: str, pixels: torch.Tensor) -> torch.Tensor:
     state, model = delta_tensors(), CLIPModel.from_pretrained(clip)
     last = model.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states[-1]
     embedding = model.visual_projection(model.vision_model.post_layernorm(last[:, 0]))
-    return (embedding / embedding.norm(dim=-1, keepdim=True) @ state["llama_proj.weight"].T + state["llama_proj.bias"]).unsqueeze(1)
+    return (
+        embedding / embedding.norm(dim=-1, keepdim=True) @ state["llama_proj.weight"].T + state["llama_proj.bias"]
+    ).unsqueeze(1)
 
 
 @torch.no_grad()
@@ -188,7 +259,18 @@ def reference_prompt(kit: Kit, pixels: torch.Tensor) -> torch.Tensor:
     start = table[tokenizer.bos_token_id].expand(len(pixels), 1, -1)
     base = checkpoint_tensors()["prompt_learner.base_prompts"].expand(len(pixels), -1, -1)
     soft = reference_map_tokens(reference_map(kit.clip, pixels))
-    return torch.cat([start, words("### Human: <Img>"), reference_image_token(kit.clip, pixels), words("</Img> "), base, soft, words(f"{QUESTION}\n### Assistant:")], dim=1)
+    return torch.cat(
+        [
+            start,
+            words("### Human: <Img>"),
+            reference_image_token(kit.clip, pixels),
+            words("</Img> "),
+            base,
+            soft,
+            words(f"{QUESTION}\n### Assistant:"),
+        ],
+        dim=1,
+    )
 
 
 def reference_llm(kit: Kit) -> torch.nn.Module:
@@ -217,7 +299,9 @@ def test_map_and_tokens_are_those_of_the_paper(kit, settings, pictures):
     features, embedding = models.encode(pictures)
     grid = models.decoder(features)
     expected = reference_map(kit.clip, pixels)
-    assert expected.std() > 0.01 and (expected[0] - expected[1]).abs().max() > 0.01, "the test would not notice a map that is constant"
+    assert expected.std() > 0.01 and (expected[0] - expected[1]).abs().max() > 0.01, (
+        "the test would not notice a map that is constant"
+    )
     torch.testing.assert_close(render_maps(grid, 224, 224), expected[:, 0], atol=1e-4, rtol=1e-3)
     tokens = converter(grid, embedding)
     assert tokens.shape == (2, 10, LLM) and converter.knowledge_tokens().shape == (9, LLM)
@@ -233,7 +317,9 @@ def test_weights_say_what_they_are_and_refuse_other_models(kit, imported, settin
     with pytest.raises(WeightsError, match=r"llm_sha256 is .* made for .* with LoRA"):
         prompts_fingerprint(settings.model_copy(update={"llm": settings.llm.model_copy(update={"lora": None})}))
     with pytest.raises(WeightsError, match="encoder_sha256"):
-        maps_fingerprint(settings.model_copy(update={"models": settings.models.model_copy(update={"encoder": "dinov2-small"})}))
+        maps_fingerprint(
+            settings.model_copy(update={"models": settings.models.model_copy(update={"encoder": "dinov2-small"})})
+        )
     assert "AnomalyGPT" in (imported.folder / "card.md").read_text()
 
 
@@ -265,15 +351,23 @@ def test_a_screened_phantom_is_answered_as_plain_torch_answers_it(kit, settings,
     assembled = torch.from_numpy(prompt.assemble(load_converter_of(settings).knowledge_tokens().numpy(), soft))
     expected = reference_prompt(kit, pixels)
     assert assembled.shape[1] == prompt.length(9, 9)
-    torch.testing.assert_close(assembled, expected, atol=0.03, rtol=0.01)  # grids, embeddings and tokens are kept in half precision
+    torch.testing.assert_close(
+        assembled, expected, atol=0.03, rtol=0.01
+    )  # grids, embeddings and tokens are kept in half precision
 
     model, tokenizer = reference_llm(kit), prompt.tokenizer
     logits = model(inputs_embeds=assembled).logits[:, -1]
-    said = model.generate(inputs_embeds=assembled, attention_mask=torch.ones(assembled.shape[:2]), max_new_tokens=5, do_sample=False)
+    said = model.generate(
+        inputs_embeds=assembled, attention_mask=torch.ones(assembled.shape[:2]), max_new_tokens=5, do_sample=False
+    )
     answers = stage_of(screened, "answers").read()
     assert answers["answer"].to_pylist() == tokenizer.batch_decode(said, skip_special_tokens=True)
-    yes_token, no_token = (tokenizer(text, add_special_tokens=False).input_ids[0] for text in ("Yes, there", "No, there"))
-    np.testing.assert_allclose(answers["p_yes"].to_numpy(), (logits[:, yes_token] - logits[:, no_token]).sigmoid().numpy(), atol=1e-4)
+    yes_token, no_token = (
+        tokenizer(text, add_special_tokens=False).input_ids[0] for text in ("Yes, there", "No, there")
+    )
+    np.testing.assert_allclose(
+        answers["p_yes"].to_numpy(), (logits[:, yes_token] - logits[:, no_token]).sigmoid().numpy(), atol=1e-4
+    )
     plain = load_llm(Path(kit.llama))(inputs_embeds=assembled).logits[:, -1]
     assert (plain - logits).abs().max() > 0.01, "the test would not notice a LoRA that is left out"
 
@@ -307,19 +401,35 @@ def test_an_encoder_without_joint_space_is_refused_before_any_work(kit, tmp_path
 
 def test_missing_tensors_are_listed_and_the_delta_is_named(kit, tmp_path):
     kit.refused(tmp_path, lambda state: state.pop("image_decoder.fc.2.bias"), "missing: image_decoder.fc.2.bias")
-    kit.refused(tmp_path, lambda state: state.pop("prompt_learner.base_prompts"), "missing: prompt_learner.base_prompts")
-    with pytest.raises(WeightsError, match=r"missing: llama_proj\.bias, llama_proj\.weight; llama_proj is in PandaGPT's delta"):
+    kit.refused(
+        tmp_path, lambda state: state.pop("prompt_learner.base_prompts"), "missing: prompt_learner.base_prompts"
+    )
+    with pytest.raises(
+        WeightsError, match=r"missing: llama_proj\.bias, llama_proj\.weight; llama_proj is in PandaGPT's delta"
+    ):
         kit.run(tmp_path / "out", kit.files[1:])
 
 
-@pytest.mark.parametrize("name", ["image_decoder.fc.4.weight", "prompt_learner.meta_net.1.weight", "prompt_learner.extra", "optimizer.step", "llama_proj2.weight"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "image_decoder.fc.4.weight",
+        "prompt_learner.meta_net.1.weight",
+        "prompt_learner.extra",
+        "optimizer.step",
+        "llama_proj2.weight",
+    ],
+)
 def test_unexpected_tensors_are_listed(kit, tmp_path, name):
     kit.refused(tmp_path, lambda state: state.update({name: torch.zeros(3)}), f"unexpected: {name}")
 
 
 def test_frozen_models_in_a_checkpoint_are_left_out(kit, tmp_path):
     state = checkpoint_tensors() | delta_tensors()
-    torch.save(state | {"visual_encoder.x": torch.zeros(1), "llama_model.base_model.model.lm_head.weight": torch.zeros(1)}, tmp_path / "whole.pt")
+    torch.save(
+        state | {"visual_encoder.x": torch.zeros(1), "llama_model.base_model.model.lm_head.weight": torch.zeros(1)},
+        tmp_path / "whole.pt",
+    )
     assert kit.run(tmp_path / "out", [tmp_path / "whole.pt"]).folder == tmp_path / "out"
 
 
@@ -327,7 +437,11 @@ def test_frozen_models_in_a_checkpoint_are_left_out(kit, tmp_path):
     ("name", "shape", "problem"),
     [
         ("image_decoder.fc.1.weight", (TEXT, WIDTH + 8), r"image_decoder.fc.1.weight is \(384, 40\), not \(384, 32\)"),
-        ("prompt_learner.meta_net.6.weight", (64, 16, 5, 5), r"meta_net.6.weight is \(64, 16, 5, 5\), not \(64, 16, 3, 3\)"),
+        (
+            "prompt_learner.meta_net.6.weight",
+            (64, 16, 5, 5),
+            r"meta_net.6.weight is \(64, 16, 5, 5\), not \(64, 16, 3, 3\)",
+        ),
         ("prompt_learner.base_prompts", (18, LLM), r"base_prompts is \(18, 64\), not \(9, 64\)"),
         ("llama_proj.weight", (LLM, JOINT * 2), r"llama_proj.weight is \(64, 96\), not \(64, 48\)"),
     ],
@@ -364,7 +478,11 @@ class _Malicious:
 @pytest.mark.parametrize("legacy", [False, True])
 def test_code_in_a_checkpoint_is_not_executed(kit, tmp_path, legacy):
     trace = tmp_path / "executed"
-    torch.save(checkpoint_tensors() | {"image_decoder.fc.0.bias": _Malicious(trace)}, tmp_path / "bad.pt", _use_new_zipfile_serialization=not legacy)
+    torch.save(
+        checkpoint_tensors() | {"image_decoder.fc.0.bias": _Malicious(trace)},
+        tmp_path / "bad.pt",
+        _use_new_zipfile_serialization=not legacy,
+    )
     with pytest.raises(WeightsError, match=r"bad\.pt"):
         kit.run(tmp_path / "out", [kit.files[0], tmp_path / "bad.pt"])
     assert not trace.exists()
@@ -378,16 +496,29 @@ def test_weights_are_not_written_over(kit, imported):
 def test_a_converter_of_an_architecture_that_is_not_known_is_refused(settings, imported, tmp_path):
     from safetensors.torch import save_file
 
-    save_file(load_file(imported.folder / CONVERTER), tmp_path / CONVERTER, metadata={"fits": "{}", "architecture": "transformer"})
+    save_file(
+        load_file(imported.folder / CONVERTER),
+        tmp_path / CONVERTER,
+        metadata={"fits": "{}", "architecture": "transformer"},
+    )
     with pytest.raises(WeightsError, match="architecture 'transformer'; known here: compact, anomalygpt"):
         load_converter(tmp_path, {})
-    save_file(load_file(imported.folder / CONVERTER), tmp_path / CONVERTER, metadata={"fits": "{}", "architecture": "compact"})
+    save_file(
+        load_file(imported.folder / CONVERTER), tmp_path / CONVERTER, metadata={"fits": "{}", "architecture": "compact"}
+    )
     with pytest.raises(WeightsError, match="not those of this architecture"):
         load_converter(tmp_path, _beside_converter(settings))
 
 
 def test_lora_of_another_model_is_refused(kit, tmp_path):
-    save_lora(tmp_path, {f"base_model.model.model.layers.9.self_attn.q_proj.lora_{half}.weight": torch.zeros(shape) for half, shape in (("A", (2, LLM)), ("B", (LLM, 2)))}, 4)
+    save_lora(
+        tmp_path,
+        {
+            f"base_model.model.model.layers.9.self_attn.q_proj.lora_{half}.weight": torch.zeros(shape)
+            for half, shape in (("A", (2, LLM)), ("B", (LLM, 2)))
+        },
+        4,
+    )
     with pytest.raises(WeightsError, match=r"layers\.9\.self_attn\.q_proj\.weight, which is absent"):
         llm_folder(kit.llama, str(tmp_path))
 
@@ -425,7 +556,10 @@ def test_an_llm_without_chat_template_speaks_anomalygpts(kit):
         ("Yes, there is an anomaly in the image, at the bottom left of the image.", Answer("yes", "bottom left")),
         ("No, there is no anomaly in the image.\n", Answer("no", None)),
         ("Yes, there are 2 anomalies in the image, they are at the top of the image.", Answer("yes", "top")),
-        ("Yes, there are 2 anomalies in the image, they are at the top left and bottom of the image.", Answer("yes", None)),
+        (
+            "Yes, there are 2 anomalies in the image, they are at the top left and bottom of the image.",
+            Answer("yes", None),
+        ),
         ("Yes, there are 3 anomalies in the image, they are at the top, left", None),
         ("Yes, there is an anomaly in the image.", None),
     ],
@@ -440,7 +574,9 @@ def test_the_command_imports_and_says_how_to_go_on(kit, tmp_path):
     from flows.cli import app
 
     named = ["--encoder", kit.clip, "--text-encoder", "minilm", "--llm", kit.llama, "--lora-alpha", str(ALPHA)]
-    result = CliRunner().invoke(app, ["models", "import", "anomalygpt", *map(str, kit.files), "--out", str(tmp_path / "weights"), *named])
+    result = CliRunner().invoke(
+        app, ["models", "import", "anomalygpt", *map(str, kit.files), "--out", str(tmp_path / "weights"), *named]
+    )
     assert result.exit_code == 0, result.output
     assert f"llm.lora={tmp_path / 'weights' / 'lora'}" in result.stdout
     words = result.stdout.split("--out RUN ")[1].split()
@@ -457,12 +593,20 @@ def test_the_architecture_can_be_trained_in_its_template(kit, tmp_path):
 
     rng = np.random.default_rng(0)
     drawn = [draw(np.full((4, 16, 16), -24, np.float16), index % 2 == 0, rng) for index in range(6)]
-    examples = LabelledMaps(np.stack([grid for grid, _ in drawn]).astype(np.float16), np.stack([centroid for _, centroid in drawn]))
+    examples = LabelledMaps(
+        np.stack([grid for grid, _ in drawn]).astype(np.float16), np.stack([centroid for _, centroid in drawn])
+    )
     prompt, before = Prompt(Path(kit.llama)), new_converter("anomalygpt", torch.zeros(0, TEXT), LLM, 0.1)
     start = {name: tensor.clone() for name, tensor in before.state_dict().items()}
-    training = ConverterTraining(architecture="anomalygpt", warm_up_steps=1, synthetic_steps=1, real_steps=1, batch_size=2, checkpoint_every=2)
-    trained = ConverterTrainer(before, load_llm(prompt.folder), prompt, training, seed=0).fit(examples, examples, tmp_path / "c.pt")
+    training = ConverterTraining(
+        architecture="anomalygpt", warm_up_steps=1, synthetic_steps=1, real_steps=1, batch_size=2, checkpoint_every=2
+    )
+    trained = ConverterTrainer(before, load_llm(prompt.folder), prompt, training, seed=0).fit(
+        examples, examples, tmp_path / "c.pt"
+    )
     assert all((trained.state_dict()[name] != tensor).any() for name, tensor in start.items())
     save_converter(trained, tmp_path, {}, prompt.template.name)
-    assert converter_facts(tmp_path) == converter_facts(tmp_path / CONVERTER) and converter_facts(tmp_path).joint is None
+    assert (
+        converter_facts(tmp_path) == converter_facts(tmp_path / CONVERTER) and converter_facts(tmp_path).joint is None
+    )
     assert load_converter(tmp_path, {})(torch.from_numpy(examples.grids)).shape == (6, 9, LLM)

@@ -39,10 +39,17 @@ class Drawn:
         return (y - 32) ** 2 + (x - 32) ** 2 < 26**2
 
     def pictures(self, at, size):
-        return F.interpolate(torch.from_numpy(self.images[list(at)].astype(np.float32))[:, None] / 255, size=(size, size), mode="area")
+        return F.interpolate(
+            torch.from_numpy(self.images[list(at)].astype(np.float32))[:, None] / 255, size=(size, size), mode="area"
+        )
 
     def brain(self, at, size):
-        disc = F.interpolate(torch.from_numpy(self.disc.astype(np.float32))[None, None], size=(size, size), mode="area")[:, 0] > 0.5
+        disc = (
+            F.interpolate(torch.from_numpy(self.disc.astype(np.float32))[None, None], size=(size, size), mode="area")[
+                :, 0
+            ]
+            > 0.5
+        )
         return disc.expand(len(at), -1, -1)
 
     def features(self, at):
@@ -69,7 +76,11 @@ def drawn(encoder, count: int, tumour: int, seed: int) -> Drawn:
             blobs[index] = (y - row) ** 2 + (x - column) ** 2 < 36
             images[index][blobs[index]] += 90
     pictures = np.where(disc, np.clip(images, 1, 255), 0).astype(np.uint8)
-    return Drawn(pictures, blobs, torch.cat([encoder.encode(pictures[start : start + 16]) for start in range(0, count, 16)]).clone())
+    return Drawn(
+        pictures,
+        blobs,
+        torch.cat([encoder.encode(pictures[start : start + 16]) for start in range(0, count, 16)]).clone(),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +116,12 @@ def test_a_blob_never_seen_in_training_scores_higher_and_lights_up(name, fitted,
     assert scores.shape == (24,) and maps.min() >= 0 and maps.max() <= 1
     above = (scores[:12, None] > scores[None, 12:]).mean()
     assert above > 0.9, above
-    blobs = F.interpolate(torch.from_numpy(mixed.blobs[:12].astype(np.float32))[:, None], size=maps.shape[-2:], mode="area")[:, 0] > 0.5
+    blobs = (
+        F.interpolate(
+            torch.from_numpy(mixed.blobs[:12].astype(np.float32))[:, None], size=maps.shape[-2:], mode="area"
+        )[:, 0]
+        > 0.5
+    )
     inside = mixed.brain(range(12), maps.shape[-1])
     assert maps[:12][blobs].mean() > 1.2 * maps[:12][inside & ~blobs].mean()
     assert name == "brightness" or steps[-1][0] == steps[-1][1]
@@ -180,7 +196,9 @@ def test_addresses_at_or_below_the_limit_are_cut_to_nothing_and_the_rest_is_shar
 
 
 def test_training_error_is_measured_against_the_mean_training_picture(encoder, fitted, normal):
-    hardly = build("memory-autoencoder", SMALL.model_copy(update={"epochs": 1, "learning_rate": 1e-9}), encoder, 0, "cpu")
+    hardly = build(
+        "memory-autoencoder", SMALL.model_copy(update={"epochs": 1, "learning_rate": 1e-9}), encoder, 0, "cpu"
+    )
     hardly.fit(normal)
     pictures = normal.pictures(range(48), 32).numpy()
     yardstick = ((pictures - pictures.mean(0)) ** 2).mean()
@@ -206,7 +224,11 @@ def test_a_batch_of_one_is_normalised_in_training_as_in_scoring(name, encoder, n
     pictures, network = normal.pictures([0], 32), detector.network
     with torch.no_grad():
         trained, scored = (network.train(mode)(pictures) for mode in (True, False))
-    for one, other in zip(trained if isinstance(trained, tuple) else [trained], scored if isinstance(scored, tuple) else [scored], strict=True):
+    for one, other in zip(
+        trained if isinstance(trained, tuple) else [trained],
+        scored if isinstance(scored, tuple) else [scored],
+        strict=True,
+    ):
         torch.testing.assert_close(one, other)
 
 

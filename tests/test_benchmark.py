@@ -34,11 +34,28 @@ def gated() -> VisionTransformerEncoder:
     """A small DINOv2 with the gated MLP of its giant size."""
     from transformers import Dinov2Config, Dinov2Model
 
-    model = Dinov2Model(Dinov2Config(hidden_size=64, num_hidden_layers=4, num_attention_heads=2, image_size=224, patch_size=14, use_swiglu_ffn=True))
+    model = Dinov2Model(
+        Dinov2Config(
+            hidden_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            image_size=224,
+            patch_size=14,
+            use_swiglu_ffn=True,
+        )
+    )
     return VisionTransformerEncoder(model, FAMILIES["dinov2"])
 
 
-@pytest.mark.parametrize("build", [lambda: load_encoder("dinov2-small"), lambda: random_encoder(Size("clip_vision_model", 96, 8, 3), "cpu", "float32"), gated], ids=["dinov2", "clip", "gated"])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: load_encoder("dinov2-small"),
+        lambda: random_encoder(Size("clip_vision_model", 96, 8, 3), "cpu", "float32"),
+        gated,
+    ],
+    ids=["dinov2", "clip", "gated"],
+)
 def test_the_formula_counts_what_torch_counts(build):
     encoder = build()
     assert flops_per_slice(shape_of(encoder)) == counted(encoder)
@@ -53,8 +70,16 @@ def test_vit_h_14_costs_a_third_of_a_teraflop_a_slice():
 
 def test_sizes_are_those_of_the_published_models():
     with torch.device("meta"):
-        millions = {name: sum(p.numel() for p in random_encoder(size, "meta", "bfloat16").parameters()) / 1e6 for name, size in SIZES.items()}
-    assert millions == {"vit-s-14": pytest.approx(22, rel=0.02), "vit-b-14": pytest.approx(86.6, rel=0.02), "vit-l-14": pytest.approx(304.4, rel=0.02), "vit-h-14": pytest.approx(630.8, rel=0.02)}
+        millions = {
+            name: sum(p.numel() for p in random_encoder(size, "meta", "bfloat16").parameters()) / 1e6
+            for name, size in SIZES.items()
+        }
+    assert millions == {
+        "vit-s-14": pytest.approx(22, rel=0.02),
+        "vit-b-14": pytest.approx(86.6, rel=0.02),
+        "vit-l-14": pytest.approx(304.4, rel=0.02),
+        "vit-h-14": pytest.approx(630.8, rel=0.02),
+    }
 
 
 def test_a_rate_is_calls_by_seconds_and_turns_alternate():
@@ -87,7 +112,11 @@ def test_a_slow_model_is_given_fewer_slices_and_a_fast_one_no_more_than_there_ar
     assert (slow.slices, slow.naive_slices) == (6, 3) and (fast.slices, fast.naive_slices) == (41, 10)
 
 
-@pytest.mark.parametrize(("size", "precision"), [(Size("dinov2", 96, 4, 3), "float32"), (Size("clip_vision_model", 96, 4, 3, text=(64, 2, 2)), "bfloat16")], ids=["minilm", "clip text"])
+@pytest.mark.parametrize(
+    ("size", "precision"),
+    [(Size("dinov2", 96, 4, 3), "float32"), (Size("clip_vision_model", 96, 4, 3, text=(64, 2, 2)), "bfloat16")],
+    ids=["minilm", "clip text"],
+)
 def test_a_report_holds_together_and_prints(tmp_path, monkeypatch, size, precision):
     """A small encoder, so that the test takes seconds; the path is that of the true sizes."""
     from rich.console import Console
@@ -95,14 +124,24 @@ def test_a_report_holds_together_and_prints(tmp_path, monkeypatch, size, precisi
     monkeypatch.setitem(SIZES, "small", size)
     monkeypatch.setitem(GEMM_SIDES, "cpu", (64, 256))  # a CPU without bfloat16 takes 17 s for the product of 2048
     effort, said = Effort(batches=(1, 2), rounds=2, least_s=0.05, cases=2, slices=8, naive_slices=4, stage_rounds=2), []
-    report = benchmark_encode("small", load_settings(None, ["models.device=cpu", "models.threads=1", f"models.precision={precision}"]), effort=effort, progress=said.append)
+    report = benchmark_encode(
+        "small",
+        load_settings(None, ["models.device=cpu", "models.threads=1", f"models.precision={precision}"]),
+        effort=effort,
+        progress=said.append,
+    )
     (variant,) = report.variants
     assert list(report.sweep) == [1, 2] and variant.batch_size in (1, 2) and len(said) > 4
     assert variant.flops_s.median == pytest.approx(variant.slices_s.median * report.flops_per_slice)
     peak, flops = report.gemm_flops_s, variant.flops_s
     assert flops.low / peak.high <= variant.peak_share.median <= flops.high / peak.low
-    assert report.stage_peak_share == pytest.approx(report.stage_slices_s.median * report.flops_per_slice / report.gemm_flops_s.median)
-    assert report.read_share == pytest.approx(report.stage_slices_s.median / report.read_slices_s) and 0 < report.read_share < 1
+    assert report.stage_peak_share == pytest.approx(
+        report.stage_slices_s.median * report.flops_per_slice / report.gemm_flops_s.median
+    )
+    assert (
+        report.read_share == pytest.approx(report.stage_slices_s.median / report.read_slices_s)
+        and 0 < report.read_share < 1
+    )
     assert report.speed_up.median > 1, "sixteen sentences for every slice cost nothing?"
     assert json.loads(report_json(report))["gemm_flops_s"]["n"] == 2
     console = Console(record=True, width=160, file=(tmp_path / "out").open("w"))

@@ -42,13 +42,22 @@ def test_help_answers_in_under_a_second_and_imports_nothing_heavy():
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 1
     code = "import sys, flows.cli; print({'torch', 'prefect', 'vllm', 'pyarrow', 'numpy'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "set()"
+    )
 
 
 def test_finished_with_rejected_cases_is_3_and_says_where_the_results_are(screened):
     result = medad("screen", screened.data, "--out", screened.run, *screened.words)
     says(result, 3, "1 cases could not be used", "rejected.csv")
-    for text in ("predictions.parquet", "metrics.md", "report.html", "Verdict, balanced accuracy", "9 slices of 3 cases"):
+    for text in (
+        "predictions.parquet",
+        "metrics.md",
+        "report.html",
+        "Verdict, balanced accuracy",
+        "9 slices of 3 cases",
+    ):
         assert text in result.stdout
 
 
@@ -73,7 +82,12 @@ def test_all_done_is_0(server, tmp_path):
 def test_no_usable_case_is_1(server, tmp_path):
     write_case(tmp_path / "data", "BraTS2021_00007", seed=7)
     break_case(tmp_path / "data", "BraTS2021_00007")
-    says(medad("screen", tmp_path / "data", "--out", tmp_path / "run", *WORDS), 1, "none of the 1 cases could be used", "rejected.csv")
+    says(
+        medad("screen", tmp_path / "data", "--out", tmp_path / "run", *WORDS),
+        1,
+        "none of the 1 cases could be used",
+        "rejected.csv",
+    )
     assert "BraTS2021_00007" in (tmp_path / "run" / "rejected.csv").read_text()
 
 
@@ -103,7 +117,11 @@ def test_weights_of_another_model_are_1_before_any_work(tiny_cohort, tmp_path):
 
     source = weights_folder("embedded")
     shutil.copy(source / "converter.safetensors", tmp_path)
-    save_file(load_file(source / "decoder.safetensors"), tmp_path / "decoder.safetensors", metadata={"fits": '{"encoder_sha256": "of another"}'})
+    save_file(
+        load_file(source / "decoder.safetensors"),
+        tmp_path / "decoder.safetensors",
+        metadata={"fits": '{"encoder_sha256": "of another"}'},
+    )
     result = medad("screen", tiny_cohort, "--out", tmp_path / "run", f"models.weights={tmp_path}")
     says(result, 1, "weights of another model", "encoder_sha256")
     assert not (tmp_path / "run" / "slices").exists()
@@ -145,5 +163,11 @@ def test_phantoms_can_be_screened_cases(tmp_path):
 
 
 def test_results_do_not_depend_on_the_folder_the_command_runs_in(screened, tmp_path):
-    done = subprocess.run([*CLI, "status", os.path.relpath(screened.run, tmp_path)], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, capture_output=True, text=True)
+    done = subprocess.run(
+        [*CLI, "status", os.path.relpath(screened.run, tmp_path)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr

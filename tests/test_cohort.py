@@ -48,15 +48,30 @@ def test_a_cohort_that_moved_is_the_same_and_one_that_changed_is_refused_by_name
 def test_a_damaged_cohort_is_one_line_with_the_way_out(tmp_path, damage):
     (tmp_path / "cohort.json").write_text(damage)
     for read in (cohort_of, lambda run: settle_cohort(run, cohort(("a", "test")))):
-        with pytest.raises(StoreError, match=r"cohort\.json is damaged .*; bring it back from a backup, or delete it and run `medad screen") as raised:
+        with pytest.raises(
+            StoreError,
+            match=r"cohort\.json is damaged .*; bring it back from a backup, or delete it and run `medad screen",
+        ) as raised:
             read(str(tmp_path))
         assert "\n" not in str(raised.value)
 
 
 def test_predictions_that_are_there_are_left_alone_whatever_wrote_them(tmp_path):
     path = tmp_path / "predictions.parquet"
-    row = {field.name: None if field.nullable else 0.5 if pa.types.is_floating(field.type) else "x" if pa.types.is_string(field.type) else 1 for field in PREDICTIONS}
-    rows, other = (pa.Table.from_pandas(pd.DataFrame([row | {"anomaly_score": score}]), schema=PREDICTIONS, preserve_index=False) for score in (0.25, 0.5))
+    row = {
+        field.name: None
+        if field.nullable
+        else 0.5
+        if pa.types.is_floating(field.type)
+        else "x"
+        if pa.types.is_string(field.type)
+        else 1
+        for field in PREDICTIONS
+    }
+    rows, other = (
+        pa.Table.from_pandas(pd.DataFrame([row | {"anomaly_score": score}]), schema=PREDICTIONS, preserve_index=False)
+        for score in (0.25, 0.5)
+    )
     pq.write_table(rows.replace_schema_metadata({"pandas": "of another version"}), path, compression="gzip")
     before = path.read_bytes()
     write_predictions(str(path), rows)
@@ -87,7 +102,9 @@ def test_cases_that_trained_the_weights_are_said_to_flatter():
     assert "1 of the 2 cases" in _caveats(cohort((learned, "test"), ("other", "train")), Settings())[0]
     assert "in the split test too" in _caveats(cohort((learned, "test"), ("other", "train")), Settings())[0]
     assert "not those of the split test" in _caveats(cohort((learned, "train"), ("other", "test")), Settings())[0]
-    assert "test" not in _caveats(cohort((learned, "screen"), ("other", "screen")), Settings())[0].split("The weights")[0]
+    assert (
+        "test" not in _caveats(cohort((learned, "screen"), ("other", "screen")), Settings())[0].split("The weights")[0]
+    )
     assert _caveats(cohort(("other", "test")), Settings()) == ()
 
 

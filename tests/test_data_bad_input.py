@@ -41,7 +41,10 @@ def write(path, content: bytes) -> VolumeRef:
 def test_a_truncated_gzip_file_is_refused_wherever_it_ends(tmp_path, share):
     save(np.random.default_rng(0).integers(0, 999, (30, 30, 9)).astype(np.int16), tmp_path / "x.nii.gz")
     content = (tmp_path / "x.nii.gz").read_bytes()
-    refused(r"y\.nii\.gz: (truncated|damaged|not a NIfTI)", write(tmp_path / "y.nii.gz", content[: int(len(content) * share)]))
+    refused(
+        r"y\.nii\.gz: (truncated|damaged|not a NIfTI)",
+        write(tmp_path / "y.nii.gz", content[: int(len(content) * share)]),
+    )
 
 
 def test_a_truncated_plain_file_is_refused(tmp_path):
@@ -55,7 +58,9 @@ def test_a_damaged_gzip_stream_is_refused(tmp_path, good):
     refused("damaged gzip|not a NIfTI|truncated", write(tmp_path / "y.nii.gz", bytes(content)))
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x1f\x8b", b"<html>" * 200, b"\x00" * 1000, bytes(range(256)) * 4])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"\x1f\x8b", b"<html>" * 200, b"\x00" * 1000, bytes(range(256)) * 4]
+)
 def test_what_is_no_nifti_is_refused(tmp_path, content):
     refused(r"y\.nii\.gz: (not a NIfTI|truncated|damaged)", write(tmp_path / "y.nii.gz", content))
 

@@ -112,10 +112,19 @@ def test_files_that_name_no_case_take_the_folders_name(tmp_path):
 
 
 def test_msd_channels_follow_dataset_json(tmp_path):
-    touch(tmp_path, "imagesTr/BRATS_001.nii.gz", "imagesTr/._BRATS_001.nii.gz", "labelsTr/BRATS_001.nii.gz", "imagesTs/BRATS_485.nii.gz")
+    touch(
+        tmp_path,
+        "imagesTr/BRATS_001.nii.gz",
+        "imagesTr/._BRATS_001.nii.gz",
+        "labelsTr/BRATS_001.nii.gz",
+        "imagesTs/BRATS_485.nii.gz",
+    )
     (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "T1w", "1": "FLAIR"}}))
     found = discover(tmp_path)
-    assert [(c.case_id, c.volumes["flair"].channel, c.mask is not None) for c in found.cases] == [("BRATS_001", 1, True), ("BRATS_485", 1, False)]
+    assert [(c.case_id, c.volumes["flair"].channel, c.mask is not None) for c in found.cases] == [
+        ("BRATS_001", 1, True),
+        ("BRATS_485", 1, False),
+    ]
 
 
 def test_msd_without_dataset_json_has_the_decathlons_order(tmp_path):
@@ -137,13 +146,18 @@ def test_msd_with_a_dataset_json_that_is_no_json_is_a_usage_error(tmp_path):
         discover(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "[" * 100_000, '{"modality": ["FLAIR"]}', '{"modality": {"FLAIR": "FLAIR"}}', "[]", ""])
+@pytest.mark.parametrize(
+    "content", ["{", "[" * 100_000, '{"modality": ["FLAIR"]}', '{"modality": {"FLAIR": "FLAIR"}}', "[]", ""]
+)
 def test_an_odd_dataset_json_in_an_inbox_concerns_its_own_folder_only(tmp_path, content):
     touch(tmp_path, "A/A_flair.nii.gz", "copy/imagesTr/B.nii.gz", "copy/imagesTs/C.nii.gz", "whole/imagesTr/D.nii.gz")
     (tmp_path / "copy/dataset.json").write_text(content)
     found = discover(tmp_path, may_be_empty=True)
     assert [case.case_id for case in found.cases] == ["A", "D"]
-    assert list(reasons(tmp_path, inbox=True)) == ["copy"] and "dataset.json: cannot be understood" in found.rejected[0].reason
+    assert (
+        list(reasons(tmp_path, inbox=True)) == ["copy"]
+        and "dataset.json: cannot be understood" in found.rejected[0].reason
+    )
 
 
 def test_a_dataset_json_without_end_is_not_read_to_it(tmp_path):
@@ -172,7 +186,9 @@ def test_cases_beside_msd_images_are_found(tmp_path):
 
 
 def test_hidden_files_are_no_cases(tmp_path):
-    found = discover(touch(tmp_path, "A/A_flair.nii.gz", "A/._A_flair.nii.gz", "__MACOSX/A/A_flair.nii.gz", ".cache/A_flair.nii.gz"))
+    found = discover(
+        touch(tmp_path, "A/A_flair.nii.gz", "A/._A_flair.nii.gz", "__MACOSX/A/A_flair.nii.gz", ".cache/A_flair.nii.gz")
+    )
     assert [case.case_id for case in found.cases] == ["A"] and found.rejected == ()
 
 
@@ -237,7 +253,9 @@ def test_a_file_that_names_no_modality_is_rejected_with_a_name_to_give_it(tmp_pa
 
 
 def test_a_file_whose_name_only_begins_like_that_of_a_case_is_not_passed_over(tmp_path):
-    touch(tmp_path, "P1_flair.nii.gz", "P10.nii.gz", "P1_brain.nii.gz", "P1-brain.nii.gz", "P1.brain.nii.gz", "P1.nii.gz")
+    touch(
+        tmp_path, "P1_flair.nii.gz", "P10.nii.gz", "P1_brain.nii.gz", "P1-brain.nii.gz", "P1.brain.nii.gz", "P1.nii.gz"
+    )
     assert list(reasons(tmp_path)) == ["P10"]
 
 
@@ -263,12 +281,28 @@ def test_what_may_be_a_study_and_is_no_case_is_named_once_in_an_inbox(tmp_path):
     touch(tmp_path, "siteB/C/C_flair.nii.gz", "siteB/pat8/scan.dcm", "upload.zip", "deep/1/2/3/4/D_flair.nii.gz")
     found = reasons(tmp_path, inbox=True)
     assert list(found) == ["deep", "pat7", "pat8", tmp_path.name] and ids(tmp_path) == ["A", "C"]
-    assert "IM0000, IM0001, IM0002, … (60 in all)" in found["pat7"] and "upload.zip" in found[tmp_path.name] and "4/" in found["deep"]
+    assert (
+        "IM0000, IM0001, IM0002, … (60 in all)" in found["pat7"]
+        and "upload.zip" in found[tmp_path.name]
+        and "4/" in found["deep"]
+    )
     assert reasons(tmp_path) == {}
 
 
 def test_notes_beside_cases_are_nothing(tmp_path):
-    touch(tmp_path, "README", "LICENSE", "participants.tsv", "dataset_description.json", "derivatives/log.TXT", "A/.part", "A/A_flair.nii.gz", "A/A_flair.json", "A/A.mat", "A/IM0001")
+    touch(
+        tmp_path,
+        "README",
+        "LICENSE",
+        "participants.tsv",
+        "dataset_description.json",
+        "derivatives/log.TXT",
+        "A/.part",
+        "A/A_flair.nii.gz",
+        "A/A_flair.json",
+        "A/A.mat",
+        "A/IM0001",
+    )
     assert reasons(tmp_path, inbox=True) == {}
 
 

@@ -48,7 +48,9 @@ def test_files_are_lps_with_millimetres(cohort):
     for path in cohort.glob("*/*.nii.gz"):
         image = nib.load(path)
         assert "".join(nib.aff2axcodes(image.affine)) == "LPS"
-        assert image.header.get_xyzt_units()[0] == "mm" and image.header["sform_code"] == image.header["qform_code"] == 1
+        assert (
+            image.header.get_xyzt_units()[0] == "mm" and image.header["sform_code"] == image.header["qform_code"] == 1
+        )
 
 
 def test_the_same_seed_gives_the_same_files_and_another_does_not(tmp_path, cohort):

@@ -18,11 +18,17 @@ from medad_core.data.read import CaseSlices, read_slices
 SHAPE = (13, 11, 9)  # odd, and different in every axis
 AFFINE = np.diag([-1.0, -1.5, 4.0, 1.0])  # LPS, anisotropic
 FIRST, LAST = 2, 6
-ALL_ORIENTATIONS = [np.array([[axis, flip] for axis, flip in zip(axes, flips, strict=True)]) for axes in itertools.permutations(range(3)) for flips in itertools.product((1, -1), repeat=3)]
+ALL_ORIENTATIONS = [
+    np.array([[axis, flip] for axis, flip in zip(axes, flips, strict=True)])
+    for axes in itertools.permutations(range(3))
+    for flips in itertools.product((1, -1), repeat=3)
+]
 
 
 def settings(**changes) -> DataSettings:
-    scaling = ScalingSettings(**{"kind": "percentile", "reference_first": FIRST, "reference_last": LAST} | changes.pop("scaling", {}))
+    scaling = ScalingSettings(
+        **{"kind": "percentile", "reference_first": FIRST, "reference_last": LAST} | changes.pop("scaling", {})
+    )
     return DataSettings(**{"first_slice": FIRST, "last_slice": LAST, "scaling": scaling} | changes)
 
 
@@ -49,7 +55,11 @@ def read(volume: VolumeRef, mask: VolumeRef | None = None, **changes) -> CaseSli
 
 
 def same(one: CaseSlices, other: CaseSlices) -> bool:
-    return np.array_equal(one.images, other.images) and np.array_equal(one.brain, other.brain) and np.array_equal(one.masks, other.masks)
+    return (
+        np.array_equal(one.images, other.images)
+        and np.array_equal(one.brain, other.brain)
+        and np.array_equal(one.masks, other.masks)
+    )
 
 
 @pytest.mark.parametrize("orientation", ALL_ORIENTATIONS, ids=lambda o: "".join(nib.orientations.ornt2axcodes(o)))
@@ -71,7 +81,10 @@ def test_picture_is_anterior_up_and_patient_left_on_the_right(tmp_path):
     found = read(save(array, tmp_path / "flair.nii.gz"))
     assert np.array_equal(found.brain, expected != 0)
     low, high = np.percentile(expected[expected != 0], (0.5, 99.5))
-    assert np.array_equal(found.images, np.where(expected != 0, np.rint(np.clip((expected - low) / (high - low), 0, 1) * 255), 0).astype(np.uint8))
+    assert np.array_equal(
+        found.images,
+        np.where(expected != 0, np.rint(np.clip((expected - low) / (high - low), 0, 1) * 255), 0).astype(np.uint8),
+    )
 
 
 def test_slices_are_counted_from_inferior_to_superior(tmp_path):
@@ -91,7 +104,10 @@ def test_partial_read_equals_the_same_slices_of_a_full_read(tmp_path, dtype, ext
     nib.save(nib.Nifti1Image(array, AFFINE, header), path)
     full = np.asanyarray(nib.load(path).dataobj)
     for first, last in ((0, 0), (2, 6), (8, 8), (0, 8)):
-        assert np.array_equal(open_nifti("case", VolumeRef(str(path))).slices(first, last), full[:, :, first : last + 1].transpose(2, 1, 0))
+        assert np.array_equal(
+            open_nifti("case", VolumeRef(str(path))).slices(first, last),
+            full[:, :, first : last + 1].transpose(2, 1, 0),
+        )
 
 
 def test_each_channel_of_a_4d_file_is_read_as_its_own_volume(tmp_path):
@@ -107,14 +123,20 @@ def test_a_nifti2_file_with_an_extension_reads(tmp_path):
     image = nib.Nifti2Image(brain_array(), AFFINE)
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 5000))
     nib.save(image, tmp_path / "x.nii.gz")
-    assert np.array_equal(read(VolumeRef(str(tmp_path / "x.nii.gz"))).images, read(save(brain_array(), tmp_path / "y.nii.gz")).images)
+    assert np.array_equal(
+        read(VolumeRef(str(tmp_path / "x.nii.gz"))).images, read(save(brain_array(), tmp_path / "y.nii.gz")).images
+    )
 
 
 def test_gzip_of_several_members_reads(tmp_path):
     save(brain_array(), tmp_path / "x.nii")
     content = (tmp_path / "x.nii").read_bytes()
-    (tmp_path / "y.nii.gz").write_bytes(gzip.compress(content[:700]) + gzip.compress(content[700:]) + gzip.compress(b""))
-    assert np.array_equal(read(VolumeRef(str(tmp_path / "y.nii.gz"))).images, read(VolumeRef(str(tmp_path / "x.nii"))).images)
+    (tmp_path / "y.nii.gz").write_bytes(
+        gzip.compress(content[:700]) + gzip.compress(content[700:]) + gzip.compress(b"")
+    )
+    assert np.array_equal(
+        read(VolumeRef(str(tmp_path / "y.nii.gz"))).images, read(VolumeRef(str(tmp_path / "x.nii"))).images
+    )
 
 
 def test_the_name_does_not_decide_whether_a_file_is_compressed(tmp_path):
@@ -124,7 +146,9 @@ def test_the_name_does_not_decide_whether_a_file_is_compressed(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["percentile", "median"])
-@pytest.mark.parametrize("change", [lambda x: x * 3.0, lambda x: np.where(x == 0, -3.2, (x - 500.0) / 250)], ids=["factor", "z-score"])
+@pytest.mark.parametrize(
+    "change", [lambda x: x * 3.0, lambda x: np.where(x == 0, -3.2, (x - 500.0) / 250)], ids=["factor", "z-score"]
+)
 def test_intensity_units_do_not_change_the_picture(tmp_path, kind, change):
     array = brain_array()
     plain = read(save(array, tmp_path / "a.nii.gz"), scaling={"kind": kind})
@@ -140,7 +164,15 @@ def test_a_headers_slope_does_not_change_the_picture(tmp_path):
     assert nib.load(tmp_path / "a.nii.gz").dataobj.slope == pytest.approx(0.01)
     sloped = read(VolumeRef(str(tmp_path / "a.nii.gz")))
     values = open_nifti("case", VolumeRef(str(tmp_path / "a.nii.gz"))).slices(FIRST, LAST)
-    assert np.array_equal(sloped.images, read(save(values.transpose(2, 1, 0), tmp_path / "b.nii.gz"), first_slice=0, last_slice=4, scaling={"reference_first": 0, "reference_last": 4}).images)
+    assert np.array_equal(
+        sloped.images,
+        read(
+            save(values.transpose(2, 1, 0), tmp_path / "b.nii.gz"),
+            first_slice=0,
+            last_slice=4,
+            scaling={"reference_first": 0, "reference_last": 4},
+        ).images,
+    )
 
 
 def test_a_slices_pixels_do_not_depend_on_the_range_screened(tmp_path):
@@ -166,7 +198,10 @@ def test_a_mask_without_orientation_lies_on_the_volumes_array(tmp_path):
     volume = save(brain_array(), tmp_path / "flair.nii.gz")
     bare = nib.Nifti1Image(mask_array(), None)
     nib.save(bare, tmp_path / "seg.nii.gz")
-    assert same(read(volume, VolumeRef(str(tmp_path / "seg.nii.gz"))), read(volume, save(mask_array(), tmp_path / "oriented.nii.gz")))
+    assert same(
+        read(volume, VolumeRef(str(tmp_path / "seg.nii.gz"))),
+        read(volume, save(mask_array(), tmp_path / "oriented.nii.gz")),
+    )
 
 
 @pytest.mark.parametrize("folder", ["brats2021", "unlabelled", "odd"])
@@ -178,7 +213,9 @@ def test_real_slices_equal_those_of_a_full_canonical_read(shared_data, folder):
         background = canonical[0, 0, 0]
         assert np.array_equal(found.brain, full != background), case.case_id
         order = np.argsort(full[found.brain], kind="stable")
-        assert (np.diff(found.images[found.brain][order].astype(int)) >= 0).all(), case.case_id  # scaling keeps the order of intensities
+        assert (np.diff(found.images[found.brain][order].astype(int)) >= 0).all(), (
+            case.case_id
+        )  # scaling keeps the order of intensities
         if case.mask:
             labels = np.asanyarray(nib.as_closest_canonical(nib.load(case.mask.path)).dataobj)
             assert np.array_equal(found.masks, labels[::-1, ::-1, 60:101].transpose(2, 1, 0) > 0), case.case_id

@@ -59,7 +59,9 @@ def test_one_patient_is_a_test_patient(seed):
 @pytest.mark.parametrize("count", [10, 100, 1251])
 def test_large_cohorts_are_split_seven_two_one(count):
     sizes = Counter(split_cases({str(n): n % 8 == 0 for n in range(count)}).values())
-    assert sizes["train"] == pytest.approx(0.7 * count, abs=1) and sizes["validation"] == pytest.approx(0.2 * count, abs=1)
+    assert sizes["train"] == pytest.approx(0.7 * count, abs=1) and sizes["validation"] == pytest.approx(
+        0.2 * count, abs=1
+    )
 
 
 def test_another_seed_is_another_split():

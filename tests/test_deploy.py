@@ -44,7 +44,9 @@ def found(client, name: str) -> dict:
     """What was registered, less when and how often."""
     deployment = client.read_deployment_by_name(name)
     schedules = [schedule.model_dump(include={"slug", "schedule", "active"}) for schedule in deployment.schedules]
-    kept = deployment.model_dump(include={"id", "tags", "parameters", "entrypoint", "work_pool_name", "concurrency_options", "job_variables"})
+    kept = deployment.model_dump(
+        include={"id", "tags", "parameters", "entrypoint", "work_pool_name", "concurrency_options", "job_variables"}
+    )
     return {**kept, "schedules": schedules, "pull_steps": deployment.pull_steps or []}
 
 
@@ -52,7 +54,10 @@ def test_pools_limit_and_deployments_are_made_once_and_can_be_made_again(client,
     assert deploy(tmp_path, "data.last_slice=90").exit_code == 0
     nightly = found(client, NIGHTLY)
     assert {"medad", "cohort:ward"} == set(nightly["tags"])
-    assert (nightly["parameters"]["inbox"], nightly["parameters"]["cohort"]) == (str(tmp_path / "in"), str(tmp_path / "ward"))
+    assert (nightly["parameters"]["inbox"], nightly["parameters"]["cohort"]) == (
+        str(tmp_path / "in"),
+        str(tmp_path / "ward"),
+    )
     assert settings_from_yaml(nightly["parameters"]["settings"]).data.last_slice == 90
     assert nightly["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     assert not nightly["pull_steps"] and ":" not in nightly["entrypoint"]
@@ -70,8 +75,14 @@ def test_cron_timezone_and_pool_of_the_command_win_and_a_schedule_that_is_off_st
     client.update_deployment_schedule(deployment.id, deployment.schedules[0].id, active=False)
     assert deploy(tmp_path, "--cron", "30 1 * * *", "--timezone", "Asia/Seoul", "--pool", "medad-gpu").exit_code == 0
     (schedule,) = found(client, NIGHTLY)["schedules"]
-    assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"], schedule["active"]) == ("30 1 * * *", "Asia/Seoul", False)
-    assert {found(client, name)["work_pool_name"] for name in (NIGHTLY, "evaluate/report", "reproduce/tables")} == {"medad-gpu"}
+    assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"], schedule["active"]) == (
+        "30 1 * * *",
+        "Asia/Seoul",
+        False,
+    )
+    assert {found(client, name)["work_pool_name"] for name in (NIGHTLY, "evaluate/report", "reproduce/tables")} == {
+        "medad-gpu"
+    }
 
 
 def test_without_a_cohort_what_can_be_started_by_hand_is_registered(client, tmp_path):
@@ -85,11 +96,17 @@ def test_without_a_cohort_what_can_be_started_by_hand_is_registered(client, tmp_
 def test_what_is_ours_and_not_in_the_file_is_orphaned(client, tmp_path):
     whole = FILE.read_text()
     file = tmp_path / "prefect.yaml"
-    file.write_text(whole + whole[whole.index("- name: report") : whole.index("- name: tables")].replace("name: report", "name: weekly"))
+    file.write_text(
+        whole
+        + whole[whole.index("- name: report") : whole.index("- name: tables")].replace("name: report", "name: weekly")
+    )
     assert deploy(tmp_path, "--file", file).exit_code == 0
     file.write_text(whole.replace("slug: nightly", "slug: early"))
     result = deploy(tmp_path, "--file", file)
-    assert "evaluate/weekly: orphaned, prefect.yaml does not have it: prefect deployment delete 'evaluate/weekly'" in result.stderr
+    assert (
+        "evaluate/weekly: orphaned, prefect.yaml does not have it: prefect deployment delete 'evaluate/weekly'"
+        in result.stderr
+    )
     assert f"{NIGHTLY}: schedule nightly is orphaned" in result.stderr
     assert "evaluate/report: orphaned" not in result.stderr
     client.delete_deployment(client.read_deployment_by_name("evaluate/weekly").id)
@@ -105,15 +122,36 @@ def test_prefect_takes_the_file_too(client, tmp_path):
     deploy(tmp_path)
     ours = found(client, NIGHTLY)
     client.delete_deployment(ours["id"])
-    variables = {"MEDAD_INBOX": str(tmp_path / "in"), "MEDAD_COHORT": str(tmp_path / "ward"), "MEDAD_COHORT_NAME": "ward"}
-    words = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(FILE), "--name", "nightly-{{ $MEDAD_COHORT_NAME }}"]
-    environment = {**os.environ, **variables, "PREFECT_API_URL": PREFECT_API_URL.value(), "PYTHONPATH": os.pathsep.join(sys.path)}
+    variables = {
+        "MEDAD_INBOX": str(tmp_path / "in"),
+        "MEDAD_COHORT": str(tmp_path / "ward"),
+        "MEDAD_COHORT_NAME": "ward",
+    }
+    words = [
+        sys.executable,
+        "-m",
+        "prefect",
+        "--no-prompt",
+        "deploy",
+        "--prefect-file",
+        str(FILE),
+        "--name",
+        "nightly-{{ $MEDAD_COHORT_NAME }}",
+    ]
+    environment = {
+        **os.environ,
+        **variables,
+        "PREFECT_API_URL": PREFECT_API_URL.value(),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     theirs = found(client, NIGHTLY)
     for key in ("tags", "entrypoint", "work_pool_name", "concurrency_options", "job_variables"):
         assert theirs[key] == ours[key]
-    assert theirs["parameters"] == {**ours["parameters"], "settings": ""} and str(tmp_path) not in str(theirs["pull_steps"])
+    assert theirs["parameters"] == {**ours["parameters"], "settings": ""} and str(tmp_path) not in str(
+        theirs["pull_steps"]
+    )
     assert theirs["schedules"][0]["schedule"] == ours["schedules"][0]["schedule"]
 
 
@@ -155,7 +193,11 @@ def test_folders_in_settings_are_found_by_a_worker_in_another_folder(client, tmp
     (tmp_path / "mine").mkdir()
     assert deploy(tmp_path, "models.weights=mine", "llm.model=./mine", "models.encoder=dinov2-small").exit_code == 0
     chosen = settings_from_yaml(found(client, NIGHTLY)["parameters"]["settings"])
-    assert (chosen.models.weights, chosen.llm.model, chosen.models.encoder) == (str(tmp_path / "mine"), str(tmp_path / "mine"), "dinov2-small")
+    assert (chosen.models.weights, chosen.llm.model, chosen.models.encoder) == (
+        str(tmp_path / "mine"),
+        str(tmp_path / "mine"),
+        "dinov2-small",
+    )
 
 
 def test_a_file_that_is_no_list_of_deployments_is_named(tmp_path):

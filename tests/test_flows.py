@@ -137,7 +137,9 @@ def test_a_changed_setting_is_refused_in_a_finished_run_naming_the_field(screene
     before = (Path(copied) / "run.json").read_bytes()
     with pytest.raises(StoreError, match=r"data\.last_slice"):
         screen(screened.data, copied, text)
-    assert (Path(copied) / "run.json").read_bytes() == before, "a command that was refused changed what the run says of itself"
+    assert (Path(copied) / "run.json").read_bytes() == before, (
+        "a command that was refused changed what the run says of itself"
+    )
 
 
 def test_processes_give_the_rows_that_threads_give(screened, tmp_path):
@@ -151,20 +153,30 @@ def test_processes_give_the_rows_that_threads_give(screened, tmp_path):
 
 @pytest.mark.parametrize("runner", ["process", "ray"])
 def test_workers_of_other_processes_are_refused_without_a_server_before_anything_runs(runner):
-    with temporary_settings(restore_defaults={PREFECT_API_URL}), pytest.raises(UsageError, match=r"flow\.runner: ray is not installed|prefect server start"):
+    with (
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        pytest.raises(UsageError, match=r"flow\.runner: ray is not installed|prefect server start"),
+    ):
         check_runner(FlowSettings(runner=runner))
 
 
 def test_ray_is_refused_where_its_tasks_would_need_a_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
-        for words, refused in ((["models.device=auto"], "shows no GPU"), (["models.device=cuda:0"], "shows no GPU"), (["models.device=cpu"], "prefect server start|not installed")):
+        for words, refused in (
+            (["models.device=auto"], "shows no GPU"),
+            (["models.device=cuda:0"], "shows no GPU"),
+            (["models.device=cpu"], "prefect server start|not installed"),
+        ):
             with pytest.raises(UsageError, match=refused):
                 check_orchestration(load_settings(None, ["flow.runner=ray", *words]))
 
 
 def test_a_server_that_does_not_answer_is_named_before_the_run(screened, tmp_path):
-    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}), pytest.raises(UsageError, match="no Prefect server answers"):
+    with (
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
+        pytest.raises(UsageError, match="no Prefect server answers"),
+    ):
         check_screening(screened.data, str(tmp_path / "run"), screened.settings)
 
 
@@ -180,5 +192,11 @@ def test_only_what_may_pass_by_itself_can_heal():
     disk = StoreError("cannot write")
     disk.__cause__ = OSError(5, "Input/output error")
     assert can_heal(disk) and can_heal(ConnectionResetError())
-    for error in (StoreError("another fingerprint"), UsageError("wrong"), FileNotFoundError(), PermissionError(), ValueError()):
+    for error in (
+        StoreError("another fingerprint"),
+        UsageError("wrong"),
+        FileNotFoundError(),
+        PermissionError(),
+        ValueError(),
+    ):
         assert not can_heal(error)

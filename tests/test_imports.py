@@ -67,7 +67,9 @@ def saved(state: object, path: Path) -> Path:
 def test_embeddings_are_those_of_the_original_implementation(imagebind, expected):
     from transformers import CLIPModel
 
-    model, info = CLIPModel.from_pretrained(imagebind, local_files_only=True, dtype=torch.float32, output_loading_info=True)
+    model, info = CLIPModel.from_pretrained(
+        imagebind, local_files_only=True, dtype=torch.float32, output_loading_info=True
+    )
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     with torch.inference_mode():
         out = model(input_ids=torch.from_numpy(expected["token_ids"]), pixel_values=torch.from_numpy(expected["image"]))
@@ -80,7 +82,9 @@ def test_every_block_output_of_the_encoder_is_that_of_the_original_implementatio
     encoder, blocks = load_encoder(str(imagebind)), []
     layers = encoder.family.blocks(encoder.model)
     for layer in layers:
-        layer.register_forward_hook(lambda _module, _inputs, output: blocks.append(output[0] if isinstance(output, tuple) else output))
+        layer.register_forward_hook(
+            lambda _module, _inputs, output: blocks.append(output[0] if isinstance(output, tuple) else output)
+        )
     with torch.inference_mode():
         encoder.model(pixel_values=torch.from_numpy(expected["image"]))
     assert len(blocks) == 8 and encoder.tapped == quarter_blocks(8)
@@ -121,10 +125,14 @@ def test_the_record_holds_the_hash_of_source_and_files_and_precision_is_kept(ima
     record = json.loads((imagebind / RECORD).read_text())
     verify(ConvertedModel(folder=imagebind, **record))
     assert record["source_sha256"] == sha256_of(tiny / "imagebind_tiny.pth") and "NC" in record["licence"]
-    assert {path.name for path in imagebind.iterdir()} == {*record["files"], RECORD} and {path.stat().st_mode & 0o777 for path in imagebind.iterdir()} == {imagebind.stat().st_mode & 0o666}
+    assert {path.name for path in imagebind.iterdir()} == {*record["files"], RECORD} and {
+        path.stat().st_mode & 0o777 for path in imagebind.iterdir()
+    } == {imagebind.stat().st_mode & 0o666}
     with safe_open(imagebind / "model.safetensors", framework="pt") as tensors:
         assert tensors.get_tensor("visual_projection.weight").dtype == torch.float16
-        assert tensors.get_tensor("vision_model.embeddings.patch_embedding.weight").dtype == torch.float32  # a sum of two halves
+        assert (
+            tensors.get_tensor("vision_model.embeddings.patch_embedding.weight").dtype == torch.float32
+        )  # a sum of two halves
 
 
 def test_other_modalities_are_counted_and_left_out(tiny, tmp_path, state):
@@ -135,7 +143,10 @@ def test_other_modalities_are_counted_and_left_out(tiny, tmp_path, state):
 
 def test_number_of_heads_changes_the_fingerprint(tiny, tmp_path, imagebind):
     import_imagebind(tiny / "imagebind_tiny.pth", tmp_path / "out", vision_heads=8)
-    assert encoder_fingerprint(str(tmp_path / "out"))["encoder_sha256"] != encoder_fingerprint(str(imagebind))["encoder_sha256"]
+    assert (
+        encoder_fingerprint(str(tmp_path / "out"))["encoder_sha256"]
+        != encoder_fingerprint(str(imagebind))["encoder_sha256"]
+    )
 
 
 def test_a_tensor_that_is_missing_or_unknown_or_of_another_shape_is_named(state, tmp_path):
@@ -144,14 +155,38 @@ def test_a_tensor_that_is_missing_or_unknown_or_of_another_shape_is_named(state,
     refused(saved(without, source), out, "text_model.encoder.layers.1.mlp.fc1.bias is missing")
     gone = {name: tensor for name, tensor in state.items() if not name.startswith(VISION_BLOCK + "3.")}
     refused(saved(gone, source), out, "vision_model.encoder.layers.3", "and 11 more")
-    refused(saved({**state, VISION_BLOCK + "0.attn.bias_k": torch.zeros(1, 1, 64)}, source), out, VISION_BLOCK + "0.attn.bias_k")
-    refused(saved({**state, "modality_trunks.touch.blocks.0.norm_1.bias": torch.zeros(2)}, source), out, "modality_trunks.touch")
-    refused(saved({**state, VISION_BLOCK + "7.norm_2.bias": torch.zeros(63)}, source), out, "vision_model.encoder.layers.7.layer_norm2.bias is (63,), not (64,)")
+    refused(
+        saved({**state, VISION_BLOCK + "0.attn.bias_k": torch.zeros(1, 1, 64)}, source),
+        out,
+        VISION_BLOCK + "0.attn.bias_k",
+    )
+    refused(
+        saved({**state, "modality_trunks.touch.blocks.0.norm_1.bias": torch.zeros(2)}, source),
+        out,
+        "modality_trunks.touch",
+    )
+    refused(
+        saved({**state, VISION_BLOCK + "7.norm_2.bias": torch.zeros(63)}, source),
+        out,
+        "vision_model.encoder.layers.7.layer_norm2.bias is (63,), not (64,)",
+    )
     refused(saved({**state, VISION_BLOCK + "7.attn.in_proj_bias": torch.zeros(190)}, source), out, "self_attn")
     refused(saved({**state, "modality_heads.vision.2.weight": torch.zeros(32)}, source), out, "dimensions")
-    refused(saved({**state, "modality_heads.vision.2.weight": torch.zeros(32, 64, dtype=torch.int32)}, source), out, "visual_projection.weight holds torch.int32")
-    refused(saved({**state, "modality_preprocessors.text.mask": torch.zeros(77, 77)}, source), out, "modality_preprocessors.text.mask")
-    refused(saved({**state, "modality_preprocessors.text.token_embedding.weight": torch.zeros(500, 32)}, source), out, "vocabulary has 500")
+    refused(
+        saved({**state, "modality_heads.vision.2.weight": torch.zeros(32, 64, dtype=torch.int32)}, source),
+        out,
+        "visual_projection.weight holds torch.int32",
+    )
+    refused(
+        saved({**state, "modality_preprocessors.text.mask": torch.zeros(77, 77)}, source),
+        out,
+        "modality_preprocessors.text.mask",
+    )
+    refused(
+        saved({**state, "modality_preprocessors.text.token_embedding.weight": torch.zeros(500, 32)}, source),
+        out,
+        "vocabulary has 500",
+    )
 
 
 @pytest.mark.parametrize(
@@ -232,9 +267,15 @@ def test_a_conversion_that_fails_leaves_nothing(tiny, tmp_path, monkeypatch):
 
 def test_the_command_converts_and_says_how_to_use_it(tiny, tmp_path, untouched):
     out = tmp_path / "models" / "imagebind-huge"
-    result = CliRunner().invoke(app, ["models", "import", "imagebind", str(tiny / "imagebind_tiny.pth"), "--out", str(out)])
-    assert result.exit_code == 0 and "147 tensors" in result.stdout and f"models.encoder={out}" in result.stdout, result.output
-    again = CliRunner().invoke(app, ["models", "import", "imagebind", str(tiny / "imagebind_tiny.pth"), "--out", str(out)])
+    result = CliRunner().invoke(
+        app, ["models", "import", "imagebind", str(tiny / "imagebind_tiny.pth"), "--out", str(out)]
+    )
+    assert result.exit_code == 0 and "147 tensors" in result.stdout and f"models.encoder={out}" in result.stdout, (
+        result.output
+    )
+    again = CliRunner().invoke(
+        app, ["models", "import", "imagebind", str(tiny / "imagebind_tiny.pth"), "--out", str(out)]
+    )
     assert again.exit_code == 2 and "there already" in again.stderr and "Traceback" not in again.output
 
 
@@ -244,7 +285,16 @@ def pickled(tmp_path) -> tuple[Path, object]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=64, tie_word_embeddings=True))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            vocab_size=64,
+            tie_word_embeddings=True,
+        )
+    )
     folder = tmp_path / "small-llama"
     model.config.save_pretrained(folder)
     tensors = model.state_dict()
@@ -252,7 +302,9 @@ def pickled(tmp_path) -> tuple[Path, object]:
     for shard, part in shards.items():
         torch.save(part, folder / shard)
     weight_map = {name: shard for shard, part in shards.items() for name in part}
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    (folder / "pytorch_model.bin.index.json").write_text(
+        json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map})
+    )
     (folder / "tokenizer.model").write_bytes(b"tokenizer")
     return folder, model
 
@@ -265,7 +317,10 @@ def test_a_pickled_language_model_becomes_safetensors_with_the_same_logits(pickl
     with pytest.raises(WeightsError, match="pickles are not read"):
         llm_fingerprint(str(source))
     import_llm(source, tmp_path / "out")
-    assert not list((tmp_path / "out").glob("*.bin*")) and (tmp_path / "out" / "tokenizer.model").read_bytes() == b"tokenizer"
+    assert (
+        not list((tmp_path / "out").glob("*.bin*"))
+        and (tmp_path / "out" / "tokenizer.model").read_bytes() == b"tokenizer"
+    )
     assert len(llm_fingerprint(str(tmp_path / "out"))["llm_sha256"].split(" config ")[0].split()) == 2
     tokens = torch.arange(12).unsqueeze(0)
     with torch.inference_mode():

@@ -64,7 +64,18 @@ def finish(cohort: CohortFolder, plan, score: float, rejected: dict[str, str] | 
     stage = stage_of(str(run), "slices")
     stage.prepare({}, [tuple(rejected)])
     stage.write_part(0, [], failed=[Item(key=case_id, reason=reason) for case_id, reason in rejected.items()])
-    row = {field.name: None if field.nullable else 0 if pa.types.is_integer(field.type) else 0.5 if pa.types.is_floating(field.type) else True if pa.types.is_boolean(field.type) else "x" for field in PREDICTIONS}
+    row = {
+        field.name: None
+        if field.nullable
+        else 0
+        if pa.types.is_integer(field.type)
+        else 0.5
+        if pa.types.is_floating(field.type)
+        else True
+        if pa.types.is_boolean(field.type)
+        else "x"
+        for field in PREDICTIONS
+    }
     rows = [row | {"case_id": case_id, "slice_index": 60, "anomaly_score": score} for case_id in case_ids]
     write_table(str(run / "predictions.parquet"), pa.Table.from_pylist(rows, schema=PREDICTIONS))
 
@@ -96,7 +107,11 @@ def test_only_what_is_new_or_changed_is_screened_and_a_deleted_case_stays(cohort
     write_case(inbox, "BraTS2021_00005", seed=5)
     shutil.rmtree(inbox / "BraTS2021_00001")
     night(cohort, inbox, 0.75)
-    assert view(cohort) == {"BraTS2021_00000": (0.75, 2, 2), "BraTS2021_00001": (0.25, 1, 1), "BraTS2021_00005": (0.75, 1, 2)}
+    assert view(cohort) == {
+        "BraTS2021_00000": (0.75, 2, 2),
+        "BraTS2021_00001": (0.25, 1, 1),
+        "BraTS2021_00005": (0.75, 1, 2),
+    }
     histories = cohort.ledger().cases
     assert [screening.revision for screening in histories["BraTS2021_00000"].screenings] == [1, 2]
     assert [case_id for case_id, history in histories.items() if not history.present] == ["BraTS2021_00001"]
@@ -129,7 +144,11 @@ def test_a_new_mask_is_new_content(cohort, inbox):
 
 
 def test_unchanged_files_are_not_read_again(cohort, inbox):
-    known = {file.path: file.model_copy(update={"sha256": "remembered"}) for study in look(inbox, SETTINGS, {}).studies for file in study.files}
+    known = {
+        file.path: file.model_copy(update={"sha256": "remembered"})
+        for study in look(inbox, SETTINGS, {}).studies
+        for file in study.files
+    }
     assert {file.sha256 for study in look(inbox, SETTINGS, known).studies for file in study.files} == {"remembered"}
 
 
@@ -196,7 +215,9 @@ def test_a_file_that_is_still_growing_waits(inbox):
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        seen = look(inbox, SETTINGS.model_copy(update={"inbox": SETTINGS.inbox.model_copy(update={"settle_s": 0.3})}), {})
+        seen = look(
+            inbox, SETTINGS.model_copy(update={"inbox": SETTINGS.inbox.model_copy(update={"settle_s": 0.3})}), {}
+        )
     finally:
         stop.set()
         writer.join()
@@ -228,7 +249,10 @@ def test_an_odd_folder_of_an_inbox_is_unusable_and_its_studies_are_seen(inbox):
 
 
 def test_a_rejected_case_is_on_record_for_good_and_a_quarantined_one_is_tried_again(cohort, inbox):
-    reasons = {"BraTS2021_00000": "no voxel is brain", "BraTS2021_00001": f"{QUARANTINED} after 2 attempts: out of luck"}
+    reasons = {
+        "BraTS2021_00000": "no voxel is brain",
+        "BraTS2021_00001": f"{QUARANTINED} after 2 attempts: out of luck",
+    }
     night(cohort, inbox, 0.25, reasons)
     assert view(cohort) == {}
     night(cohort, inbox, 0.5, {"BraTS2021_00001": reasons["BraTS2021_00001"]})
@@ -256,7 +280,14 @@ def test_a_case_that_changes_while_its_batch_runs_is_not_committed(cohort, inbox
     assert view(cohort)["BraTS2021_00000"] == (0.5, 1, 2)
 
 
-@pytest.mark.parametrize("do", [lambda path, _: path.chmod(0o600), lambda path, backup: os.link(path, backup), lambda path, backup: path.write_bytes(path.read_bytes())])
+@pytest.mark.parametrize(
+    "do",
+    [
+        lambda path, _: path.chmod(0o600),
+        lambda path, backup: os.link(path, backup),
+        lambda path, backup: path.write_bytes(path.read_bytes()),
+    ],
+)
 def test_a_case_whose_files_only_got_a_new_stamp_while_its_batch_ran_is_committed(cohort, inbox, tmp_path, do):
     plan = cohort.plan_batch(inbox, cohort.pending(look(inbox, SETTINGS, {}), 2), FINGERPRINT, SETTINGS)
     finish(cohort, plan, 0.25)
@@ -278,7 +309,9 @@ def test_other_content_of_the_same_length_is_a_change(cohort, inbox):
 def test_a_file_in_place_of_another_is_another_although_its_times_are_the_same(inbox):
     study = look(inbox, SETTINGS, {}).studies[0]
     assert study.volume.stamp.inode == volume(inbox, study.case_id).stat().st_ino
-    twin = study.volume.model_copy(update={"stamp": study.volume.stamp.model_copy(update={"inode": 1}), "sha256": "remembered"})
+    twin = study.volume.model_copy(
+        update={"stamp": study.volume.stamp.model_copy(update={"inode": 1}), "sha256": "remembered"}
+    )
     assert look(inbox, SETTINGS, {twin.path: twin}).studies[0] == study
 
 
@@ -302,7 +335,13 @@ def test_killed_between_commit_and_view_the_view_is_the_old_one_until_the_next_c
         # The commit's own write of the view is the first that happens after `reconcile`.
         calls = []
         original = CohortFolder.write_view
-        patch.setattr(CohortFolder, "write_view", lambda self: original(self) if not calls and not calls.append(1) else (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            CohortFolder,
+            "write_view",
+            lambda self: (
+                original(self) if not calls and not calls.append(1) else (_ for _ in ()).throw(KeyboardInterrupt)
+            ),
+        )
         night(cohort, inbox, 0.5)
     assert len(cohort.batches()) == 2 and (cohort.folder / "predictions.parquet").read_bytes() == before
     cohort.reconcile()
@@ -327,7 +366,10 @@ def test_lost_or_damaged_views_are_made_again_and_a_damaged_commit_is_refused(co
 def test_predictions_that_are_not_those_committed_never_come_into_the_view(cohort, inbox):
     night(cohort, inbox, 0.25)
     table = pd.read_parquet(cohort.run_of(1) / "predictions.parquet").assign(anomaly_score=0.9)
-    write_table(str(cohort.run_of(1) / "predictions.parquet"), pa.Table.from_pandas(table, schema=PREDICTIONS, preserve_index=False))
+    write_table(
+        str(cohort.run_of(1) / "predictions.parquet"),
+        pa.Table.from_pandas(table, schema=PREDICTIONS, preserve_index=False),
+    )
     write_case(inbox, "BraTS2021_00005", seed=5)
     with pytest.raises(StoreError, match="not the file that was committed"):
         night(cohort, inbox, 0.5)
@@ -362,7 +404,9 @@ def test_pruning_keeps_predictions_and_the_view_can_be_made_again(cohort, inbox)
     night(cohort, inbox, 0.25)
     write_case(inbox, "BraTS2021_00005", seed=5)
     night(cohort, inbox, 0.5)
-    before = {path: path.read_bytes() for path in cohort.folder.rglob("*") if path.is_file() and "slices" not in path.parts}
+    before = {
+        path: path.read_bytes() for path in cohort.folder.rglob("*") if path.is_file() and "slices" not in path.parts
+    }
     killed = cohort.run_of(1) / f".{NOTE}.0123.tmp"  # while it wrote its note
     killed.touch()
     assert list(prune(str(cohort.folder), keep=1)) == [1] and not killed.exists()
@@ -381,7 +425,9 @@ HOLD = "import sys, time\nfrom pathlib import Path\nfrom medad_core.inbox.lock i
 def other(cohort):
     """Another process that holds the cohort."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(cohort.folder)], stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(cohort.folder)], stdout=subprocess.PIPE, text=True, env=environment
+    )
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()

@@ -49,6 +49,8 @@ def test_killed_in_every_stage_and_run_again_it_gives_the_same_rows(screened, se
     assert last.returncode == 3, output
     for name in PART_STAGES:
         assert stage_of(str(run), name).read().equals(stage_of(screened.run, name).read()), name
-    pd.testing.assert_frame_equal(pd.read_parquet(run / "predictions.parquet"), pd.read_parquet(screened.outcome.predictions))
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(run / "predictions.parquet"), pd.read_parquet(screened.outcome.predictions)
+    )
     assert (run / "metrics.parquet").read_bytes() == (Path(screened.run) / "metrics.parquet").read_bytes()
     assert (run / "rejected.csv").read_bytes() == (Path(screened.run) / "rejected.csv").read_bytes()

@@ -38,7 +38,9 @@ def prompt():
 @pytest.fixture(scope="module")
 def converter():
     settings = Settings()
-    return load_converter(weights_folder("embedded"), {**llm_fingerprint("smollm2-135m"), **shared_fingerprint(settings)})
+    return load_converter(
+        weights_folder("embedded"), {**llm_fingerprint("smollm2-135m"), **shared_fingerprint(settings)}
+    )
 
 
 def lesion_grids() -> tuple[np.ndarray, list[str | None]]:
@@ -105,13 +107,26 @@ def test_every_sentence_of_the_grammar_parses_to_itself(text):
     assert answer_to(answer.location if answer.verdict == "yes" else None) == text
 
 
-@pytest.mark.parametrize("text", ["", "No", "Now, there is an anomaly.", NO[:-1], yes("top") + " Yes.", "Yes, there is an anomaly at the middle of the image."])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "No",
+        "Now, there is an anomaly.",
+        NO[:-1],
+        yes("top") + " Yes.",
+        "Yes, there is an anomaly at the middle of the image.",
+    ],
+)
 def test_anything_else_does_not_parse(text):
     assert parse(text) is None
 
 
 def test_prompt_is_constant_text_knowledge_map_and_header_in_this_order(prompt):
-    knowledge, maps = np.full((8, prompt.width), 2, np.float32), np.stack([np.full((9, prompt.width), value, np.float32) for value in (3, 4)])
+    knowledge, maps = (
+        np.full((8, prompt.width), 2, np.float32),
+        np.stack([np.full((9, prompt.width), value, np.float32) for value in (3, 4)]),
+    )
     whole = prompt.assemble(knowledge, maps)
     before = len(prompt.before)
     assert whole.shape == (2, before + 8 + 9 + len(prompt.after), prompt.width)
@@ -131,7 +146,12 @@ def test_greedy_answers_are_those_of_transformers_own_generate(prompt, converter
     grids, _ = lesion_grids()
     prompts = prompt.assemble(converter.knowledge_tokens().numpy(), converter(torch.from_numpy(grids[:6])).numpy())
     model = load_llm(prompt.folder)
-    tokens = model.generate(inputs_embeds=torch.from_numpy(prompts), attention_mask=torch.ones(prompts.shape[:2]), max_new_tokens=24, do_sample=False)
+    tokens = model.generate(
+        inputs_embeds=torch.from_numpy(prompts),
+        attention_mask=torch.ones(prompts.shape[:2]),
+        max_new_tokens=24,
+        do_sample=False,
+    )
     expected = prompt.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     given = speak(prompt, prompts, batch_size=4)
     assert [answer.text for answer in given] == expected
@@ -144,9 +164,14 @@ def test_answers_follow_the_map(prompt, converter):
     answers = speak(prompt, prompts)
     parsed = [parse(answer.text) for answer in answers]
     assert all(parsed), "every answer parses"
-    exact = [answer.location == cell for answer, cell in zip(parsed, cells, strict=True) if answer.verdict == "yes" and cell]
+    exact = [
+        answer.location == cell for answer, cell in zip(parsed, cells, strict=True) if answer.verdict == "yes" and cell
+    ]
     assert np.mean(exact) > 0.7 and len(exact) > 20
-    assert np.mean([(answer.p_yes > 0.5) == (said.verdict == "yes") for answer, said in zip(answers, parsed, strict=True)]) == 1
+    assert (
+        np.mean([(answer.p_yes > 0.5) == (said.verdict == "yes") for answer, said in zip(answers, parsed, strict=True)])
+        == 1
+    )
 
 
 _VLLM = """
@@ -177,7 +202,12 @@ def test_vllm_and_transformers_give_the_same_greedy_answers(prompt, converter, t
     prompts = prompt.assemble(converter.knowledge_tokens().numpy(), converter(torch.from_numpy(grids)).half().numpy())
     np.save(tmp_path / "prompts.npy", prompts)
     np.save(tmp_path / "meaningless.npy", meaningless_prompts(prompt))
-    done = subprocess.run([sys.executable, "-c", _VLLM, str(tmp_path / "prompts.npy"), str(tmp_path / "meaningless.npy")], capture_output=True, text=True, timeout=400)
+    done = subprocess.run(
+        [sys.executable, "-c", _VLLM, str(tmp_path / "prompts.npy"), str(tmp_path / "meaningless.npy")],
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     theirs = json.loads(done.stdout.split("ANSWERS")[1])
     for free, rows in zip((True, False), theirs, strict=True):
@@ -206,7 +236,9 @@ def test_two_copies_of_the_llm_answer_like_one_and_in_order(prompt, converter):
     grids, _ = lesion_grids()
     prompts = prompt.assemble(converter.knowledge_tokens().numpy(), converter(torch.from_numpy(grids[:5])).numpy())
     one, two = speak(prompt, prompts), speak(prompt, prompts, data_parallel_size=2)
-    assert [answer.text for answer in two] == [answer.text for answer in one] and len({answer.text for answer in one}) > 2
+    assert [answer.text for answer in two] == [answer.text for answer in one] and len(
+        {answer.text for answer in one}
+    ) > 2
     assert [answer.p_yes for answer in two] == pytest.approx([answer.p_yes for answer in one], abs=1e-4)
 
 
@@ -227,7 +259,9 @@ def test_gpus_that_are_not_there_are_refused_before_any_work():
 def test_dtype_and_grammar_are_in_the_fingerprint_of_answers_and_defaults_leave_it_as_it_was():
     plain = answers_fingerprint(Settings())
     assert plain.keys() == {"llm", "llm_sha256", "max_new_tokens"}
-    changed = answers_fingerprint(load_settings(None, ["llm.dtype=bfloat16", "llm.structured=true", "llm.max_sequences=7"]))
+    changed = answers_fingerprint(
+        load_settings(None, ["llm.dtype=bfloat16", "llm.structured=true", "llm.max_sequences=7"])
+    )
     assert changed == plain | {"llm_dtype": "bfloat16", "structured": "true"}
 
 
@@ -235,11 +269,20 @@ def test_rules_by_size_come_from_headers(prompt, tmp_path):
     """SmolLM2 has 134.5 million parameters, 30 layers, 3 key-value heads of 64; the large one is a header over a file of holes."""
     small = model_size(prompt.folder)
     assert small.parameters == 134_515_008 and small.cache_numbers == 2 * 30 * 3 * 64
-    assert (small.sequences, resolved_dtype(prompt.folder, "auto"), resolved_dtype(prompt.folder, "bfloat16")) == (256, "float32", "bfloat16")
-    side, config = 46_000, {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
+    assert (small.sequences, resolved_dtype(prompt.folder, "auto"), resolved_dtype(prompt.folder, "bfloat16")) == (
+        256,
+        "float32",
+        "bfloat16",
+    )
+    side, config = (
+        46_000,
+        {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32},
+    )
     (tmp_path / "config.json").write_text(json.dumps(config))
     for kind, expected in (("F16", "float16"), ("BF16", "bfloat16")):
-        header = json.dumps({"w": {"dtype": kind, "shape": [side, side], "data_offsets": [0, 2 * side * side]}}).encode()
+        header = json.dumps(
+            {"w": {"dtype": kind, "shape": [side, side], "data_offsets": [0, 2 * side * side]}}
+        ).encode()
         with (tmp_path / "model.safetensors").open("wb") as stream:
             stream.write(len(header).to_bytes(8, "little") + header)
             stream.truncate(8 + len(header) + 2 * side * side)

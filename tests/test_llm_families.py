@@ -21,12 +21,22 @@ from medad_core.models.converter import new_converter
 from medad_core.training.converter import ConverterTrainer
 
 WIDTH = 64
-SIZES = {"vocab_size": 49152, "hidden_size": WIDTH, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+SIZES = {
+    "vocab_size": 49152,
+    "hidden_size": WIDTH,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
 FAMILIES = {
     "qwen2": lambda: transformers.Qwen2Config(**SIZES),
     "mistral": lambda: transformers.MistralConfig(**SIZES, sliding_window=32),
     "gemma2": lambda: transformers.Gemma2Config(**SIZES),
-    "phi3": lambda: transformers.Phi3Config(**{name: value for name, value in SIZES.items() if name != "head_dim"}, pad_token_id=2),
+    "phi3": lambda: transformers.Phi3Config(
+        **{name: value for name, value in SIZES.items() if name != "head_dim"}, pad_token_id=2
+    ),
     "gpt2": lambda: transformers.GPT2Config(vocab_size=49152, n_embd=WIDTH, n_layer=2, n_head=4),
 }
 
@@ -73,7 +83,11 @@ def test_answers_are_those_of_the_whole_forward_pass(folder, prompts):
             inputs = torch.cat([inputs, model.get_input_embeddings()(spoken)[:, None]], dim=1)
             given_tokens = inputs.shape[1] - embedded.shape[1]
     assert given_tokens == 6
-    np.testing.assert_allclose([answer.p_yes for answer in given], (first[:, prompt.yes_token] - first[:, prompt.no_token]).sigmoid(), atol=1e-5)
+    np.testing.assert_allclose(
+        [answer.p_yes for answer in given],
+        (first[:, prompt.yes_token] - first[:, prompt.no_token]).sigmoid(),
+        atol=1e-5,
+    )
     back = torch.cdist(inputs[:, embedded.shape[1] :], prompt.embeddings).argmin(-1)
     assert [answer.text for answer in given] == [prompt.read_answer(row)[0] for row in back.tolist()]
 
@@ -87,7 +101,9 @@ def test_a_converter_learns_from_the_logits_that_the_model_itself_gives(folder):
     logits, targets = trainer.answer_logits(grids, answers)
     for row, answer in enumerate(answers):
         tokens = prompt.answer_tokens(answer)
-        asked = torch.from_numpy(prompt.assemble(converter.knowledge_tokens().detach().numpy(), converter(grids).detach().numpy()))[row : row + 1]
+        asked = torch.from_numpy(
+            prompt.assemble(converter.knowledge_tokens().detach().numpy(), converter(grids).detach().numpy())
+        )[row : row + 1]
         whole = llm(inputs_embeds=torch.cat([asked, prompt.embed(tokens[:-1])[None]], dim=1)).logits[0, -len(tokens) :]
         torch.testing.assert_close(logits[row, : len(tokens)], whole, atol=1e-4, rtol=1e-3)
         assert targets[row, : len(tokens)].tolist() == tokens

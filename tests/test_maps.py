@@ -35,12 +35,17 @@ def pictures(count: int, height: int = 64, width: int = 64, seed: int = 0) -> np
     y, x = np.mgrid[:height, :width]
     brain = (y - height / 2) ** 2 + (x - width / 2) ** 2 < (height / 2.3) ** 2
     spots = [((y - a) ** 2 + (x - b) ** 2 < 36) for a, b in rng.uniform(20, 44, (count, 2))]
-    return np.stack([np.clip(80 * brain + 120 * (spot & brain) + rng.normal(0, 6, brain.shape) * brain, 0, 255) for spot in spots]).astype(np.uint8)
+    return np.stack(
+        [np.clip(80 * brain + 120 * (spot & brain) + rng.normal(0, 6, brain.shape) * brain, 0, 255) for spot in spots]
+    ).astype(np.uint8)
 
 
 def rows_of(case_id: str, images: np.ndarray) -> pa.Table:
     count, height, width = images.shape
-    return slice_rows(ReadSlices(case_id, np.arange(count), images, images > 0, None, (1.0, 1.0, 1.0), "LPS", (width, height, count)), "screen")
+    return slice_rows(
+        ReadSlices(case_id, np.arange(count), images, images > 0, None, (1.0, 1.0, 1.0), "LPS", (width, height, count)),
+        "screen",
+    )
 
 
 def run_with(folder: Path, parts: list[dict[str, pa.Table]]) -> str:
@@ -93,22 +98,37 @@ def test_maps_do_not_depend_on_the_batch(models):
 @pytest.mark.parametrize(("precision", "bound"), [("bfloat16", 0.1), ("float16", 0.02)])
 def test_half_precision_moves_no_pixel_of_a_map_by_more_than_its_bound(models, precision, bound):
     images = pictures(4)
-    exact, rounded = drawn(models, images, 4), drawn(load_map_models(load_settings(None, WORDS), "cpu", precision), images, 4)
+    exact, rounded = (
+        drawn(models, images, 4),
+        drawn(load_map_models(load_settings(None, WORDS), "cpu", precision), images, 4),
+    )
     moved = np.abs(rounded - exact)
     assert 0 < moved.max() < bound and moved.mean() < bound / 10
 
 
 def test_only_matrix_products_are_rounded():
     encoder = load_encoder("dinov2-small", precision="bfloat16")
-    kinds = {type(module).__name__: {p.dtype for p in module.parameters(recurse=False)} for module in encoder.modules() if list(module.parameters(recurse=False))}
-    assert kinds == {"Dinov2Embeddings": {torch.float32}, "Conv2d": {torch.bfloat16}, "Linear": {torch.bfloat16}, "LayerNorm": {torch.float32}}
+    kinds = {
+        type(module).__name__: {p.dtype for p in module.parameters(recurse=False)}
+        for module in encoder.modules()
+        if list(module.parameters(recurse=False))
+    }
+    assert kinds == {
+        "Dinov2Embeddings": {torch.float32},
+        "Conv2d": {torch.bfloat16},
+        "Linear": {torch.bfloat16},
+        "LayerNorm": {torch.float32},
+    }
     assert encoder.encode(pictures(1)).dtype == torch.float32
 
 
 def test_a_rebuilt_block_is_the_block_it_is_made_of():
     from transformers import Dinov2Model
 
-    model, hidden = Dinov2Model.from_pretrained(packaged("dinov2-small").folder).eval().requires_grad_(False), torch.randn(2, 17, 384)
+    model, hidden = (
+        Dinov2Model.from_pretrained(packaged("dinov2-small").folder).eval().requires_grad_(False),
+        torch.randn(2, 17, 384),
+    )
     wanted = model.encoder.layer[4](hidden)
     torch.testing.assert_close(Block(model.encoder.layer[4])(hidden), wanted, atol=1e-4, rtol=1e-4)
 
@@ -134,7 +154,9 @@ def test_a_case_that_cannot_be_used_takes_no_other_with_it(tmp_path, models):
     table = stage_of(run, "maps").read()
     assert table["case_id"].to_pylist() == ["a"] * 3 + ["c"] * 3
     alone = drawn(models, pictures(3, seed=1), 3)
-    np.testing.assert_allclose(render_maps(torch.from_numpy(grids_of(table.slice(3))), 64, 64).numpy(), alone, atol=1e-3)
+    np.testing.assert_allclose(
+        render_maps(torch.from_numpy(grids_of(table.slice(3))), 64, 64).numpy(), alone, atol=1e-3
+    )
 
 
 def test_a_map_that_is_not_finite_is_refused_with_the_way_out(tmp_path, models):

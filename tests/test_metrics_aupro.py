@@ -80,13 +80,20 @@ def test_a_small_region_weighs_as_much_as_a_large_one():
 
 def test_histograms_of_patients_add_up_to_that_of_all():
     maps, masks = drawn(3, 2)
-    assert (counted(maps[:5], masks[:5]) + counted(maps[5:], masks[5:])).aupro == pytest.approx(counted(maps, masks).aupro, abs=1e-12)
+    assert (counted(maps[:5], masks[:5]) + counted(maps[5:], masks[5:])).aupro == pytest.approx(
+        counted(maps, masks).aupro, abs=1e-12
+    )
 
 
 def test_a_histogram_comes_back_from_its_arrays():
     histogram = counted(*drawn(4, 2))
     again = PixelHistogram.from_arrays(histogram.to_arrays())
-    assert (again.aupro, again.auroc, again.dice(0.3), again.pixels) == (histogram.aupro, histogram.auroc, histogram.dice(0.3), histogram.pixels)
+    assert (again.aupro, again.auroc, again.dice(0.3), again.pixels) == (
+        histogram.aupro,
+        histogram.auroc,
+        histogram.dice(0.3),
+        histogram.pixels,
+    )
 
 
 def test_aupro_is_undefined_without_lesions():

@@ -14,10 +14,14 @@ def plain_delong(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray) -> tu
     """(difference, p) from the definition: every positive against every negative."""
     placements = []
     for scores in (ours, theirs):
-        wins = (scores[labels][:, None] > scores[~labels][None]) + 0.5 * (scores[labels][:, None] == scores[~labels][None])
+        wins = (scores[labels][:, None] > scores[~labels][None]) + 0.5 * (
+            scores[labels][:, None] == scores[~labels][None]
+        )
         placements.append((wins.mean(axis=1), wins.mean(axis=0)))
     gap = placements[0][0].mean() - placements[1][0].mean()
-    variance = sum((placements[0][kind] - placements[1][kind]).var(ddof=1) / len(placements[0][kind]) for kind in (0, 1))
+    variance = sum(
+        (placements[0][kind] - placements[1][kind]).var(ddof=1) / len(placements[0][kind]) for kind in (0, 1)
+    )
     return gap, 2 * norm.sf(abs(gap) / np.sqrt(variance))
 
 
@@ -43,7 +47,9 @@ def test_delong_worked_by_hand():
 
 
 def test_delong_claims_nothing_where_no_placement_varies():
-    found = delong(np.array([0.8, 0.9, 0.1, 0.2]), np.array([0.1, 0.2, 0.8, 0.9]), np.array([1, 1, 0, 0], bool), np.zeros(4))
+    found = delong(
+        np.array([0.8, 0.9, 0.1, 0.2]), np.array([0.1, 0.2, 0.8, 0.9]), np.array([1, 1, 0, 0], bool), np.zeros(4)
+    )
     assert (found.low, found.high, found.p) == (None, None, None)
     assert "no variance" in found.reason
 
@@ -59,11 +65,16 @@ def test_delong_holds_its_level_when_there_is_no_difference():
     small = 0
     for _ in range(400):
         labels = np.arange(160) < 60
-        small += delong(labels + rng.normal(0, 1.5, 160), labels + rng.normal(0, 1.5, 160), labels, np.zeros(160)).p < 0.05
+        small += (
+            delong(labels + rng.normal(0, 1.5, 160), labels + rng.normal(0, 1.5, 160), labels, np.zeros(160)).p < 0.05
+        )
     assert 0.02 < small / 400 < 0.09
 
 
-@pytest.mark.parametrize(("ours", "labels", "reason"), [([0.1, np.nan, 0.3, 0.4], [1, 1, 0, 0], "not numbers"), ([0.1, 0.2, 0.3, 0.4], [1, 1, 1, 1], "of a class")])
+@pytest.mark.parametrize(
+    ("ours", "labels", "reason"),
+    [([0.1, np.nan, 0.3, 0.4], [1, 1, 0, 0], "not numbers"), ([0.1, 0.2, 0.3, 0.4], [1, 1, 1, 1], "of a class")],
+)
 def test_delong_is_undefined_with_its_reason(ours, labels, reason):
     found = delong(np.array(ours), np.array([0.4, 0.3, 0.2, 0.1]), np.array(labels, bool), np.zeros(4))
     assert found.p is None

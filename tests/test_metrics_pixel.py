@@ -47,7 +47,9 @@ def test_curves_of_maps_that_pile_up_near_0_equal_scikit_learn_within_1e_4(power
     anomaly_map = (rng.random(mask.shape) ** np.where(mask, power / 4, power)).astype(np.float32)
     histogram = accumulated([(anomaly_map, mask)])
     assert histogram.auroc == pytest.approx(roc_auc_score(mask.ravel(), anomaly_map.ravel()), abs=1e-4)
-    assert histogram.average_precision == pytest.approx(average_precision_score(mask.ravel(), anomaly_map.ravel()), abs=1e-4)
+    assert histogram.average_precision == pytest.approx(
+        average_precision_score(mask.ravel(), anomaly_map.ravel()), abs=1e-4
+    )
 
 
 def test_half_is_an_edge_in_every_precision():

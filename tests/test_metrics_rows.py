@@ -50,7 +50,9 @@ def test_curves_equal_scikit_learn():
 
 
 def test_decisions_equal_scikit_learn():
-    assert value(ROW, "image", "balanced_accuracy", "youden", "all") == pytest.approx(balanced_accuracy_score(LABEL, SAID))
+    assert value(ROW, "image", "balanced_accuracy", "youden", "all") == pytest.approx(
+        balanced_accuracy_score(LABEL, SAID)
+    )
     assert value(ROW, "image", "f1", "youden", "all") == pytest.approx(f1_score(LABEL, SAID))
     assert value(ROW, "image", "accuracy", "youden", "all") == pytest.approx(5 / 8)
     assert value(ROW, "image", "sensitivity", "youden", "tumour") == pytest.approx(2 / 3)
@@ -59,14 +61,19 @@ def test_decisions_equal_scikit_learn():
 
 def test_sensitivity_by_lesion_size_counts_each_slice_in_its_bin():
     rows = found(ROW)
-    small, middle, large = (rows["image", "sensitivity", "youden", f"area {words}"] for words in ("0 to 100 mm²", "100 to 1000 mm²", "from 1000 mm²"))
+    small, middle, large = (
+        rows["image", "sensitivity", "youden", f"area {words}"]
+        for words in ("0 to 100 mm²", "100 to 1000 mm²", "from 1000 mm²")
+    )
     assert [row.n for row in (small, middle, large)] == [1, 1, 1]
     assert [float(row.values(np.ones((1, 3)))[0]) for row in (small, middle, large)] == [1, 0, 1]
 
 
 def test_calibration_error_worked_by_hand():
     # Two bins: four slices at 0.1 of which one has tumour, four at 0.9 of which two have. |0.1 - 0.25| / 2 + |0.9 - 0.5| / 2.
-    row = replace(ROW, score=np.array([0.1, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9]), label=np.array([1, 0, 0, 0, 1, 1, 0, 0], float))
+    row = replace(
+        ROW, score=np.array([0.1, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9]), label=np.array([1, 0, 0, 0, 1, 1, 0, 0], float)
+    )
     assert value(row, "image", "ece", "", "all") == pytest.approx(0.275)
 
 
@@ -134,7 +141,10 @@ def test_decisions_that_a_missing_score_left_open_say_so():
     scores[0], said[0] = np.nan, np.nan
     rows = found(replace(ROW, score=scores, decisions=(Decision("youden", said),)))
     assert rows["image", "accuracy", "youden", "all"].undefined == "1 scores are not numbers"
-    assert found(replace(ROW, decisions=(Decision("youden", said),)))["image", "accuracy", "youden", "all"].undefined == "1 slices undecided"
+    assert (
+        found(replace(ROW, decisions=(Decision("youden", said),)))["image", "accuracy", "youden", "all"].undefined
+        == "1 slices undecided"
+    )
 
 
 def test_a_lesion_of_unknown_size_empties_every_bin():
@@ -142,12 +152,18 @@ def test_a_lesion_of_unknown_size_empties_every_bin():
     area[0] = np.nan
     cells = [cell for cell in row_statistics(replace(ROW, area_mm2=area), (100.0,)) if cell.subset.startswith("area")]
     assert len(cells) == 2
-    assert all(np.isnan(cell.values(np.ones((1, 3)))[0]) and cell.undefined == "1 slices with tumour have no area" for cell in cells)
+    assert all(
+        np.isnan(cell.values(np.ones((1, 3)))[0]) and cell.undefined == "1 slices with tumour have no area"
+        for cell in cells
+    )
 
 
 def test_a_lesion_on_an_edge_belongs_to_the_bin_above():
     rows = found(replace(ROW, area_mm2=np.array([100, 900, 0, 1000, 0, 0, 0, 0], float)))
-    assert [rows["image", "sensitivity", "youden", f"area {words}"].n for words in ("0 to 100 mm²", "100 to 1000 mm²", "from 1000 mm²")] == [0, 2, 1]
+    assert [
+        rows["image", "sensitivity", "youden", f"area {words}"].n
+        for words in ("0 to 100 mm²", "100 to 1000 mm²", "from 1000 mm²")
+    ] == [0, 2, 1]
 
 
 def test_scores_outside_0_and_1_have_no_calibration_error():
@@ -159,7 +175,15 @@ def test_scores_outside_0_and_1_have_no_calibration_error():
 def test_undecided_slices_empty_the_cells_of_their_rule_and_no_others():
     said = SAID.copy()
     said[0] = np.nan
-    rows = found(replace(ROW, decisions=(Decision("youden", said, "fold 1: nothing tumour-free to validate on"), Decision("max_recall", SAID))))
+    rows = found(
+        replace(
+            ROW,
+            decisions=(
+                Decision("youden", said, "fold 1: nothing tumour-free to validate on"),
+                Decision("max_recall", SAID),
+            ),
+        )
+    )
     cell = rows["image", "accuracy", "youden", "all"]
     assert np.isnan(cell.values(np.ones((1, 3)))[0])
     assert cell.undefined == "fold 1: nothing tumour-free to validate on"
@@ -187,7 +211,9 @@ def test_maps_are_measured_by_their_histograms_and_thresholds():
 def test_dice_takes_each_patient_at_its_own_threshold():
     row = replace(ROW, pixel_thresholds=np.array([0.2, 0.7, 0.4]))
     overlaps = np.array([h.overlap(limit) for h, limit in zip(ROW.histograms[:2], (0.2, 0.7), strict=True)])
-    assert value(row, "pixel", "dice", "validation", "tumour") == pytest.approx(overlaps[:, 0].sum() / overlaps[:, 1].sum())
+    assert value(row, "pixel", "dice", "validation", "tumour") == pytest.approx(
+        overlaps[:, 0].sum() / overlaps[:, 1].sum()
+    )
 
 
 def test_a_row_with_maps_and_one_without_have_the_same_cells():
@@ -199,15 +225,22 @@ def test_a_row_without_maps_has_empty_pixel_cells_with_the_reason():
     row = replace(ROW, histograms=None, pixel_thresholds=None, pixel_reason="this row draws no map of its own")
     cells = [cell for cell in row_statistics(row, (100.0,)) if cell.level == "pixel"]
     assert len(cells) == 5
-    assert all(np.isnan(cell.values(np.ones((1, 3)))[0]) and cell.undefined == "this row draws no map of its own" for cell in cells)
+    assert all(
+        np.isnan(cell.values(np.ones((1, 3)))[0]) and cell.undefined == "this row draws no map of its own"
+        for cell in cells
+    )
 
 
 def test_a_patient_drawn_twice_counts_like_two_patients():
     weights = np.array([[2.0, 0.0, 1.0]])
     rows = np.r_[np.flatnonzero(PATIENT == 0), np.flatnonzero(PATIENT == 0), np.flatnonzero(PATIENT == 2)]
     twice = found(ROW)
-    assert twice["image", "auroc", "", "all"].values(weights)[0] == pytest.approx(roc_auc_score(LABEL[rows], SCORE[rows]))
-    assert twice["image", "accuracy", "youden", "all"].values(weights)[0] == pytest.approx((LABEL[rows] == SAID[rows]).mean())
+    assert twice["image", "auroc", "", "all"].values(weights)[0] == pytest.approx(
+        roc_auc_score(LABEL[rows], SCORE[rows])
+    )
+    assert twice["image", "accuracy", "youden", "all"].values(weights)[0] == pytest.approx(
+        (LABEL[rows] == SAID[rows]).mean()
+    )
 
 
 def test_weights_of_one_give_the_value_and_drawn_patients_give_what_those_patients_would():
@@ -219,7 +252,9 @@ def test_weights_of_one_give_the_value_and_drawn_patients_give_what_those_patien
     )  # fmt: skip
     expected = found(drawn)
     for key, cell in found(ROW).items():
-        assert cell.values(np.array([[0.0, 2.0, 1.0]]))[0] == pytest.approx(expected[key].values(np.ones((1, 3)))[0], nan_ok=True), key
+        assert cell.values(np.array([[0.0, 2.0, 1.0]]))[0] == pytest.approx(
+            expected[key].values(np.ones((1, 3)))[0], nan_ok=True
+        ), key
 
 
 def test_every_statistic_takes_any_weights():
@@ -241,7 +276,18 @@ def test_scores_of_two_folds_are_never_ranked_against_each_other():
     label, score = np.r_[LABEL, 1, 1, 0], np.r_[SCORE, 0.7, 0.3, 0.1]
     fold = np.array([0, 0, 1, 1])
     score = np.where(fold[patient] == 1, 1000 * score, score)
-    row = replace(ROW, patient=patient, fold=fold, label=label, score=score, area_mm2=np.zeros(11), decisions=(), patient_decisions_mean=(), probability=False, histograms=None)
+    row = replace(
+        ROW,
+        patient=patient,
+        fold=fold,
+        label=label,
+        score=score,
+        area_mm2=np.zeros(11),
+        decisions=(),
+        patient_decisions_mean=(),
+        probability=False,
+        histograms=None,
+    )
     folds = [of_fold(row, number) for number in (0, 1)]
     pairs = np.array([label[own].sum() * (1 - label[own]).sum() for own in folds])
     expected = pairs @ [roc_auc_score(label[own], score[own]) for own in folds] / pairs.sum()
@@ -265,7 +311,9 @@ def test_a_bootstrap_draw_counts_patients_within_their_folds():
 def test_where_no_fold_has_both_classes_the_reason_says_so():
     row = replace(ROW, label=np.array([1, 1, 1, 0, 0, 0, 0, 0], float), fold=np.array([0, 1, 1]))
     cell = found(row)["image", "auroc", "", "all"]
-    assert np.isnan(cell.values(np.ones((1, 3)))[0]) and cell.undefined == "one class only in every fold of these slices"
+    assert (
+        np.isnan(cell.values(np.ones((1, 3)))[0]) and cell.undefined == "one class only in every fold of these slices"
+    )
 
 
 def test_pixels_of_two_folds_are_ranked_apart():
@@ -275,7 +323,9 @@ def test_pixels_of_two_folds_are_ranked_apart():
     other = PixelHistogram()
     other.accumulate((np.clip(rng.random((20, 20)) * 0.6 + 0.4 * mask, 0, 1) * 0.01).astype(np.float32), mask)
     row = replace(ROW, fold=np.array([0, 1, 1]), histograms=[shifted[0], other, PixelHistogram()])
-    assert value(row, "pixel", "auroc", "", "all") == pytest.approx((16 * 384 * other.auroc + 25 * 375 * shifted[0].auroc) / (16 * 384 + 25 * 375), abs=1e-6)
+    assert value(row, "pixel", "auroc", "", "all") == pytest.approx(
+        (16 * 384 * other.auroc + 25 * 375 * shifted[0].auroc) / (16 * 384 + 25 * 375), abs=1e-6
+    )
     assert value(row, "pixel", "aupro", "", "all") == pytest.approx((other.aupro + shifted[0].aupro) / 2)
 
 
@@ -286,4 +336,6 @@ def test_what_was_not_read_is_wrong_for_the_slice_and_never_a_yes_for_its_patien
     assert value(row, "image", "specificity", "answer", "tumour_free") == pytest.approx(3 / 5)
     assert value(row, "patient", "sensitivity", "any/answer", "tumour") == 0.5
     assert value(row, "patient", "specificity", "any/answer", "tumour_free") == 0, "patient 2 could have been a yes"
-    assert value(row, "patient", "specificity", "k_of_n/answer", "tumour_free") == 1, "one unread answer cannot make two"
+    assert value(row, "patient", "specificity", "k_of_n/answer", "tumour_free") == 1, (
+        "one unread answer cannot make two"
+    )

@@ -88,7 +88,10 @@ def test_image_metrics_equal_scikit_learn():
 def test_weighted_curves_equal_scikit_learn_on_repeated_items(items):
     scores, labels, weights = (np.array(column) for column in zip(*items, strict=True))
     again = np.repeat(np.arange(len(items)), weights)
-    got = [weighted_curve(c, scores.astype(float), labels, np.arange(len(items)), weights[None].astype(float))[0] for c in (auroc, average_precision)]
+    got = [
+        weighted_curve(c, scores.astype(float), labels, np.arange(len(items)), weights[None].astype(float))[0]
+        for c in (auroc, average_precision)
+    ]
     if len(set(labels[again])) < 2:
         assert np.isnan(got).all()
         return
@@ -174,7 +177,10 @@ def test_one_class_gives_null_with_the_absent_class_named():
 
 
 def test_missing_answers_are_no_wrong_answers():
-    rows = [row("a", 0, 1, None, answer=None, answer_parsed=False, p_yes=None), row("b", 0, 0, None, answer=None, p_yes=None)]
+    rows = [
+        row("a", 0, 1, None, answer=None, answer_parsed=False, p_yes=None),
+        row("b", 0, 0, None, answer=None, p_yes=None),
+    ]
     got = evaluated(rows)
     assert got["image", "verdict_accuracy"].reason == "no answers for labelled slices"
     assert got["image", "p_yes_auroc"].reason == "no scores for labelled slices"
@@ -226,7 +232,9 @@ def test_every_split_and_all_are_reported():
     rows = evaluate(frame, None, OPTIONS)
     assert {r.split for r in rows} == {"all", "train", "test"}
     tested = frame[frame.split == "test"]
-    assert by_name(rows, "test")["image", "map_auroc"].value == pytest.approx(roc_auc_score(tested.label, tested.anomaly_score))
+    assert by_name(rows, "test")["image", "map_auroc"].value == pytest.approx(
+        roc_auc_score(tested.label, tested.anomaly_score)
+    )
 
 
 def test_the_bootstrap_draws_patients_whole():
@@ -292,7 +300,9 @@ def test_the_parquet_table_keeps_every_row():
 def test_markdown_shows_values_intervals_and_reasons():
     rows = [
         MetricRow("map_auroc", "image", "test", "all", 0.9461, 0.92, 0.97, 2419, None),
-        MetricRow("map_auroc", "patient", "test", "all", None, None, None, 59, "one class only: no tumour-free patients"),
+        MetricRow(
+            "map_auroc", "patient", "test", "all", None, None, None, 59, "one class only: no tumour-free patients"
+        ),
     ]
     text = render_markdown(rows, "Cohort X", ["Not a medical device."])
     assert text.startswith("# Cohort X\n\nNot a medical device.\n\n## Split: test")
@@ -301,5 +311,9 @@ def test_markdown_shows_values_intervals_and_reasons():
 
 
 def test_two_visits_of_a_patient_are_one_patient_of_the_bootstrap():
-    rows = [row("BraTS-GLI-00001-000", 60, label=1), row("BraTS-GLI-00001-001", 60, label=0), row("BraTS-GLI-00002-000", 60, label=0)]
+    rows = [
+        row("BraTS-GLI-00001-000", 60, label=1),
+        row("BraTS-GLI-00001-001", 60, label=0),
+        row("BraTS-GLI-00002-000", 60, label=0),
+    ]
     assert evaluated(rows)["patient", "map_auroc"].n == 2

@@ -30,7 +30,11 @@ def test_f1_takes_the_greatest_f1():
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=2, max_size=40).filter(lambda rows: len({label for _, label in rows}) == 2))
+@given(
+    st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=2, max_size=40).filter(
+        lambda rows: len({label for _, label in rows}) == 2
+    )
+)
 def test_choices_are_as_good_as_any_that_scikit_learn_finds(rows):
     scores, labels = np.array([score for score, _ in rows], float), np.array([label for _, label in rows])
     false_rate, true_rate, _ = roc_curve(labels, scores)
@@ -82,7 +86,10 @@ def test_pixel_threshold_has_the_greatest_dice():
     histogram = PixelHistogram()
     histogram.accumulate(anomaly_map, mask)
     chosen = choose_pixel_threshold(histogram).value
-    best = max((2 * (mask & (anomaly_map >= cut)).sum() / (mask.sum() + (anomaly_map >= cut).sum()), cut) for cut in np.linspace(0, 1, 400))
+    best = max(
+        (2 * (mask & (anomaly_map >= cut)).sum() / (mask.sum() + (anomaly_map >= cut).sum()), cut)
+        for cut in np.linspace(0, 1, 400)
+    )
     assert 0.3 < chosen < 0.45
     assert histogram.dice(chosen) == pytest.approx(best[0], abs=2e-3)
 

@@ -37,7 +37,9 @@ def llm(tmp_path) -> Path:
 
 @pytest.fixture
 def encoder(tmp_path) -> Path:
-    config = transformers.Dinov2Config(hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, image_size=28, patch_size=14)
+    config = transformers.Dinov2Config(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, image_size=28, patch_size=14
+    )
     transformers.Dinov2Model(config).save_pretrained(tmp_path / "dino")
     return tmp_path / "dino"
 
@@ -62,7 +64,9 @@ def test_code_in_a_folder_is_not_run_and_nobody_is_asked(llm, role):
     rewrite(llm, model_type="of_our_own", auto_map={"AutoConfig": "conf.Own", "AutoModelForCausalLM": "conf.Model"})
     code = f"import sys\nfrom pathlib import Path\nfrom medad_core.errors import WeightsError\ntry:\n    {LOOKS[role]}\nexcept WeightsError as error:\n    print('refused', error)"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "HF_HOME": str(llm.parent / "hf")}
-    done = subprocess.run([sys.executable, "-c", code, str(llm)], input="y\ny\n", capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(llm)], input="y\ny\n", capture_output=True, text=True, env=environment
+    )
     assert done.stdout.startswith("refused") and done.stdout.count("\n") == 1, done.stdout + done.stderr
     assert not (llm / "ran").exists()
 
@@ -101,19 +105,27 @@ def test_a_truncated_llm_is_one_line_wherever_it_is_looked_into(llm):
 def adapter(llm, tmp_path) -> Path:
     shape = load_file(llm / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"].shape
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora"
-    save_lora(tmp_path / "adapter", {f"{name}_A.weight": torch.randn(4, shape[1]), f"{name}_B.weight": torch.randn(shape[0], 4)}, alpha=8)
+    save_lora(
+        tmp_path / "adapter",
+        {f"{name}_A.weight": torch.randn(4, shape[1]), f"{name}_B.weight": torch.randn(shape[0], 4)},
+        alpha=8,
+    )
     check_lora(llm, tmp_path / "adapter")
     return tmp_path / "adapter"
 
 
-@pytest.mark.parametrize("text", ['{"r": 4,', "[]", '{"peft_type": "LORA", "r": 4}', '{"peft_type": "LORA", "r": 0, "lora_alpha": 1}'])
+@pytest.mark.parametrize(
+    "text", ['{"r": 4,', "[]", '{"peft_type": "LORA", "r": 4}', '{"peft_type": "LORA", "r": 0, "lora_alpha": 1}']
+)
 def test_an_adapter_with_a_damaged_configuration_is_one_line(llm, adapter, text):
     (adapter / "adapter_config.json").write_text(text)
     with pytest.raises(WeightsError, match=r"adapter_config\.json"):
         check_lora(llm, adapter)
 
 
-@pytest.mark.parametrize("facts", [{"init_lora_weights": "pissa"}, {"layer_replication": [[0, 1]]}, {"use_qalora": True}, {"use_dora": True}])
+@pytest.mark.parametrize(
+    "facts", [{"init_lora_weights": "pissa"}, {"layer_replication": [[0, 1]]}, {"use_qalora": True}, {"use_dora": True}]
+)
 def test_an_adapter_of_more_than_plain_lora_is_refused(llm, adapter, facts):
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | facts))
@@ -141,7 +153,11 @@ def test_a_merged_copy_follows_the_chat_template_of_its_model(llm, adapter, monk
 
 def clip_of(folder: Path) -> Path:
     text = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
-    transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config={**text, "image_size": 28, "patch_size": 14}, projection_dim=16)).save_pretrained(folder)
+    transformers.CLIPModel(
+        transformers.CLIPConfig(
+            text_config=text, vision_config={**text, "image_size": 28, "patch_size": 14}, projection_dim=16
+        )
+    ).save_pretrained(folder)
     return folder
 
 
@@ -198,5 +214,9 @@ def test_a_chat_template_belongs_to_what_determines_answers(llm):
 def test_packaged_models_keep_the_fingerprints_that_embedded_weights_were_made_for():
     settings = load_settings(None, [])
     assert "wording" not in answers_fingerprint(settings)
-    for prints in (encoder_fingerprint(settings.models.encoder), text_encoder_fingerprint(settings.models.text_encoder), llm_fingerprint(settings.llm.model)):
+    for prints in (
+        encoder_fingerprint(settings.models.encoder),
+        text_encoder_fingerprint(settings.models.text_encoder),
+        llm_fingerprint(settings.llm.model),
+    ):
         assert all(len(value) == 64 for name, value in prints.items() if name.endswith("sha256"))

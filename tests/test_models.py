@@ -47,7 +47,11 @@ def test_taps_are_raw_block_outputs_without_the_class_token(encoder):
     images = np.random.default_rng(0).integers(0, 256, (2, 240, 240), np.uint8)
     taps = encoder.encode(images)
     with torch.inference_mode():
-        hidden = Dinov2Model.from_pretrained(packaged("dinov2-small").folder).eval()(pixel_values=encoder.prepare(images), output_hidden_states=True).hidden_states
+        hidden = (
+            Dinov2Model.from_pretrained(packaged("dinov2-small").folder)
+            .eval()(pixel_values=encoder.prepare(images), output_hidden_states=True)
+            .hidden_states
+        )
     assert taps.shape == (2, 4, 16, 16, 384)
     for tap, block in enumerate(quarter_blocks(12)):
         torch.testing.assert_close(taps[:, tap].flatten(1, 2), hidden[block][:, 1:], atol=1e-4, rtol=1e-4)
@@ -70,7 +74,9 @@ def test_grid_of_differences_renders_the_softmax_of_both_logits():
     logits = torch.randn(1, 4, 2, 16, 16, generator=rng) * 10
     both = torch.nn.functional.interpolate(logits.flatten(0, 1), size=(240, 240), mode="bilinear", align_corners=True)
     expected = both.softmax(1)[:, 1].mean(0)
-    torch.testing.assert_close(render_maps(logits[:, :, 1] - logits[:, :, 0], 240, 240)[0], expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        render_maps(logits[:, :, 1] - logits[:, :, 0], 240, 240)[0], expected, atol=1e-5, rtol=1e-4
+    )
 
 
 def test_map_of_an_oblong_slice_cuts_off_the_margins_that_the_encoder_saw():
@@ -94,7 +100,9 @@ def test_loss_falls_when_the_map_agrees_more_with_the_mask():
     mask[:, 20:36, 20:36] = 1
     right = torch.full((1, 4, 16, 16), -10.0)
     right[:, :, 6:10, 6:10] = 10
-    assert focal_dice_loss(right, mask) < focal_dice_loss(torch.zeros(1, 4, 16, 16), mask) < focal_dice_loss(-right, mask)
+    assert (
+        focal_dice_loss(right, mask) < focal_dice_loss(torch.zeros(1, 4, 16, 16), mask) < focal_dice_loss(-right, mask)
+    )
 
 
 def test_text_features_are_unit_vectors_that_differ():
@@ -156,15 +164,32 @@ def test_a_local_clip_folder_is_tapped_like_dinov2(tmp_path, both_towers):
     """A small CLIP with random weights, as a vision tower alone and as the whole model that hubs give."""
     from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, CLIPVisionModel
 
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 8, "num_attention_heads": 2, "image_size": 224, "patch_size": 14}
-    text = CLIPTextConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
-    model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision)) if both_towers else CLIPVisionModel(CLIPVisionConfig(**vision))
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 2,
+        "image_size": 224,
+        "patch_size": 14,
+    }
+    text = CLIPTextConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=64
+    )
+    model = (
+        CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision))
+        if both_towers
+        else CLIPVisionModel(CLIPVisionConfig(**vision))
+    )
     model.save_pretrained(tmp_path)
     clip = load_encoder(str(tmp_path))
     images = np.random.default_rng(0).integers(0, 256, (2, 240, 240), np.uint8)
     taps = clip.encode(images)
     with torch.inference_mode():
-        hidden = CLIPVisionModel.from_pretrained(tmp_path).eval()(pixel_values=clip.prepare(images), output_hidden_states=True).hidden_states
+        hidden = (
+            CLIPVisionModel.from_pretrained(tmp_path)
+            .eval()(pixel_values=clip.prepare(images), output_hidden_states=True)
+            .hidden_states
+        )
     assert taps.shape == (2, 4, 16, 16, 32) and clip.tapped == (2, 4, 6, 8)
     for tap, block in enumerate(clip.tapped):
         torch.testing.assert_close(taps[:, tap].flatten(1, 2), hidden[block][:, 1:])

@@ -16,7 +16,9 @@ from medad_core.config import NotifySettings, load_settings, settings_from_yaml,
 from medad_core.errors import ConfigError
 from medad_core.notify import VARIABLE, Notification, hold_webhook, notify
 
-FINISHED = Notification(event="finished", kind="screen-cohort", name="ward", seconds=1.5, counts={"cases": 3, "rejected": 1})
+FINISHED = Notification(
+    event="finished", kind="screen-cohort", name="ward", seconds=1.5, counts={"cases": 3, "rejected": 1}
+)
 TOKEN = "s3cr3t"
 
 
@@ -75,7 +77,15 @@ def settings(url: str, timeout_s: float = 5.0) -> NotifySettings:
 def test_a_webhook_is_told_in_json_once():
     with Hook(204) as hook:
         assert notify(FINISHED, settings(hook.url))
-    assert hook.bodies == [{"event": "finished", "kind": "screen-cohort", "name": "ward", "seconds": 1.5, "counts": {"cases": 3, "rejected": 1}}]
+    assert hook.bodies == [
+        {
+            "event": "finished",
+            "kind": "screen-cohort",
+            "name": "ward",
+            "seconds": 1.5,
+            "counts": {"cases": 3, "rejected": 1},
+        }
+    ]
     assert hook.headers[0]["Content-Type"] == "application/json"
 
 
@@ -88,7 +98,15 @@ def test_the_environment_names_the_webhook_where_settings_do_not(monkeypatch):
     assert not notify(FINISHED, NotifySettings())
 
 
-@pytest.mark.parametrize("extra", [{"counts": {"BraTS2021_00000": "damaged"}}, {"counts": {"cases": -1}}, {"reason": "a path"}, {"kind": "/data/patients"}])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"counts": {"BraTS2021_00000": "damaged"}},
+        {"counts": {"cases": -1}},
+        {"reason": "a path"},
+        {"kind": "/data/patients"},
+    ],
+)
 def test_nothing_but_numbers_fits_into_a_notification(extra):
     with pytest.raises(ValidationError):
         Notification(**{**FINISHED.model_dump(), **extra})
@@ -116,7 +134,10 @@ def test_a_webhook_that_hangs_is_left_in_time(caplog):
     assert "the webhook" in caplog.text and TOKEN not in caplog.text
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/s3cr3t", "http://no-such-host.invalid/s3cr3t", "http://[s3cr3t", "http://127.0.0.1:s3cr3t/"])
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1:9/s3cr3t", "http://no-such-host.invalid/s3cr3t", "http://[s3cr3t", "http://127.0.0.1:s3cr3t/"],
+)
 def test_an_address_that_leads_nowhere_is_a_warning_that_does_not_name_it(url, caplog):
     assert not notify(FINISHED, settings(url, 2.0))
     assert "webhook" in caplog.text and TOKEN not in caplog.text

@@ -56,7 +56,9 @@ def write_model(folder: Path) -> Path:
 
 
 def test_presets_are_complete_and_state_their_licence():
-    assert {"imagebind-huge", "openclip-vit-h-14", "vicuna-7b", "llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b"} == set(presets())
+    assert {"imagebind-huge", "openclip-vit-h-14", "vicuna-7b", "llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b"} == set(
+        presets()
+    )
     imagebind, openclip = presets()["imagebind-huge"], presets()["openclip-vit-h-14"]
     assert imagebind.roles == openclip.roles == ["image encoder", "text encoder"] and imagebind.hub is None
     assert "CC BY-NC-SA 4.0" in imagebind.licence and "MIT" in openclip.licence
@@ -64,7 +66,13 @@ def test_presets_are_complete_and_state_their_licence():
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [({"lisence": "MIT"}, "lisence"), ({"hub": "no-owner"}, "hub"), ({"roles": ["oracle"]}, "roles"), ({"engine": {}}, "engine"), ({"hub": None}, "get")],
+    [
+        ({"lisence": "MIT"}, "lisence"),
+        ({"hub": "no-owner"}, "hub"),
+        ({"roles": ["oracle"]}, "roles"),
+        ({"engine": {}}, "engine"),
+        ({"hub": None}, "get"),
+    ],
 )
 def test_a_wrong_preset_names_its_file_and_key(tmp_path, monkeypatch, change, says):
     whole = {"roles": ["language model"], "licence": "MIT", "hub": "owner/name", "revision": None}
@@ -90,7 +98,9 @@ def test_a_preset_is_found_in_the_folder_of_the_setting_and_then_of_the_environm
 
 def test_an_absent_preset_says_where_to_put_it_and_which_setting_to_change(bare):
     where = ModelSettings(folder=str(bare))
-    with pytest.raises(WeightsError, match=rf"{bare}/imagebind-huge.*medad models import imagebind.*CC BY-NC-SA") as caught:
+    with pytest.raises(
+        WeightsError, match=rf"{bare}/imagebind-huge.*medad models import imagebind.*CC BY-NC-SA"
+    ) as caught:
         encoder_folder("imagebind-huge", where=where)
     assert "models.offline" not in str(caught.value) and "\n" not in str(caught.value)  # no hub has it
     with pytest.raises(WeightsError, match=r"models\.folder=FOLDER.*models\.offline=false.*laion/"):
@@ -108,7 +118,9 @@ def test_a_name_of_another_role_is_refused(bare):
 
 
 def test_a_name_that_is_nothing_lists_what_is_known(bare):
-    with pytest.raises(WeightsError, match=r"llm\.model: vicuna-70b is neither a known language model \(smollm2-135m, .*vicuna-7b\)"):
+    with pytest.raises(
+        WeightsError, match=r"llm\.model: vicuna-70b is neither a known language model \(smollm2-135m, .*vicuna-7b\)"
+    ):
         llm_fingerprint("vicuna-70b")
 
 
@@ -142,10 +154,15 @@ class _Hub(BaseHTTPRequestHandler):
         if "/revision/" in path:
             self._send(json.dumps({"id": "meta-llama/Llama-3.2-1B-Instruct", "sha": COMMIT, "siblings": []}).encode())
         elif "/tree/" in path:
-            rows = [{"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()} for name, data in self.files.items()]
+            rows = [
+                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for name, data in self.files.items()
+            ]
             self._send(json.dumps(rows).encode())
         elif (name := path.partition(f"/resolve/{COMMIT}/")[2]) in self.files:
-            self._send(self.files[name], {"ETag": f'"{hashlib.sha1(self.files[name]).hexdigest()}"', "X-Repo-Commit": COMMIT})
+            self._send(
+                self.files[name], {"ETag": f'"{hashlib.sha1(self.files[name]).hexdigest()}"', "X-Repo-Commit": COMMIT}
+            )
         else:
             self.send_error(404)
 
@@ -153,7 +170,11 @@ class _Hub(BaseHTTPRequestHandler):
 
     def _send(self, data: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(200)
-        for name, value in {"Content-Length": str(len(data)), "Content-Type": "application/json", **(headers or {})}.items():
+        for name, value in {
+            "Content-Length": str(len(data)),
+            "Content-Type": "application/json",
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
@@ -182,7 +203,14 @@ def resolve(address: str, home: Path, offline: bool, **environment: str) -> subp
         "except MedadError as error: raise SystemExit(f'{type(error).__name__}: {error}')"
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "MEDAD_"))}
-    environment = {**kept, "HF_HOME": str(home), "HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment}
+    environment = {
+        **kept,
+        "HF_HOME": str(home),
+        "HF_ENDPOINT": address,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        **environment,
+    }
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
 
 
@@ -194,7 +222,14 @@ def test_download_is_off_unless_asked_for_and_then_fetches_safetensors_and_no_pi
     fetched = resolve(address, tmp_path, offline=False)
     assert fetched.returncode == 0, fetched.stderr
     folder = Path(fetched.stdout.strip())
-    wanted = {"config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer.model"}
+    wanted = {
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer.model",
+    }
     assert {path.name for path in folder.iterdir()} == wanted
     assert not [path for path in handler.asked if path.endswith((".bin", ".pth", ".py", "params.json"))]
 

@@ -72,7 +72,9 @@ def page(summary=SUMMARY, rows=(METRIC,), gallery=(), cases=()) -> str:
 
 def test_the_page_asks_nothing_of_the_network():
     text = page(gallery=[item(), item(index=61)])
-    references = [attributes[name] for _, attributes in Page(text).tags for name in ("src", "href") if name in attributes]
+    references = [
+        attributes[name] for _, attributes in Page(text).tags for name in ("src", "href") if name in attributes
+    ]
     assert references and all(reference.startswith(("data:image/webp;base64,", "#")) for reference in references)
     assert not re.search(r"https?:|url\(|@import|<script", text)
 
@@ -86,7 +88,9 @@ def test_every_tag_is_closed_and_every_picture_described():
 
 
 def test_text_of_cases_and_models_is_escaped():
-    text = page(gallery=[item(case_id="<b>&", answer="<script>alert(1)</script>")], cases=case_rows(frame([prediction("<b>&")])))
+    text = page(
+        gallery=[item(case_id="<b>&", answer="<script>alert(1)</script>")], cases=case_rows(frame([prediction("<b>&")]))
+    )
     assert "<script" not in text and "<b>&" not in text
     assert "&lt;b&gt;&amp;" in text
 
@@ -99,12 +103,16 @@ def test_the_banners_say_what_the_run_is_not():
 
 def test_the_sentence_stands_in_quotation_apart_from_the_facts():
     text = page(gallery=[item(answer="Yes, at the top.")])
-    assert "The language model wrote</span><q>Yes, at the top.</q>" in " ".join(text.split()).replace("</span> <q>", "</span><q>")
+    assert "The language model wrote</span><q>Yes, at the top.</q>" in " ".join(text.split()).replace(
+        "</span> <q>", "</span><q>"
+    )
     assert "Yes, at the top." not in re.search(r"<dl>.*?</dl>", text, re.S).group()
 
 
 def test_metrics_show_value_interval_and_reason():
-    missing = MetricRow("map_auroc", "patient", "test", "all", None, None, None, 7, "one class only: no tumour-free patients")
+    missing = MetricRow(
+        "map_auroc", "patient", "test", "all", None, None, None, 7, "one class only: no tumour-free patients"
+    )
     text = page(rows=[METRIC, missing])
     assert "split test" in text
     assert "0.946" in text and "0.920 to 0.970" in text
@@ -114,7 +122,11 @@ def test_metrics_show_value_interval_and_reason():
 def test_an_unlabelled_cohort_gets_no_scores_and_no_outline():
     rows = frame([prediction(label=None, verdict="yes"), prediction(label=None, verdict="no", index=61)])
     unlabelled = replace(item(label=None), mask=None)
-    text = page(rows=[replace(METRIC, value=None, ci_low=None, ci_high=None, split="all")], gallery=[unlabelled], cases=case_rows(rows))
+    text = page(
+        rows=[replace(METRIC, value=None, ci_low=None, ci_high=None, split="all")],
+        gallery=[unlabelled],
+        cases=case_rows(rows),
+    )
     assert "answered yes for 1 of 2 slices" in text
     assert "How good it was" not in text and "expert outline" not in text and "Tumour, expert" not in text
     assert "Answered yes, no expert mask" in text
@@ -135,7 +147,9 @@ def test_a_full_gallery_stays_below_three_megabytes():
     picture = np.clip(rng.normal(110, 25, (240, 240)), 0, 255).astype(np.uint8)
     mask = np.zeros((240, 240), bool)
     mask[60:160, 60:160] = np.kron(rng.random((25, 25)) < 0.5, np.ones((4, 4), bool))
-    anomaly_map = np.asarray(Image.fromarray(rng.random((16, 16)).astype(np.float32)).resize((240, 240), Image.Resampling.BILINEAR))
+    anomaly_map = np.asarray(
+        Image.fromarray(rng.random((16, 16)).astype(np.float32)).resize((240, 240), Image.Resampling.BILINEAR)
+    )
     items = [replace(item(index=n), image=picture, mask=mask, anomaly_map=anomaly_map) for n in range(24)]
     assert len(page(gallery=items).encode()) < 3_000_000
 
@@ -156,7 +170,14 @@ def test_the_choice_spreads_over_patients_and_over_their_slices():
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([0, 1, None]), st.sampled_from(["yes", "no", None])), min_size=1, max_size=30), st.integers(0, 5))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.sampled_from([0, 1, None]), st.sampled_from(["yes", "no", None])),
+        min_size=1,
+        max_size=30,
+    ),
+    st.integers(0, 5),
+)
 def test_the_choice_depends_on_rows_and_seed_only(drawn, seed):
     rows = frame([prediction(case, index, label, verdict) for index, (case, label, verdict) in enumerate(drawn)])
     first, again = choose_gallery(rows, 8, seed), choose_gallery(rows.sample(frac=1, random_state=1), 8, seed)
@@ -179,8 +200,20 @@ def test_cases_are_ordered_by_suspicion():
         prediction("loud", 60, 1, "yes", anomaly_score=0.9, location="left"), prediction("loud", 61, 1, "yes", anomaly_score=0.8, location="left"),
     ])  # fmt: skip
     loud, calm = case_rows(rows)
-    assert (loud.case_id, loud.yes_slices, loud.tumour_slices, loud.highest_slice, loud.location) == ("loud", 2, 2, 60, "left")
-    assert (calm.case_id, calm.yes_slices, calm.tumour_slices, calm.highest_slice, calm.location) == ("calm", 0, 0, 61, None)
+    assert (loud.case_id, loud.yes_slices, loud.tumour_slices, loud.highest_slice, loud.location) == (
+        "loud",
+        2,
+        2,
+        60,
+        "left",
+    )
+    assert (calm.case_id, calm.yes_slices, calm.tumour_slices, calm.highest_slice, calm.location) == (
+        "calm",
+        0,
+        0,
+        61,
+        None,
+    )
 
 
 def test_the_outline_follows_the_pixel_edges():

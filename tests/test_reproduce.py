@@ -28,7 +28,18 @@ from medad_core.reproduce.rows import derangement
 from medad_core.reproduce.schema import ROWS
 from medad_core.reproduce.study import Study, StudyCase, check_study, open_study, study_fingerprint
 from medad_core.reproduce.table import Cell, joined, make_table
-from medad_core.reproduce.units import Scored, Unit, failure_of, is_done, pending, read_unit, seeds_of, units_of, write_failure, write_unit
+from medad_core.reproduce.units import (
+    Scored,
+    Unit,
+    failure_of,
+    is_done,
+    pending,
+    read_unit,
+    seeds_of,
+    units_of,
+    write_failure,
+    write_unit,
+)
 from medad_core.training.decoder import train_decoder
 
 pytest_plugins = ("prefect_harness",)
@@ -38,7 +49,11 @@ SHARES = SplitSettings()
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.integers(0, 5), min_size=3, max_size=30), st.lists(st.integers(0, 5), max_size=8), st.sampled_from([1, 3, 4, 5]))
+@given(
+    st.lists(st.integers(0, 5), min_size=3, max_size=30),
+    st.lists(st.integers(0, 5), max_size=8),
+    st.sampled_from([1, 3, 4, 5]),
+)
 def test_every_patient_is_in_one_part_of_a_fold_and_tested_at_most_once(real, drawn, folds):
     counts = {f"BraTS-GLI-{number // 2:05d}-{number % 2:03d}": count for number, count in enumerate(real)}
     phantoms = {f"Phantom_{number:05d}": count for number, count in enumerate(drawn)}
@@ -103,8 +118,20 @@ def frame(case_ids, split="test", seed=0, fold_labels=None) -> pd.DataFrame:
     for case_id in case_ids:
         for index in range(4):
             label = int(index >= 2) if fold_labels is None else fold_labels
-            rows.append((case_id, 60 + index, split, label, 300.0 * label, 0.3 * label + rng.random() * 0.5, "left" if label else None))
-    made = pd.DataFrame(rows, columns=["case_id", "slice_index", "split", "label", "area_mm2", "score", "location_true"])
+            rows.append(
+                (
+                    case_id,
+                    60 + index,
+                    split,
+                    label,
+                    300.0 * label,
+                    0.3 * label + rng.random() * 0.5,
+                    "left" if label else None,
+                )
+            )
+    made = pd.DataFrame(
+        rows, columns=["case_id", "slice_index", "split", "label", "area_mm2", "score", "location_true"]
+    )
     return made.assign(map_score=None, answer=None, answer_parsed=None, verdict=None, location=None)
 
 
@@ -119,7 +146,10 @@ def histograms(case_ids, seed=0) -> dict[str, PixelHistogram]:
 
 
 def test_a_unit_comes_back_as_it_was_written(tmp_path):
-    unit, scored = Unit("autoencoder", 0, 1), Scored(frame(["a", "b"]), histograms(["a", "b"]), {("a", 61): np.full((8, 8), 7, np.uint8)})
+    unit, scored = (
+        Unit("autoencoder", 0, 1),
+        Scored(frame(["a", "b"]), histograms(["a", "b"]), {("a", 61): np.full((8, 8), 7, np.uint8)}),
+    )
     write_failure(str(tmp_path), unit, "no such luck")
     assert failure_of(str(tmp_path), unit) == "fold 0, seed 1: no such luck"
     write_unit(str(tmp_path), unit, scored)
@@ -155,14 +185,20 @@ def test_a_shuffled_slice_never_keeps_its_own_map(count, seed):
 def study_of(folds: int = 2) -> Study:
     names = [f"case_{number}" for number in range(6)]
     dealt = [Fold(train=(names[4],), validation=(names[fold],), test=(names[2 + fold],)) for fold in range(folds)]
-    cases = tuple(StudyCase(case_id=name, phantom=False, features="", pictures="", first_slice=60, pixel_mm2=1.0) for name in names)
+    cases = tuple(
+        StudyCase(case_id=name, phantom=False, features="", pictures="", first_slice=60, pixel_mm2=1.0)
+        for name in names
+    )
     return Study(root="somewhere", fingerprint={}, cases=cases, rejected=(), folds=tuple(dealt))
 
 
 def scored_folds(study: Study, **changes) -> list[Scored]:
     made = []
     for number, fold in enumerate(study.folds):
-        both = pd.concat([frame(fold.validation, "validation", seed=number), frame(fold.test, "test", seed=10 + number)], ignore_index=True)
+        both = pd.concat(
+            [frame(fold.validation, "validation", seed=number), frame(fold.test, "test", seed=10 + number)],
+            ignore_index=True,
+        )
         made.append(Scored(both.assign(**changes), histograms([*fold.validation, *fold.test], number), {}))
     return made
 
@@ -173,18 +209,41 @@ def test_thresholds_come_from_the_validation_patients_of_the_same_fold():
     made = seed_of_row("autoencoder", "patients", study, folds, chosen)
     for number, scored in enumerate(folds):
         held = scored.frame[scored.frame["split"] == "validation"]
-        [threshold] = [item.threshold for item in made.thresholds if (item.fold, item.level, item.threshold.rule) == (number, "image", "max_recall")]
+        [threshold] = [
+            item.threshold
+            for item in made.thresholds
+            if (item.fold, item.level, item.threshold.rule) == (number, "image", "max_recall")
+        ]
         assert threshold.value == held.loc[held["label"] == 1, "score"].min()
-        decided = dict(zip(zip(made.frame["case_id"], made.frame["slice_index"], strict=True), made.units.decisions[0].said, strict=True))
+        decided = dict(
+            zip(
+                zip(made.frame["case_id"], made.frame["slice_index"], strict=True),
+                made.units.decisions[0].said,
+                strict=True,
+            )
+        )
         test = scored.frame[scored.frame["split"] == "test"]
-        assert [decided[row.case_id, row.slice_index] for row in test.itertuples()] == (test["score"] >= threshold.value).astype(float).tolist()
+        assert [decided[row.case_id, row.slice_index] for row in test.itertuples()] == (
+            test["score"] >= threshold.value
+        ).astype(float).tolist()
 
 
 def test_test_labels_change_no_threshold():
     study, chosen = study_of(), load_settings()
     folds = scored_folds(study)
-    turned = [Scored(scored.frame.assign(label=scored.frame["label"].where(scored.frame["split"] == "validation", 1 - scored.frame["label"])), scored.histograms, {}) for scored in folds]
-    before, after = (seed_of_row("autoencoder", "patients", study, given, chosen).thresholds for given in (folds, turned))
+    turned = [
+        Scored(
+            scored.frame.assign(
+                label=scored.frame["label"].where(scored.frame["split"] == "validation", 1 - scored.frame["label"])
+            ),
+            scored.histograms,
+            {},
+        )
+        for scored in folds
+    ]
+    before, after = (
+        seed_of_row("autoencoder", "patients", study, given, chosen).thresholds for given in (folds, turned)
+    )
     assert [item.threshold.value for item in before] == [item.threshold.value for item in after]
 
 
@@ -195,39 +254,70 @@ def test_an_answer_that_cannot_be_read_is_wrong_whatever_the_label():
     cells = {(cell.level, cell.metric, cell.rule): cell.values(np.ones((1, 1)))[0] for cell in made.statistics}
     assert cells["image", "accuracy", "answer"] == 0
     assert cells["text", "unparsed_share", ""] == 1
-    assert (made.units.decisions[0].settled(made.units.label) == 1 - made.frame["label"]).all(), "the gallery shows them as errors"
+    assert (made.units.decisions[0].settled(made.units.label) == 1 - made.frame["label"]).all(), (
+        "the gallery shows them as errors"
+    )
     assert cells["patient", "sensitivity", "any/answer"] == cells["patient", "sensitivity", "mean/answer"] == 0
 
 
 def test_validation_of_one_class_leaves_the_cells_empty_with_the_reason():
     study, chosen = study_of(), load_settings()
     folds = scored_folds(study)
-    folds[1] = Scored(folds[1].frame.assign(label=folds[1].frame["label"].where(folds[1].frame["split"] == "test", 1)), folds[1].histograms, {})
+    folds[1] = Scored(
+        folds[1].frame.assign(label=folds[1].frame["label"].where(folds[1].frame["split"] == "test", 1)),
+        folds[1].histograms,
+        {},
+    )
     made = seed_of_row("autoencoder", "patients", study, folds, chosen)
-    [cell] = [cell for cell in made.statistics if (cell.level, cell.metric, cell.rule) == ("image", "accuracy", "youden")]
+    [cell] = [
+        cell for cell in made.statistics if (cell.level, cell.metric, cell.rule) == ("image", "accuracy", "youden")
+    ]
     assert np.isnan(cell.values(np.ones((1, 2)))[0])
     assert cell.undefined == "fold 1: nothing tumour-free to validate on"
 
 
 def written(out: Path, study: Study, rows: tuple[str, ...], seeds=(0, 1), **changes) -> None:
-    answers = {"answer": "Yes, there is an anomaly at the left of the image.", "answer_parsed": True, "verdict": "yes", "location": "left", "map_score": 0.7}
+    answers = {
+        "answer": "Yes, there is an anomaly at the left of the image.",
+        "answer_parsed": True,
+        "verdict": "yes",
+        "location": "left",
+        "map_score": 0.7,
+    }
     for row in rows:
         for fold, number in enumerate(range(len(study.folds))):
             for seed in seeds:
                 given = scored_folds(study, **(answers if row == "proposed" else {}), **changes)[number]
                 noise = np.random.default_rng([seed, len(row)]).random(len(given.frame)) * 0.2
-                write_unit(str(out), Unit(row, fold, seed), Scored(given.frame.assign(score=given.frame["score"] * 0.8 + noise), given.histograms, {}))
+                write_unit(
+                    str(out),
+                    Unit(row, fold, seed),
+                    Scored(given.frame.assign(score=given.frame["score"] * 0.8 + noise), given.histograms, {}),
+                )
 
 
 def test_a_table_averages_seeds_and_compares_with_the_proposed_scheme_on_the_same_slices(tmp_path):
     study = study_of()
-    chosen = load_settings(None, ["reproduce.rows=[autoencoder, proposed]", "reproduce.seeds=[0, 1]", "evaluate.bootstrap=50"])
+    chosen = load_settings(
+        None, ["reproduce.rows=[autoencoder, proposed]", "reproduce.seeds=[0, 1]", "evaluate.bootstrap=50"]
+    )
     written(tmp_path, study, ("autoencoder", "proposed"))
-    lines = make_table(str(tmp_path), study, chosen).lines.to_pandas().set_index(["row", "level", "metric", "rule", "subset"]).sort_index()
+    lines = (
+        make_table(str(tmp_path), study, chosen)
+        .lines.to_pandas()
+        .set_index(["row", "level", "metric", "rule", "subset"])
+        .sort_index()
+    )
     each = []
     for seed in (0, 1):
-        tests = [read_unit(str(tmp_path), Unit("autoencoder", fold, seed)).frame.query("split == 'test'") for fold in (0, 1)]
-        pairs = [test.loc[test["label"] == 1, "score"].to_numpy()[:, None] - test.loc[test["label"] == 0, "score"].to_numpy()[None] for test in tests]
+        tests = [
+            read_unit(str(tmp_path), Unit("autoencoder", fold, seed)).frame.query("split == 'test'") for fold in (0, 1)
+        ]
+        pairs = [
+            test.loc[test["label"] == 1, "score"].to_numpy()[:, None]
+            - test.loc[test["label"] == 0, "score"].to_numpy()[None]
+            for test in tests
+        ]
         each.append(np.mean([gaps > 0 for gaps in pairs]))
     found = lines.loc[("autoencoder", "image", "auroc", "", "all")]
     assert found["value"] == pytest.approx(np.mean(each))
@@ -236,12 +326,16 @@ def test_a_table_averages_seeds_and_compares_with_the_proposed_scheme_on_the_sam
     assert found["difference"] == pytest.approx(found["value"] - reference["value"])
     assert np.isnan(reference["difference"])
     accuracy = lines.loc[("autoencoder", "image", "accuracy", "f1", "all")]
-    assert accuracy["difference"] == pytest.approx(accuracy["value"] - lines.loc[("proposed", "image", "accuracy", "answer", "all"), "value"])
+    assert accuracy["difference"] == pytest.approx(
+        accuracy["value"] - lines.loc[("proposed", "image", "accuracy", "answer", "all"), "value"]
+    )
 
 
 def test_a_row_of_which_one_unit_failed_has_no_numbers_at_all(tmp_path):
     study = study_of()
-    chosen = load_settings(None, ["reproduce.rows=[autoencoder, patchcore]", "reproduce.seeds=[0, 1]", "evaluate.bootstrap=10"])
+    chosen = load_settings(
+        None, ["reproduce.rows=[autoencoder, patchcore]", "reproduce.seeds=[0, 1]", "evaluate.bootstrap=10"]
+    )
     written(tmp_path, study, ("autoencoder", "patchcore"))
     (tmp_path / "rows/patchcore/fold-1-seed-0.parquet").unlink()
     write_failure(str(tmp_path), Unit("patchcore", 1, 0), "out of luck")
@@ -250,7 +344,9 @@ def test_a_row_of_which_one_unit_failed_has_no_numbers_at_all(tmp_path):
     assert set(table.lines["row"].to_pylist()) == {"autoencoder"}
 
 
-@pytest.mark.parametrize(("suffix", "damage"), [(".npz", b"junk"), (".npz", None), (".parquet", b""), (".npz", b"PK\x03\x04half")])
+@pytest.mark.parametrize(
+    ("suffix", "damage"), [(".npz", b"junk"), (".npz", None), (".parquet", b""), (".npz", b"PK\x03\x04half")]
+)
 def test_a_damaged_file_costs_its_row_with_the_reason_and_the_next_run_makes_it_anew(tmp_path, suffix, damage):
     study = study_of()
     chosen = load_settings(None, ["reproduce.rows=[autoencoder, patchcore]", "evaluate.bootstrap=10"])
@@ -258,7 +354,9 @@ def test_a_damaged_file_costs_its_row_with_the_reason_and_the_next_run_makes_it_
     file, unit = tmp_path / f"rows/patchcore/fold-1-seed-0{suffix}", Unit("patchcore", 1, 0)
     file.unlink() if damage is None else file.write_bytes(damage)
     table = make_table(str(tmp_path), study, chosen)
-    assert set(table.failed) == {"patchcore"} and table.failed["patchcore"].startswith("fold 1, seed 0: its files are damaged")
+    assert set(table.failed) == {"patchcore"} and table.failed["patchcore"].startswith(
+        "fold 1, seed 0: its files are damaged"
+    )
     assert set(table.lines["row"].to_pylist()) == {"autoencoder"}
     assert pending(str(tmp_path), [Unit("patchcore", 0, 0), unit]) == [unit]
     assert failure_of(str(tmp_path), unit) == table.failed["patchcore"]
@@ -266,11 +364,25 @@ def test_a_damaged_file_costs_its_row_with_the_reason_and_the_next_run_makes_it_
 
 def test_a_difference_is_taken_over_the_seeds_that_both_rows_have(tmp_path):
     study = study_of()
-    chosen = load_settings(None, ["reproduce.rows=[autoencoder, proposed]", "reproduce.seeds=[0, 1]", "reproduce.llm_seeds=1", "evaluate.bootstrap=20"])
+    chosen = load_settings(
+        None,
+        [
+            "reproduce.rows=[autoencoder, proposed]",
+            "reproduce.seeds=[0, 1]",
+            "reproduce.llm_seeds=1",
+            "evaluate.bootstrap=20",
+        ],
+    )
     written(tmp_path, study, ("autoencoder",))
     written(tmp_path, study, ("proposed",), seeds=(0,))
     alone = load_settings(None, ["reproduce.rows=[autoencoder, proposed]", "evaluate.bootstrap=20"])
-    both, one = (make_table(str(tmp_path), study, given).lines.to_pandas().query("row == 'autoencoder'").set_index(["level", "metric", "rule", "subset"]) for given in (chosen, alone))
+    both, one = (
+        make_table(str(tmp_path), study, given)
+        .lines.to_pandas()
+        .query("row == 'autoencoder'")
+        .set_index(["level", "metric", "rule", "subset"])
+        for given in (chosen, alone)
+    )
     key = ("image", "auroc", "", "all")
     assert both.loc[key, "seeds"] == 2 and (both["value"].dropna() != one["value"].dropna()).any()
     for column in ("difference", "difference_low", "difference_high", "p_bootstrap", "p_delong"):
@@ -288,7 +400,9 @@ def test_what_a_fold_says_of_everyone_is_at_chance_however_folds_differ(tmp_path
     study = study_of()
     chosen = load_settings(None, ["reproduce.rows=[majority]", "evaluate.bootstrap=20"])
     for fold, scored in enumerate(scored_folds(study)):
-        write_unit(str(tmp_path), Unit("majority", fold, 0), Scored(scored.frame.assign(score=0.6 + 0.3 * fold), {}, {}))
+        write_unit(
+            str(tmp_path), Unit("majority", fold, 0), Scored(scored.frame.assign(score=0.6 + 0.3 * fold), {}, {})
+        )
     lines = make_table(str(tmp_path), study, chosen).lines.to_pandas().set_index(["level", "metric"]).sort_index()
     [auroc] = lines.loc[[("image", "auroc")], "value"]
     assert auroc == 0.5
@@ -296,7 +410,11 @@ def test_what_a_fold_says_of_everyone_is_at_chance_however_folds_differ(tmp_path
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["flow.max_workers=2"], "flow.runner=process"), (["train.first_slice=70"], r"leaves out slices \[60\]"), (["train.last_slice=90"], r"leaves out slices \[100\]")],
+    [
+        (["flow.max_workers=2"], "flow.runner=process"),
+        (["train.first_slice=70"], r"leaves out slices \[60\]"),
+        (["train.last_slice=90"], r"leaves out slices \[100\]"),
+    ],
 )
 def test_settings_under_which_numbers_would_mean_something_else_are_refused(tmp_path, words, message):
     from flows.preflight import check_reproducing
@@ -314,7 +432,12 @@ def test_scores_that_are_not_numbers_leave_cells_empty_with_the_reason(tmp_path)
     scores = broken.frame["score"].to_numpy(copy=True)
     scores[-1] = np.nan
     write_unit(str(tmp_path), unit, Scored(broken.frame.assign(score=scores), broken.histograms, {}))
-    lines = make_table(str(tmp_path), study, chosen).lines.to_pandas().set_index(["level", "metric", "rule", "subset"]).sort_index()
+    lines = (
+        make_table(str(tmp_path), study, chosen)
+        .lines.to_pandas()
+        .set_index(["level", "metric", "rule", "subset"])
+        .sort_index()
+    )
     cell = lines.loc[("image", "auroc", "", "all")]
     assert np.isnan(cell["value"]) and cell["reason"] == "1 scores are not numbers"
     assert not np.isnan(lines.loc[("pixel", "auroc", "", "all"), "value"])
@@ -384,7 +507,15 @@ def test_every_row_of_the_table_has_its_numbers(reproduced):
 
 def test_every_row_is_scored_on_the_very_same_slices(reproduced):
     out, _ = reproduced
-    keys = {row: [tuple(key) for key in read_unit(str(out), Unit(row, 0, 0)).frame.query("split == 'test'")[["case_id", "slice_index", "label"]].to_numpy()] for row in ROWS}
+    keys = {
+        row: [
+            tuple(key)
+            for key in read_unit(str(out), Unit(row, 0, 0))
+            .frame.query("split == 'test'")[["case_id", "slice_index", "label"]]
+            .to_numpy()
+        ]
+        for row in ROWS
+    }
     assert all(found == keys["proposed"] for found in keys.values())
 
 
@@ -433,38 +564,68 @@ def test_run_again_it_does_nothing_twice_and_more_seeds_add_only_theirs(reproduc
     out, _ = reproduced
     before = {path: path.stat().st_mtime_ns for path in (out / "rows").rglob("*.parquet")}
     trained: list[int] = []
-    monkeypatch.setattr("medad_core.reproduce.proposed.train_decoder", lambda *args, **kwargs: trained.append(args[3]) or train_decoder(*args, **kwargs))
+    monkeypatch.setattr(
+        "medad_core.reproduce.proposed.train_decoder",
+        lambda *args, **kwargs: trained.append(args[3]) or train_decoder(*args, **kwargs),
+    )
     words = [*TINY, "reproduce.seeds=[0, 1]", "reproduce.rows=[brightness, majority, memory-autoencoder, without-llm]"]
     again = reproduce(str(cases), str(out), settings_to_yaml(load_settings(None, words)))
     assert again.failed == ()
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert trained == [1]
     lines = pd.read_parquet(again.table)
-    assert lines.query("row == 'memory-autoencoder' and metric == 'auroc' and level == 'image'")["seeds"].tolist() == [2]
+    assert lines.query("row == 'memory-autoencoder' and metric == 'auroc' and level == 'image'")["seeds"].tolist() == [
+        2
+    ]
 
 
 def test_everything_that_is_printed_is_there(reproduced):
     out, _ = reproduced
-    for name in ("table.parquet", "table.csv", "table.md", "table.tex", "figure.png", "gallery.html", "thresholds.csv", "study.json", "run.json", "cohort.json"):
+    for name in (
+        "table.parquet",
+        "table.csv",
+        "table.md",
+        "table.tex",
+        "figure.png",
+        "gallery.html",
+        "thresholds.csv",
+        "study.json",
+        "run.json",
+        "cohort.json",
+    ):
         assert (out / name).stat().st_size > 100, name
     assert len((out / "table.csv").read_text().splitlines()) > 4
     page = (out / "gallery.html").read_text()
     assert ">nan<" not in page.lower() and ">none<" not in page.lower()
 
 
-def test_a_row_that_fails_is_in_the_table_with_its_reason_the_others_go_on_and_the_command_says_so(server, cases, tmp_path):
+def test_a_row_that_fails_is_in_the_table_with_its_reason_the_others_go_on_and_the_command_says_so(
+    server, cases, tmp_path
+):
     few, out = tmp_path / "few", tmp_path / "out"
     for number in range(3):
         shutil.copytree(cases / f"BraTS2021_{number:05d}", few / f"BraTS2021_{number:05d}")
-    words = [*TINY, "train.first_slice=57", "data.first_slice=57", "reproduce.rows=[brightness, without-llm, memory-autoencoder]"]
+    words = [
+        *TINY,
+        "train.first_slice=57",
+        "data.first_slice=57",
+        "reproduce.rows=[brightness, without-llm, memory-autoencoder]",
+    ]
     environment = {**os.environ, "PREFECT_API_URL": server, "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-m", "flows.cli", "reproduce", str(few), "--out", str(out), *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1, done.stderr
     assert "medad: row without-llm failed: fold 0, seed 0: no tumour-free slices to train on; add cases" in done.stderr
-    assert "row memory-autoencoder failed: fold 0, seed 0: no tumour-free slices to train on; add cases with some, or widen train.first_slice" in done.stderr
+    assert (
+        "row memory-autoencoder failed: fold 0, seed 0: no tumour-free slices to train on; add cases with some, or widen train.first_slice"
+        in done.stderr
+    )
     assert "failed" in (out / "table.md").read_text() and "failed" in done.stdout
-    brightness = pd.read_parquet(out / "table.parquet").query("row == 'brightness' and level == 'image' and metric == 'auroc'").iloc[0]
+    brightness = (
+        pd.read_parquet(out / "table.parquet")
+        .query("row == 'brightness' and level == 'image' and metric == 'auroc'")
+        .iloc[0]
+    )
     assert np.isnan(brightness["value"]) and "one class only" in brightness["reason"]
 
 
@@ -473,7 +634,9 @@ def test_without_segmentations_every_row_says_so(server, tmp_path):
 
     write_case(tmp_path / "bare", "BraTS2021_00001", seed=1)
     (tmp_path / "bare" / "BraTS2021_00001" / "BraTS2021_00001_seg.nii.gz").unlink()
-    with pytest.raises(RowsFailed, match="rows of the table failed") as failed:  # so that the run is no success to Prefect
+    with pytest.raises(
+        RowsFailed, match="rows of the table failed"
+    ) as failed:  # so that the run is no success to Prefect
         reproduce(str(tmp_path / "bare"), str(tmp_path / "out"), settings_to_yaml(load_settings(None, TINY)))
     made = failed.value.made
     assert set(dict(made.failed)) == set(ROWS)

@@ -32,13 +32,35 @@ SPEAKING = ("proposed", "without-knowledge", "shuffled")
 
 
 def line(row: str, group: str, level: str, metric: str, value: float | None, rule="", subset="all", **more) -> dict:
-    head = {"row": row, "title": ROWS[row].title, "group": group, "level": level, "metric": metric, "rule": rule, "subset": subset}
+    head = {
+        "row": row,
+        "title": ROWS[row].title,
+        "group": group,
+        "level": level,
+        "metric": metric,
+        "rule": rule,
+        "subset": subset,
+    }
     seeds = 1 if row in (*SPEAKING, "brightness", "majority") else 2
     if value is None:
         return {**head, "n": 40, "seeds": seeds, **more}
-    spread = {"value": value, "sd": 0.004 if seeds == 2 else None, "ci_low": value - 0.03, "ci_high": min(1.0, value + 0.02)}
+    spread = {
+        "value": value,
+        "sd": 0.004 if seeds == 2 else None,
+        "ci_low": value - 0.03,
+        "ci_high": min(1.0, value + 0.02),
+    }
     gap = value - AUROC["proposed"]
-    compared = {} if row == "proposed" else {"difference": gap, "difference_low": gap - 0.02, "difference_high": gap + 0.02, "p_bootstrap": 0.0004 if gap < -0.1 else 0.214}
+    compared = (
+        {}
+        if row == "proposed"
+        else {
+            "difference": gap,
+            "difference_low": gap - 0.02,
+            "difference_high": gap + 0.02,
+            "p_bootstrap": 0.0004 if gap < -0.1 else 0.214,
+        }
+    )
     return {**head, **spread, **compared, "n": 287, "seeds": seeds, **more}
 
 
@@ -58,13 +80,29 @@ def lines_of(row: str, group: str, rng: np.random.Generator) -> list[dict]:
     ]  # fmt: skip
     for rule in rules(row):
         lower = {"max_recall": 0.3, "f1": 0.05}.get(rule, 0.02)
-        made += [line(row, group, "image", metric, base - lower, rule) for metric in ("accuracy", "balanced_accuracy", "f1")]
-        made += [line(row, group, "image", "sensitivity", 0.98, rule, "tumour"), line(row, group, "image", "specificity", base - lower, rule, "tumour_free")]
-        made += [line(row, group, "image", "sensitivity", float(rng.uniform(0.5, 1)), rule, size, n=31) for size in SIZES]
-        made += [line(row, group, "patient", metric, base - lower, f"{how}/{rule}") for how in ("any", "mean") for metric in ("accuracy", "sensitivity")]
+        made += [
+            line(row, group, "image", metric, base - lower, rule) for metric in ("accuracy", "balanced_accuracy", "f1")
+        ]
+        made += [
+            line(row, group, "image", "sensitivity", 0.98, rule, "tumour"),
+            line(row, group, "image", "specificity", base - lower, rule, "tumour_free"),
+        ]
+        made += [
+            line(row, group, "image", "sensitivity", float(rng.uniform(0.5, 1)), rule, size, n=31) for size in SIZES
+        ]
+        made += [
+            line(row, group, "patient", metric, base - lower, f"{how}/{rule}")
+            for how in ("any", "mean")
+            for metric in ("accuracy", "sensitivity")
+        ]
     if row in SPEAKING:
-        made += [line(row, group, "text", metric, base) for metric in ("verdict_map_agreement", "location_exact", "location_exact_or_neighbour")]
-        made += [line(row, group, "text", metric, 1 - base) for metric in ("unparsed_share", "hallucinated_location_share")]
+        made += [
+            line(row, group, "text", metric, base)
+            for metric in ("verdict_map_agreement", "location_exact", "location_exact_or_neighbour")
+        ]
+        made += [
+            line(row, group, "text", metric, 1 - base) for metric in ("unparsed_share", "hallucinated_location_share")
+        ]
     return made
 
 
@@ -81,10 +119,15 @@ def long_table(**changes: float) -> pa.Table:
 def facts(**changes) -> Facts:
     thresholds = [ThresholdNote(row, group, fold, seed, "image", rule, 0.4 + 0.01 * fold) for group in ("patients", "phantoms") for row in ("patchcore", "brightness")
                   for rule in ("max_recall", "youden", "f1") for fold in (0, 1) for seed in (0, 1)]  # fmt: skip
-    undefined = ThresholdNote("patchcore", "patients", 2, 0, "image", "youden", None, "one class only: no tumour-free slices")
+    undefined = ThresholdNote(
+        "patchcore", "patients", 2, 0, "image", "youden", None, "one class only: no tumour-free slices"
+    )
     values = {
         "data": "brats2021",
-        "groups": (GroupFacts("patients", 12, 12, 492, 59, ((6, 2, 4), (6, 2, 4))), GroupFacts("phantoms", 6, 6, 246, 80)),
+        "groups": (
+            GroupFacts("patients", 12, 12, 492, 59, ((6, 2, 4), (6, 2, 4))),
+            GroupFacts("phantoms", 6, 6, 246, 80),
+        ),
         "folds": 3,
         "seeds": (0, 1),
         "rule": "max_recall",
@@ -107,10 +150,29 @@ def wrong(kind: str, score: float, **changes) -> GallerySlice:
 
 
 GALLERY = (
-    GalleryRow("proposed", "Proposed scheme", "patients", "answer", (wrong("false positive", 0.9, threshold=None, answer="Yes <b>&"),)),
-    GalleryRow("patchcore", "PatchCore", "patients", "max_recall", (wrong("false positive", 0.6, slice_index=61), wrong("false positive", 0.9)), false_positives=87),
+    GalleryRow(
+        "proposed",
+        "Proposed scheme",
+        "patients",
+        "answer",
+        (wrong("false positive", 0.9, threshold=None, answer="Yes <b>&"),),
+    ),
+    GalleryRow(
+        "patchcore",
+        "PatchCore",
+        "patients",
+        "max_recall",
+        (wrong("false positive", 0.6, slice_index=61), wrong("false positive", 0.9)),
+        false_positives=87,
+    ),
     GalleryRow("brightness", "FLAIR brightness", "patients", "max_recall", ()),
-    GalleryRow("patchcore", "PatchCore", "phantoms", "max_recall", (wrong("false negative", 0.1, case_id="Phantom_00001", anomaly_map=None),)),
+    GalleryRow(
+        "patchcore",
+        "PatchCore",
+        "phantoms",
+        "max_recall",
+        (wrong("false negative", 0.1, case_id="Phantom_00001", anomaly_map=None),),
+    ),
 )
 
 
@@ -138,7 +200,11 @@ def section(text: str, group: str, title: str | None = None) -> str:
 
 
 def cells(table: str, row: str) -> list[str]:
-    return next([cell.strip() for cell in re.split(r"(?<!\\)\|", found)[2:-1]] for found in table.splitlines() if found.startswith(f"| {row} |"))
+    return next(
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", found)[2:-1]]
+        for found in table.splitlines()
+        if found.startswith(f"| {row} |")
+    )
 
 
 def test_all_files_are_written_and_the_long_table_is_kept_whole(tmp_path):
@@ -149,11 +215,23 @@ def test_all_files_are_written_and_the_long_table_is_kept_whole(tmp_path):
 
 def test_every_row_of_every_group_has_one_csv_line_and_empty_fields_where_undefined():
     found = records(wide_csv(sheet()))
-    assert [(record["group"], record["row"]) for record in found] == [(group, row) for group in ("patients", "phantoms") for row in ROWS]
+    assert [(record["group"], record["row"]) for record in found] == [
+        (group, row) for group in ("patients", "phantoms") for row in ROWS
+    ]
     by_row = {record["row"]: record for record in found if record["group"] == "patients"}
     proposed, failed = by_row["proposed"], by_row["memory-autoencoder"]
-    assert (proposed["status"], proposed["decision_rule"], proposed["seeds"], proposed["tumour_free"]) == ("ok", "answer", "1", "59")
-    assert [proposed[name] for name in ("image_auroc", "image_auroc_low", "image_auroc_high", "image_auroc_sd")] == ["0.93", "0.9", "0.95", ""]
+    assert (proposed["status"], proposed["decision_rule"], proposed["seeds"], proposed["tumour_free"]) == (
+        "ok",
+        "answer",
+        "1",
+        "59",
+    )
+    assert [proposed[name] for name in ("image_auroc", "image_auroc_low", "image_auroc_high", "image_auroc_sd")] == [
+        "0.93",
+        "0.9",
+        "0.95",
+        "",
+    ]
     assert by_row["patchcore"]["image_auroc_sd"] == "0.004" and by_row["patchcore"]["decision_rule"] == "max_recall"
     assert by_row["patchcore"]["patient_auroc"] == "" and by_row["majority"]["pixel_dice"] == ""
     assert failed["status"].startswith("failed: fold 0, seed 1: loss") and set(list(failed.values())[7:]) == {""}
@@ -179,7 +257,9 @@ def test_the_best_value_of_a_column_is_bold_and_no_other():
 
 def test_values_equal_as_printed_are_both_best():
     main = section(markdown(long_table(patchcore=0.9502, brightness=0.9498)), "patients")
-    assert cells(main, "PatchCore")[0].startswith("**0.950**") and cells(main, "FLAIR brightness")[0].startswith("**0.950**")
+    assert cells(main, "PatchCore")[0].startswith("**0.950**") and cells(main, "FLAIR brightness")[0].startswith(
+        "**0.950**"
+    )
 
 
 def test_rows_are_grouped_by_kind_and_keep_their_order():
@@ -206,7 +286,10 @@ def test_every_line_of_a_table_has_as_many_cells_as_its_header():
 
 def test_a_baseline_that_wins_is_named_in_words_with_both_numbers():
     main = section(markdown(), "patients")
-    assert "FLAIR brightness has a higher image AUROC than the proposed scheme: 0.950 against 0.930 (difference 0.000 to +0.040);" in main
+    assert (
+        "FLAIR brightness has a higher image AUROC than the proposed scheme: 0.950 against 0.930 (difference 0.000 to +0.040);"
+        in main
+    )
     assert "Autoencoder with perceptual loss has" not in main
 
 
@@ -218,15 +301,22 @@ def test_a_row_that_wins_by_another_threshold_rule_is_named_with_that_rule():
 
 @pytest.mark.parametrize(("value", "wins"), [(0.02, True), (0.09, False)])
 def test_of_a_calibration_error_the_lower_one_wins(value, wins):
-    made = [{**found, "value": value} if (found["row"], found["metric"]) == ("brightness", "ece") else found for found in long_table().to_pylist()]
+    made = [
+        {**found, "value": value} if (found["row"], found["metric"]) == ("brightness", "ece") else found
+        for found in long_table().to_pylist()
+    ]
     main = section(markdown(pa.Table.from_pylist(made, schema=TABLE)), "patients")
     assert (f"also a lower calibration error: {value:.3f} against 0.050" in main) == wins
-    assert ("**0.020**" in cells(main, "FLAIR brightness")[4]) == wins and ("**0.050**" in cells(main, "Proposed scheme")[4]) != wins
+    assert ("**0.020**" in cells(main, "FLAIR brightness")[4]) == wins and (
+        "**0.050**" in cells(main, "Proposed scheme")[4]
+    ) != wins
 
 
 def test_lesion_sizes_are_not_taken_for_all_slices():
     backwards = pa.Table.from_pylist(long_table().to_pylist()[::-1], schema=TABLE)
-    assert cells(section(markdown(backwards), "patients", "Decisions"), "Proposed scheme")[3] == "0.980 (0.950 to 1.000)"
+    assert (
+        cells(section(markdown(backwards), "patients", "Decisions"), "Proposed scheme")[3] == "0.980 (0.950 to 1.000)"
+    )
 
 
 def test_a_proposed_scheme_that_nobody_beats_is_said_so():
@@ -245,29 +335,62 @@ def test_differences_are_against_the_proposed_scheme_with_both_p_values():
 def test_without_the_proposed_scheme_nothing_is_compared():
     rest = pa.Table.from_pylist([made for made in long_table().to_pylist() if made["row"] != "proposed"], schema=TABLE)
     text = markdown(rest, facts(failed={**facts().failed, "proposed": "out of memory"}))
-    assert "has no numbers" in section(text, "patients", "Differences") and "nothing is compared" in section(text, "patients")
+    assert "has no numbers" in section(text, "patients", "Differences") and "nothing is compared" in section(
+        text, "patients"
+    )
     assert cells(section(text, "patients"), "Proposed scheme")[0] == "failed: out of memory"
 
 
-@pytest.mark.parametrize(("value", "verdict"), [(0.51, "at chance, as it must be"), (0.7, "not at chance, which it must be"), (0.3, "not at chance, which it must be")])
+@pytest.mark.parametrize(
+    ("value", "verdict"),
+    [
+        (0.51, "at chance, as it must be"),
+        (0.7, "not at chance, which it must be"),
+        (0.3, "not at chance, which it must be"),
+    ],
+)
 def test_the_shuffled_control_is_judged_by_its_interval(value, verdict):
-    made = [{**found, "ci_low": value - 0.03, "ci_high": value + 0.02, "value": value} if found["row"] == "shuffled" else found for found in long_table().to_pylist()]
-    assert f"image AUROC {value:.3f} ({value - 0.03:.3f} to {value + 0.02:.3f}), {verdict}" in markdown(pa.Table.from_pylist(made, schema=TABLE))
+    made = [
+        {**found, "ci_low": value - 0.03, "ci_high": value + 0.02, "value": value}
+        if found["row"] == "shuffled"
+        else found
+        for found in long_table().to_pylist()
+    ]
+    assert f"image AUROC {value:.3f} ({value - 0.03:.3f} to {value + 0.02:.3f}), {verdict}" in markdown(
+        pa.Table.from_pylist(made, schema=TABLE)
+    )
 
 
 def test_few_phantoms_accuse_nobody_of_not_being_at_chance():
-    made = [{**found, "ci_low": 0.6, "ci_high": 0.7, "value": 0.65} if found["row"] == "shuffled" and found["metric"] == "auroc" else found for found in long_table().to_pylist()]
+    made = [
+        {**found, "ci_low": 0.6, "ci_high": 0.7, "value": 0.65}
+        if found["row"] == "shuffled" and found["metric"] == "auroc"
+        else found
+        for found in long_table().to_pylist()
+    ]
     text = markdown(pa.Table.from_pylist(made, schema=TABLE))
     assert "not at chance" in section(text, "patients")
-    assert "6 phantoms are too few for the interval" in section(text, "phantoms") and "not at chance" not in section(text, "phantoms")
+    assert "6 phantoms are too few for the interval" in section(text, "phantoms") and "not at chance" not in section(
+        text, "phantoms"
+    )
 
 
 def test_a_row_of_more_seeds_wins_only_by_the_difference_over_those_of_both():
     def claimed(difference: float) -> str:
         rows = long_table(autoencoder=0.95).to_pylist()
         for found in rows:
-            if (found["row"], found["group"], found["level"], found["metric"]) == ("autoencoder", "patients", "image", "auroc"):
-                found |= {"seeds": 5, "difference": difference, "difference_low": difference - 0.02, "difference_high": difference + 0.02}
+            if (found["row"], found["group"], found["level"], found["metric"]) == (
+                "autoencoder",
+                "patients",
+                "image",
+                "auroc",
+            ):
+                found |= {
+                    "seeds": 5,
+                    "difference": difference,
+                    "difference_low": difference - 0.02,
+                    "difference_high": difference + 0.02,
+                }
         return section(markdown(pa.Table.from_pylist(rows, schema=TABLE)), "patients")
 
     assert "Autoencoder with perceptual loss has a higher image AUROC" not in claimed(-0.05)
@@ -277,12 +400,17 @@ def test_a_row_of_more_seeds_wins_only_by_the_difference_over_those_of_both():
 def test_phantoms_come_second_and_are_never_shown_as_patients():
     text = markdown()
     assert text.index("## Patients") < text.index("## Generated phantoms, not patients")
-    assert "nothing about patients" in section(text, "phantoms") and "nothing about patients" not in section(text, "patients")
+    assert "nothing about patients" in section(text, "phantoms") and "nothing about patients" not in section(
+        text, "patients"
+    )
 
 
 def test_sizes_and_the_accuracy_of_the_commoner_class_are_stated():
     text = markdown()
-    assert "12 patients, 12 of them tested on 492 slices, 59 tumour-free; always answering the commoner class has an accuracy of 0.880." in text
+    assert (
+        "12 patients, 12 of them tested on 492 slices, 59 tumour-free; always answering the commoner class has an accuracy of 0.880."
+        in text
+    )
     assert "Train / validation / test patients a fold: 6 / 2 / 4; 6 / 2 / 4." in text
 
 
@@ -296,7 +424,10 @@ def test_empty_cells_are_listed_once_a_reason_with_the_rows():
 
 def test_rules_without_a_threshold_are_named_together():
     gone = {"value": None, "ci_low": None, "ci_high": None, "sd": None, "reason": "fold 0: one class"}
-    made = [{**found, **gone} if found["rule"] in ("youden", "f1") and found["metric"] in ("accuracy", "f1") else found for found in long_table().to_pylist()]
+    made = [
+        {**found, **gone} if found["rule"] in ("youden", "f1") and found["metric"] in ("accuracy", "f1") else found
+        for found in long_table().to_pylist()
+    ]
     empty = section(markdown(pa.Table.from_pylist(made, schema=TABLE)), "patients", "Empty cells")
     assert "- fold 0: one class: accuracy, F1 at image level by Youden / by best F1 (" in empty
 
@@ -308,10 +439,18 @@ def test_a_cell_without_any_line_is_listed_too():
 
 
 def test_a_value_without_interval_stands_with_its_reason():
-    made = [{**found, "ci_low": None, "ci_high": None, "reason": "one patient"} if (found["row"], found["metric"]) == ("brightness", "auroc") else found for found in long_table().to_pylist()]
+    made = [
+        {**found, "ci_low": None, "ci_high": None, "reason": "one patient"}
+        if (found["row"], found["metric"]) == ("brightness", "auroc")
+        else found
+        for found in long_table().to_pylist()
+    ]
     text = markdown(pa.Table.from_pylist(made, schema=TABLE))
     assert cells(section(text, "patients"), "FLAIR brightness")[0] == "**0.950**"
-    assert "- one patient (the value stands): AUROC at image level, AUROC at pixel level (FLAIR brightness)." in section(text, "patients", "Empty cells")
+    assert (
+        "- one patient (the value stands): AUROC at image level, AUROC at pixel level (FLAIR brightness)."
+        in section(text, "patients", "Empty cells")
+    )
 
 
 def test_a_nan_in_the_long_table_is_an_empty_cell_and_not_a_number():
@@ -345,28 +484,60 @@ def test_thresholds_are_shown_by_fold_and_kept_in_full():
 def test_latex_is_balanced_plain_ascii_with_equal_columns():
     text = render_latex(sheet(about=facts(data="50% of A_b & C")))
     assert text.isascii() and r"50\% of A\_b \& C" in text
-    assert re.findall(r"\\begin\{(\w+)\}", text) == ["table", "tabular"] * 2 and re.findall(r"\\end\{(\w+)\}", text) == ["tabular", "table"] * 2
+    assert (
+        re.findall(r"\\begin\{(\w+)\}", text) == ["table", "tabular"] * 2
+        and re.findall(r"\\end\{(\w+)\}", text) == ["tabular", "table"] * 2
+    )
     bare = re.sub(r"\\[\\{}&%$#_]", lambda found: "\n" if found[0] == "\\\\" else "", text)
     depth = np.cumsum([{"{": 1, "}": -1}.get(character, 0) for character in bare])
     assert depth.min() == 0 and depth[-1] == 0 and bare.count("$") % 2 == 0
     body = [found for found in text.splitlines() if found.endswith(r"\\")]
-    spans = [found.count(" & ") + sum(int(span) - 1 for span in re.findall(r"\\multicolumn\{(\d+)\}", found)) + 1 for found in body]
-    assert spans == [8] * spans.count(8) + [7] * spans.count(7), "patients with the paper's numbers, then phantoms without"
-    assert r"\textbf{0.950}" in text and "failed: fold 0, seed 1: loss is not a number \\textbar{} see *log* second line" in text
+    spans = [
+        found.count(" & ") + sum(int(span) - 1 for span in re.findall(r"\\multicolumn\{(\d+)\}", found)) + 1
+        for found in body
+    ]
+    assert spans == [8] * spans.count(8) + [7] * spans.count(7), (
+        "patients with the paper's numbers, then phantoms without"
+    )
+    assert (
+        r"\textbf{0.950}" in text
+        and "failed: fold 0, seed 1: loss is not a number \\textbar{} see *log* second line" in text
+    )
 
 
 def test_what_latex_and_markdown_would_read_as_their_own_is_escaped():
-    assert escaped("a_b & 50% #1 $x {y} ~ ^ \\z\nµ – ²") == r"a\_b \& 50\% \#1 \$x \{y\} \textasciitilde{} \textasciicircum{} \textbackslash{}z ? -- $^2$"
+    assert (
+        escaped("a_b & 50% #1 $x {y} ~ ^ \\z\nµ – ²")
+        == r"a\_b \& 50\% \#1 \$x \{y\} \textasciitilde{} \textasciicircum{} \textbackslash{}z ? -- $^2$"
+    )
     assert escape("a|b <i> *c*\n`d` [e]") == r"a\|b \<i> \*c\* \`d\` \[e]"
 
 
 def test_numbers_are_written_without_false_zeros():
-    assert [number(None), number(-0.0), number(0.12345), signed(-0.0004), signed(0.0004), signed(-0.25), signed(0.25)] == ["–", "0.000", "0.123", "0.000", "0.000", "−0.250", "+0.250"]
-    assert [small(0.00012), small(0.5), small(0.0), p_value(0.0002), p_value(0.04), p_value(None)] == ["0.00012", "0.500", "0.000", "< 0.001", "0.040", "–"]
+    assert [
+        number(None),
+        number(-0.0),
+        number(0.12345),
+        signed(-0.0004),
+        signed(0.0004),
+        signed(-0.25),
+        signed(0.25),
+    ] == ["–", "0.000", "0.123", "0.000", "0.000", "−0.250", "+0.250"]
+    assert [small(0.00012), small(0.5), small(0.0), p_value(0.0002), p_value(0.04), p_value(None)] == [
+        "0.00012",
+        "0.500",
+        "0.000",
+        "< 0.001",
+        "0.040",
+        "–",
+    ]
 
 
 def test_the_figure_has_a_pair_of_panels_a_group_and_is_the_same_every_time():
-    both, one = (Image.open(io.BytesIO(figure_png(sheet(about=facts(groups=groups))))) for groups in (facts().groups, facts().groups[:1]))
+    both, one = (
+        Image.open(io.BytesIO(figure_png(sheet(about=facts(groups=groups)))))
+        for groups in (facts().groups, facts().groups[:1])
+    )
     assert both.width == one.width >= 1200 and both.height > 1.8 * one.height
     assert figure_png(sheet()) == figure_png(sheet())
 
@@ -413,10 +584,17 @@ def test_the_gallery_shows_the_worst_first_and_how_many_there_are():
 
 
 def test_a_failed_and_an_undecided_row_give_their_reason_instead_of_no_errors():
-    note = ThresholdNote("brightness", "patients", 1, 0, "image", "max_recall", None, "one class only: no tumour slices")
+    note = ThresholdNote(
+        "brightness", "patients", 1, 0, "image", "max_recall", None, "one class only: no tumour slices"
+    )
     text = page(facts(thresholds=(note,)))
-    brightness, failed = (text.split(f'<h3 id="patients-{row}">')[1].split("<h3")[0] for row in ("brightness", "memory-autoencoder"))
-    assert "no decisions: fold 1 has no threshold (one class only: no tumour slices)" in brightness and "No false" not in brightness
+    brightness, failed = (
+        text.split(f'<h3 id="patients-{row}">')[1].split("<h3")[0] for row in ("brightness", "memory-autoencoder")
+    )
+    assert (
+        "no decisions: fold 1 has no threshold (one class only: no tumour slices)" in brightness
+        and "No false" not in brightness
+    )
     assert "failed: fold 0, seed 1: loss is not a number" in failed and "No false" not in failed
 
 
@@ -424,7 +602,10 @@ def test_every_card_of_a_phantom_is_labelled_and_no_card_of_a_patient():
     text = page()
     phantoms = text.split("<h2>Generated phantoms, not patients</h2>")[1]
     assert text.count('tag phantom">generated phantom') == phantoms.count('<article class="card">') == 1
-    assert "Generated phantom, slice 60 of case Phantom_00001" in phantoms and "<figcaption>Phantom. Expert</figcaption>" in phantoms
+    assert (
+        "Generated phantom, slice 60 of case Phantom_00001" in phantoms
+        and "<figcaption>Phantom. Expert</figcaption>" in phantoms
+    )
     assert "Phantom. " not in text.replace(phantoms, "")
 
 

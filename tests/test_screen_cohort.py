@@ -29,7 +29,9 @@ TEXT = settings_to_yaml(load_settings(None, COHORT_WORDS))
 def without_brain(root: Path, case_id: str) -> None:
     """A whole file that nothing can be seen in."""
     (root / case_id).mkdir()
-    nibabel.save(nibabel.Nifti1Image(np.zeros((SIZE,) * 3, np.float32), AFFINE), root / case_id / f"{case_id}_flair.nii.gz")
+    nibabel.save(
+        nibabel.Nifti1Image(np.zeros((SIZE,) * 3, np.float32), AFFINE), root / case_id / f"{case_id}_flair.nii.gz"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,11 @@ def test_rows_of_a_cohort_are_those_of_one_run_over_all_its_cases(nights, screen
     assert [(batch.screened, batch.rejected) for batch in (*first.batches, *second.batches)] == [(2, 0), (1, 1)]
     assert set(second.waiting) == {"BraTS2021_00002"} and second.cases == 3
     rows, whole = pd.read_parquet(cohort / "predictions.parquet"), pd.read_parquet(screened.outcome.predictions)
-    assert rows.groupby("case_id")["batch"].first().to_dict() == {"BraTS2021_00000": 1, "BraTS2021_00001": 1, "BraTS2021_00003": 2}
+    assert rows.groupby("case_id")["batch"].first().to_dict() == {
+        "BraTS2021_00000": 1,
+        "BraTS2021_00001": 1,
+        "BraTS2021_00003": 2,
+    }
     # The split is that of a run; the fingerprint is of all its cases together.
     own = ["split", "model_fingerprint"]
     pd.testing.assert_frame_equal(rows.drop(columns=[*own, "revision", "batch"]), whole.drop(columns=own))
@@ -125,7 +131,9 @@ def screened_and_rejected(outcome) -> list[tuple[int, int]]:
     return [(batch.screened, batch.rejected) for batch in outcome.batches]
 
 
-def test_a_study_that_cannot_be_told_from_a_broken_machine_does_not_hold_up_those_that_come_after_it(server, tiny_cohort, tmp_path, poisoned):
+def test_a_study_that_cannot_be_told_from_a_broken_machine_does_not_hold_up_those_that_come_after_it(
+    server, tiny_cohort, tmp_path, poisoned
+):
     poisoned.append(MemoryError())
     inbox, cohort = tmp_path / "inbox", tmp_path / "cohort"
     shutil.copytree(tiny_cohort / "BraTS2021_00000", inbox / "BraTS2021_00000")
@@ -139,7 +147,9 @@ def test_a_study_that_cannot_be_told_from_a_broken_machine_does_not_hold_up_thos
     assert set(pd.read_parquet(cohort / "predictions.parquet")["case_id"]) == {"BraTS2021_00001"}
 
 
-def test_studies_that_shared_the_part_of_one_that_cannot_be_made_are_screened_the_next_night(server, tiny_cohort, tmp_path, poisoned):
+def test_studies_that_shared_the_part_of_one_that_cannot_be_made_are_screened_the_next_night(
+    server, tiny_cohort, tmp_path, poisoned
+):
     poisoned.append(ValueError("odd"))
     inbox, cohort = tmp_path / "inbox", tmp_path / "cohort"
     for number in (0, 1, 3):

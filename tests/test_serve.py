@@ -20,7 +20,14 @@ from pathlib import Path
 import psutil
 import pytest
 from prefect import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterName, LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterKey,
+    FlowRunFilter,
+    FlowRunFilterName,
+    LogFilter,
+    LogFilterFlowRunId,
+)
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 from prefect_harness import WORDS, write_case
@@ -34,7 +41,9 @@ pytest_plugins = ("prefect_harness",)
 NIGHTLY = "screen-cohort/nightly-ward"
 CLI = [sys.executable, "-m", "flows.cli"]
 COHORT_WORDS = [*WORDS, "inbox.settle_s=0"]
-POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres")) or [Path(found) for found in [shutil.which("postgres")] if found]
+POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres")) or [
+    Path(found) for found in [shutil.which("postgres")] if found
+]
 
 
 def free_port() -> int:
@@ -65,7 +74,13 @@ class Served:
         return "".join((self.folder / name).read_text() for name in ("out", "err"))
 
     def medad(self, *words: object) -> subprocess.CompletedProcess:
-        return subprocess.run([*CLI, *map(str, words)], cwd=self.folder, env={**self.environment, "PREFECT_API_URL": self.url}, capture_output=True, text=True)
+        return subprocess.run(
+            [*CLI, *map(str, words)],
+            cwd=self.folder,
+            env={**self.environment, "PREFECT_API_URL": self.url},
+            capture_output=True,
+            text=True,
+        )
 
     def family(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
@@ -74,11 +89,23 @@ class Served:
 @contextmanager
 def serving(folder: Path, **variables: str) -> Iterator[Served]:
     folder.mkdir(exist_ok=True)
-    port, path = free_port(), os.pathsep.join([str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    own = {"PREFECT_HOME": str(folder / "home"), "PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_WORKER_HEARTBEAT_SECONDS": "2", "PYTHONPATH": path}
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")} | own | variables
+    port, path = (
+        free_port(),
+        os.pathsep.join([str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]),
+    )
+    own = {
+        "PREFECT_HOME": str(folder / "home"),
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_WORKER_HEARTBEAT_SECONDS": "2",
+        "PYTHONPATH": path,
+    }
+    environment = (
+        {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")} | own | variables
+    )
     with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
-        process = subprocess.Popen([*CLI, "serve", "--port", str(port)], cwd=folder, env=environment, stdout=out, stderr=err)
+        process = subprocess.Popen(
+            [*CLI, "serve", "--port", str(port)], cwd=folder, env=environment, stdout=out, stderr=err
+        )
         served = Served(process, f"http://127.0.0.1:{port}/api", folder, environment)
         try:
             until(lambda: "Ctrl-C" in served.said or process.poll() is not None)
@@ -102,7 +129,10 @@ def hook():
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory, hook):
-    with serving(tmp_path_factory.mktemp("served") / "ours", MEDAD_WEBHOOK=hook.url) as served, temporary_settings({PREFECT_API_URL: served.url}):
+    with (
+        serving(tmp_path_factory.mktemp("served") / "ours", MEDAD_WEBHOOK=hook.url) as served,
+        temporary_settings({PREFECT_API_URL: served.url}),
+    ):
         yield served
 
 
@@ -111,7 +141,18 @@ def deployed(served):
     """The nightly screening of a cohort of one good case and one without brain, run once by the worker."""
     write_case(served.folder / "inbox", "BraTS2021_00000", seed=0)
     without_brain(served.folder / "inbox", "BraTS2021_00009")
-    done = served.medad("deploy", "--inbox", "inbox", "--cohort", "ward", "--cron", "0 2 * * *", "--timezone", "Europe/Berlin", *COHORT_WORDS)
+    done = served.medad(
+        "deploy",
+        "--inbox",
+        "inbox",
+        "--cohort",
+        "ward",
+        "--cron",
+        "0 2 * * *",
+        "--timezone",
+        "Europe/Berlin",
+        *COHORT_WORDS,
+    )
     assert done.returncode == 0, done.stderr
     run = start()
     return done, until(lambda: (ended := state(run)) and ended.state.is_final() and ended)
@@ -141,7 +182,9 @@ def test_a_worker_runs_the_installed_flow_in_any_folder(served, deployed):
 
 def test_what_the_core_says_in_a_worker_reaches_the_server(deployed):
     with get_client(sync_client=True) as client:
-        (stage,) = client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=["preprocess-ward-00001"])))
+        (stage,) = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=["preprocess-ward-00001"]))
+        )
         logs = until(lambda: client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[stage.id]))), 30)
     assert [log.name for log in logs if "BraTS2021_00009 is left out" in log.message] == ["medad_core.stages.common"]
 
@@ -151,18 +194,32 @@ def test_the_summary_of_a_night_names_what_was_rejected_and_the_webhook_only_cou
         (shown,) = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["summary-ward"])))
     assert "1 cases screened" in shown.data and "empty brain" in shown.data and "`BraTS2021_00009`" in shown.data
     (body,) = hook.bodies
-    assert (body["event"], body["name"], body["counts"]["cases_screened"], body["counts"]["cases_rejected"]) == ("finished", "ward", 1, 1)
+    assert (body["event"], body["name"], body["counts"]["cases_screened"], body["counts"]["cases_rejected"]) == (
+        "finished",
+        "ward",
+        1,
+        1,
+    )
     assert "BraTS" not in str(body)
 
 
 def test_the_webhook_is_in_no_file_and_on_no_server(served, deployed, hook):
     with get_client(sync_client=True) as client:
         assert hook.url not in str(client.read_deployment_by_name(NIGHTLY).parameters) + str(deployed[1].parameters)
-    assert not [path for path in (served.folder / "ward").rglob("*") if path.is_file() and hook.url.encode() in path.read_bytes()]
+    assert not [
+        path
+        for path in (served.folder / "ward").rglob("*")
+        if path.is_file() and hook.url.encode() in path.read_bytes()
+    ]
 
 
 def test_a_port_in_use_is_one_clear_line(served, deployed):
-    done = subprocess.run([*CLI, "serve", "--port", served.url.split(":")[2].split("/")[0]], env=served.environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [*CLI, "serve", "--port", served.url.split(":")[2].split("/")[0]],
+        env=served.environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "cannot listen on port" in done.stderr and "--port" in done.stderr
 
@@ -218,11 +275,21 @@ def postgres() -> Iterator[str]:
         if user:
             shutil.chown(folder, "nobody", "nogroup")
         data = ["-D", f"{folder}/data"]
-        subprocess.run([*user, binaries / "initdb", *data, "-U", "medad", "-A", "trust"], check=True, capture_output=True, cwd="/")
+        subprocess.run(
+            [*user, binaries / "initdb", *data, "-U", "medad", "-A", "trust"], check=True, capture_output=True, cwd="/"
+        )
         words = [*user, binaries / "postgres", *data, "-p", str(port), "-h", "127.0.0.1", "-k", ""]
         process = subprocess.Popen(words, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            until(lambda: subprocess.run([binaries / "pg_isready", "-h", "127.0.0.1", "-p", str(port)], capture_output=True).returncode == 0, 60)
+            until(
+                lambda: (
+                    subprocess.run(
+                        [binaries / "pg_isready", "-h", "127.0.0.1", "-p", str(port)], capture_output=True
+                    ).returncode
+                    == 0
+                ),
+                60,
+            )
             yield f"medad@127.0.0.1:{port}/postgres"
         finally:
             process.send_signal(signal.SIGINT)
@@ -231,11 +298,29 @@ def postgres() -> Iterator[str]:
 
 @pytest.mark.skipif(not POSTGRES, reason="no PostgreSQL here: apt-get install postgresql")
 def test_postgresql_keeps_what_is_deployed_and_a_worker_that_dies_ends_the_server(tmp_path):
-    with postgres() as database, serving(tmp_path / "served", PREFECT_API_DATABASE_CONNECTION_URL=f"postgresql+asyncpg://{database}") as served:
-        assert "postgresql+asyncpg://medad@127.0.0.1" in served.said and not (tmp_path / "served" / "home" / "prefect.db").exists()
+    with (
+        postgres() as database,
+        serving(tmp_path / "served", PREFECT_API_DATABASE_CONNECTION_URL=f"postgresql+asyncpg://{database}") as served,
+    ):
+        assert (
+            "postgresql+asyncpg://medad@127.0.0.1" in served.said
+            and not (tmp_path / "served" / "home" / "prefect.db").exists()
+        )
         done = served.medad("deploy", "--inbox", "in", "--cohort", "ward")
-        assert done.returncode == 0 and NIGHTLY in done.stdout and " 02:00 UTC" in done.stdout, done.stdout + done.stderr
-        rows = subprocess.run([POSTGRES[-1].parent / "psql", "-At", f"postgresql://{database}", "-c", "select name from deployment order by name"], capture_output=True, text=True)
+        assert done.returncode == 0 and NIGHTLY in done.stdout and " 02:00 UTC" in done.stdout, (
+            done.stdout + done.stderr
+        )
+        rows = subprocess.run(
+            [
+                POSTGRES[-1].parent / "psql",
+                "-At",
+                f"postgresql://{database}",
+                "-c",
+                "select name from deployment order by name",
+            ],
+            capture_output=True,
+            text=True,
+        )
         assert rows.stdout.split() == ["nightly-ward", "report", "tables"], rows.stderr
         family = served.family()
         next(process for process in family if "worker" in process.cmdline()).kill()
@@ -244,8 +329,15 @@ def test_postgresql_keeps_what_is_deployed_and_a_worker_that_dies_ends_the_serve
 
 
 def test_a_server_that_cannot_start_shows_why(tmp_path):
-    environment = {**os.environ, "PREFECT_HOME": str(tmp_path), "PREFECT_API_DATABASE_CONNECTION_URL": "mysql://nowhere/x", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([*CLI, "serve", "--port", str(free_port())], env=environment, capture_output=True, text=True, timeout=180)
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(tmp_path),
+        "PREFECT_API_DATABASE_CONNECTION_URL": "mysql://nowhere/x",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    done = subprocess.run(
+        [*CLI, "serve", "--port", str(free_port())], env=environment, capture_output=True, text=True, timeout=180
+    )
     assert done.returncode == 1 and "the server ended by itself" in done.stderr and "mysql" in done.stderr, done.stderr
 
 
@@ -263,7 +355,12 @@ def test_a_group_whose_words_nobody_hears_goes_on(tmp_path):
 
 def test_a_group_ends_although_its_keeper_was_killed(tmp_path):
     keeper = "import os, sys, time; from flows.console.groups import Group; group = Group('x', ['sh', '-c', 'sleep 300 & sleep 300'], os.environ, print); print(group.process.pid, flush=True); time.sleep(300)"
-    with subprocess.Popen([sys.executable, "-c", keeper], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", keeper],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as process:
         shell = psutil.Process(int(process.stdout.readline()))
         family = until(lambda: len(found := [shell, *shell.children()]) == 3 and found, 30)
         process.kill()

@@ -60,7 +60,13 @@ def test_the_manifest_adds_up_the_parts(tmp_path):
     stage.write_part(1, cases("c"), seconds=2)
     stage.write_part(0, cases("a"), failed=[item], seconds=1)
     manifest = stage.finish()
-    assert (manifest.requested, manifest.done, manifest.failed, manifest.rows, manifest.seconds) == (3, 2, (item,), 6, pytest.approx(3, abs=0.5))
+    assert (manifest.requested, manifest.done, manifest.failed, manifest.rows, manifest.seconds) == (
+        3,
+        2,
+        (item,),
+        6,
+        pytest.approx(3, abs=0.5),
+    )
     assert [part.number for part in manifest.parts] == [0, 1]
     assert manifest.fingerprint_sha256 == stage.plan().fingerprint_sha256
     assert stage.manifest() == manifest
@@ -168,7 +174,9 @@ def test_another_fingerprint_is_refused_naming_fields_and_way_out(tmp_path):
     with pytest.raises(StoreError) as caught:
         Stage(str(tmp_path), "maps", MAPS).prepare({"decoder": "xyz", "prompts": "p"}, [("a",)])
     text = str(caught.value)
-    assert "decoder (abc there, xyz now), prompts (nothing there, p now), scaling (percentile there, nothing now)" in text
+    assert (
+        "decoder (abc there, xyz now), prompts (nothing there, p now), scaling (percentile there, nothing now)" in text
+    )
     assert "choose another output folder, or delete" in text and "\n" not in text
 
 
@@ -197,7 +205,9 @@ def test_an_input_planned_twice_is_refused(tmp_path):
 
 def test_a_fingerprint_hash_does_not_depend_on_the_order_of_keys():
     assert (
-        fingerprint_of({"a": "1", "b": "2"}) == fingerprint_of({"b": "2", "a": "1"}) != fingerprint_of({"a": "2", "b": "1"})
+        fingerprint_of({"a": "1", "b": "2"})
+        == fingerprint_of({"b": "2", "a": "1"})
+        != fingerprint_of({"a": "2", "b": "1"})
     )
 
 

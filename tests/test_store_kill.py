@@ -153,9 +153,17 @@ def uninterrupted(tmp_path_factory) -> pa.Table:
 
 def test_the_kills_cover_every_kind_of_step(killed):
     scenario, _, steps = killed
-    expected = ["replace 00001.json", "replace part-00001.parquet", "replace _manifest.json", "fsync folder", "fsync file"]
+    expected = [
+        "replace 00001.json",
+        "replace part-00001.parquet",
+        "replace _manifest.json",
+        "fsync folder",
+        "fsync file",
+    ]
     expected += (
-        ["mkdir slices", "replace _plan.json"] if scenario == "fresh" else ["unlink _manifest.json", "unlink 00001.json"]
+        ["mkdir slices", "replace _plan.json"]
+        if scenario == "fresh"
+        else ["unlink _manifest.json", "unlink 00001.json"]
     )
     for step in expected:
         assert f"before {step}" in steps and f"after {step}" in steps

@@ -44,13 +44,23 @@ def drawn_case(number: int, normal: int) -> TrainingCase:
         row, column = rng.integers(2, 12, 2)
         features[index, :, row : row + 3, column : column + 3, 0] += 6
         masks[index, row * 4 : row * 4 + 12, column * 4 : column * 4 + 12] = True
-    return TrainingCase(f"case_{number}", np.arange(60, 72), features, np.full(masks.shape, 90, np.uint8), np.ones(masks.shape, bool), masks, 1.0)
+    return TrainingCase(
+        f"case_{number}",
+        np.arange(60, 72),
+        features,
+        np.full(masks.shape, 90, np.uint8),
+        np.ones(masks.shape, bool),
+        masks,
+        1.0,
+    )
 
 
 def drawn_maps(count: int) -> LabelledMaps:
     rng = np.random.default_rng(0)
     examples = [draw(np.full((4, 16, 16), -24, np.float16), index % 2 == 0, rng) for index in range(count)]
-    return LabelledMaps(np.stack([grid for grid, _ in examples]).astype(np.float16), np.stack([centroid for _, centroid in examples]))
+    return LabelledMaps(
+        np.stack([grid for grid, _ in examples]).astype(np.float16), np.stack([centroid for _, centroid in examples])
+    )
 
 
 def test_folds_hold_every_patient_once_and_spread_those_with_tumour_free_slices():
@@ -64,7 +74,14 @@ def test_folds_hold_every_patient_once_and_spread_those_with_tumour_free_slices(
 def test_decoder_learns_where_the_tumour_is_in_a_case_it_has_not_seen(arithmetic, tmp_path):
     text = torch.nn.functional.normalize(torch.randn(2, 16, generator=torch.Generator().manual_seed(0)), dim=1)
     settings = DecoderTraining(steps=60, batch_size=8, learning_rate=3e-3)
-    decoder = train_decoder([drawn_case(number, 4) for number in range(3)], text, settings, 0, tmp_path / "decoder.pt", arithmetic=arithmetic)
+    decoder = train_decoder(
+        [drawn_case(number, 4) for number in range(3)],
+        text,
+        settings,
+        0,
+        tmp_path / "decoder.pt",
+        arithmetic=arithmetic,
+    )
     assert {tensor.dtype for tensor in decoder.state_dict().values()} == {torch.float32}
     unseen = drawn_case(9, 4)
     drawn = np.stack([render_map(grid, 64, 64) for grid in decode_case(decoder, unseen)])
@@ -87,7 +104,9 @@ def test_same_seed_gives_the_same_decoder_also_after_a_kill(tmp_path):
     resumed = train_decoder(cases, text, settings, 5, tmp_path / "part.pt")
     for name, tensor in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], tensor, rtol=0, atol=0)
-    done = train_decoder(cases, text, settings, 5, tmp_path / "part.pt", validate=lambda *_: _raise())  # nothing is left to train
+    done = train_decoder(
+        cases, text, settings, 5, tmp_path / "part.pt", validate=lambda *_: _raise()
+    )  # nothing is left to train
     torch.testing.assert_close(done.state_dict(), resumed.state_dict(), rtol=0, atol=0)
 
 
@@ -95,29 +114,52 @@ def test_a_damaged_checkpoint_costs_its_steps_and_not_the_run(tmp_path, caplog):
     text, cases, settings = torch.eye(2, 16), [drawn_case(0, 4)], DecoderTraining(steps=2, batch_size=2)
     whole = train_decoder(cases, text, settings, 5, tmp_path / "x.pt")
     (tmp_path / "x.pt").write_bytes((tmp_path / "x.pt").read_bytes()[:500])
-    torch.testing.assert_close(train_decoder(cases, text, settings, 5, tmp_path / "x.pt").state_dict(), whole.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(
+        train_decoder(cases, text, settings, 5, tmp_path / "x.pt").state_dict(), whole.state_dict(), rtol=0, atol=0
+    )
     assert "x.pt is damaged" in caplog.text
 
 
-@pytest.mark.parametrize("size", [1e-8, 1e4], ids=["gradients too small for float16", "gradients that overflow at first"])
+@pytest.mark.parametrize(
+    "size", [1e-8, 1e4], ids=["gradients too small for float16", "gradients that overflow at first"]
+)
 def test_float16_learns_although_gradients_do_not_fit_it(size, tmp_path):
     torch.manual_seed(0)
     module, batch = torch.nn.Linear(8, 1), torch.randn(16, 8)
     before = module.weight.detach().clone()
     loop = Loop(module, DecoderTraining(steps=40, learning_rate=0.01), 0, Arithmetic(dtype=torch.float16), rise=0.5)
-    loop.run(lambda _: iter([batch] * 40), lambda given: size * module(given).float().square().mean(), tmp_path / "x.pt", lambda _: None, lambda *_: None)
+    loop.run(
+        lambda _: iter([batch] * 40),
+        lambda given: size * module(given).float().square().mean(),
+        tmp_path / "x.pt",
+        lambda _: None,
+        lambda *_: None,
+    )
     assert module.weight.isfinite().all() and loop.curve[-1]["loss"] < 0.9 * loop.curve[0]["loss"]
     assert not torch.equal(module.weight, before)
 
 
 def test_a_checkpoint_of_another_seed_is_not_gone_on_with(tmp_path):
-    text, cases, settings = torch.eye(2, 16), [drawn_case(0, 4)], DecoderTraining(steps=4, batch_size=2, checkpoint_every=2)
+    text, cases, settings = (
+        torch.eye(2, 16),
+        [drawn_case(0, 4)],
+        DecoderTraining(steps=4, batch_size=2, checkpoint_every=2),
+    )
     for seed in (1, 2):
         with pytest.raises(_Killed):
-            train_decoder(cases, text, settings, seed, tmp_path / "part.pt", validate=lambda steps, _: _raise() if steps == 4 else None)
+            train_decoder(
+                cases,
+                text,
+                settings,
+                seed,
+                tmp_path / "part.pt",
+                validate=lambda steps, _: _raise() if steps == 4 else None,
+            )
     given = train_decoder(cases, text, settings, 3, tmp_path / "part.pt")
     expected = train_decoder(cases, text, settings, 3, tmp_path / "none.pt")
-    torch.testing.assert_close(given.state_dict()["projections.0.weight"], expected.state_dict()["projections.0.weight"], rtol=0, atol=0)
+    torch.testing.assert_close(
+        given.state_dict()["projections.0.weight"], expected.state_dict()["projections.0.weight"], rtol=0, atol=0
+    )
 
 
 def test_a_step_of_two_batches_is_the_step_of_their_mean_loss(tmp_path):
@@ -125,7 +167,13 @@ def test_a_step_of_two_batches_is_the_step_of_their_mean_loss(tmp_path):
         module = torch.nn.Linear(3, 1)
         torch.nn.init.ones_(module.weight)
         loop = Loop(module, settings, 0, CPU, rise=0.5)
-        loop.run(lambda first: iter(batches[first:]), lambda batch: module(batch).square().mean(), tmp_path / "x.pt", lambda _: None, lambda *_: None)
+        loop.run(
+            lambda first: iter(batches[first:]),
+            lambda batch: module(batch).square().mean(),
+            tmp_path / "x.pt",
+            lambda _: None,
+            lambda *_: None,
+        )
         return module.weight.detach()
 
     one, two = torch.eye(3)[:2], torch.eye(3)[1:]
@@ -136,13 +184,27 @@ def test_a_step_of_two_batches_is_the_step_of_their_mean_loss(tmp_path):
 
 def test_a_loss_that_is_no_number_stops_with_what_to_lower(tmp_path):
     with pytest.raises(MedadError, match="lower learning_rate"):
-        train_decoder([drawn_case(0, 4)], torch.full((2, 16), torch.nan), DecoderTraining(steps=2, batch_size=2), 0, tmp_path / "x.pt")
+        train_decoder(
+            [drawn_case(0, 4)],
+            torch.full((2, 16), torch.nan),
+            DecoderTraining(steps=2, batch_size=2),
+            0,
+            tmp_path / "x.pt",
+        )
 
 
 def test_decoders_stop_where_patients_held_out_fare_best(tmp_path):
-    text, cases = torch.nn.functional.normalize(torch.randn(2, 16, generator=torch.Generator().manual_seed(0)), dim=1), [drawn_case(number, 4) for number in range(4)]
-    decoder = DecoderTraining(steps=30, batch_size=4, learning_rate=0.3, checkpoint_every=5)  # a rate at which more steps are not always better
-    settings, folds = Settings().train.model_copy(update={"decoder": decoder}), [["case_0", "case_1"], ["case_2", "case_3"]]
+    text, cases = (
+        torch.nn.functional.normalize(torch.randn(2, 16, generator=torch.Generator().manual_seed(0)), dim=1),
+        [drawn_case(number, 4) for number in range(4)],
+    )
+    decoder = DecoderTraining(
+        steps=30, batch_size=4, learning_rate=0.3, checkpoint_every=5
+    )  # a rate at which more steps are not always better
+    settings, folds = (
+        Settings().train.model_copy(update={"decoder": decoder}),
+        [["case_0", "case_1"], ["case_2", "case_3"]],
+    )
     fitted = cross_fit(cases, folds, text, settings, tmp_path, CPU, lambda *_: None)
     losses = [json.loads((tmp_path / f"fold-{number}.json").read_text()) for number in range(2)]
     mean = {int(steps): (losses[0][steps] + losses[1][steps]) / 2 for steps in losses[0]}
@@ -181,7 +243,9 @@ def test_converter_training_resumed_after_a_kill_ends_like_one_that_was_not_kill
         trainer(llm).fit(maps, maps, tmp_path / "part.pt", stop)
     resumed = trainer(llm)
     given = resumed.fit(maps, maps, tmp_path / "part.pt").state_dict()
-    assert [point["loss"] for point in resumed.loop.curve] == pytest.approx([point["loss"] for point in whole.loop.curve], rel=1e-4)
+    assert [point["loss"] for point in resumed.loop.curve] == pytest.approx(
+        [point["loss"] for point in whole.loop.curve], rel=1e-4
+    )
     for name, tensor in expected.items():
         torch.testing.assert_close(given[name], tensor, rtol=1e-4, atol=1e-5)
 
@@ -202,7 +266,10 @@ def test_a_fold_without_which_one_kind_of_slice_is_missing_stops_before_any_trai
 
 
 def test_visits_of_one_patient_are_held_out_together():
-    cases = [dataclasses.replace(drawn_case(number, 3), case_id=f"BraTS-GLI-{number // 2:05d}-{number % 2:03d}") for number in range(8)]
+    cases = [
+        dataclasses.replace(drawn_case(number, 3), case_id=f"BraTS-GLI-{number // 2:05d}-{number % 2:03d}")
+        for number in range(8)
+    ]
     for fold in deal_folds(cases, 4, 60, 71, seed=0):
         assert len(fold) == 2 and fold[0][:-4] == fold[1][:-4]
 
@@ -219,4 +286,9 @@ def test_weights_in_the_making_are_of_their_folds_images_and_modality(tmp_path):
     assert key != _work_key(settings, cases, [["case_1"], ["case_0"]], {})
     other = dataclasses.replace(cases[1], features=stored(2).features)
     assert key != _work_key(settings, [cases[0], other], [["case_0"], ["case_1"]], {})
-    assert key != _work_key(settings.model_copy(update={"data": settings.data.model_copy(update={"modality": "t2"})}), cases, [["case_0"], ["case_1"]], {})
+    assert key != _work_key(
+        settings.model_copy(update={"data": settings.data.model_copy(update={"modality": "t2"})}),
+        cases,
+        [["case_0"], ["case_1"]],
+        {},
+    )

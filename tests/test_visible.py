@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 from prefect import flow, get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterId, FlowRunFilterName, LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterKey,
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterName,
+    LogFilter,
+    LogFilterFlowRunId,
+)
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW, temporary_settings
 from prefect_harness import WORDS, Screened
 from test_notify import Hook
@@ -57,7 +65,13 @@ def test_every_stage_has_a_progress_artifact_that_ends_at_the_whole(shown):
 def test_the_summary_has_metrics_rejected_cases_by_reason_and_a_link_to_the_page(shown):
     (found, *_) = artifacts("summary-visible")
     assert found.type == "markdown"
-    for text in ("3 cases, 9 slices, 1 rejected", "| Map, AUROC | image |", "| 1 | slices | truncated |", "`BraTS2021_00002`", Path(shown.outcome.page).as_uri()):
+    for text in (
+        "3 cases, 9 slices, 1 rejected",
+        "| Map, AUROC | image |",
+        "| 1 | slices | truncated |",
+        "`BraTS2021_00002`",
+        Path(shown.outcome.page).as_uri(),
+    ):
         assert text in found.data, found.data
     (link, *_) = artifacts("page-visible")
     assert Path(shown.outcome.page).as_uri() in link.data
@@ -95,7 +109,12 @@ def test_the_webhook_hears_how_a_flow_ended_and_only_numbers(server, fails):
     assert state.is_failed() == fails
     (body,) = hook.bodies
     assert body.pop("seconds") >= 0
-    assert body == {"event": "failed" if fails else "finished", "kind": "screen-cohort", "name": "ward", "counts": {"cases_screened": 2}}
+    assert body == {
+        "event": "failed" if fails else "finished",
+        "kind": "screen-cohort",
+        "name": "ward",
+        "counts": {"cases_screened": 2},
+    }
 
 
 def test_a_run_told_to_end_does_not_wait_for_its_webhook():
@@ -118,7 +137,11 @@ def test_a_server_that_is_away_costs_a_run_seconds_and_nothing_else(shown, monke
 
 def test_without_a_server_nothing_is_shown(shown, monkeypatch):
     monkeypatch.setattr(visible, "_in_background", lambda *_: pytest.fail("a thread for nobody"))
-    with temporary_settings(restore_defaults={PREFECT_API_URL}), told("screen", "run", Settings()), progress_shown(stage_of(shown.run, "maps")):
+    with (
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        told("screen", "run", Settings()),
+        progress_shown(stage_of(shown.run, "maps")),
+    ):
         pass
 
 
@@ -152,7 +175,18 @@ def test_a_finished_stage_run_again_changes_nothing_it_shows(shown):
 
 
 def _progress(done: int, failed: int = 0) -> Progress:
-    return Progress(stage="maps", parts=8, parts_done=(done + failed) // 4, rows=done * 41, requested=32, done=done, skipped=0, failed=failed, seconds=1.0, finished=False)
+    return Progress(
+        stage="maps",
+        parts=8,
+        parts_done=(done + failed) // 4,
+        rows=done * 41,
+        requested=32,
+        done=done,
+        skipped=0,
+        failed=failed,
+        seconds=1.0,
+        finished=False,
+    )
 
 
 def test_time_left_is_that_of_the_pace_since_the_first_look():
@@ -170,7 +204,10 @@ def test_a_batch_is_called_by_its_cohort():
     ("reason", "kind"),
     [
         ("BraTS_1_flair.nii.gz: damaged gzip content (Error -3); copy the file again", "damaged gzip content"),
-        ("a_b.nii: 17 voxels of slices 60 to 70 are NaN or infinite; repair", "… voxels of slices … to … are NaN or infinite"),
+        (
+            "a_b.nii: 17 voxels of slices 60 to 70 are NaN or infinite; repair",
+            "… voxels of slices … to … are NaN or infinite",
+        ),
         ("its map is not finite; set models.precision=float32", "its map is not finite"),
     ],
 )

@@ -21,7 +21,11 @@ def report_json(report: EncodeReport | OrchestrationReport) -> str:
 
 def report_tables(report: EncodeReport) -> Iterator[Table]:
     """The report as a reader wants it: what, the median, from the least to the greatest."""
-    table = plain_table(f"{report.model} on {report.device}, {report.precision}, torch {report.torch}, {report.threads} CPU threads", "median", "from, to")
+    table = plain_table(
+        f"{report.model} on {report.device}, {report.precision}, torch {report.torch}, {report.threads} CPU threads",
+        "median",
+        "from, to",
+    )
     table.add_row("one slice", f"{report.flops_per_slice / 1e9:.1f} GFLOP", "")
     table.add_row(f"fastest product, {report.gemm_side} square", *_flops(report.gemm_flops_s))
     for variant in report.variants:
@@ -31,10 +35,20 @@ def report_tables(report: EncodeReport) -> Iterator[Table]:
         table.add_row("  share of the product's FLOP/s", *_share(variant.peak_share))
     table.add_row(f"stage maps, Parquet to Parquet, {report.stage_variant}", *_rate(report.stage_slices_s))
     table.add_row("  share of the product's FLOP/s", f"{report.stage_peak_share:.1%}", "")
-    table.add_row("reading alone, page cache warm", f"{report.read_slices_s:,.0f} slices/s", f"{report.read_bytes_per_slice / 1e3:.1f} kB a slice")
-    table.add_row("  busy for so much of the stage's time", f"{report.read_share:.1%}", "beside the device, not before it")
+    table.add_row(
+        "reading alone, page cache warm",
+        f"{report.read_slices_s:,.0f} slices/s",
+        f"{report.read_bytes_per_slice / 1e3:.1f} kB a slice",
+    )
+    table.add_row(
+        "  busy for so much of the stage's time", f"{report.read_share:.1%}", "beside the device, not before it"
+    )
     table.add_row("naive loop", *_rate(report.naive_slices_s))
-    table.add_row("  stage, in naive loops", f"{report.speed_up.median:.1f} ×", f"{report.speed_up.low:.1f}, {report.speed_up.high:.1f}")
+    table.add_row(
+        "  stage, in naive loops",
+        f"{report.speed_up.median:.1f} ×",
+        f"{report.speed_up.low:.1f}, {report.speed_up.high:.1f}",
+    )
     yield table
     sweep = plain_table("encoder at batch", *map(str, report.sweep))
     sweep.add_row("slices/s", *map(_short, report.sweep.values()))
@@ -47,7 +61,10 @@ def orchestration_table(report: OrchestrationReport) -> Table:
     table = plain_table(title, *(f"{size.parts} parts" for size in report.sizes))
     table.add_row("plain loop", *(f"{size.loop_s.median:.1f} s" for size in report.sizes))
     table.add_row("through Prefect", *(f"{size.flows_s.median:.1f} s" for size in report.sizes))
-    table.add_row("  it adds", *(f"{size.added.median:+.1%} ({size.added.low:+.1%}, {size.added.high:+.1%})" for size in report.sizes))
+    table.add_row(
+        "  it adds",
+        *(f"{size.added.median:+.1%} ({size.added.low:+.1%}, {size.added.high:+.1%})" for size in report.sizes),
+    )
     table.add_row("  before that, its server", *(f"{size.start_s.median:.1f} s" for size in report.sizes))
     table.add_row("peak memory, plain loop", *(f"{size.loop_mb.median:,.0f} MB" for size in report.sizes))
     table.add_row("peak memory, through Prefect", *(f"{size.flows_mb.median:,.0f} MB" for size in report.sizes))

@@ -51,7 +51,10 @@ def exits(function: Callable[..., int | None]) -> Callable[..., None]:
         except Exception as error:
             if _debug or not _is_of_server(error):
                 raise
-            typer.echo(f"medad: the Prefect server at {error.request.url.host}:{error.request.url.port} answers no more ({error}); once it runs, the same command goes on", err=True)
+            typer.echo(
+                f"medad: the Prefect server at {error.request.url.host}:{error.request.url.port} answers no more ({error}); once it runs, the same command goes on",
+                err=True,
+            )
             code = FAILED
         except (KeyboardInterrupt, Terminated) as signal:
             code = TERMINATED if isinstance(signal, Terminated) else INTERRUPTED

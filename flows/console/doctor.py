@@ -58,7 +58,11 @@ def findings_table(findings: list[Finding]) -> Table:
 
 def _python() -> Finding:
     found = f"{platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
-    return Finding("ok", "Python", found) if sys.version_info >= (3, 11) else Finding("fault", "Python", found, "use Python 3.11 or newer")
+    return (
+        Finding("ok", "Python", found)
+        if sys.version_info >= (3, 11)
+        else Finding("fault", "Python", found, "use Python 3.11 or newer")
+    )
 
 
 def _packages() -> Iterator[Finding]:
@@ -89,7 +93,12 @@ def _models() -> Iterator[Finding]:
         if model.source is None:
             yield Finding("fault", model.name, f"{model.distribution} is not installed", "make setup")
         elif model.converted is None:
-            yield Finding("note", model.name, f"{model.distribution} {_version(model.distribution)}", "none: it is converted on first use")
+            yield Finding(
+                "note",
+                model.name,
+                f"{model.distribution} {_version(model.distribution)}",
+                "none: it is converted on first use",
+            )
         else:
             yield Finding("ok", model.name, f"{model.distribution} {_version(model.distribution)}, converted")
 
@@ -97,7 +106,12 @@ def _models() -> Iterator[Finding]:
 def _weights() -> Finding:
     folder = embedded_weights()
     if folder is None:
-        return Finding("fault", "weights", "decoder and converter are not there", "get the project again, or set models.weights to a folder of `medad train`")
+        return Finding(
+            "fault",
+            "weights",
+            "decoder and converter are not there",
+            "get the project again, or set models.weights to a folder of `medad train`",
+        )
     if any(model.converted is None for model in packaged_models()):
         return Finding("ok", "weights", str(folder))
     from medad_core.config import Settings
@@ -131,11 +145,21 @@ def _server() -> Finding:
 
     url = PREFECT_API_URL.value()
     if url is None:
-        return Finding("ok", "Prefect server", "a temporary one for each command", "for other runners than thread: prefect server start")
+        return Finding(
+            "ok",
+            "Prefect server",
+            "a temporary one for each command",
+            "for other runners than thread: prefect server start",
+        )
     try:
         httpx.get(f"{url}/health", timeout=5).raise_for_status()
     except httpx.HTTPError as error:
-        return Finding("fault", "Prefect server", f"{url} does not answer ({type(error).__name__})", "start it with `prefect server start`, or unset PREFECT_API_URL")
+        return Finding(
+            "fault",
+            "Prefect server",
+            f"{url} does not answer ({type(error).__name__})",
+            "start it with `prefect server start`, or unset PREFECT_API_URL",
+        )
     return Finding("ok", "Prefect server", f"{url} answers")
 
 

@@ -26,14 +26,33 @@ LAST_WILL = f'read -r _; kill -TERM "-$0"; sleep {GRACE_S:.0f}; kill -KILL "-$0"
 class Group:
     """A command as the head of a process group. What its log says goes to `say`, with `once` nothing twice; the last lines are kept as they are."""
 
-    def __init__(self, name: str, words: Sequence[str], environment: Mapping[str, str], say: Callable[[str], None], once: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        words: Sequence[str],
+        environment: Mapping[str, str],
+        say: Callable[[str], None],
+        once: bool = False,
+    ) -> None:
         self.name, self.say, self.once = name, say, once
         self.last: deque[str] = deque(maxlen=LINES)
         self.said: set[str] = set()
         self.process = subprocess.Popen(
-            words, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
+            words,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
         )
-        self.guard = subprocess.Popen(["sh", "-c", LAST_WILL, str(self.process.pid)], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+        self.guard = subprocess.Popen(
+            ["sh", "-c", LAST_WILL, str(self.process.pid)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         self.reader = threading.Thread(target=self._read, name=f"medad-{name}", daemon=True)
         self.reader.start()
 
@@ -43,7 +62,9 @@ class Group:
             if line:
                 self.last.append(line)
             if RECORD.match(line) and self._is_new(line):
-                with suppress(Exception):  # a terminal that is gone, a full disk: nobody would empty the pipe any more, and all would stand still
+                with suppress(
+                    Exception
+                ):  # a terminal that is gone, a full disk: nobody would empty the pipe any more, and all would stand still
                     self.say(f"{self.name} | {line}")
 
     def _is_new(self, line: str) -> bool:

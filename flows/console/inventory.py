@@ -58,7 +58,14 @@ def _look(name: str) -> Packaged:
     if source is not None and not source.is_file():
         source = None
     folder = cache_root() / f"{name}-{_digest(source)[:12]}" if source else None
-    return Packaged(name, model.role, model.distribution, model.licence, source, folder if folder and (folder / RECORD).is_file() else None)
+    return Packaged(
+        name,
+        model.role,
+        model.distribution,
+        model.licence,
+        source,
+        folder if folder and (folder / RECORD).is_file() else None,
+    )
 
 
 def _digest(path: Path) -> str:

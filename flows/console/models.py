@@ -30,9 +30,21 @@ def _list() -> None:
     from flows.console.tables import models_table, presets_table, terminal
 
     console = terminal()
-    console.print(models_table((m.name, m.role, m.distribution, m.licence, m.source is not None, m.converted) for m in packaged_models()))
-    console.print(presets_table((p.preset.name, p.preset.roles, p.preset.hub or "its authors", p.preset.licence, p.folder) for p in known_presets()))
-    console.print(f"weights 'embedded' (decoder and converter for the first three): {embedded_weights() or 'not there'}", soft_wrap=True)
+    console.print(
+        models_table(
+            (m.name, m.role, m.distribution, m.licence, m.source is not None, m.converted) for m in packaged_models()
+        )
+    )
+    console.print(
+        presets_table(
+            (p.preset.name, p.preset.roles, p.preset.hub or "its authors", p.preset.licence, p.folder)
+            for p in known_presets()
+        )
+    )
+    console.print(
+        f"weights 'embedded' (decoder and converter for the first three): {embedded_weights() or 'not there'}",
+        soft_wrap=True,
+    )
     console.print(
         "Others: models.encoder takes a local transformers folder of a DINOv2, CLIP or SigLIP vision model, models.text_encoder one of a BERT sentence encoder or of "
         "CLIP's or SigLIP's text model, llm.model one of a causal LM (Llama, Mistral, Qwen, Gemma, Phi, GPT-2, …); models.weights then names a folder that `medad train` made for them.",
@@ -43,7 +55,9 @@ def _list() -> None:
 def imagebind(
     checkpoint: Annotated[Path, typer.Argument(metavar="PATH", help="imagebind_huge.pth, as its authors publish it.")],
     out: Out,
-    vision_heads: Annotated[int, typer.Option("--vision-heads", min=1, help="Attention heads, which the file does not say.")] = 16,
+    vision_heads: Annotated[
+        int, typer.Option("--vision-heads", min=1, help="Attention heads, which the file does not say.")
+    ] = 16,
     text_heads: Annotated[int, typer.Option("--text-heads", min=1)] = 16,
 ) -> None:
     """Convert ImageBind's vision and text towers (CC BY-NC-SA 4.0) into a CLIP folder."""
@@ -52,12 +66,23 @@ def imagebind(
         from medad_core.models.imports.imagebind import import_imagebind
 
         made = import_imagebind(checkpoint, out, vision_heads, text_heads)
-    stdout.print(f"{made.tensors} tensors of vision and text converted, {made.ignored} of other modalities left out: {out}", soft_wrap=True)
+    stdout.print(
+        f"{made.tensors} tensors of vision and text converted, {made.ignored} of other modalities left out: {out}",
+        soft_wrap=True,
+    )
     stdout.print(f"use it with models.encoder={out} models.text_encoder={out}", soft_wrap=True)
 
 
 @command(importing)
-def llm(source: Annotated[Path, typer.Argument(metavar="FOLDER", help="Downloaded model with pytorch_model*.bin, such as lmsys/vicuna-7b-v1.5.")], out: Out) -> None:
+def llm(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="Downloaded model with pytorch_model*.bin, such as lmsys/vicuna-7b-v1.5."
+        ),
+    ],
+    out: Out,
+) -> None:
     """Convert a language model that is published as pickles into safetensors; nothing in them is run."""
     stdout, stderr = consoles()
     with stderr.status(f"converting {source.name}"):
@@ -69,14 +94,27 @@ def llm(source: Annotated[Path, typer.Argument(metavar="FOLDER", help="Downloade
 
 @command(importing)
 def anomalygpt(
-    checkpoints: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT", help="PandaGPT's delta first, then AnomalyGPT's pytorch_model.pt.")],
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(metavar="CHECKPOINT", help="PandaGPT's delta first, then AnomalyGPT's pytorch_model.pt."),
+    ],
     out: Out,
-    encoder: Annotated[str, typer.Option("--encoder", help="Image encoder it was trained on (ImageBind), by name or folder.")] = "imagebind-huge",
-    text_encoder: Annotated[str, typer.Option("--text-encoder", help="Text encoder it was trained on (ImageBind's), by name or folder.")] = "imagebind-huge",
+    encoder: Annotated[
+        str, typer.Option("--encoder", help="Image encoder it was trained on (ImageBind), by name or folder.")
+    ] = "imagebind-huge",
+    text_encoder: Annotated[
+        str, typer.Option("--text-encoder", help="Text encoder it was trained on (ImageBind's), by name or folder.")
+    ] = "imagebind-huge",
     llm: Annotated[str, typer.Option("--llm", help="LLM it was trained on (Vicuna), by name or folder.")] = "vicuna-7b",
-    thing: Annotated[str, typer.Option("--thing", help="What its sentences speak of: 'a photo of a damaged THING.'")] = "object",
-    lora_alpha: Annotated[float, typer.Option("--lora-alpha", min=0, help="Of the LoRA, which no checkpoint says.")] = 32.0,
-    models: Annotated[str | None, typer.Option("--models", metavar="FOLDER", help="Folder of presets; else $MEDAD_MODELS.")] = None,
+    thing: Annotated[
+        str, typer.Option("--thing", help="What its sentences speak of: 'a photo of a damaged THING.'")
+    ] = "object",
+    lora_alpha: Annotated[
+        float, typer.Option("--lora-alpha", min=0, help="Of the LoRA, which no checkpoint says.")
+    ] = 32.0,
+    models: Annotated[
+        str | None, typer.Option("--models", metavar="FOLDER", help="Folder of presets; else $MEDAD_MODELS.")
+    ] = None,
 ) -> None:
     """Convert AnomalyGPT's decoder, prompt learner and LoRA into a weights folder for `models.weights`."""
     stdout, stderr = consoles()
@@ -85,6 +123,8 @@ def anomalygpt(
         from medad_core.models.imports.anomalygpt import import_anomalygpt
 
         named = {"encoder": encoder, "text_encoder": text_encoder, "llm": llm}
-        made = import_anomalygpt(checkpoints, out, **named, thing=thing, lora_alpha=lora_alpha, where=ModelSettings(folder=models))
+        made = import_anomalygpt(
+            checkpoints, out, **named, thing=thing, lora_alpha=lora_alpha, where=ModelSettings(folder=models)
+        )
     stdout.print(f"weights and card: {made.folder}", soft_wrap=True)
     stdout.print(f"use them with: medad screen DATA --out RUN {' '.join(made.words)}", soft_wrap=True)

@@ -30,4 +30,12 @@ def through_prefect(run: str, settings: str) -> float:
 
 if __name__ == "__main__":
     prepare_process(False, terminal(stderr=True))
-    print(json.dumps(asdict(measure({"loop": loop, "flows": through_prefect}[sys.argv[1]], sys.argv[2], sys.argv[3], sys.stdin.read()))))
+    print(
+        json.dumps(
+            asdict(
+                measure(
+                    {"loop": loop, "flows": through_prefect}[sys.argv[1]], sys.argv[2], sys.argv[3], sys.stdin.read()
+                )
+            )
+        )
+    )

@@ -27,7 +27,14 @@ class Board:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.live = console.is_terminal
-        columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+        columns = (
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description:<14}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
         self.progress = Progress(*columns, console=console, disable=not self.live)
         self._tasks: dict[str, TaskID] = {}
         self._last: dict[str, tuple] = {}
@@ -38,7 +45,9 @@ class Board:
             return
         self._last[name] = (done, of, note)
         if not self.live:
-            self.console.print(f"{name}: {'…' if of is None else f'{done} of {of}'}{f', {note}' if note else ''}", highlight=False)
+            self.console.print(
+                f"{name}: {'…' if of is None else f'{done} of {of}'}{f', {note}' if note else ''}", highlight=False
+            )
             return
         if name not in self._tasks:
             self._tasks[name] = self.progress.add_task(name, total=of, note=note)
@@ -90,7 +99,9 @@ class RunWatcher:
             now = stage.progress()
             self.board.end(OPENING)
             rejected = f", {now.failed} rejected" if now.failed else ""
-            self.board.show(name, now.parts_done, now.parts, f"{now.done} of {now.requested} cases{rejected}, {now.rows} slices")
+            self.board.show(
+                name, now.parts_done, now.parts, f"{now.done} of {now.requested} cases{rejected}, {now.rows} slices"
+            )
             if not now.finished:
                 return
             self._finished.add(name)

@@ -53,7 +53,9 @@ def prepare_process(debug: bool, console: Console, online: bool = False) -> None
 
 
 def _handler(console: Console, debug: bool) -> logging.Handler:
-    handler = RichHandler(console=console, show_path=False, show_time=False, show_level=False, markup=False, highlighter=None)
+    handler = RichHandler(
+        console=console, show_path=False, show_time=False, show_level=False, markup=False, highlighter=None
+    )
     handler.setLevel(logging.INFO if debug else logging.WARNING)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     return handler

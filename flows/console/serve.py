@@ -33,7 +33,11 @@ ENVIRONMENT = {  # beside what the user has set
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     "PYTHONUNBUFFERED": "1",
 }
-OF_COMMANDS = ("PREFECT_LOGGING_EXTRA_LOGGERS", "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "PREFECT_CLIENT_MAX_RETRIES")  # that flow runs need as well
+OF_COMMANDS = (
+    "PREFECT_LOGGING_EXTRA_LOGGERS",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW",
+    "PREFECT_CLIENT_MAX_RETRIES",
+)  # that flow runs need as well
 
 
 class House:
@@ -59,13 +63,27 @@ class House:
         until = time.monotonic() + START_S
         while self.stands() and not _answers(self.reached, self.port):
             if time.monotonic() > until:
-                raise MedadError(f"the Prefect server did not answer within {START_S:.0f} s; start it alone to see why: prefect server start --port {self.port}")
+                raise MedadError(
+                    f"the Prefect server did not answer within {START_S:.0f} s; start it alone to see why: prefect server start --port {self.port}"
+                )
             time.sleep(POLL_S)
         if self.stands():
             mark_crashed(self.url, self.workers.values())  # of a machine that lost its power
         for pool, name in self.workers.items():
             if self.stands():
-                self._start(f"worker of {pool}", "worker", "start", "--pool", pool, "--type", "process", "--name", name, "--install-policy", "never")
+                self._start(
+                    f"worker of {pool}",
+                    "worker",
+                    "start",
+                    "--pool",
+                    pool,
+                    "--type",
+                    "process",
+                    "--name",
+                    name,
+                    "--install-policy",
+                    "never",
+                )
         return self.stands()
 
     def stands(self) -> bool:
@@ -93,16 +111,35 @@ class House:
         return len(self.asked) > 1
 
     def _start(self, name: str, *words: str) -> None:
-        self.groups.append(Group(name, [sys.executable, "-m", "prefect", "--no-prompt", *words], self.environment, self._say, once=name == "server"))
+        self.groups.append(
+            Group(
+                name,
+                [sys.executable, "-m", "prefect", "--no-prompt", *words],
+                self.environment,
+                self._say,
+                once=name == "server",
+            )
+        )
 
     def _say(self, line: str) -> None:
         self.console.print(line, markup=False, soft_wrap=True)
 
 
 def serve(
-    host: Annotated[str, typer.Option("--host", help="Address to listen on. The server asks nobody for a password: leave it at this machine, or set PREFECT_SERVER_API_AUTH_STRING.")] = "127.0.0.1",
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host",
+            help="Address to listen on. The server asks nobody for a password: leave it at this machine, or set PREFECT_SERVER_API_AUTH_STRING.",
+        ),
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 4200,
-    pool: Annotated[list[str] | None, typer.Option("--pool", metavar="POOL", help="Work pool to work for; may be given more than once. [default: medad-cpu]")] = None,
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pool", metavar="POOL", help="Work pool to work for; may be given more than once. [default: medad-cpu]"
+        ),
+    ] = None,
 ) -> int:
     """Run a Prefect server and a worker here, until Ctrl-C: for one machine. SQLite in PREFECT_HOME, or PREFECT_API_DATABASE_CONNECTION_URL."""
     from flows.console.tables import terminal
@@ -113,7 +150,10 @@ def serve(
     with _signals(house.asked):
         try:
             if house.open():
-                stdout.print(f"Prefect server {house.url} with {_database()}; work pools {', '.join(house.workers)}; Ctrl-C ends both", soft_wrap=True)
+                stdout.print(
+                    f"Prefect server {house.url} with {_database()}; work pools {', '.join(house.workers)}; Ctrl-C ends both",
+                    soft_wrap=True,
+                )
                 stdout.print(f"elsewhere: export PREFECT_API_URL={house.url}/api", soft_wrap=True)
             while house.stands():
                 time.sleep(POLL_S)
@@ -124,27 +164,47 @@ def serve(
         return OK
     for line in lost.last:
         stderr.print(f"{lost.name} | {line}", markup=False, soft_wrap=True)
-    raise MedadError(f"the {lost.name} ended by itself, with exit code {lost.process.returncode}; its last lines are above, the rest was stopped")
+    raise MedadError(
+        f"the {lost.name} ended by itself, with exit code {lost.process.returncode}; its last lines are above, the rest was stopped"
+    )
 
 
 def mark_crashed(url: str, workers: Collection[str]) -> None:
     """Tell the server that no flow run of these workers, nor a flow within one, runs any more. A server that does not listen is left alone."""
     from prefect import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.filters import (
+        FlowRunFilter,
+        FlowRunFilterParentFlowRunId,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+    )
     from prefect.client.schemas.objects import StateType
-    from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+    from prefect.settings import (
+        PREFECT_API_REQUEST_TIMEOUT,
+        PREFECT_API_URL,
+        PREFECT_CLIENT_MAX_RETRIES,
+        temporary_settings,
+    )
     from prefect.states import Crashed
 
     settings = {PREFECT_API_URL: f"{url}/api", PREFECT_API_REQUEST_TIMEOUT: ANSWER_S, PREFECT_CLIENT_MAX_RETRIES: 0}
-    going = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]))
+    going = FlowRunFilterState(
+        type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING])
+    )
     try:
         with temporary_settings(settings), get_client(sync_client=True) as client:
-            runs = [run for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=going)) if run.labels.get("prefect.worker.name") in workers]
+            runs = [
+                run
+                for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=going))
+                if run.labels.get("prefect.worker.name") in workers
+            ]
             if runs:
                 within = FlowRunFilterParentFlowRunId(any_=[run.id for run in runs])
                 runs += client.read_flow_runs(flow_run_filter=FlowRunFilter(state=going, parent_flow_run_id=within))
             for run in runs:
-                client.set_flow_run_state(run.id, Crashed(message="It ended with its worker; the next run goes on where it stopped."))
+                client.set_flow_run_state(
+                    run.id, Crashed(message="It ended with its worker; the next run goes on where it stopped.")
+                )
     except Exception:  # the files have the state of the work; this is for people who look at the server
         return
 
@@ -152,7 +212,10 @@ def mark_crashed(url: str, workers: Collection[str]) -> None:
 @contextmanager
 def _signals(asked: list[int]) -> Iterator[None]:
     """Note SIGTERM and SIGINT that come while the block runs."""
-    before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {
+        number: signal.signal(number, lambda number, _: asked.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield
     finally:
@@ -167,7 +230,9 @@ def _check_port(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        raise UsageError(f"cannot listen on port {port} of {host}: {error.strerror.lower()}; choose another with --port or --host") from error
+        raise UsageError(
+            f"cannot listen on port {port} of {host}: {error.strerror.lower()}; choose another with --port or --host"
+        ) from error
 
 
 def _answers(host: str, port: int) -> bool:

@@ -37,5 +37,13 @@ def start_temporary_server() -> None:
 
 
 def _guard(pid: int) -> None:
-    guard = subprocess.Popen(["sh", "-c", 'read -r _; kill "$0"', str(pid)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    atexit.register(guard.kill)  # before Prefect stops the server itself, so that no other process of that number is meant
+    guard = subprocess.Popen(
+        ["sh", "-c", 'read -r _; kill "$0"', str(pid)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    atexit.register(
+        guard.kill
+    )  # before Prefect stops the server itself, so that no other process of that number is meant

@@ -46,7 +46,11 @@ def cohort_status(folder: str) -> Iterator[Table | str]:
 
 
 def _from_ledger(ledger: Ledger) -> Iterator[str]:
-    gone = {case_id: "no longer in the inbox; its predictions stay" for case_id, history in ledger.cases.items() if not history.present}
+    gone = {
+        case_id: "no longer in the inbox; its predictions stay"
+        for case_id, history in ledger.cases.items()
+        if not history.present
+    }
     yield f"when last looked ({ledger.looked}): {len(ledger.waiting)} studies waited, {len(ledger.unusable)} could not be used, {len(gone)} were gone from the inbox"
     for kind, cases in (("waits", ledger.waiting), ("cannot be used", ledger.unusable), ("gone", gone)):
         yield from _named(kind, cases)
@@ -67,7 +71,21 @@ def _batches(batches: tuple[Batch, ...]) -> Table:
         new = sum(each.revision == each.attempt == 1 for each in done)
         revised = sum(each.revision > 1 and each.attempt == 1 for each in done)
         rejected = sum(each.state == "rejected" for each in done)
-        table.add_row(str(batch.number), batch.committed, *map(str, (new, revised, len(done) - new - revised, rejected, len(batch.changed), sum(each.slices for each in done))))
+        table.add_row(
+            str(batch.number),
+            batch.committed,
+            *map(
+                str,
+                (
+                    new,
+                    revised,
+                    len(done) - new - revised,
+                    rejected,
+                    len(batch.changed),
+                    sum(each.slices for each in done),
+                ),
+            ),
+        )
     return table
 
 

@@ -63,7 +63,14 @@ def status_table(stages: Iterable[tuple[str, Progress | None]]) -> Table:
         if now is None:
             table.add_row(name, *[""] * 6, "not started")
             continue
-        counts = (f"{now.parts_done} of {now.parts}", now.requested, now.done, now.failed, now.rows, f"{now.seconds:.1f}")
+        counts = (
+            f"{now.parts_done} of {now.parts}",
+            now.requested,
+            now.done,
+            now.failed,
+            now.rows,
+            f"{now.seconds:.1f}",
+        )
         table.add_row(name, *map(str, counts), "finished" if now.finished else "unfinished")
     return table
 
@@ -88,7 +95,9 @@ def models_table(models: Iterable[tuple[str, str, str, str, bool, Path | None]])
     """Name, role, distribution, licence, installed, converted folder of every packaged model."""
     table = plain_table("name", "role", "from", "licence", "installed", "converted")
     for name, role, source, licence, here, folder in models:
-        table.add_row(name, role, source, licence, "yes" if here else "no: make setup", str(folder) if folder else "on first use")
+        table.add_row(
+            name, role, source, licence, "yes" if here else "no: make setup", str(folder) if folder else "on first use"
+        )
     return table
 
 
@@ -102,12 +111,18 @@ def presets_table(presets: Iterable[tuple[str, Iterable[str], str, str, Path | N
 
 def paper_table(lines: Iterable[Mapping], failed: Mapping[str, str], rule: str) -> Iterator[Table]:
     """The main columns of the paper's table, one table a group; decisions by `rule` where a row has thresholds."""
-    found = {(line["group"], line["row"], line["level"], line["metric"]): line for line in lines if line["rule"] in ("", rule, "answer", "always", "validation") and _main(line)}
+    found = {
+        (line["group"], line["row"], line["level"], line["metric"]): line
+        for line in lines
+        if line["rule"] in ("", rule, "answer", "always", "validation") and _main(line)
+    }
     for group in dict.fromkeys(key[0] for key in found):
         table = plain_table(group, *(title for _, _, title in PAPER_COLUMNS))
         for row in dict.fromkeys(key[1] for key in found if key[0] == group):
             cells = [found.get((group, row, level, metric)) for level, metric, _ in PAPER_COLUMNS]
-            table.add_row(row, *["–" if cell is None or cell["value"] is None else f"{cell['value']:.3f}" for cell in cells])
+            table.add_row(
+                row, *["–" if cell is None or cell["value"] is None else f"{cell['value']:.3f}" for cell in cells]
+            )
         for row in failed:
             table.add_row(row, "failed")
         yield table

@@ -29,7 +29,9 @@ class _Residual(nn.Module):
     def __init__(self, before: int, after: int, batch_size: int) -> None:
         super().__init__()
         first, second = nn.Conv2d(before, after, 3, padding=1), nn.Conv2d(after, after, 3, padding=1)
-        self.body = nn.Sequential(first, normalisation(after, batch_size), nn.LeakyReLU(0.2), second, normalisation(after, batch_size))
+        self.body = nn.Sequential(
+            first, normalisation(after, batch_size), nn.LeakyReLU(0.2), second, normalisation(after, batch_size)
+        )
         self.shortcut = nn.Conv2d(before, after, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,10 +41,25 @@ class _Residual(nn.Module):
 def residual_autoencoder(width: int, batch_size: int, depth: int = 4) -> nn.Sequential:
     """(n, 1, S, S) to (n, 1, S, S) in [0, 1] through `LATENT` channels at S / 2**depth."""
     channels = [min(width * 2**step, 128) for step in range(depth + 1)]
-    down = [layer for step in range(depth) for layer in (_Residual(channels[step], channels[step + 1], batch_size), nn.AvgPool2d(2))]
-    up = [layer for step in reversed(range(depth)) for layer in (nn.Upsample(scale_factor=2), _Residual(channels[step + 1], channels[step], batch_size))]
+    down = [
+        layer
+        for step in range(depth)
+        for layer in (_Residual(channels[step], channels[step + 1], batch_size), nn.AvgPool2d(2))
+    ]
+    up = [
+        layer
+        for step in reversed(range(depth))
+        for layer in (nn.Upsample(scale_factor=2), _Residual(channels[step + 1], channels[step], batch_size))
+    ]
     narrow = (nn.Conv2d(channels[-1], LATENT, 1), nn.Conv2d(LATENT, channels[-1], 1))
-    return nn.Sequential(nn.Conv2d(1, channels[0], 3, padding=1), *down, *narrow, *up, nn.Conv2d(channels[0], 1, 3, padding=1), nn.Sigmoid())
+    return nn.Sequential(
+        nn.Conv2d(1, channels[0], 3, padding=1),
+        *down,
+        *narrow,
+        *up,
+        nn.Conv2d(channels[0], 1, 3, padding=1),
+        nn.Sigmoid(),
+    )
 
 
 class Features(nn.Module):
@@ -80,7 +97,12 @@ class PerceptualAutoencoder(Reconstruction):
         super().__init__(settings, seed, device)
         patch = encoder.image_size // encoder.grid
         # Small pictures gain nothing from 224: half of it quarters the work.
-        self.features = Features(encoder, patch * (encoder.grid if self.size > 112 else encoder.grid // 2)).to(device).eval().requires_grad_(False)
+        self.features = (
+            Features(encoder, patch * (encoder.grid if self.size > 112 else encoder.grid // 2))
+            .to(device)
+            .eval()
+            .requires_grad_(False)
+        )
         self.centre, self.spread = torch.zeros(1, device=device), torch.ones(1, device=device)
 
     def build(self) -> nn.Module:
@@ -89,9 +111,15 @@ class PerceptualAutoencoder(Reconstruction):
     @torch.no_grad()
     def prepare(self, normal: SliceSet) -> None:
         places = spread(len(normal), STATISTICS_SLICES)
-        found = [self.features(normal.pictures(places[at.start : at.stop], self.size).to(self.device)) for at in batches(len(places), 32)]
+        found = [
+            self.features(normal.pictures(places[at.start : at.stop], self.size).to(self.device))
+            for at in batches(len(places), 32)
+        ]
         found = torch.cat(found)
-        self.centre, self.spread = found.mean((0, 2, 3), keepdim=True), found.std((0, 2, 3), keepdim=True).clamp(min=1e-6)
+        self.centre, self.spread = (
+            found.mean((0, 2, 3), keepdim=True),
+            found.std((0, 2, 3), keepdim=True).clamp(min=1e-6),
+        )
 
     def loss(self, pictures: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor | float]:
         return self.distance(pictures, self.network(pictures)), 0.0

@@ -70,7 +70,9 @@ def batches(count: int, size: int) -> Iterator[range]:
 def require(normal: SliceSet) -> None:
     """Raise MedadError where there is nothing to learn from."""
     if not len(normal):
-        raise MedadError("no tumour-free slices to train on; add cases with some, or widen train.first_slice..train.last_slice")
+        raise MedadError(
+            "no tumour-free slices to train on; add cases with some, or widen train.first_slice..train.last_slice"
+        )
 
 
 def spread(count: int, most: int) -> list[int]:

@@ -44,11 +44,19 @@ class _Network(nn.Module):
 
         def step(before: int, after: int, convolution: type[nn.Module]) -> tuple[nn.Module, ...]:
             """Half or twice the size."""
-            return convolution(before, after, 4, stride=2, padding=1), normalisation(after, batch_size), nn.LeakyReLU(0.2)
+            return (
+                convolution(before, after, 4, stride=2, padding=1),
+                normalisation(after, batch_size),
+                nn.LeakyReLU(0.2),
+            )
 
         self.encode = nn.Sequential(*step(1, 32, nn.Conv2d), *step(32, 64, nn.Conv2d), *step(64, WIDTH, nn.Conv2d))
         self.memory = Memory(slots)
-        self.decode = nn.Sequential(*step(WIDTH, 64, nn.ConvTranspose2d), *step(64, 32, nn.ConvTranspose2d), nn.ConvTranspose2d(32, 1, 4, stride=2, padding=1))
+        self.decode = nn.Sequential(
+            *step(WIDTH, 64, nn.ConvTranspose2d),
+            *step(64, 32, nn.ConvTranspose2d),
+            nn.ConvTranspose2d(32, 1, 4, stride=2, padding=1),
+        )
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         remembered, address = self.memory(self.encode(pictures))

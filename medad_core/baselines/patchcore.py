@@ -12,7 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medad_core.baselines.detector import LIMIT_SLICES, SCORE_BATCH, Progress, Scored, SliceSet, batches, normal_limit, require, smoothed, spread, squashed
+from medad_core.baselines.detector import (
+    LIMIT_SLICES,
+    SCORE_BATCH,
+    Progress,
+    Scored,
+    SliceSet,
+    batches,
+    normal_limit,
+    require,
+    smoothed,
+    spread,
+    squashed,
+)
 
 TAPS = (1, 2)  # the second and third of four: the paper's middle layers
 POOL = 40_000  # patches among which the coreset is chosen
@@ -42,7 +54,9 @@ class PatchCore:
         progress(1, 2)
         places = [held_out[at] for at in spread(len(held_out), LIMIT_SLICES)]
         runs = (places[at.start : at.stop] for at in batches(len(places), SCORE_BATCH))
-        self.limit = normal_limit(self._maps(*self._distances(normal, at)[:2])[normal.brain(at, MAP_SIZE)] for at in runs)
+        self.limit = normal_limit(
+            self._maps(*self._distances(normal, at)[:2])[normal.brain(at, MAP_SIZE)] for at in runs
+        )
         progress(2, 2)
 
     @torch.no_grad()
@@ -50,7 +64,10 @@ class PatchCore:
         """See `Detector`."""
         for at in batches(len(slices), SCORE_BATCH):
             distances, inside, patches = self._distances(slices, at)
-            yield Scored(self._scores(distances, inside, patches), squashed(self._maps(distances, inside), self.limit) * slices.brain(at, MAP_SIZE))
+            yield Scored(
+                self._scores(distances, inside, patches),
+                squashed(self._maps(distances, inside), self.limit) * slices.brain(at, MAP_SIZE),
+            )
 
     def _pool(self, normal: SliceSet, places: list[int]) -> Tensor:
         """At most `POOL` brain patches, as many of each slice."""
@@ -59,7 +76,10 @@ class PatchCore:
         chosen = []
         for at in batches(len(places), SCORE_BATCH):
             patches, inside = self._patches(normal, places[at.start : at.stop])
-            chosen += [one[own][torch.randperm(int(own.sum()), generator=rng)[:share]] for one, own in zip(patches, inside, strict=True)]
+            chosen += [
+                one[own][torch.randperm(int(own.sum()), generator=rng)[:share]]
+                for one, own in zip(patches, inside, strict=True)
+            ]
         return torch.cat(chosen)
 
     def _patches(self, slices: SliceSet, at) -> tuple[Tensor, Tensor]:
@@ -85,12 +105,17 @@ class PatchCore:
     def _scores(self, distances: Tensor, inside: Tensor, patches: Tensor) -> np.ndarray:
         """The largest distance in the brain, weighed down where its nearest patch is as rare as itself (the paper's equation 7)."""
         furthest, worst = (distances * inside).max(1)
-        scores = [self._weighed(patches[row, int(at)].to(self.device), float(d)) for row, (d, at) in enumerate(zip(furthest, worst, strict=True))]
+        scores = [
+            self._weighed(patches[row, int(at)].to(self.device), float(d))
+            for row, (d, at) in enumerate(zip(furthest, worst, strict=True))
+        ]
         return np.array(scores, np.float64)
 
     def _weighed(self, patch: Tensor, distance: float) -> float:
         nearest = self.memory[torch.cdist(patch[None], self.memory)[0].argmin()]
-        around = torch.cdist(nearest[None], self.memory)[0].topk(min(NEIGHBOURS, len(self.memory)), largest=False).indices
+        around = (
+            torch.cdist(nearest[None], self.memory)[0].topk(min(NEIGHBOURS, len(self.memory)), largest=False).indices
+        )
         gaps = torch.cdist(patch[None], self.memory[around])[0].double()
         return float(distance * (1 - gaps.softmax(0)[0])) if len(around) > 1 else distance
 
@@ -100,7 +125,9 @@ def greedy_coreset(patches: Tensor, count: int, seed: int) -> Tensor:
     if len(patches) <= count:
         return patches
     rng = torch.Generator().manual_seed(seed)
-    small = patches @ (torch.randn(patches.shape[1], min(PROJECTION, patches.shape[1]), generator=rng) / PROJECTION**0.5)
+    small = patches @ (
+        torch.randn(patches.shape[1], min(PROJECTION, patches.shape[1]), generator=rng) / PROJECTION**0.5
+    )
     squares = (small**2).sum(1)
     chosen = [int(torch.randint(len(small), (1,), generator=rng))]
     nearest = torch.full((len(small),), torch.inf)

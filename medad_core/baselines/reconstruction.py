@@ -14,7 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medad_core.baselines.detector import LIMIT_SLICES, SCORE_BATCH, Progress, Scored, SliceSet, batches, mean_within, normal_limit, require, smoothed, spread, squashed
+from medad_core.baselines.detector import (
+    LIMIT_SLICES,
+    SCORE_BATCH,
+    Progress,
+    Scored,
+    SliceSet,
+    batches,
+    mean_within,
+    normal_limit,
+    require,
+    smoothed,
+    spread,
+    squashed,
+)
 from medad_core.config import BaselineTraining
 from medad_core.errors import MedadError
 
@@ -55,7 +68,9 @@ class Reconstruction(ABC):
         self.training_error = self._train(normal, progress) / self._of_the_mean_picture(normal)
         self.network.eval()
         places = spread(len(normal), LIMIT_SLICES)
-        self.limit = normal_limit(self._inside(normal, places[at.start : at.stop]) for at in batches(len(places), SCORE_BATCH))
+        self.limit = normal_limit(
+            self._inside(normal, places[at.start : at.stop]) for at in batches(len(places), SCORE_BATCH)
+        )
 
     def _train(self, normal: SliceSet, progress: Progress) -> float:
         """The mean distance of the last epoch."""
@@ -66,10 +81,14 @@ class Reconstruction(ABC):
         for epoch in range(epochs):
             order, total = torch.randperm(len(normal), generator=rng).tolist(), 0.0
             for at in batches(len(normal), size):
-                distance, penalty = self.loss(normal.pictures(order[at.start : at.stop], self.size).to(self.device), rng)
+                distance, penalty = self.loss(
+                    normal.pictures(order[at.start : at.stop], self.size).to(self.device), rng
+                )
                 loss = distance + penalty
                 if not torch.isfinite(loss):
-                    raise MedadError(f"the loss is no longer a number in epoch {epoch + 1}; lower reproduce.baselines.learning_rate")
+                    raise MedadError(
+                        f"the loss is no longer a number in epoch {epoch + 1}; lower reproduce.baselines.learning_rate"
+                    )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -83,7 +102,9 @@ class Reconstruction(ABC):
         pictures = normal.pictures(places, self.size)
         mean = pictures.mean(0, keepdim=True).to(self.device)
         runs = [pictures[at.start : at.stop].to(self.device) for at in batches(len(pictures), SCORE_BATCH)]
-        return max(sum(float(self.distance(run, mean.expand_as(run))) * len(run) for run in runs) / len(pictures), 1e-12)
+        return max(
+            sum(float(self.distance(run, mean.expand_as(run))) * len(run) for run in runs) / len(pictures), 1e-12
+        )
 
     @torch.no_grad()
     def score(self, slices: SliceSet) -> Iterator[Scored]:
@@ -96,7 +117,9 @@ class Reconstruction(ABC):
 
     @torch.no_grad()
     def _inside(self, slices: SliceSet, at: list[int]) -> Tensor:
-        return smoothed(self.errors(slices.pictures(at, self.size).to(self.device))[0].cpu())[slices.brain(at, self.size)]
+        return smoothed(self.errors(slices.pictures(at, self.size).to(self.device))[0].cpu())[
+            slices.brain(at, self.size)
+        ]
 
 
 def normalisation(channels: int, batch_size: int) -> nn.Module:

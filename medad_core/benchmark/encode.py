@@ -50,11 +50,17 @@ class Effort:
     def for_rate(self, slices_s: float) -> Effort:
         """The same for an encoder of so many slices a second. The naive loop is given a quarter of the time, at our rate."""
         each = max(1, round(slices_s * self.stage_s / self.cases))
-        return replace(self, slices=min(self.slices, each), naive_slices=min(self.naive_slices, max(2, round(slices_s * self.stage_s / 4))))
+        return replace(
+            self,
+            slices=min(self.slices, each),
+            naive_slices=min(self.naive_slices, max(2, round(slices_s * self.stage_s / 4))),
+        )
 
 
 EFFORT = {
-    "cuda": Effort((1, 8, 16, 32, 64, 128, 256, 512), rounds=7, least_s=1.0, cases=96, slices=41, naive_slices=100, stage_rounds=3),
+    "cuda": Effort(
+        (1, 8, 16, 32, 64, 128, 256, 512), rounds=7, least_s=1.0, cases=96, slices=41, naive_slices=100, stage_rounds=3
+    ),
     "cpu": Effort((1, 2, 4, 8, 16, 32), rounds=5, least_s=2.0, cases=2, slices=41, naive_slices=10, stage_rounds=3),
     "mps": Effort((1, 8, 16, 32, 64), rounds=5, least_s=1.0, cases=8, slices=41, naive_slices=30, stage_rounds=3),
 }
@@ -99,7 +105,13 @@ class EncodeReport:
     seconds: float
 
 
-def benchmark_encode(model: str, settings: Settings, compiled: bool | None = None, effort: Effort | None = None, progress: Progress = log.info) -> EncodeReport:
+def benchmark_encode(
+    model: str,
+    settings: Settings,
+    compiled: bool | None = None,
+    effort: Effort | None = None,
+    progress: Progress = log.info,
+) -> EncodeReport:
     """Measure `model`: one of `SIZES` with random weights, or what `models.encoder` takes. `compiled` None: also compiled where there is a GPU.
 
     Raises UsageError for a device that is not there, WeightsError for a model that is not.
@@ -165,7 +177,9 @@ def _sweep(models: MapModels, effort: Effort, progress: Progress) -> dict[int, f
     return found
 
 
-def _variant(models: MapModels, batch: int, cost: int, side: int, multiply: Work, effort: Effort, name: str) -> tuple[Variant, Spread]:
+def _variant(
+    models: MapModels, batch: int, cost: int, side: int, multiply: Work, effort: Effort, name: str
+) -> tuple[Variant, Spread]:
     """The encoder and the matrix product in turns, and the peak that the product showed meanwhile."""
     encode, started = partial(models.encoder.encode, _pictures(batch, models.device)), time.perf_counter()
     encode()
@@ -191,7 +205,9 @@ def _compiled(models: MapModels, plain: Variant, measure: Callable[[str], tuple[
     return found
 
 
-def _stage_and_naive(run: str, model: str, models: MapModels, settings: Settings, batch: int, effort: Effort, progress: Progress) -> dict:
+def _stage_and_naive(
+    run: str, model: str, models: MapModels, settings: Settings, batch: int, effort: Effort, progress: Progress
+) -> dict:
     """The stage `maps` from Parquet to Parquet beside the naive loop from Parquet to scores, in turns; and reading alone."""
     progress(f"writing {effort.cases} generated cases")
     parts, total = write_run(run, effort.cases, effort.slices), effort.cases * effort.slices
@@ -199,7 +215,14 @@ def _stage_and_naive(run: str, model: str, models: MapModels, settings: Settings
     slices = stage_of(run, "slices")
     case_ids = [case_id for part in slices.plan().parts for case_id in part.inputs]
     progress("reading alone")
-    reading = rate(lambda: _exhaust(batches_of(read_cases(slices, case_ids), batch, models.device.type == "cuda")), models.device, effort.least_s) * total
+    reading = (
+        rate(
+            lambda: _exhaust(batches_of(read_cases(slices, case_ids), batch, models.device.type == "cuda")),
+            models.device,
+            effort.least_s,
+        )
+        * total
+    )
     progress("stage maps beside the naive loop")
     text = text_of(model, str(models.device), models.encoder.precision)
     works = {
@@ -207,7 +230,10 @@ def _stage_and_naive(run: str, model: str, models: MapModels, settings: Settings
         "naive": partial(naive_loop, run, case_ids, effort.naive_slices, models, text, settings),
     }
     rates = in_turns(works, models.device, effort.stage_rounds, 0.0)
-    stage, naive = [calls * total for calls in rates["stage"]], [calls * effort.naive_slices for calls in rates["naive"]]
+    stage, naive = (
+        [calls * total for calls in rates["stage"]],
+        [calls * effort.naive_slices for calls in rates["naive"]],
+    )
     return {
         "stage_slices_s": Spread.of(stage),
         "read_bytes_per_slice": bytes_per_slice(slices),
@@ -224,7 +250,14 @@ def _exhaust(items: Iterator) -> None:
 
 
 @torch.inference_mode()
-def naive_loop(run: str, case_ids: Sequence[str], count: int, models: MapModels, text: Callable[[], torch.Tensor], settings: Settings) -> list[float]:
+def naive_loop(
+    run: str,
+    case_ids: Sequence[str],
+    count: int,
+    models: MapModels,
+    text: Callable[[], torch.Tensor],
+    settings: Settings,
+) -> list[float]:
     """Scores of `count` slices as METHOD section 8 warns of: one at a time, all sentences encoded again for each, nothing read ahead.
 
     The encoder and its precision are ours, so the ratio says what the loop costs, not what slower kernels would.
@@ -236,7 +269,9 @@ def naive_loop(run: str, case_ids: Sequence[str], count: int, models: MapModels,
             decoder.text.copy_(text())
             grid = decoder(models.encoder.encode(np.ascontiguousarray(image[None]))).half()
             rendered = render_maps(grid, *image.shape)
-            scores.append(float(image_scores(rendered, settings.models.image_score.kind, settings.models.image_score.quantile)))
+            scores.append(
+                float(image_scores(rendered, settings.models.image_score.kind, settings.models.image_score.quantile))
+            )
             peaks(rendered).cpu()
         if len(scores) == count:
             break

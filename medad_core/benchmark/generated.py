@@ -52,9 +52,15 @@ SIZES = {
 
 def models_of(name: str, device: str, precision: str, where: ModelSettings = LOCAL) -> MapModels:
     """Encoder `name`, one of SIZES with random weights or whatever `models.encoder` takes, and a decoder with random weights for its texts."""
-    encoder = random_encoder(SIZES[name], device, precision) if name in SIZES else load_encoder(name, device, precision, where=where)
+    encoder = (
+        random_encoder(SIZES[name], device, precision)
+        if name in SIZES
+        else load_encoder(name, device, precision, where=where)
+    )
     width = SIZES[name].text[0] if name in SIZES and SIZES[name].text else 384
-    decoder = Decoder(encoder.taps, encoder.width, F.normalize(torch.randn(2, width), dim=-1)).eval().requires_grad_(False)
+    decoder = (
+        Decoder(encoder.taps, encoder.width, F.normalize(torch.randn(2, width), dim=-1)).eval().requires_grad_(False)
+    )
     return MapModels(encoder, cast_products(decoder, precision).to(device))
 
 
@@ -62,9 +68,19 @@ def random_encoder(size: Size, device: str, precision: str) -> VisionTransformer
     """An encoder without weights, made on the device itself."""
     from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model
 
-    sizes = {"hidden_size": size.width, "num_hidden_layers": size.depth, "num_attention_heads": size.heads, "image_size": 224, "patch_size": 14}
+    sizes = {
+        "hidden_size": size.width,
+        "num_hidden_layers": size.depth,
+        "num_attention_heads": size.heads,
+        "image_size": 224,
+        "patch_size": 14,
+    }
     with torch.device(device):
-        model = CLIPVisionModel(CLIPVisionConfig(**sizes, intermediate_size=4 * size.width, hidden_act="gelu")) if size.family == "clip_vision_model" else Dinov2Model(Dinov2Config(**sizes))
+        model = (
+            CLIPVisionModel(CLIPVisionConfig(**sizes, intermediate_size=4 * size.width, hidden_act="gelu"))
+            if size.family == "clip_vision_model"
+            else Dinov2Model(Dinov2Config(**sizes))
+        )
     return VisionTransformerEncoder(model, FAMILIES[size.family], 224, precision).to(device)
 
 
@@ -72,24 +88,40 @@ def text_of(name: str, device: str, precision: str) -> Callable[[], Tensor]:
     """A function that encodes all sentences of both ensembles into (2, width), as a loop that does so for every image would."""
     sentences = load_sentences()
     texts, normal = [*sentences.normal, *sentences.abnormal], len(sentences.normal)
-    tower, tokens = _clip_text(SIZES[name].text, len(texts), device) if name in SIZES and SIZES[name].text else _minilm(texts)
+    tower, tokens = (
+        _clip_text(SIZES[name].text, len(texts), device) if name in SIZES and SIZES[name].text else _minilm(texts)
+    )
     tower = tower.to(device, PRECISIONS[precision]).eval()
 
     @torch.inference_mode()
     def encode() -> Tensor:
         hidden = tower(**{key: value.to(device) for key, value in tokens().items()}).last_hidden_state.float().mean(1)
-        return F.normalize(torch.stack([part.mean(0) for part in F.normalize(hidden, dim=-1).tensor_split([normal])]), dim=-1)
+        return F.normalize(
+            torch.stack([part.mean(0) for part in F.normalize(hidden, dim=-1).tensor_split([normal])]), dim=-1
+        )
 
     return encode
 
 
-def _clip_text(size: tuple[int, int, int], count: int, device: str) -> tuple[nn.Module, Callable[[], dict[str, Tensor]]]:
+def _clip_text(
+    size: tuple[int, int, int], count: int, device: str
+) -> tuple[nn.Module, Callable[[], dict[str, Tensor]]]:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     width, depth, heads = size
     with torch.device(device):
-        tower = CLIPTextModel(CLIPTextConfig(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=depth, num_attention_heads=heads, hidden_act="gelu"))
-    ids = torch.randint(1, tower.config.vocab_size, (count, TEXT_TOKENS))  # there is no tokenizer without weights; its time is left out
+        tower = CLIPTextModel(
+            CLIPTextConfig(
+                hidden_size=width,
+                intermediate_size=4 * width,
+                num_hidden_layers=depth,
+                num_attention_heads=heads,
+                hidden_act="gelu",
+            )
+        )
+    ids = torch.randint(
+        1, tower.config.vocab_size, (count, TEXT_TOKENS)
+    )  # there is no tokenizer without weights; its time is left out
     return tower, lambda: {"input_ids": ids}
 
 
@@ -98,7 +130,9 @@ def _minilm(texts: list[str]) -> tuple[nn.Module, Callable[[], dict[str, Tensor]
 
     folder = text_encoder_folder("minilm")
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return BertModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False), lambda: dict(tokenizer(texts, padding=True, return_tensors="pt"))
+    return BertModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False), lambda: dict(
+        tokenizer(texts, padding=True, return_tensors="pt")
+    )
 
 
 def write_run(run: str, cases: int, slices: int) -> int:
@@ -127,8 +161,9 @@ def bytes_per_slice(slices: Stage) -> float:
     for part in slices.plan().parts:
         found = pq.ParquetFile(f"{slices.uri}/part-{part.number:05d}.parquet").metadata
         rows += found.num_rows
-        for group, column in ((group, column) for group in range(found.num_row_groups) for column in range(found.num_columns)):
+        for group, column in (
+            (group, column) for group in range(found.num_row_groups) for column in range(found.num_columns)
+        ):
             chunk = found.row_group(group).column(column)
             total += chunk.total_compressed_size if chunk.path_in_schema in COLUMNS else 0
     return total / rows
-

@@ -59,7 +59,9 @@ class OrchestrationReport:
     seconds: float
 
 
-def benchmark_orchestration(settings: Settings, parts: Sequence[int] = PARTS, turns: int = 3, progress: Callable[[str], None] = print) -> OrchestrationReport:
+def benchmark_orchestration(
+    settings: Settings, parts: Sequence[int] = PARTS, turns: int = 3, progress: Callable[[str], None] = print
+) -> OrchestrationReport:
     """Measure both ways at each number of parts, `turns` times in turn, on phantoms. Raises MedadError where a process fails."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="medad-") as scratch:
@@ -74,11 +76,25 @@ def benchmark_orchestration(settings: Settings, parts: Sequence[int] = PARTS, tu
             measured = []
             for turn in range(turns):
                 order = WAYS[:: -1 if turn % 2 else 1]  # what comes second finds the files in memory
-                measured.append({way: _measured(way, data, Path(scratch), settings, progress, f"{count} parts, {way}, turn {turn + 1} of {turns}") for way in order})
+                measured.append(
+                    {
+                        way: _measured(
+                            way,
+                            data,
+                            Path(scratch),
+                            settings,
+                            progress,
+                            f"{count} parts, {way}, turn {turn + 1} of {turns}",
+                        )
+                        for way in order
+                    }
+                )
             sizes.append(_size(count, measured))
     slices = settings.data.last_slice - settings.data.first_slice + 1
     growth = sizes[-1].flows_mb.median / sizes[-2].flows_mb.median - 1 if len(sizes) > 1 else 0.0
-    return OrchestrationReport(settings.data.cases_per_part, slices, tuple(sizes), growth, time.perf_counter() - started)
+    return OrchestrationReport(
+        settings.data.cases_per_part, slices, tuple(sizes), growth, time.perf_counter() - started
+    )
 
 
 def repeated(phantoms: Path, drawn: Sequence[str], cohort: Path, cases: int) -> Path:
@@ -133,7 +149,9 @@ def peak_mb() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
-def _measured(way: str, data: Path, scratch: Path, settings: Settings, progress: Callable[[str], None], what: str) -> Measured:
+def _measured(
+    way: str, data: Path, scratch: Path, settings: Settings, progress: Callable[[str], None], what: str
+) -> Measured:
     progress(what)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         return _in_process(way, data, Path(folder) / "run", settings_to_yaml(settings))
@@ -142,9 +160,13 @@ def _measured(way: str, data: Path, scratch: Path, settings: Settings, progress:
 def _in_process(way: str, data: Path, run: Path, settings: str) -> Measured:
     # By its name: the core must not import the flows, and a process of its own can.
     command = [sys.executable, "-m", "flows.console.orchestration", way, str(data), str(run)]
-    done = subprocess.run(command, input=settings, capture_output=True, text=True, env={**os.environ, "PREFECT_LOGGING_LEVEL": "CRITICAL"})
+    done = subprocess.run(
+        command, input=settings, capture_output=True, text=True, env={**os.environ, "PREFECT_LOGGING_LEVEL": "CRITICAL"}
+    )
     if done.returncode:
-        raise MedadError(f"the {way} failed: {(done.stderr.strip().splitlines() or [f'its process ended with {done.returncode}'])[-1]}")
+        raise MedadError(
+            f"the {way} failed: {(done.stderr.strip().splitlines() or [f'its process ended with {done.returncode}'])[-1]}"
+        )
     return Measured(**json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -153,4 +175,12 @@ def _size(parts: int, turns: Sequence[dict[str, Measured]]) -> Size:
         return Spread.of([asdict(turn[way])[name] for turn in turns])
 
     added = Spread.of([turn["flows"].work_s / turn["loop"].work_s - 1 for turn in turns])
-    return Size(parts, spread("loop", "work_s"), spread("flows", "work_s"), added, spread("flows", "start_s"), spread("loop", "peak_mb"), spread("flows", "peak_mb"))
+    return Size(
+        parts,
+        spread("loop", "work_s"),
+        spread("flows", "work_s"),
+        added,
+        spread("flows", "start_s"),
+        spread("loop", "peak_mb"),
+        spread("flows", "peak_mb"),
+    )

@@ -50,7 +50,11 @@ def rate(work: Work, device: torch.device, least_s: float) -> float:
             wait(device)
             elapsed = time.perf_counter() - started
             # Waiting after each call would empty the queue of a GPU, which is what the loop of a stage never does.
-            upto = calls if elapsed >= least_s else min(2 * calls, calls + max(1, round(calls * (least_s - elapsed) / elapsed)))
+            upto = (
+                calls
+                if elapsed >= least_s
+                else min(2 * calls, calls + max(1, round(calls * (least_s - elapsed) / elapsed)))
+            )
     return calls / elapsed
 
 

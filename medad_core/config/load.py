@@ -150,4 +150,6 @@ def _unknown(key: str) -> str:
         near = [leaves[match] for match in difflib.get_close_matches(last, leaves, 1, 0.6)]
     if near:
         return f"unknown key {key}: did you mean {' or '.join(near[:3])}?"
-    return f"unknown key {key}: the sections are {', '.join(Settings.model_fields)} (configs/default.yaml has every key)"
+    return (
+        f"unknown key {key}: the sections are {', '.join(Settings.model_fields)} (configs/default.yaml has every key)"
+    )

@@ -97,7 +97,9 @@ class ModelSettings(_Frozen):
     batch_size: int | str = Field("auto", description="auto, or slices a forward pass; changes no map")
     image_score: ImageScoreSettings = ImageScoreSettings()
     threads: int | None = Field(None, ge=1, description="null leaves the choice to torch")
-    folder: str | None = Field(None, min_length=1, description="where presets are looked for, one folder a name; null: $MEDAD_MODELS")
+    folder: str | None = Field(
+        None, min_length=1, description="where presets are looked for, one folder a name; null: $MEDAD_MODELS"
+    )
     offline: bool = Field(True, description="false lets a preset that is not here be downloaded from its hub")
 
     @field_validator("batch_size", mode="before")
@@ -114,17 +116,27 @@ class LLMSettings(_Frozen):
 
     model: str = Field("smollm2-135m", min_length=1, description="a name that `medad models` lists, or a local folder")
     lora: str | None = Field(None, min_length=1, description="folder of a LoRA adapter that is merged into the model")
-    template: Literal["auto", "chat", "anomalygpt"] = Field("auto", description="auto: that of the weights; in training the tokenizer's chat template, where it has one")
+    template: Literal["auto", "chat", "anomalygpt"] = Field(
+        "auto", description="auto: that of the weights; in training the tokenizer's chat template, where it has one"
+    )
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     max_new_tokens: int = Field(24, ge=1)
     structured: bool = Field(False, description="let the LLM say nothing but the sentences of the grammar")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: float32 up to a billion parameters, 16 bits above")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: float32 up to a billion parameters, 16 bits above"
+    )
     batch_size: int = Field(64, ge=1, description="prompts at once, engine transformers")
-    max_sequences: int | None = Field(None, ge=1, description="prompts at once, engine vllm; null: by the size of the model")
-    gpu_memory_share: float | None = Field(None, gt=0, le=1, description="of each GPU, engine vllm; null: what model and cache need")
+    max_sequences: int | None = Field(
+        None, ge=1, description="prompts at once, engine vllm; null: by the size of the model"
+    )
+    gpu_memory_share: float | None = Field(
+        None, gt=0, le=1, description="of each GPU, engine vllm; null: what model and cache need"
+    )
     prefix_caching: bool = Field(True, description="engine vllm computes what prompts share once")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share one copy of the model, engine vllm")
-    data_parallel_size: int = Field(1, ge=1, description="copies of the model, each in a process and on GPUs of its own")
+    data_parallel_size: int = Field(
+        1, ge=1, description="copies of the model, each in a process and on GPUs of its own"
+    )
 
 
 class EvaluateSettings(_Frozen):
@@ -148,14 +160,20 @@ class FlowSettings(_Frozen):
 class InboxSettings(_Frozen):
     """How an inbox is looked into (`medad screen INBOX --cohort FOLDER`); changes no row."""
 
-    settle_s: float = Field(10.0, ge=0, description="a file that was written to in the last seconds is looked at again after them")
+    settle_s: float = Field(
+        10.0, ge=0, description="a file that was written to in the last seconds is looked at again after them"
+    )
     attempts: int = Field(3, ge=1, description="batches that try a case again after its part was quarantined")
 
 
 class NotifySettings(_Frozen):
     """Whom a screening tells how it ended (medad_core.notify); changes no row."""
 
-    webhook: SecretStr | None = Field(None, exclude=True, description="its address, which may hold a token: read, but never written down; null: $MEDAD_WEBHOOK")
+    webhook: SecretStr | None = Field(
+        None,
+        exclude=True,
+        description="its address, which may hold a token: read, but never written down; null: $MEDAD_WEBHOOK",
+    )
     timeout_s: float = Field(5.0, gt=0, le=60)
 
     @field_validator("webhook", mode="before")

@@ -18,9 +18,14 @@ class DecoderTraining(_Frozen):
     batch_size: int = Field(12, ge=1, description="half with tumour, half without; the odd one by a coin")
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
-    accumulate: int = Field(1, ge=1, description="batches whose gradients are summed for one step, where memory holds no larger batch")
+    accumulate: int = Field(
+        1, ge=1, description="batches whose gradients are summed for one step, where memory holds no larger batch"
+    )
     checkpoint_every: int = Field(100, ge=1)
-    choose_steps: bool = Field(True, description="stop where the loss on the patients held out is lowest, among the steps of checkpoints; false: after `steps`")
+    choose_steps: bool = Field(
+        True,
+        description="stop where the loss on the patients held out is lowest, among the steps of checkpoints; false: after `steps`",
+    )
 
     @property
     def total_steps(self) -> int:
@@ -30,8 +35,14 @@ class DecoderTraining(_Frozen):
 class ConverterTraining(_Frozen):
     """Language-model loss through the frozen LLM (METHOD section 4), first on synthetic maps, then on real ones."""
 
-    architecture: Literal["compact", "anomalygpt"] = Field("compact", description="anomalygpt has base tokens in place of knowledge, and 150 times the parameters")
-    warm_up_steps: int = Field(1500, ge=0, description="of the convolutions alone, against the ten answers as classes; no LLM, milliseconds a step")
+    architecture: Literal["compact", "anomalygpt"] = Field(
+        "compact", description="anomalygpt has base tokens in place of knowledge, and 150 times the parameters"
+    )
+    warm_up_steps: int = Field(
+        1500,
+        ge=0,
+        description="of the convolutions alone, against the ten answers as classes; no LLM, milliseconds a step",
+    )
     synthetic_steps: int = Field(100, ge=0)
     real_steps: int = Field(240, ge=1)
     batch_size: int = Field(16, ge=1)
@@ -57,11 +68,17 @@ class TrainSettings(_Frozen):
         20, ge=0, description="training reads a wider range than screening: tumour-free slices lie outside it"
     )
     last_slice: int = Field(130, ge=0)
-    hold_out_test: bool = Field(True, description="leave the patients of the split `test` out, so that screening the same cohort gives honest test numbers")
+    hold_out_test: bool = Field(
+        True,
+        description="leave the patients of the split `test` out, so that screening the same cohort gives honest test numbers",
+    )
     folds: int = Field(
         4, ge=2, description="patients are held out in turn, so the converter learns from maps of unseen patients"
     )
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of matrix products; auto: bfloat16 on CUDA, float16 where that is all there is, else float32")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="of matrix products; auto: bfloat16 on CUDA, float16 where that is all there is, else float32",
+    )
     decoder: DecoderTraining = DecoderTraining()
     converter: ConverterTraining = ConverterTraining()
 

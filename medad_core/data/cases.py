@@ -24,10 +24,22 @@ KNOWN_LAYOUTS = (
 _DEEPEST = 4
 _LONGEST = 1 << 20  # characters of a dataset.json
 # What lies beside cases and is never a study.
-_ASIDE = re.compile(r"(readme|license|changes|thumbs\.db)\Z|.*\.(json|[ct]sv|txt|md|rst|pdf|docx?|xlsx?|xml|html?|ya?ml|ini|log|bvals?|bvecs?|py|sh)\Z", re.IGNORECASE | re.DOTALL)
+_ASIDE = re.compile(
+    r"(readme|license|changes|thumbs\.db)\Z|.*\.(json|[ct]sv|txt|md|rst|pdf|docx?|xlsx?|xml|html?|ya?ml|ini|log|bvals?|bvecs?|py|sh)\Z",
+    re.IGNORECASE | re.DOTALL,
+)
 _MSD_IMAGES = {"imagestr": "labelsTr", "imagests": "labelsTs"}
 _MSD_CHANNELS = {"flair": 0, "t1": 1, "t1ce": 2, "t2": 3}
-_MSD_WORDS = {"flair": "flair", "t1w": "t1", "t1": "t1", "t1gd": "t1ce", "t1ce": "t1ce", "t1c": "t1ce", "t2w": "t2", "t2": "t2"}
+_MSD_WORDS = {
+    "flair": "flair",
+    "t1w": "t1",
+    "t1": "t1",
+    "t1gd": "t1ce",
+    "t1ce": "t1ce",
+    "t1c": "t1ce",
+    "t2w": "t2",
+    "t2": "t2",
+}
 
 
 @dataclass(frozen=True)
@@ -89,7 +101,9 @@ def discover(root: str | Path, modality: str = "flair", *, may_be_empty: bool = 
     rejected = [*search.rejected, *refused]
     if not cases and not rejected and not may_be_empty:
         raise UsageError(f"{root}: no case found; known layouts are {KNOWN_LAYOUTS}")
-    return Discovery(tuple(sorted(cases, key=lambda c: c.case_id)), tuple(sorted(rejected, key=lambda r: (r.case_id, r.reason))))
+    return Discovery(
+        tuple(sorted(cases, key=lambda c: c.case_id)), tuple(sorted(rejected, key=lambda r: (r.case_id, r.reason)))
+    )
 
 
 @dataclass
@@ -107,14 +121,19 @@ class _Search:
             if folder.name.lower() in _MSD_IMAGES:
                 self.drafts += _msd_drafts(folder.parent, folder)
                 return []
-            entries = sorted((e for e in os.scandir(folder) if not e.name.startswith((".", "__MACOSX", "@eaDir", "lost+found"))), key=lambda e: e.name)
+            entries = sorted(
+                (e for e in os.scandir(folder) if not e.name.startswith((".", "__MACOSX", "@eaDir", "lost+found"))),
+                key=lambda e: e.name,
+            )
         except OSError as error:
             self._refuse(folder, f"folder cannot be read ({error.strerror}); check its permissions")
             return []
         except UsageError as error:
             if not self.in_inbox:
                 raise
-            if all(refused.reason != str(error) for refused in self.rejected):  # imagesTr and imagesTs have one dataset.json
+            if all(
+                refused.reason != str(error) for refused in self.rejected
+            ):  # imagesTr and imagesTs have one dataset.json
                 self._refuse(folder.parent, str(error))
             return []
         if not entries and depth:
@@ -143,7 +162,10 @@ class _Search:
     def _name_strays(self, folder: Path, names: list[str]) -> None:
         if names and self.in_inbox:
             some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-            self._refuse(folder, f"no case in {_printable(some)} ({len(names)} in all); give NIfTI files named like X_flair.nii.gz (dcm2niix makes them from DICOM)")
+            self._refuse(
+                folder,
+                f"no case in {_printable(some)} ({len(names)} in all); give NIfTI files named like X_flair.nii.gz (dcm2niix makes them from DICOM)",
+            )
 
     def _refuse(self, folder: Path, reason: str) -> None:
         self.rejected.append(Rejection(_printable(_name(folder)), reason))
@@ -189,8 +211,15 @@ def _folder_drafts(folder: Path, names: list[str], rejected: list[Rejection]) ->
     _adopt_lone_mask(drafts, own)
     for name in unknown:
         # Derived files beside a case (X_FLAIR_bias, X_brain) are no cases of their own.
-        if own not in drafts and not any(name.startswith(tuple(case_id + mark for mark in "_-.")) for case_id in drafts):
-            rejected.append(Rejection(_printable(stem(name)), f"{_printable(name)}: the name gives no modality; name it like {_printable(stem(name))}_flair.nii.gz"))
+        if own not in drafts and not any(
+            name.startswith(tuple(case_id + mark for mark in "_-.")) for case_id in drafts
+        ):
+            rejected.append(
+                Rejection(
+                    _printable(stem(name)),
+                    f"{_printable(name)}: the name gives no modality; name it like {_printable(stem(name))}_flair.nii.gz",
+                )
+            )
     return list(drafts.values())
 
 
@@ -229,7 +258,9 @@ def _msd_channels(description: Path) -> dict[str, int]:
         named = content.get("modality") or content["channel_names"]
         return {_MSD_WORDS[word.lower()]: int(number) for number, word in named.items() if word.lower() in _MSD_WORDS}
     except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
-        raise UsageError(f'{description}: cannot be understood ({error!r}); expected "modality": {{"0": "FLAIR", "1": "T1w", …}}') from error
+        raise UsageError(
+            f'{description}: cannot be understood ({error!r}); expected "modality": {{"0": "FLAIR", "1": "T1w", …}}'
+        ) from error
 
 
 def _settle(drafts: list[_Draft], modality: str) -> tuple[list[Case], list[Rejection]]:

@@ -30,7 +30,9 @@ class Landmarks:
 
 def find_background(block: np.ndarray) -> float | None:
     """The constant outside the brain: the commonest value on the in-plane border of `block` (N, H, W); None where there is none."""
-    border = np.concatenate([block[:, 0].ravel(), block[:, -1].ravel(), block[:, :, 0].ravel(), block[:, :, -1].ravel()])
+    border = np.concatenate(
+        [block[:, 0].ravel(), block[:, -1].ravel(), block[:, :, 0].ravel(), block[:, :, -1].ravel()]
+    )
     values, counts = np.unique(border, return_counts=True)
     best = counts.argmax()
     return values[best].item() if counts[best] >= _LEAST_BORDER_SHARE * border.size else None

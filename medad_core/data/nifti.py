@@ -30,7 +30,19 @@ from medad_core.errors import CaseError, InputError, TruncatedError
 _GZIP = b"\x1f\x8b"
 _HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
 # Errors of a disk or network that may be gone in a moment, whatever the file.
-_PASSING = {errno.EIO, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_PASSING = {
+    errno.EIO,
+    errno.EAGAIN,
+    errno.EINTR,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+}
 UNREADABLE = "cannot be read"  # in the reason of every file that is there, or was, and does not open
 _CHUNK = 1 << 22
 _LARGEST = 1 << 30  # voxels; a head at 0.25 mm has fewer. What a damaged header claims must not fill the memory
@@ -112,7 +124,9 @@ class NiftiFile:
         end = self.header.offset + (start + count) * size
         content = _inflate(self.raw, end, self.case_id, self.name)
         if len(content) < end:
-            raise TruncatedError(self.case_id, f"{self.name}: truncated ({len(content)} of {end} bytes needed); {_AWAY}")
+            raise TruncatedError(
+                self.case_id, f"{self.name}: truncated ({len(content)} of {end} bytes needed); {_AWAY}"
+            )
         voxels = np.frombuffer(content, self.header.dtype, count, self.header.offset + start * size)
         return voxels if self.header.dtype.isnative else voxels.astype(self.header.dtype.newbyteorder("="))
 
@@ -125,8 +139,12 @@ def open_nifti(case_id: str, ref: VolumeRef) -> NiftiFile:
         raw, header = _read(Path(ref.path), case_id)
     except OSError as error:
         if error.errno in _PASSING:  # the case is not at fault: recorded as rejected it would be lost for good
-            raise InputError(f"{case_id}: {name}: the filesystem failed ({error.strerror}); run the same command again") from error
-        raise CaseError(case_id, f"{name}: {UNREADABLE} ({error.strerror}); check the file and its permissions") from error
+            raise InputError(
+                f"{case_id}: {name}: the filesystem failed ({error.strerror}); run the same command again"
+            ) from error
+        raise CaseError(
+            case_id, f"{name}: {UNREADABLE} ({error.strerror}); check the file and its permissions"
+        ) from error
     channel = _pick_channel(header, ref, case_id, name)
     _require_whole_file(raw, header, case_id, name)
     return NiftiFile(case_id, name, raw, header, channel)
@@ -145,7 +163,9 @@ def hash_whole(case_id: str, path: Path) -> str:
             stream.seek(0)
             _inflate_blocks(_hashed(stream, digest), case_id, path.name)
         else:
-            _require_length(os.fstat(stream.fileno()).st_size, _parse_header(start, case_id, path.name), case_id, path.name)
+            _require_length(
+                os.fstat(stream.fileno()).st_size, _parse_header(start, case_id, path.name), case_id, path.name
+            )
             stream.seek(0)
         for _ in _hashed(stream, digest):  # of a gzip file what follows its content
             pass
@@ -255,7 +275,9 @@ def _orientation(affine: np.ndarray, case_id: str, name: str) -> tuple[tuple, tu
     """Axes and flips that turn a stored array into (S, P, L), and the stored axes' codes such as "LPS"."""
     found = nib.io_orientation(affine) if np.isfinite(affine).all() else np.full((3, 2), np.nan)
     if not np.isfinite(found).all():
-        raise CaseError(case_id, f"{name}: its affine does not give an orientation; export it again with a valid header")
+        raise CaseError(
+            case_id, f"{name}: its affine does not give an orientation; export it again with a valid header"
+        )
     axis_of = {int(world): stored for stored, (world, _) in enumerate(found)}
     sign_of = {int(world): sign for world, sign in found}
     order = (axis_of[2], axis_of[1], axis_of[0])
@@ -268,9 +290,14 @@ def _pick_channel(header: Header, ref: VolumeRef, case_id: str, name: str) -> in
         return 0
     if ref.channel is None:
         shape = (*header.shape, header.channels)
-        raise CaseError(case_id, f"{name}: wrong shape {shape}; give one 3-D volume a file, or the MSD layout (imagesTr) for 4-D files")
+        raise CaseError(
+            case_id,
+            f"{name}: wrong shape {shape}; give one 3-D volume a file, or the MSD layout (imagesTr) for 4-D files",
+        )
     if ref.channel >= header.channels:
-        raise CaseError(case_id, f"{name}: has {header.channels} channel(s), number {ref.channel} is wanted; check dataset.json")
+        raise CaseError(
+            case_id, f"{name}: has {header.channels} channel(s), number {ref.channel} is wanted; check dataset.json"
+        )
     return ref.channel
 
 

@@ -54,7 +54,9 @@ def generate_cohort(out: str | Path, cases: int, seed: int, shape: tuple[int, in
         out.mkdir(parents=True, exist_ok=True)
         (out / "PHANTOM.md").write_text(NOTE.format(cases=cases, seed=seed), encoding="utf-8")
         for number, name in enumerate(names):
-            phantom = draw_phantom(np.random.default_rng([seed, number]), lesion=number % 8 != _LESION_FREE, shape=shape)
+            phantom = draw_phantom(
+                np.random.default_rng([seed, number]), lesion=number % 8 != _LESION_FREE, shape=shape
+            )
             (out / name).mkdir(exist_ok=True)
             _save(phantom.flair, out / name / f"{name}_flair.nii.gz")
             _save(phantom.labels, out / name / f"{name}_seg.nii.gz")
@@ -89,7 +91,9 @@ def _window(size: int, centre: float, wanted: float) -> slice:
 
 def _tissue(grid: Grid, anatomy: Anatomy, rng: np.random.Generator) -> np.ndarray:
     """FLAIR signal of healthy tissue: grey a little brighter than white, fluid dark, all of it uneven."""
-    uneven = grid.double(0.016 * grid.noise(rng, 30) + 0.010 * grid.noise(rng, 9)) + 0.011 * grid.double(grid.noise(rng, 4))
+    uneven = grid.double(0.016 * grid.noise(rng, 30) + 0.010 * grid.noise(rng, 9)) + 0.011 * grid.double(
+        grid.noise(rng, 4)
+    )
     white = 0.42 + uneven
     grey = white + rng.uniform(0.05, 0.14) + 0.022 * grid.double(grid.noise(rng, 16))
     signal = white + (grey - white) * anatomy.grey + rng.uniform(0.02, 0.12) * thin_caps(anatomy)

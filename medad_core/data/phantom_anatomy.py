@@ -64,7 +64,12 @@ def _depth(grid: Grid, rng: np.random.Generator, radii: Vector) -> np.ndarray:
     egg = 1 + 0.0011 * (y - 8) - 0.0000085 * (y - 8) ** 2
     low = np.where(z < 0, 0.74, 1.0).astype(np.float32)
     bodies = [(x / egg, y, z / low), *((x, y, z),) * 6]
-    shapes = [((0, 0, 2), radii), *(((s * 40, -12, -26), (25, 40, 25)) for s in (-1, 1)), *(((s * 24, 46, -42), (30, 30, 25)) for s in (-1, 1)), ((0, 16, -42), (15, 15, 34))]
+    shapes = [
+        ((0, 0, 2), radii),
+        *(((s * 40, -12, -26), (25, 40, 25)) for s in (-1, 1)),
+        *(((s * 24, 46, -42), (30, 30, 25)) for s in (-1, 1)),
+        ((0, 16, -42), (15, 15, 34)),
+    ]
     depth = np.full([axis.size for axis in grid.axes], -99, np.float32)
     for at, (centre, size) in zip(bodies, shapes, strict=False):
         radius = ball(at, centre, size)
@@ -85,7 +90,9 @@ def _warped(grid: Grid, rng: np.random.Generator, push: Push | None) -> Axes:
     return [place - shift * offset for place, offset in zip(places, offsets, strict=True)]
 
 
-def _pial(grid: Grid, rng: np.random.Generator, hull: np.ndarray, inner: Axes, radii: Vector) -> tuple[np.ndarray, np.ndarray]:
+def _pial(
+    grid: Grid, rng: np.random.Generator, hull: np.ndarray, inner: Axes, radii: Vector
+) -> tuple[np.ndarray, np.ndarray]:
     """Distance to the nearest fluid outside (surface, sulcus, fissure), and half the width that it gapes there, in mm."""
     radius = np.maximum(ball(inner, (0, 0, 2), radii), 0.2)
     bend = [grid.noise(rng, 14) for _ in range(3)]
@@ -100,7 +107,9 @@ def _pial(grid: Grid, rng: np.random.Generator, hull: np.ndarray, inner: Axes, r
         side = np.abs(folds) / np.maximum(slope, 0.45 * float(slope.mean()))
         below = np.clip(hull - floor, 0, None)
         distance = np.hypot(side, below)
-        gape = np.where(distance < pial, width * atrophy * np.clip(1.15 - hull / np.maximum(floor + 8, 4), 0.25, 1), gape)
+        gape = np.where(
+            distance < pial, width * atrophy * np.clip(1.15 - hull / np.maximum(floor + 8, 4), 0.25, 1), gape
+        )
         pial = np.minimum(pial, distance)
     for distance, width in ((_midline(inner), 0.8 * atrophy), (_sylvian(inner), 0.9 * atrophy)):
         gape = np.where(distance < pial, width, gape)
@@ -135,7 +144,9 @@ def _ventricles(at: Axes, rng: np.random.Generator) -> np.ndarray:
         grown = size * rng.uniform(0.85, 1.15)
         mirrored = (side * x / wide, y, z)
         body = [(12, -37, 1), (6.5, -22, 8), (7.5, -4, 15), (11, 12, 16), (20, 27, 6), (22, 38, 1), (21, 52, 0)]
-        wall = np.minimum(wall, tube(mirrored, body, [grown * r for r in (2.6, 5.0, 5.0, 5.4, 6.2, 4.6, 1.6)], flat=0.72))
+        wall = np.minimum(
+            wall, tube(mirrored, body, [grown * r for r in (2.6, 5.0, 5.0, 5.4, 6.2, 4.6, 1.6)], flat=0.72)
+        )
         horn = [(21, 28, 4), (31, 14, -16), (31, -4, -24)]
         wall = np.minimum(wall, tube(mirrored, horn, [grown * r for r in (4.5, 2.2, 2.0)]))
     return wall

@@ -21,7 +21,9 @@ class Grid:
 
     def __init__(self, shape: tuple[int, int, int], voxel_mm: float, centre: Vector) -> None:
         self.shape, self.voxel_mm = shape, voxel_mm
-        axes = [((np.arange(n // 2 + 1) * 2 - c) * voxel_mm).astype(np.float32) for n, c in zip(shape, centre, strict=True)]
+        axes = [
+            ((np.arange(n // 2 + 1) * 2 - c) * voxel_mm).astype(np.float32) for n, c in zip(shape, centre, strict=True)
+        ]
         self.axes: Axes = (axes[0][:, None, None], axes[1][None, :, None], axes[2][None, None, :])
         self._origin = tuple(float(axis[0]) for axis in axes)
 
@@ -43,7 +45,10 @@ class Grid:
     def sample(self, field: np.ndarray, at: Axes) -> np.ndarray:
         """The field at other places (three arrays in mm), linear, the edge's value beyond it."""
         step = 2 * self.voxel_mm
-        index = [(np.broadcast_to(place, field.shape) - origin) / step for place, origin in zip(at, self._origin, strict=True)]
+        index = [
+            (np.broadcast_to(place, field.shape) - origin) / step
+            for place, origin in zip(at, self._origin, strict=True)
+        ]
         return ndimage.map_coordinates(field, index, order=1, mode="nearest", output=np.float32)
 
     def slope(self, field: np.ndarray) -> np.ndarray:

@@ -35,13 +35,25 @@ def plan_lesion(rng: np.random.Generator) -> Plan:
     """Choose place, size, kind and contrast: anywhere in the cerebrum, most of it within the slices that are screened."""
     side = rng.choice((-1, 1))
     angle, out = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 0.72)
-    centre = (float(side * abs(np.cos(angle)) * out * 58 + side * 5), float(np.sin(angle) * out * 76), float(rng.uniform(-18, 40)))
+    centre = (
+        float(side * abs(np.cos(angle)) * out * 58 + side * 5),
+        float(np.sin(angle) * out * 76),
+        float(rng.uniform(-18, 40)),
+    )
     reach = float(np.exp(rng.uniform(np.log(8), np.log(34))))
     solid = rng.random() < 0.25
-    return Plan(centre, 0.0 if solid else reach * rng.uniform(0.35, 0.75), reach, float(rng.uniform(0.22, 0.6)), float(rng.uniform(0.3, 0.8)))
+    return Plan(
+        centre,
+        0.0 if solid else reach * rng.uniform(0.35, 0.75),
+        reach,
+        float(rng.uniform(0.22, 0.6)),
+        float(rng.uniform(0.3, 0.8)),
+    )
 
 
-def add_lesion(grid: Grid, plan: Plan, anatomy: Anatomy, signal: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def add_lesion(
+    grid: Grid, plan: Plan, anatomy: Anatomy, signal: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """`signal` with the lesion in it, and its labels uint8 (0, 1 necrosis, 2 oedema, 4 enhancing), both every-voxel."""
     stretch = rng.uniform(0.8, 1.25, 3)
     around = ball(grid.axes, plan.centre, tuple(plan.reach_mm * stretch))
@@ -59,10 +71,20 @@ def add_lesion(grid: Grid, plan: Plan, anatomy: Anatomy, signal: np.ndarray, rng
     return signal, labels
 
 
-def _add_core(grid: Grid, plan: Plan, anatomy: Anatomy, signal: np.ndarray, labels: np.ndarray, rng: np.random.Generator, fine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _add_core(
+    grid: Grid,
+    plan: Plan,
+    anatomy: Anatomy,
+    signal: np.ndarray,
+    labels: np.ndarray,
+    rng: np.random.Generator,
+    fine: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
     """A rim of uneven thickness around necrosis, which in FLAIR is anything from dark to nearly as bright as oedema."""
     lumps = 0.13 * grid.noise(rng, 0.7 * plan.core_mm + 5) + 0.07 * grid.noise(rng, 5)
-    core = grid.double((ball(grid.axes, plan.centre, tuple(plan.core_mm * rng.uniform(0.8, 1.25, 3))) + lumps - 1) * plan.core_mm)
+    core = grid.double(
+        (ball(grid.axes, plan.centre, tuple(plan.core_mm * rng.uniform(0.8, 1.25, 3))) + lumps - 1) * plan.core_mm
+    )
     rim = core + (1 - plan.necrotic) * plan.core_mm * (1 + 0.35 * grid.double(grid.noise(rng, 8)))
     solid = edge(core, 1.6) * np.where(anatomy.ventricle_mm > 1, 1, 0) * (anatomy.depth_mm > 1)
     dead = edge(rim, 2.2) * solid

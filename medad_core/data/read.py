@@ -50,7 +50,10 @@ def read_slices(case: Case, settings: DataSettings) -> CaseSlices:
     file = open_nifti(case.case_id, case.volumes[settings.modality])
     header = file.header
     if not header.has_orientation:
-        raise CaseError(case.case_id, f"{file.name}: no orientation in its header (sform and qform codes are 0), left and right cannot be told; export it again with one")
+        raise CaseError(
+            case.case_id,
+            f"{file.name}: no orientation in its header (sform and qform codes are 0), left and right cannot be told; export it again with one",
+        )
     first, last = settings.first_slice, settings.last_slice
     reference = _check_range(file, settings)
     start, stop = min(first, reference.start), max(last + 1, reference.stop)
@@ -95,7 +98,10 @@ def _finite_block(file: NiftiFile, start: int, stop: int) -> np.ndarray:
     # A sum is finite only where every term is (float64 does not overflow on float32), and needs no array of flags.
     if block.dtype.kind == "f" and not np.isfinite(block.sum(dtype=np.float64)):
         bad = int(block.size - np.isfinite(block).sum())
-        raise CaseError(file.case_id, f"{file.name}: {bad} voxels of slices {start} to {stop - 1} are NaN or infinite; repair or leave out the volume")
+        raise CaseError(
+            file.case_id,
+            f"{file.name}: {bad} voxels of slices {start} to {stop - 1} are NaN or infinite; repair or leave out the volume",
+        )
     # A negative slope turns bright into dark; any other slope cancels out in the scaling.
     return -block.astype(np.float32) if file.header.slope < 0 else block
 
@@ -103,14 +109,21 @@ def _finite_block(file: NiftiFile, start: int, stop: int) -> np.ndarray:
 def _brain(file: NiftiFile, block: np.ndarray) -> np.ndarray:
     background = find_background(block)
     if background is None:
-        raise CaseError(file.case_id, f"{file.name}: no constant background around the brain; give a skull-stripped volume")
+        raise CaseError(
+            file.case_id, f"{file.name}: no constant background around the brain; give a skull-stripped volume"
+        )
     return block != background
 
 
-def _scale(file: NiftiFile, block: np.ndarray, brain: np.ndarray, within: slice, wanted: slice, scaling: ScalingSettings) -> np.ndarray:
+def _scale(
+    file: NiftiFile, block: np.ndarray, brain: np.ndarray, within: slice, wanted: slice, scaling: ScalingSettings
+) -> np.ndarray:
     values = block[within][brain[within]]
     if values.size == 0:
-        raise CaseError(file.case_id, f"{file.name}: empty brain, every voxel of the reference slices is background; check the volume")
+        raise CaseError(
+            file.case_id,
+            f"{file.name}: empty brain, every voxel of the reference slices is background; check the volume",
+        )
     landmarks = find_landmarks(values, scaling)
     if landmarks is None:
         raise CaseError(file.case_id, f"{file.name}: no contrast inside the brain; check the volume")
@@ -123,10 +136,16 @@ def _read_mask(case: Case, ref: VolumeRef, volume: Header, first: int, last: int
     if not file.header.has_orientation:  # a mask that says nothing of where it lies is on the volume's own array
         file = replace(file, header=_oriented_like(file.header, volume))
     if file.header.picture_shape != volume.picture_shape:
-        raise CaseError(case.case_id, f"{file.name}: mask of shape {file.header.shape} for a volume of {volume.shape}; give a mask on the volume's grid")
+        raise CaseError(
+            case.case_id,
+            f"{file.name}: mask of shape {file.header.shape} for a volume of {volume.shape}; give a mask on the volume's grid",
+        )
     shift_mm = float(np.abs(_corners(file.header) - _corners(volume)).max())
     if shift_mm > max(volume.spacing_mm):
-        raise CaseError(case.case_id, f"{file.name}: the mask's affine places it {shift_mm:.1f} mm away from the volume; give a mask on the volume's grid")
+        raise CaseError(
+            case.case_id,
+            f"{file.name}: the mask's affine places it {shift_mm:.1f} mm away from the volume; give a mask on the volume's grid",
+        )
     labels = file.slices(first, last)
     if file.header.slope != 1 or file.header.inter != 0:
         labels = labels.astype(np.float32) * file.header.slope + file.header.inter
@@ -140,7 +159,10 @@ def _check_labels(file: NiftiFile, labels: np.ndarray, tumour: np.ndarray) -> No
         return
     # `not >=` is also true for NaN. Only values above 0 can be fractions, and they are few.
     if not labels.min() >= 0 or (labels.dtype.kind == "f" and not _whole(labels[tumour])):
-        raise CaseError(file.case_id, f"{file.name}: the mask has values that are no labels (negative, fractions or NaN); give whole numbers, 0 for background")
+        raise CaseError(
+            file.case_id,
+            f"{file.name}: the mask has values that are no labels (negative, fractions or NaN); give whole numbers, 0 for background",
+        )
 
 
 def _whole(values: np.ndarray) -> bool:
@@ -148,7 +170,9 @@ def _whole(values: np.ndarray) -> bool:
 
 
 def _oriented_like(mask: Header, volume: Header) -> Header:
-    return replace(mask, affine=volume.affine, order=volume.order, flips=volume.flips, stored_orientation=volume.stored_orientation)
+    return replace(
+        mask, affine=volume.affine, order=volume.order, flips=volume.flips, stored_orientation=volume.stored_orientation
+    )
 
 
 def _corners(header: Header) -> np.ndarray:

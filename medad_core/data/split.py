@@ -14,7 +14,9 @@ import numpy as np
 SPLITS = ("train", "validation", "test")
 
 
-def split_cases(has_tumour_free: Mapping[str, bool | None], ratios: tuple[float, float, float] = (0.7, 0.2, 0.1), seed: int = 0) -> dict[str, str]:
+def split_cases(
+    has_tumour_free: Mapping[str, bool | None], ratios: tuple[float, float, float] = (0.7, 0.2, 0.1), seed: int = 0
+) -> dict[str, str]:
     """Split of every patient, by the same seed always the same, whatever the order of the mapping.
 
     `has_tumour_free` says of each patient whether any slice of the range is without tumour; None (unlabelled) is left out of

@@ -46,10 +46,14 @@ class CohortFolder:
 
     def __init__(self, folder: str | Path, inbox: Path | None = None) -> None:
         if "://" in str(folder):
-            raise UsageError(f"--cohort {folder}: a cohort needs a local or mounted folder, because it is locked while it is screened")
+            raise UsageError(
+                f"--cohort {folder}: a cohort needs a local or mounted folder, because it is locked while it is screened"
+            )
         self.folder = Path(folder)
         if inbox is not None and self.folder.resolve().is_relative_to(inbox.resolve()):
-            raise UsageError(f"--cohort {folder}: lies inside the inbox {inbox}, and would be looked into as if it were studies; choose a folder beside it")
+            raise UsageError(
+                f"--cohort {folder}: lies inside the inbox {inbox}, and would be looked into as if it were studies; choose a folder beside it"
+            )
 
     # --- what is there ----------------------------------------------------------------------------------------------
 
@@ -59,16 +63,30 @@ class CohortFolder:
 
     def batches(self) -> tuple[Batch, ...]:
         """The committed batches, oldest first. Raises StoreError for a commit that is damaged: what it says must not be guessed."""
-        found = [_parsed(Batch, read_bytes(str(path)) or b"", path, "bring it back from a backup") for path in sorted(self.folder.glob(f"batches/*/{COMMIT}"))]
+        found = [
+            _parsed(Batch, read_bytes(str(path)) or b"", path, "bring it back from a backup")
+            for path in sorted(self.folder.glob(f"batches/*/{COMMIT}"))
+        ]
         if [batch.number for batch in found] != list(range(1, len(found) + 1)):
-            raise StoreError(f"{self.folder}/batches has commits of {[batch.number for batch in found]}; bring back the missing batch from a backup")
+            raise StoreError(
+                f"{self.folder}/batches has commits of {[batch.number for batch in found]}; bring back the missing batch from a backup"
+            )
         return tuple(found)
 
     def open_batch(self) -> BatchPlan | None:
         """The batch that was begun and is not committed, if any."""
         path = self.run_of(len(self.batches()) + 1) / PLANNED
         data = read_bytes(str(path))
-        return None if data is None else _parsed(BatchPlan, data, path, f"delete {path.parent}: nothing of it counts yet, the next command screens it anew")
+        return (
+            None
+            if data is None
+            else _parsed(
+                BatchPlan,
+                data,
+                path,
+                f"delete {path.parent}: nothing of it counts yet, the next command screens it anew",
+            )
+        )
 
     def open_run(self) -> str | None:
         """The run of the batch that is being screened, None where there is none."""
@@ -121,16 +139,27 @@ class CohortFolder:
         """Raise StoreError where the cohort was screened with other models or settings: its rows could not be compared."""
         there = self.fingerprint()
         if there is not None and there != now:
-            raise StoreError(f"{self.folder} was screened {difference(there, now)}; choose another --cohort for these settings")
+            raise StoreError(
+                f"{self.folder} was screened {difference(there, now)}; choose another --cohort for these settings"
+            )
 
     def fingerprint(self) -> dict[str, str] | None:
         """What determined the rows that are there, or are being made; None for a new cohort."""
         open_batch, batches = self.open_batch(), self.batches()
         return batches[0].fingerprint if batches else open_batch.fingerprint if open_batch else None
 
-    def plan_batch(self, inbox: Path, studies: Sequence[Planned], fingerprint: dict[str, str], settings: Settings, apart: bool = False) -> BatchPlan:
+    def plan_batch(
+        self,
+        inbox: Path,
+        studies: Sequence[Planned],
+        fingerprint: dict[str, str],
+        settings: Settings,
+        apart: bool = False,
+    ) -> BatchPlan:
         """Lay out the next batch. Its folder appears whole, so a batch that is there has its plan and its cohort."""
-        plan = BatchPlan(number=len(self.batches()) + 1, opened=_now(), fingerprint=fingerprint, studies=tuple(studies), apart=apart)
+        plan = BatchPlan(
+            number=len(self.batches()) + 1, opened=_now(), fingerprint=fingerprint, studies=tuple(studies), apart=apart
+        )
         cases = [_case(inbox, planned.study, settings.data.modality) for planned in studies]
         scratch = self.folder / "batches" / UNFINISHED
         with explained("plan a batch of", str(inbox)):  # a file may go between the look and now
@@ -147,15 +176,21 @@ class CohortFolder:
             try:
                 cohort = cohort_of(run)
             except StoreError as error:
-                raise StoreError(f"{run} is damaged; delete it: nothing of it counts yet, the next command screens it anew") from error
+                raise StoreError(
+                    f"{run} is damaged; delete it: nothing of it counts yet, the next command screens it anew"
+                ) from error
             sweep_run(run)
             if cohort.root != str(inbox):
-                write_text(join(run, "cohort.json"), cohort.model_copy(update={"root": str(inbox)}).model_dump_json(indent=1))
+                write_text(
+                    join(run, "cohort.json"), cohort.model_copy(update={"root": str(inbox)}).model_dump_json(indent=1)
+                )
         return plan
 
     def withdraw(self, plan: BatchPlan) -> None:
         """Let go of a batch that was begun: its studies are pending again, and nothing of it ever counted."""
-        move_folder(self.run_of(plan.number), self.folder / "batches" / UNFINISHED)  # which goes by itself, should this be killed
+        move_folder(
+            self.run_of(plan.number), self.folder / "batches" / UNFINISHED
+        )  # which goes by itself, should this be killed
         self._clear()
 
     # --- what became of it ------------------------------------------------------------------------------------------
@@ -167,14 +202,22 @@ class CohortFolder:
         slices = dict(zip(*_counts(read_table(predictions, ["case_id"])["case_id"]), strict=True))
         reasons = {case_id: f"{stage}: {reason}" for case_id, stage, reason in write_rejected(str(run))}
         # A volume that was whole when it was hashed, and could not be read a moment later, is no fault of the study.
-        gone = {planned.study.case_id for planned in plan.studies if UNREADABLE in reasons.get(planned.study.case_id, "") or not unchanged(inbox, planned.study)}
+        gone = {
+            planned.study.case_id
+            for planned in plan.studies
+            if UNREADABLE in reasons.get(planned.study.case_id, "") or not unchanged(inbox, planned.study)
+        }
         batch = Batch(
             number=plan.number,
             opened=plan.opened,
             committed=_now(),
             fingerprint=plan.fingerprint,
             predictions_sha256=sha256_file(predictions),
-            screenings=tuple(_screening(plan.number, planned, slices, reasons) for planned in plan.studies if planned.study.case_id not in gone),
+            screenings=tuple(
+                _screening(plan.number, planned, slices, reasons)
+                for planned in plan.studies
+                if planned.study.case_id not in gone
+            ),
             changed=tuple(planned.study.case_id for planned in plan.studies if planned.study.case_id in gone),
         )
         write_bytes(str(run / COMMIT), batch.to_json())
@@ -194,7 +237,11 @@ class CohortFolder:
         tables = [self._rows_of(batch, newest) for batch in batches]
         whole = pa.concat_tables(tables).sort_by([("case_id", "ascending"), ("slice_index", "ascending")])
         # What a batch's file says of its columns to pandas (a label is a nullable integer) is kept.
-        write_table(path, whole, COHORT_PREDICTIONS.with_metadata({**(tables[-1].schema.metadata or {}), BATCHES_IN_VIEW: numbers}))
+        write_table(
+            path,
+            whole,
+            COHORT_PREDICTIONS.with_metadata({**(tables[-1].schema.metadata or {}), BATCHES_IN_VIEW: numbers}),
+        )
 
     def _rows_of(self, batch: Batch, newest: dict[str, Screening]) -> pa.Table:
         path = str(self.run_of(batch.number) / PREDICTIONS)
@@ -204,7 +251,9 @@ class CohortFolder:
         rows = read_table(path)
         rows = rows.filter(pc.is_in(rows["case_id"], pa.array(list(current), pa.string())))
         revisions = pa.array([current[case_id] for case_id in rows["case_id"].to_pylist()], pa.int32())
-        return rows.append_column("revision", revisions).append_column("batch", pa.array([batch.number] * len(rows), pa.int32()))
+        return rows.append_column("revision", revisions).append_column(
+            "batch", pa.array([batch.number] * len(rows), pa.int32())
+        )
 
     def write_ledger(self, inbox: Path, seen: Look) -> Ledger:
         """`ledger.json`, replaced whole."""
@@ -213,7 +262,10 @@ class CohortFolder:
             inbox=str(inbox),
             looked=_now(),
             batches=tuple(batch.number for batch in self.batches()),
-            cases={case_id: CaseHistory(present=case_id in there, screenings=screenings) for case_id, screenings in self.histories().items()},
+            cases={
+                case_id: CaseHistory(present=case_id in there, screenings=screenings)
+                for case_id, screenings in self.histories().items()
+            },
             waiting=seen.waiting,
             unusable=seen.unusable,
             files={file.path: file for study in seen.studies for file in study.files},
@@ -241,7 +293,9 @@ def _next(study: Study, history: tuple[Screening, ...], attempts: int) -> Planne
 def _screening(number: int, planned: Planned, slices: dict[str, int], reasons: dict[str, str]) -> Screening:
     case_id, rows = planned.study.case_id, slices.get(planned.study.case_id, 0)
     if (rows > 0) == (case_id in reasons):
-        raise StoreError(f"batch {number}: {case_id} has {rows} rows and {'a' if case_id in reasons else 'no'} reason of rejection; delete the batch's folder to screen it anew")
+        raise StoreError(
+            f"batch {number}: {case_id} has {rows} rows and {'a' if case_id in reasons else 'no'} reason of rejection; delete the batch's folder to screen it anew"
+        )
     return Screening(
         case_id=case_id,
         batch=number,

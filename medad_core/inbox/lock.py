@@ -37,7 +37,11 @@ def locked(cohort: Path, wait: bool = False) -> Iterator[None]:
     try:
         with explained("lock", str(cohort)):
             _acquire(descriptor, cohort, wait)
-            note = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
+            note = {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "since": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(note).encode(), 0)
         yield

@@ -54,11 +54,15 @@ def look(inbox: Path, settings: Settings, known: Mapping[str, StoredFile]) -> Lo
     before = {case.case_id: _stamps(case, settings.data.modality) for case in found.cases}
     _let_settle((stamp for stamps in before.values() if stamps for stamp in stamps), settings.inbox.settle_s)
     with ThreadPoolExecutor(READERS) as pool:
-        seen = list(pool.map(lambda case: _study(inbox, case, settings.data.modality, before[case.case_id], known), found.cases))
+        seen = list(
+            pool.map(lambda case: _study(inbox, case, settings.data.modality, before[case.case_id], known), found.cases)
+        )
     look = Look(tuple(each for each in seen if isinstance(each, Study)), {}, {})
     for fault in (*found.rejected, *(each for each in seen if isinstance(each, Fault))):
         reasons = look.waiting if isinstance(fault, Fault) and fault.may_pass else look.unusable
-        reasons[fault.case_id] = f"{reasons[fault.case_id]}; {fault.reason}" if fault.case_id in reasons else fault.reason
+        reasons[fault.case_id] = (
+            f"{reasons[fault.case_id]}; {fault.reason}" if fault.case_id in reasons else fault.reason
+        )
     return look
 
 
@@ -104,7 +108,9 @@ def _let_settle(stamps: Iterable[Stamp], settle_s: float) -> None:
     time.sleep(min(settle_s, max(0.0, settle_s - (now - youngest))))
 
 
-def _study(inbox: Path, case: Case, modality: str, before: tuple[Stamp, ...] | None, known: Mapping[str, StoredFile]) -> Study | Fault:
+def _study(
+    inbox: Path, case: Case, modality: str, before: tuple[Stamp, ...] | None, known: Mapping[str, StoredFile]
+) -> Study | Fault:
     try:
         files = [_stored(inbox, case.case_id, ref, known) for ref in _refs(case, modality)]
     except Exception as error:  # whatever is wrong with one study, the others are screened
@@ -116,7 +122,9 @@ def _study(inbox: Path, case: Case, modality: str, before: tuple[Stamp, ...] | N
 
 
 def _one_line(error: Exception) -> str:
-    text = error.reason if isinstance(error, CaseError) else str(error) if isinstance(error, StoreError) else repr(error)
+    text = (
+        error.reason if isinstance(error, CaseError) else str(error) if isinstance(error, StoreError) else repr(error)
+    )
     return " ".join(text.split())
 
 

@@ -26,7 +26,11 @@ def prune(cohort: str, keep: int) -> dict[int, int]:
     folder = CohortFolder(cohort)
     with locked(folder.folder):
         numbers = [batch.number for batch in folder.batches()]
-        return {number: freed for number in numbers[: max(0, len(numbers) - keep)] if (freed := _prune(folder.run_of(number)))}
+        return {
+            number: freed
+            for number in numbers[: max(0, len(numbers) - keep)]
+            if (freed := _prune(folder.run_of(number)))
+        }
 
 
 def _prune(run: Path) -> int:
@@ -36,7 +40,10 @@ def _prune(run: Path) -> int:
         return 0
     freed = sum(file.stat().st_size for stage in stages for file in stage.rglob("*") if file.is_file())
     # The note is first: a batch that lost half of its stages to a kill says so.
-    write_text(str(run / NOTE), f"Slices, maps, prompts and answers were removed by `medad prune` on {datetime.now(UTC):%Y-%m-%d}; predictions, metrics and page are whole.\n")
+    write_text(
+        str(run / NOTE),
+        f"Slices, maps, prompts and answers were removed by `medad prune` on {datetime.now(UTC):%Y-%m-%d}; predictions, metrics and page are whole.\n",
+    )
     with explained("prune", str(run)):
         for stage in stages:
             shutil.rmtree(stage)

@@ -37,7 +37,9 @@ class Study(Record):
     @property
     def content(self) -> str:
         """Hash of the bytes and their roles. Where the files lie and what they are called does not count."""
-        return fingerprint_of({role: [file.sha256, file.channel] for role, file in (("volume", self.volume), ("mask", self.mask)) if file})
+        return fingerprint_of(
+            {role: [file.sha256, file.channel] for role, file in (("volume", self.volume), ("mask", self.mask)) if file}
+        )
 
     @property
     def files(self) -> tuple[StoredFile, ...]:

@@ -31,8 +31,12 @@ class Answer:
 GRAMMAR: dict[str, Answer] = {NO: Answer("no", None)} | {yes(cell): Answer("yes", cell) for cell in CELLS}
 
 # AnomalyGPT's words for one anomaly, and for several in one place or in two; "no" is the same.
-ANOMALYGPT_GRAMMAR: dict[str, Answer] = {f"Yes, there is an anomaly in the image, at the {cell} of the image.": Answer("yes", cell) for cell in CELLS}
-_SEVERAL = re.compile(rf"Yes, there are \d+ anomalies in the image, they are at the ({'|'.join(CELLS)})(?: and ({'|'.join(CELLS)}))? of the image\.")
+ANOMALYGPT_GRAMMAR: dict[str, Answer] = {
+    f"Yes, there is an anomaly in the image, at the {cell} of the image.": Answer("yes", cell) for cell in CELLS
+}
+_SEVERAL = re.compile(
+    rf"Yes, there are \d+ anomalies in the image, they are at the ({'|'.join(CELLS)})(?: and ({'|'.join(CELLS)}))? of the image\."
+)
 
 
 def answer_to(cell: str | None) -> str:

@@ -42,7 +42,9 @@ class EnduringEngine:
             stopping.check()  # its processes end before this one where all are told to; a new engine would outlive them
             self._note("the engine broke down while it answered", error)
             if self.restarted:
-                raise EngineError(f"the LLM's engine broke down again after it was started anew ({_words(error)}); its log is {self.said}") from error
+                raise EngineError(
+                    f"the LLM's engine broke down again after it was started anew ({_words(error)}); its log is {self.said}"
+                ) from error
         log.warning("the LLM's engine broke down and is started anew; its log is %s", self.said)
         self.restarted = True
         self.close()
@@ -67,7 +69,9 @@ class EnduringEngine:
             raise
         except Exception as error:
             self._note("the engine could not be started", error)
-            raise EngineStartError(f"the LLM's engine could not be started ({_words(error)}); its log is {self.said}") from error
+            raise EngineStartError(
+                f"the LLM's engine could not be started ({_words(error)}); its log is {self.said}"
+            ) from error
 
     def _note(self, what: str, error: Exception) -> None:
         log.error(what, exc_info=error)

@@ -71,9 +71,13 @@ def check_engine(settings: LLMSettings) -> None:
     """Raise UsageError where the engine of the settings, or the GPUs that it asks for, are not there."""
     name, wanted, here = choose_engine(settings.engine), settings.tensor_parallel_size, torch.cuda.device_count()
     if wanted > 1 and name != "vllm":
-        raise UsageError(f"llm.tensor_parallel_size: engine {name} puts a model on one GPU; set it to 1, or llm.engine=vllm")
+        raise UsageError(
+            f"llm.tensor_parallel_size: engine {name} puts a model on one GPU; set it to 1, or llm.engine=vllm"
+        )
     if (wanted > 1 or here) and wanted * settings.data_parallel_size > here:
-        raise UsageError(f"llm.tensor_parallel_size × llm.data_parallel_size: {wanted} × {settings.data_parallel_size} GPUs are asked for, {here} are here")
+        raise UsageError(
+            f"llm.tensor_parallel_size × llm.data_parallel_size: {wanted} × {settings.data_parallel_size} GPUs are asked for, {here} are here"
+        )
 
 
 def open_engine(prompt: Prompt, settings: LLMSettings, positions: int, device: str = "cpu") -> Engine:
@@ -95,7 +99,11 @@ def open_engine(prompt: Prompt, settings: LLMSettings, positions: int, device: s
     from medad_core.llm.transformers_engine import TransformersEngine, load_llm
 
     dtype = getattr(torch, resolved_dtype(prompt.folder, settings.dtype))
-    options = {"max_new_tokens": settings.max_new_tokens, "batch_size": settings.batch_size, "structured": settings.structured}
+    options = {
+        "max_new_tokens": settings.max_new_tokens,
+        "batch_size": settings.batch_size,
+        "structured": settings.structured,
+    }
     return TransformersEngine(prompt, **options, model=load_llm(prompt.folder, dtype).to(device))
 
 

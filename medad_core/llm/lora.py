@@ -25,7 +25,17 @@ CONFIG, MODEL = "adapter_config.json", "adapter_model.safetensors"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 PREFIX = "base_model.model."
 # What PEFT can do beside plain LoRA, and would change what is merged.
-UNSUPPORTED = ("use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "layer_replication", "use_qalora", "alora_invocation_tokens")
+UNSUPPORTED = (
+    "use_dora",
+    "use_rslora",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "fan_in_fan_out",
+    "layer_replication",
+    "use_qalora",
+    "alora_invocation_tokens",
+)
 # Others (PiSSA, OLoRA, …) begin by changing the model, so that what they add fits the changed one only.
 PLAIN_BEGINNINGS = (True, False, "gaussian", None)
 
@@ -39,7 +49,15 @@ def save_lora(folder: Path, tensors: dict[str, Tensor], alpha: float) -> None:
     if len(ranks) != 1:
         raise WeightsError(f"{folder}: its matrices have ranks {sorted(ranks)}; an adapter's scale is of one rank")
     targets = sorted({name.split(".lora_")[0].rsplit(".", 1)[1] for name in tensors})
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": None, "bias": "none", "r": ranks.pop(), "lora_alpha": alpha, "target_modules": targets}
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "bias": "none",
+        "r": ranks.pop(),
+        "lora_alpha": alpha,
+        "target_modules": targets,
+    }
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / MODEL)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
@@ -54,8 +72,12 @@ def merged(llm: Path, lora: Path) -> Path:
     """The cached folder of an LLM with an adapter merged into it, made on first use. Raises WeightsError where they do not fit."""
     weights = weight_files(llm)
     check_lora(llm, lora)
-    beside = sorted(file for file in llm.iterdir() if file.is_file() and file.suffix not in WEIGHTS and file.name != RECORD)
-    both = hashlib.sha256(" ".join([*(sha256_of(file) for file in (*weights, *beside)), lora_sha256(lora)]).encode()).hexdigest()
+    beside = sorted(
+        file for file in llm.iterdir() if file.is_file() and file.suffix not in WEIGHTS and file.name != RECORD
+    )
+    both = hashlib.sha256(
+        " ".join([*(sha256_of(file) for file in (*weights, *beside)), lora_sha256(lora)]).encode()
+    ).hexdigest()
     folder = cache_root() / f"{llm.name}-lora-{both[:12]}"
     if folder.is_dir():
         return folder
@@ -68,10 +90,14 @@ def merged(llm: Path, lora: Path) -> Path:
         _merge(weights, lora, scratch)
 
     try:
-        write_converted(ConvertedModel(folder.name, folder, str(lora), both, "that of the model and of the adapter", {}), write)
+        write_converted(
+            ConvertedModel(folder.name, folder, str(lora), both, "that of the model and of the adapter", {}), write
+        )
     except OSError as error:
         if not folder.is_dir():  # otherwise another process was faster
-            raise WeightsError(f"llm.lora: cannot merge {lora} into a copy of {llm.name}: {error}; the cache {folder.parent} needs as much room as the model") from error
+            raise WeightsError(
+                f"llm.lora: cannot merge {lora} into a copy of {llm.name}: {error}; the cache {folder.parent} needs as much room as the model"
+            ) from error
     return folder
 
 
@@ -96,10 +122,14 @@ def check_lora(llm: Path, lora: Path) -> None:
             shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 (a safetensors handle is no mapping)
     for name, (down, up) in _pairs(lora).items():
         if len(down) != rank:
-            raise WeightsError(f"llm.lora: {lora / CONFIG} says rank {rank}, its matrix for {name} has {len(down)}; the two files do not belong together")
+            raise WeightsError(
+                f"llm.lora: {lora / CONFIG} says rank {rank}, its matrix for {name} has {len(down)}; the two files do not belong together"
+            )
         if shapes.get(name) != (up.shape[0], down.shape[1]) or up.shape[1] != down.shape[0]:
             what = f"{up.shape[0]} × {up.shape[1]} · {down.shape[0]} × {down.shape[1]}"
-            raise WeightsError(f"llm.lora: {lora} adds {what} to {name}, which is {shapes.get(name, 'absent')} in {llm.name}; it was made for another model")
+            raise WeightsError(
+                f"llm.lora: {lora} adds {what} to {name}, which is {shapes.get(name, 'absent')} in {llm.name}; it was made for another model"
+            )
 
 
 def _pairs(lora: Path) -> dict[str, tuple[Tensor, Tensor]]:
@@ -110,13 +140,17 @@ def _pairs(lora: Path) -> dict[str, tuple[Tensor, Tensor]]:
     try:
         tensors = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(lora / MODEL).items()}
     except SafetensorError as error:
-        raise WeightsError(f"llm.lora: {lora / MODEL} cannot be read ({error}); the file is damaged, get it again") from error
+        raise WeightsError(
+            f"llm.lora: {lora / MODEL} cannot be read ({error}); the file is damaged, get it again"
+        ) from error
     if odd := [name for name, tensor in tensors.items() if tensor.dim() != 2]:
         raise WeightsError(f"llm.lora: {lora / MODEL} holds what is no matrix: {', '.join(sorted(odd)[:4])}")
     names = {name.split(".lora_")[0] for name in tensors}
     expected = {f"{name}.lora_{half}.weight" for name in names for half in "AB"}
     if expected != set(tensors):
-        raise WeightsError(f"llm.lora: {lora} holds more or less than pairs of lora_A and lora_B: {', '.join(sorted(expected ^ set(tensors))[:4])}")
+        raise WeightsError(
+            f"llm.lora: {lora} holds more or less than pairs of lora_A and lora_B: {', '.join(sorted(expected ^ set(tensors))[:4])}"
+        )
     return {f"{name}.weight": (tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]) for name in names}
 
 
@@ -124,7 +158,9 @@ def _scale(lora: Path) -> float:
     """alpha / r."""
     for name in (CONFIG, MODEL):
         if not (lora / name).is_file():
-            raise WeightsError(f"llm.lora: {lora} holds no {name}; name a folder of a LoRA adapter as PEFT saves it, in safetensors")
+            raise WeightsError(
+                f"llm.lora: {lora} holds no {name}; name a folder of a LoRA adapter as PEFT saves it, in safetensors"
+            )
     rank, alpha = _rank_and_alpha(lora)
     return alpha / rank
 
@@ -134,12 +170,20 @@ def _rank_and_alpha(lora: Path) -> tuple[int, float]:
     try:
         config = json.loads((lora / CONFIG).read_text())
         odd = [key for key in UNSUPPORTED if config.get(key)]
-        odd += [] if config.get("init_lora_weights") in PLAIN_BEGINNINGS else [f"init_lora_weights {config['init_lora_weights']}"]
+        odd += (
+            []
+            if config.get("init_lora_weights") in PLAIN_BEGINNINGS
+            else [f"init_lora_weights {config['init_lora_weights']}"]
+        )
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"llm.lora: {lora / CONFIG} is damaged ({type(error).__name__}: {error}); get the adapter again") from error
+        raise WeightsError(
+            f"llm.lora: {lora / CONFIG} is damaged ({type(error).__name__}: {error}); get the adapter again"
+        ) from error
     if rank < 1:
         raise WeightsError(f"llm.lora: {lora / CONFIG}: r is {rank}; an adapter has a rank of at least 1")
     if config.get("peft_type") != "LORA" or odd:
-        raise WeightsError(f"llm.lora: {lora} is no plain LoRA adapter ({', '.join(odd) or config.get('peft_type')}); merge it with PEFT and name the merged model as llm.model")
+        raise WeightsError(
+            f"llm.lora: {lora} is no plain LoRA adapter ({', '.join(odd) or config.get('peft_type')}); merge it with PEFT and name the merged model as llm.model"
+        )
     return rank, alpha

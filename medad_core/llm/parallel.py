@@ -37,7 +37,9 @@ class ParallelEngine:
             shares.put(share)
         single = settings.model_copy(update={"data_parallel_size": 1})
         words = (prompt.folder, prompt.template.name, prompt.image)
-        self.pool = ProcessPoolExecutor(self.copies, context, _start, (shares, words, single, positions, device.split(":")[0], self.copies))
+        self.pool = ProcessPoolExecutor(
+            self.copies, context, _start, (shares, words, single, positions, device.split(":")[0], self.copies)
+        )
 
     def generate(self, prompts: np.ndarray) -> list[Generation]:
         """See `Engine.generate`."""
@@ -45,7 +47,9 @@ class ParallelEngine:
         try:
             return [answer for answers in self.pool.map(_generate, runs) for answer in answers]
         except BrokenProcessPool as error:
-            raise EngineError("llm.data_parallel_size: a process of the LLM ended by itself; its own message is above (often GPU memory that was full)") from error
+            raise EngineError(
+                "llm.data_parallel_size: a process of the LLM ended by itself; its own message is above (often GPU memory that was full)"
+            ) from error
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -56,7 +60,11 @@ def gpu_shares(copies: int, each: int) -> list[str]:
     """For every copy its value of CUDA_VISIBLE_DEVICES, out of those that are visible here; empty where there is no GPU."""
     import torch
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if os.environ.get("CUDA_VISIBLE_DEVICES") else [str(number) for number in range(torch.cuda.device_count())]
+    visible = (
+        os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        if os.environ.get("CUDA_VISIBLE_DEVICES")
+        else [str(number) for number in range(torch.cuda.device_count())]
+    )
     return [",".join(visible[copy * each : (copy + 1) * each]) for copy in range(copies)]
 
 

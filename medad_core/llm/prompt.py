@@ -49,7 +49,9 @@ class Template:
 def _chat(tokenizer, image: bool) -> str:
     """The tokenizer's own chat template: question and knowledge are constant and come first, the map last."""
     if image:
-        raise WeightsError("llm.template: chat has no place for the image's embedding, which these weights give; set llm.template=auto")
+        raise WeightsError(
+            "llm.template: chat has no place for the image's embedding, which these weights give; set llm.template=auto"
+        )
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": f"{QUESTION}\n{KNOWLEDGE}{MAP}"}]
     # Llama 3's template tells the LLM the date: of today, unless it is given one. A prompt must be the same tomorrow.
     dated = {"date_string": TODAY.strftime("%d %b %Y"), "strftime_now": TODAY.strftime}
@@ -72,7 +74,9 @@ def word(folder: Path, template: str, image: bool):
     tokenizer = load_tokenizer(folder)
     has_chat = bool(tokenizer.chat_template)
     if template == "chat" and not has_chat:
-        raise WeightsError(f"llm.template: the tokenizer of {folder.name} has no chat template; set llm.template=anomalygpt, or choose an instruction-tuned model")
+        raise WeightsError(
+            f"llm.template: the tokenizer of {folder.name} has no chat template; set llm.template=anomalygpt, or choose an instruction-tuned model"
+        )
     chosen = TEMPLATES[("chat" if has_chat else "anomalygpt") if template == "auto" else template]
     return tokenizer, chosen, chosen.render(tokenizer, image)
 
@@ -81,7 +85,9 @@ def wording_sha256(folder: Path, template: str, image: bool) -> str:
     """Hash of what an LLM is asked and may answer, as its tokenizer spells it."""
     tokenizer, chosen, text = word(folder, template, image)
     spelled = [tokenizer.encode(each, add_special_tokens=False) for each in (text, *chosen.sentences)]
-    return hashlib.sha256(json.dumps([spelled, chosen.end, tokenizer.bos_token_id, tokenizer.eos_token_id]).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps([spelled, chosen.end, tokenizer.bos_token_id, tokenizer.eos_token_id]).encode()
+    ).hexdigest()
 
 
 def check_prompts(folder: Path, template: str, image: bool) -> None:
@@ -104,7 +110,9 @@ class Prompt:
         self.pieces = self._cut(text)
         self.yes_token, self.no_token = self.answer_tokens(yes(CELLS[0]))[0], self.answer_tokens(NO)[0]
         if self.yes_token == self.no_token:
-            raise WeightsError(f"{folder.name}: its tokenizer starts both answers with the same token, so p_yes has no meaning; choose another LLM")
+            raise WeightsError(
+                f"{folder.name}: its tokenizer starts both answers with the same token, so p_yes has no meaning; choose another LLM"
+            )
         self.end_tokens = self._end_tokens()
         self.embeddings = embedding_table(folder)
         self.width = self.embeddings.shape[1]
@@ -112,7 +120,11 @@ class Prompt:
     def _cut(self, text: str) -> list[list[int] | str]:
         """Token ids of what is constant, and marks, in order."""
         pieces = re.split(f"({'|'.join((KNOWLEDGE, IMAGE, MAP))})", text)
-        cut = [piece if piece in (KNOWLEDGE, IMAGE, MAP) else self.tokenizer.encode(piece, add_special_tokens=False) for piece in pieces if piece]
+        cut = [
+            piece if piece in (KNOWLEDGE, IMAGE, MAP) else self.tokenizer.encode(piece, add_special_tokens=False)
+            for piece in pieces
+            if piece
+        ]
         start = self.tokenizer.bos_token_id
         return [[start, *cut[0]], *cut[1:]] if self.template.starts and start is not None else cut
 
@@ -166,12 +178,20 @@ class Prompt:
 
     def prefix(self, knowledge: Tensor) -> Tensor:
         """What all prompts share before the first token of a slice (P, width); knowledge (K, width)."""
-        return torch.cat([knowledge if piece == KNOWLEDGE else self.embed(piece).to(knowledge) for piece in self.pieces[: self._first()]])
+        return torch.cat(
+            [
+                knowledge if piece == KNOWLEDGE else self.embed(piece).to(knowledge)
+                for piece in self.pieces[: self._first()]
+            ]
+        )
 
     def rest(self, knowledge: Tensor, soft: Tensor) -> Tensor:
         """Prompts from the first token of a slice on (n, R, width); soft (n, T, width) are a slice's own tokens, the image's first."""
         own = {KNOWLEDGE: knowledge.expand(len(soft), -1, -1), IMAGE: soft[:, :1], MAP: soft[:, int(self.image) :]}
-        parts = [own[piece] if isinstance(piece, str) else self.embed(piece).to(soft).expand(len(soft), -1, -1) for piece in self.pieces[self._first() :]]
+        parts = [
+            own[piece] if isinstance(piece, str) else self.embed(piece).to(soft).expand(len(soft), -1, -1)
+            for piece in self.pieces[self._first() :]
+        ]
         return torch.cat(parts, dim=1)
 
     def _first(self) -> int:
@@ -202,7 +222,9 @@ def find_embeddings(folder: Path) -> tuple[Path, str, float]:
             model = AutoModelForCausalLM.from_config(read_config(folder), trust_remote_code=False)
             layer = model.get_input_embeddings()
     except (ValueError, NotImplementedError) as error:
-        raise WeightsError(f"{folder}: is no causal language model ({str(error).strip().splitlines()[0][:160]}); choose another") from error
+        raise WeightsError(
+            f"{folder}: is no causal language model ({str(error).strip().splitlines()[0][:160]}); choose another"
+        ) from error
     full = next(name for name, module in model.named_modules() if module is layer) + ".weight"
     names = (full, full.removeprefix(f"{model.base_model_prefix}."))  # a base model is saved without its prefix
     for file in weight_files(folder):
@@ -211,4 +233,6 @@ def find_embeddings(folder: Path) -> tuple[Path, str, float]:
         if here is not None:
             # Gemma's kind multiplies what it looks up; whoever gives embeddings has to.
             return file, here, getattr(layer, "scalar_embed_scale", 1.0)
-    raise WeightsError(f"{folder}: none of its files has a tensor {full}; its embeddings cannot be given from outside, choose another LLM")
+    raise WeightsError(
+        f"{folder}: none of its files has a tensor {full}; its embeddings cannot be given from outside, choose another LLM"
+    )

@@ -58,7 +58,9 @@ def _size(folder: Path, files: tuple[tuple[str, int], ...]) -> ModelSize:
     config = read_config(folder).get_text_config()
     heads = config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kept = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * head  # keys and values
+    kept = (
+        2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * head
+    )  # keys and values
     return ModelSize(sum(counts.values()), STORED.get(max(counts, key=counts.__getitem__), "float32"), kept)
 
 

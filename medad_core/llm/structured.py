@@ -20,8 +20,17 @@ class Choice:
     def __init__(self, prompt: Prompt) -> None:
         self.sentences, self.end = prompt.spelled_sentences(), prompt.tokenizer.eos_token_id
         special = set(prompt.tokenizer.all_special_ids)
-        parts = {sentence[start:stop] for sentence in self.sentences for start in range(len(sentence)) for stop in range(start + 1, len(sentence) + 1)}
-        self.spelling = {token: text for token in range(len(prompt.tokenizer)) if token not in special and (text := prompt.token_text(token)) in parts}
+        parts = {
+            sentence[start:stop]
+            for sentence in self.sentences
+            for start in range(len(sentence))
+            for stop in range(start + 1, len(sentence) + 1)
+        }
+        self.spelling = {
+            token: text
+            for token in range(len(prompt.tokenizer))
+            if token not in special and (text := prompt.token_text(token)) in parts
+        }
         self.allowed = lru_cache(maxsize=None)(self._allowed)
 
     def _allowed(self, said: str) -> tuple[int, ...]:

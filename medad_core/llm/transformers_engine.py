@@ -28,7 +28,9 @@ def prefix_cache(model: torch.nn.Module, prefix: Tensor, batch: int):
     """Keys and values of a prefix (P, width), expanded to `batch` rows; gradients flow back into the prefix."""
     from transformers import DynamicCache
 
-    cache = model.base_model(inputs_embeds=prefix.unsqueeze(0), past_key_values=DynamicCache(config=model.config), use_cache=True).past_key_values
+    cache = model.base_model(
+        inputs_embeds=prefix.unsqueeze(0), past_key_values=DynamicCache(config=model.config), use_cache=True
+    ).past_key_values
     for layer in cache.layers:
         layer.keys, layer.values = layer.keys.expand(batch, -1, -1, -1), layer.values.expand(batch, -1, -1, -1)
     return cache
@@ -45,7 +47,15 @@ class TransformersEngine:
 
     name = "transformers"
 
-    def __init__(self, prompt: Prompt, *, max_new_tokens: int, batch_size: int, model: torch.nn.Module | None = None, structured: bool = False) -> None:
+    def __init__(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int,
+        batch_size: int,
+        model: torch.nn.Module | None = None,
+        structured: bool = False,
+    ) -> None:
         self.prompt, self.max_new_tokens, self.batch_size = prompt, max_new_tokens, batch_size
         self.model = model or load_llm(prompt.folder)
         self.choice = Choice(prompt) if structured else None
@@ -61,7 +71,11 @@ class TransformersEngine:
         device = self.model.device
         embeddings = torch.from_numpy(prompts).to(device, self.model.dtype)
         cache = prefix_cache(self.model, embeddings[0, :shared], len(prompts)) if shared else None
-        inputs, tokens, finished = {"inputs_embeds": embeddings[:, shared:]}, [], torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        inputs, tokens, finished = (
+            {"inputs_embeds": embeddings[:, shared:]},
+            [],
+            torch.zeros(len(prompts), dtype=torch.bool, device=device),
+        )
         ends = torch.tensor(self.prompt.end_tokens, device=device)
         for step in range(self.max_new_tokens):
             stopping.check()
@@ -70,13 +84,17 @@ class TransformersEngine:
             if step == 0:
                 p_yes = (logits[:, self.prompt.yes_token] - logits[:, self.prompt.no_token]).sigmoid()
             if self.choice is not None:
-                logits += self.choice.bias(torch.stack(tokens, dim=1).tolist() if tokens else [[]] * len(prompts), logits)
+                logits += self.choice.bias(
+                    torch.stack(tokens, dim=1).tolist() if tokens else [[]] * len(prompts), logits
+                )
             tokens.append(logits.argmax(-1))
             finished |= torch.isin(tokens[-1], ends)
             if finished.all():
                 break
             inputs = {"input_ids": tokens[-1].unsqueeze(1)}
-        return [self._generation(row, float(p)) for row, p in zip(torch.stack(tokens, dim=1).tolist(), p_yes, strict=True)]
+        return [
+            self._generation(row, float(p)) for row, p in zip(torch.stack(tokens, dim=1).tolist(), p_yes, strict=True)
+        ]
 
     def _generation(self, tokens: list[int], p_yes: float) -> Generation:
         text, ended, count = self.prompt.read_answer(tokens)

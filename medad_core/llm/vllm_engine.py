@@ -49,7 +49,11 @@ class VLLMEngine:
             disable_log_stats=True,
             use_tqdm_on_load=False,
             # Compiling takes minutes on a small machine, more than it saves a cohort of a few thousand slices.
-            **({"block_size": CPU_BLOCK_SIZE, "enforce_eager": True} if on_cpu else _gpu(settings, size.bytes_needed(dtype, sequences, length))),
+            **(
+                {"block_size": CPU_BLOCK_SIZE, "enforce_eager": True}
+                if on_cpu
+                else _gpu(settings, size.bytes_needed(dtype, sequences, length))
+            ),
         )
 
     def generate(self, prompts: np.ndarray) -> list[Generation]:
@@ -88,7 +92,9 @@ def sampling(prompt: Prompt, settings: LLMSettings):
 def _gpu(settings: LLMSettings, needed: int) -> dict[str, float]:
     """The share of each GPU that vLLM may fill: the one asked for, or what model and cache need."""
     total = torch.cuda.get_device_properties(0).total_memory
-    return {"gpu_memory_utilization": settings.gpu_memory_share or gpu_share(needed, total, settings.tensor_parallel_size)}
+    return {
+        "gpu_memory_utilization": settings.gpu_memory_share or gpu_share(needed, total, settings.tensor_parallel_size)
+    }
 
 
 def _quiet_environment(on_cpu: bool) -> None:

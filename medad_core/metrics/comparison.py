@@ -58,7 +58,11 @@ def delong(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, strata: np.
     gap, variance = float(shares @ gaps), float(shares**2 @ variances)
     if variance <= 0:
         # Two that separate or confuse the classes without exception: normal theory would claim certainty from any few items.
-        return Gap(0.0, 0.0, 1.0, None) if gap == 0 else Gap(None, None, None, "no variance to test the difference against")
+        return (
+            Gap(0.0, 0.0, 1.0, None)
+            if gap == 0
+            else Gap(None, None, None, "no variance to test the difference against")
+        )
     half = norm.ppf(0.975) * np.sqrt(variance)
     return Gap(float(gap - half), float(gap + half), float(2 * norm.sf(abs(gap) / np.sqrt(variance))), None)
 

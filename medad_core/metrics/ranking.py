@@ -46,7 +46,9 @@ def average_precision_of_levels(positives: np.ndarray, negatives: np.ndarray, ti
     """
     positives, negatives, hits, called = _descending(positives, negatives)
     behind = np.where(tied[::-1], 0, np.maximum(positives - 1, 0) / 2)
-    return _mean_precision(positives, negatives, hits - behind, called - behind - np.where(tied[::-1], 0, negatives / 2))
+    return _mean_precision(
+        positives, negatives, hits - behind, called - behind - np.where(tied[::-1], 0, negatives / 2)
+    )
 
 
 def aupro(found: np.ndarray, regions: np.ndarray, negatives: np.ndarray, limit: float) -> np.ndarray:
@@ -81,7 +83,9 @@ def _mean_precision(positives: np.ndarray, negatives: np.ndarray, hits: np.ndarr
     return np.where(negatives.sum(axis=-1) > 0, mean, np.nan)
 
 
-def weighted_curve(curve: Curve, scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def weighted_curve(
+    curve: Curve, scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
     """`curve` of N scored items, once for every row of weights over their groups (patients).
 
     `scores` (N,) float, `labels` (N,) bool, `groups` (N,) int column of `weights` (B, P). Returns (B,).

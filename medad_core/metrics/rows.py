@@ -132,7 +132,11 @@ def _curves(units: _Judged, rule: str) -> Iterator[RuledStatistic]:
     labels, groups, scores = units.label[known] == 1, units.patient[known], units.score[known]
     sick, free = units.count(units.label == 1), units.count(units.label == 0)
     for name, curve in (("auroc", ranking.auroc), ("ap", ranking.average_precision)):
-        ranked = ranking.within_strata(lambda w, curve=curve: ranking.weighted_curve(curve, scores, labels, groups, w), lambda w: (w @ sick) * (w @ free), units.fold)
+        ranked = ranking.within_strata(
+            lambda w, curve=curve: ranking.weighted_curve(curve, scores, labels, groups, w),
+            lambda w: (w @ sick) * (w @ free),
+            units.fold,
+        )
         values = _never if why else ranked
         yield RuledStatistic(name, units.level, rule, "all", int(known.sum()), values, why or units.one_class())
 
@@ -146,16 +150,28 @@ def _calibration(units: _Judged, rule: str, probability: bool) -> RuledStatistic
     if why:
         return RuledStatistic("ece", units.level, rule, "all", int(known.sum()), _never, why)
     cells = np.minimum((units.score[known] * ECE_BINS).astype(int), ECE_BINS - 1) + ECE_BINS * units.patient[known]
-    gaps = np.bincount(cells, weights=units.score[known] - units.label[known], minlength=ECE_BINS * len(units.fold)).reshape(-1, ECE_BINS)
+    gaps = np.bincount(
+        cells, weights=units.score[known] - units.label[known], minlength=ECE_BINS * len(units.fold)
+    ).reshape(-1, ECE_BINS)
     sizes = units.count(known)
-    return RuledStatistic("ece", units.level, rule, "all", int(known.sum()), lambda w: ranking.ratio(np.abs(w @ gaps).sum(axis=1), w @ sizes), "no slices")
+    return RuledStatistic(
+        "ece",
+        units.level,
+        rule,
+        "all",
+        int(known.sum()),
+        lambda w: ranking.ratio(np.abs(w @ gaps).sum(axis=1), w @ sizes),
+        "no slices",
+    )
 
 
 def _decided(units: _Judged, decision: Decision, rule: str | None = None) -> Iterator[RuledStatistic]:
     said, known = decision.settled(units.label), ~np.isnan(units.label)
     why = units.why_undecided(said, known, decision.reason) if known.any() else units.why_not()
     positive, negative = units.label == 1, units.label == 0
-    tp, fn, tn, fp = (units.count(a & (said == b)) for a, b in ((positive, 1), (positive, 0), (negative, 0), (negative, 1)))
+    tp, fn, tn, fp = (
+        units.count(a & (said == b)) for a, b in ((positive, 1), (positive, 0), (negative, 0), (negative, 1))
+    )
 
     def sensitivity(w: np.ndarray) -> np.ndarray:
         return ranking.ratio(w @ tp, w @ (tp + fn))
@@ -168,16 +184,31 @@ def _decided(units: _Judged, decision: Decision, rule: str | None = None) -> Ite
         ("balanced_accuracy", "all", known, lambda w: (sensitivity(w) + specificity(w)) / 2),
         ("sensitivity", "tumour", positive, sensitivity),
         ("specificity", "tumour_free", negative, specificity),
-        ("f1", "all", known, lambda w: np.where(w @ (tp + fn) > 0, ranking.ratio(2 * (w @ tp), w @ (2 * tp + fp + fn)), np.nan)),
+        (
+            "f1",
+            "all",
+            known,
+            lambda w: np.where(w @ (tp + fn) > 0, ranking.ratio(2 * (w @ tp), w @ (2 * tp + fp + fn)), np.nan),
+        ),
     )
     single = not (positive.any() and negative.any())
     for metric, subset, among, values in rows:
         # Of one class alone, accuracy is the sensitivity or the specificity under a name that promises more.
         unknown = why or (subset == "all" and single)
-        yield RuledStatistic(metric, units.level, rule or decision.rule, subset, int(among.sum()), _never if unknown else values, why or units.one_class())
+        yield RuledStatistic(
+            metric,
+            units.level,
+            rule or decision.rule,
+            subset,
+            int(among.sum()),
+            _never if unknown else values,
+            why or units.one_class(),
+        )
 
 
-def _by_size(units: _Judged, decision: Decision, area_mm2: np.ndarray, edges: Sequence[float]) -> Iterator[RuledStatistic]:
+def _by_size(
+    units: _Judged, decision: Decision, area_mm2: np.ndarray, edges: Sequence[float]
+) -> Iterator[RuledStatistic]:
     """Sensitivity among slices whose tumour covers an area within each bin."""
     said = decision.settled(units.label)
     unmeasured = int(np.isnan(area_mm2[units.label == 1]).sum())
@@ -185,20 +216,40 @@ def _by_size(units: _Judged, decision: Decision, area_mm2: np.ndarray, edges: Se
         within = (units.label == 1) & (area_mm2 >= low) & (area_mm2 < high)
         hit, size = units.count(within & (said == 1)), units.count(within)
         # A lesion of unknown size may belong to any of the bins.
-        why = f"{unmeasured} slices with tumour have no area" if unmeasured else units.why_undecided(said, within, decision.reason)
+        why = (
+            f"{unmeasured} slices with tumour have no area"
+            if unmeasured
+            else units.why_undecided(said, within, decision.reason)
+        )
         subset = f"area from {low:g} mm²" if np.isinf(high) else f"area {low:g} to {high:g} mm²"
         values = _never if why else lambda w, hit=hit, size=size: ranking.ratio(w @ hit, w @ size)
-        yield RuledStatistic("sensitivity", units.level, decision.rule, subset, int(within.sum()), values, why or "no lesions of this size")
+        yield RuledStatistic(
+            "sensitivity",
+            units.level,
+            decision.rule,
+            subset,
+            int(within.sum()),
+            values,
+            why or "no lesions of this size",
+        )
 
 
 def _pixels(row: RowUnits) -> Iterator[RuledStatistic]:
     if not row.histograms:
-        for metric, rule, subset in (("auroc", "", "all"), ("ap", "", "all"), ("aupro", "", "all"), ("dice", "validation", "tumour"), ("dice", "0.5", "tumour")):
+        for metric, rule, subset in (
+            ("auroc", "", "all"),
+            ("ap", "", "all"),
+            ("aupro", "", "all"),
+            ("dice", "validation", "tumour"),
+            ("dice", "0.5", "tumour"),
+        ):
             yield RuledStatistic(metric, "pixel", rule, subset, 0, _never, row.pixel_reason or "no maps")
         return
     *curves, at_half = pixel_statistics(row.histograms, 0.5, row.fold)
     for found in curves:
-        yield RuledStatistic(found.metric.removeprefix("map_"), "pixel", "", "all", found.n, found.values, found.undefined)
+        yield RuledStatistic(
+            found.metric.removeprefix("map_"), "pixel", "", "all", found.n, found.values, found.undefined
+        )
     yield _dice(row, at_half.n)
     yield RuledStatistic("dice", "pixel", "0.5", "tumour", at_half.n, at_half.values, at_half.undefined)
 
@@ -206,10 +257,22 @@ def _pixels(row: RowUnits) -> Iterator[RuledStatistic]:
 def _dice(row: RowUnits, pixels: int) -> RuledStatistic:
     """Pooled Dice, each patient at the threshold of its own fold."""
     if row.pixel_thresholds is None:
-        return RuledStatistic("dice", "pixel", "validation", "tumour", pixels, _never, row.pixel_reason or "no threshold")
-    overlaps = [h.overlap(limit) if h.regions else (0, 0) for h, limit in zip(row.histograms, row.pixel_thresholds, strict=True)]
+        return RuledStatistic(
+            "dice", "pixel", "validation", "tumour", pixels, _never, row.pixel_reason or "no threshold"
+        )
+    overlaps = [
+        h.overlap(limit) if h.regions else (0, 0) for h, limit in zip(row.histograms, row.pixel_thresholds, strict=True)
+    ]
     twice_hit, sizes = np.array(overlaps, float).T
-    return RuledStatistic("dice", "pixel", "validation", "tumour", pixels, lambda w: ranking.ratio(w @ twice_hit, w @ sizes), "no tumour slices")
+    return RuledStatistic(
+        "dice",
+        "pixel",
+        "validation",
+        "tumour",
+        pixels,
+        lambda w: ranking.ratio(w @ twice_hit, w @ sizes),
+        "no tumour slices",
+    )
 
 
 def _patients(row: RowUnits) -> Iterator[RuledStatistic]:
@@ -223,7 +286,11 @@ def _patients(row: RowUnits) -> Iterator[RuledStatistic]:
         units = _Judged("patient", np.arange(row.patients), row.fold, label, score, absent)
         yield from _curves(units, name)
         yield _calibration(units, name, row.probability)
-        decisions = row.patient_decisions_mean if name == "mean" else [_voted(decision, slices, least) for decision in row.decisions]
+        decisions = (
+            row.patient_decisions_mean
+            if name == "mean"
+            else [_voted(decision, slices, least) for decision in row.decisions]
+        )
         for decision in decisions:
             yield from _decided(units, decision, f"{name}/{decision.rule}")
 

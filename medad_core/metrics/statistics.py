@@ -34,7 +34,12 @@ def score_statistics(units: Units, level: str) -> list[Statistic]:
     """AUROC and AP of the map score, of p_yes and of brightness."""
     scores = {"map": units.map_score, "p_yes": units.p_yes, "brightness": units.brightness}
     curves = {"auroc": ranking.auroc, "ap": ranking.average_precision}
-    return [_ranked(f"{name}_{kind}", level, units, score, curve) for name, score in scores.items() for kind, curve in curves.items() if name != "brightness" or not np.isnan(score).all()]
+    return [
+        _ranked(f"{name}_{kind}", level, units, score, curve)
+        for name, score in scores.items()
+        for kind, curve in curves.items()
+        if name != "brightness" or not np.isnan(score).all()
+    ]
 
 
 def verdict_statistics(units: Units, level: str) -> list[Statistic]:
@@ -83,12 +88,20 @@ def text_statistics(slices: Units, map_threshold: float) -> list[Statistic]:
         ("verdict_map_agreement", "parsed", agree, comparable, "no parsed answers with a map score"),
         ("location_exact", "true_positive", slices.location_steps == 0, found, "no true positives"),
         ("location_exact_or_neighbour", "true_positive", slices.location_steps <= 1, found, "no true positives"),
-        ("hallucinated_location_share", "tumour_free", slices.has_location, free, "no tumour-free slices with an answer"),
+        (
+            "hallucinated_location_share",
+            "tumour_free",
+            slices.has_location,
+            free,
+            "no tumour-free slices with an answer",
+        ),
     ]
     return [_shared(slices, *row) for row in rows]
 
 
-def pixel_statistics(histograms: Sequence[PixelHistogram], map_threshold: float, strata: np.ndarray | None = None) -> list[Statistic]:
+def pixel_statistics(
+    histograms: Sequence[PixelHistogram], map_threshold: float, strata: np.ndarray | None = None
+) -> list[Statistic]:
     """Pixel curves, AUPRO and pooled Dice, in this order, from one histogram a patient, in the order of the weights' columns; at least one.
 
     `strata` (P,): patients whose maps are of one model, within which the curves are taken (`ranking.within_strata`); None: all are.
@@ -142,7 +155,9 @@ def _ranked(metric: str, level: str, units: Units, score: np.ndarray, curve: ran
     usable = units.labelled & ~np.isnan(score)
     labels, groups, scores = units.positive[usable], units.patient[usable], score[usable]
     why = _why_not(level, units, usable, "scores")
-    return Statistic(metric, level, "all", int(usable.sum()), lambda w: ranking.weighted_curve(curve, scores, labels, groups, w), why)
+    return Statistic(
+        metric, level, "all", int(usable.sum()), lambda w: ranking.weighted_curve(curve, scores, labels, groups, w), why
+    )
 
 
 def _shared(units: Units, metric: str, subset: str, flag: np.ndarray, among: np.ndarray, why: str) -> Statistic:

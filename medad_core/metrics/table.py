@@ -132,7 +132,9 @@ def _by_patient(pixel: Mapping[str, PixelHistogram], cases: Sequence[str]) -> li
     found: dict[str, PixelHistogram] = {}
     for case in cases:
         patient = patient_of(case)
-        found[patient] = found.get(patient, PixelHistogram(_levels(pixel))) + pixel.get(case, PixelHistogram(_levels(pixel)))
+        found[patient] = found.get(patient, PixelHistogram(_levels(pixel))) + pixel.get(
+            case, PixelHistogram(_levels(pixel))
+        )
     return list(found.values())
 
 

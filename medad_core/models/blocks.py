@@ -55,14 +55,23 @@ def _part(module: nn.Module, *names: str) -> nn.Module:
     for name in names:
         if hasattr(module, name):
             return getattr(module, name)
-    raise WeightsError(f"{type(module).__name__} has no {' or '.join(names)}: blocks of this architecture are not supported")
+    raise WeightsError(
+        f"{type(module).__name__} has no {' or '.join(names)}: blocks of this architecture are not supported"
+    )
 
 
 def _joined(*layers: nn.Linear) -> nn.Linear:
     """Linear layers of one input as one layer; a bias that is missing (CLIP variants have q and v alone) counts as zero."""
-    whole = nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers), device=layers[0].weight.device, dtype=layers[0].weight.dtype)
+    whole = nn.Linear(
+        layers[0].in_features,
+        sum(layer.out_features for layer in layers),
+        device=layers[0].weight.device,
+        dtype=layers[0].weight.dtype,
+    )
     whole.weight.data = torch.cat([layer.weight.data for layer in layers])
-    whole.bias.data = torch.cat([layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.data for layer in layers])
+    whole.bias.data = torch.cat(
+        [layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.data for layer in layers]
+    )
     return whole.requires_grad_(False)
 
 

@@ -64,7 +64,9 @@ def converted(name: str, source: Path, licence: str, convert: Callable[[Path, Pa
     Raises WeightsError when the source is absent or the cache cannot be written.
     """
     if not source.is_file():
-        raise WeightsError(f"{name}: {source.name} is not installed; run `make setup`, or name a local model folder instead")
+        raise WeightsError(
+            f"{name}: {source.name} is not installed; run `make setup`, or name a local model folder instead"
+        )
     source_sha256 = sha256_of(source)
     folder = cache_root() / f"{name}-{source_sha256[:12]}"
     if not (folder / RECORD).is_file():
@@ -79,10 +81,17 @@ def _convert_once(name: str, source: Path, source_sha256: str, licence: str, con
         folder.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder.parent).close()
     except OSError as error:
-        raise WeightsError(f"{name}: cannot write the model cache {folder.parent} ({error.strerror}); set MEDAD_CACHE to a writable folder") from error
+        raise WeightsError(
+            f"{name}: cannot write the model cache {folder.parent} ({error.strerror}); set MEDAD_CACHE to a writable folder"
+        ) from error
     try:
-        shutil.rmtree(folder, ignore_errors=True)  # without its record it is what a killed conversion of an older medad left
-        write_converted(ConvertedModel(name, folder, source.name, source_sha256, licence, {}), lambda scratch: convert(source, scratch))
+        shutil.rmtree(
+            folder, ignore_errors=True
+        )  # without its record it is what a killed conversion of an older medad left
+        write_converted(
+            ConvertedModel(name, folder, source.name, source_sha256, licence, {}),
+            lambda scratch: convert(source, scratch),
+        )
     except OSError as error:
         if not (folder / RECORD).is_file():  # otherwise another process was faster
             raise WeightsError(f"{name}: converting {source.name} failed: {error}") from error

@@ -46,9 +46,13 @@ class Converter(nn.Module):
 
     def __init__(self, knowledge: Tensor, width: int, embedding_std: float) -> None:
         super().__init__()
-        stages = [layer for a, b in pairwise(CHANNELS) for layer in (nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GELU())]
+        stages = [
+            layer for a, b in pairwise(CHANNELS) for layer in (nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GELU())
+        ]
         self.convolutions = nn.Sequential(*stages)
-        self.mix = nn.Conv2d(CHANNELS[-1], CHANNELS[-1], 3, padding=1)  # lets each cell see all nine: the centroid is a global fact
+        self.mix = nn.Conv2d(
+            CHANNELS[-1], CHANNELS[-1], 3, padding=1
+        )  # lets each cell see all nine: the centroid is a global fact
         self.to_width = nn.Conv2d(CHANNELS[-1], width, 1)
         self.scale = _Scaled(width, embedding_std)
         self.positions = nn.Parameter(torch.randn(MAP_TOKENS, width) * 0.1 * embedding_std)
@@ -97,7 +101,11 @@ class AnomalyGPTConverter(nn.Module):
     def __init__(self, width: int, joint: int | None = None, embedding_std: float = 1.0) -> None:
         super().__init__()
         self.joint = joint
-        halving = [layer for a, b in pairwise(ANOMALYGPT_CHANNELS) for layer in (nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))]
+        halving = [
+            layer
+            for a, b in pairwise(ANOMALYGPT_CHANNELS)
+            for layer in (nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+        ]
         self.convolutions = nn.Sequential(*halving)
         self.to_width = nn.Conv2d(ANOMALYGPT_CHANNELS[-1], width, 5)
         self.base = nn.Parameter(torch.randn(MAP_TOKENS, width) * embedding_std)
@@ -115,7 +123,9 @@ class AnomalyGPTConverter(nn.Module):
 
     def cells(self, grid: Tensor) -> Tensor:
         """What the convolutions make of the map (B, 1024, 7, 7)."""
-        return self.convolutions(upsample(grid.float(), (ANOMALYGPT_MAP_SIZE, ANOMALYGPT_MAP_SIZE)).sigmoid().mean(dim=1, keepdim=True))
+        return self.convolutions(
+            upsample(grid.float(), (ANOMALYGPT_MAP_SIZE, ANOMALYGPT_MAP_SIZE)).sigmoid().mean(dim=1, keepdim=True)
+        )
 
     def trunk(self) -> Iterator[nn.Parameter]:
         """The parameters behind `cells`."""
@@ -129,6 +139,12 @@ class AnomalyGPTConverter(nn.Module):
 ARCHITECTURES = {kind.architecture: kind for kind in (Converter, AnomalyGPTConverter)}
 
 
-def new_converter(architecture: str, knowledge: Tensor, width: int, embedding_std: float) -> Converter | AnomalyGPTConverter:
+def new_converter(
+    architecture: str, knowledge: Tensor, width: int, embedding_std: float
+) -> Converter | AnomalyGPTConverter:
     """A converter to train. `anomalygpt` learns its base tokens and has no use for `knowledge`."""
-    return Converter(knowledge, width, embedding_std) if architecture == "compact" else AnomalyGPTConverter(width, None, embedding_std)
+    return (
+        Converter(knowledge, width, embedding_std)
+        if architecture == "compact"
+        else AnomalyGPTConverter(width, None, embedding_std)
+    )

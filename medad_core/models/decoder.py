@@ -32,7 +32,9 @@ class Decoder(nn.Module):
 
         The layers run in the type of their weights; the cosine is float32 always, because it is multiplied by 100.
         """
-        projected = [layer(features[:, tap].to(layer.weight.dtype)).float() for tap, layer in enumerate(self.projections)]
+        projected = [
+            layer(features[:, tap].to(layer.weight.dtype)).float() for tap, layer in enumerate(self.projections)
+        ]
         with torch.autocast(features.device.type, enabled=False):
             return F.normalize(torch.stack(projected, dim=1), dim=-1) @ (LOGIT_SCALE * (self.text[1] - self.text[0]))
 
@@ -55,7 +57,9 @@ def render_maps(grid: Tensor, height: int, width: int) -> Tensor:
 
 def render_map(grid: np.ndarray, height: int, width: int) -> np.ndarray:
     """One slice of `render_maps`: (taps, gh, gw) float16 or float32 to (height, width) float32."""
-    return render_maps(torch.from_numpy(np.ascontiguousarray(grid, dtype=np.float32)).unsqueeze(0), height, width)[0].numpy()
+    return render_maps(torch.from_numpy(np.ascontiguousarray(grid, dtype=np.float32)).unsqueeze(0), height, width)[
+        0
+    ].numpy()
 
 
 def image_scores(maps: Tensor, kind: str, quantile: float) -> Tensor:

@@ -80,10 +80,14 @@ class _Patched(nn.Module):
 
     def forward(self, pixel_values: Tensor):
         size = self.config.patch_size
-        patches = pixel_values.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 4, 5, 1)  # (B, gh, gw, size, size, 3)
+        patches = (
+            pixel_values.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 4, 5, 1)
+        )  # (B, gh, gw, size, size, 3)
         grid = torch.tensor(patches.shape[1:3]).expand(len(patches), -1)
         patches = patches.flatten(3).flatten(1, 2)
-        return self.tower(patches, pixel_attention_mask=patches.new_ones(patches.shape[:2], dtype=torch.long), spatial_shapes=grid)
+        return self.tower(
+            patches, pixel_attention_mask=patches.new_ones(patches.shape[:2], dtype=torch.long), spatial_shapes=grid
+        )
 
 
 def _layers(model: nn.Module) -> nn.ModuleList:
@@ -92,10 +96,22 @@ def _layers(model: nn.Module) -> nn.ModuleList:
 
 _RESIZED = (("interpolate_pos_encoding", True),)
 FAMILIES = {
-    "dinov2": Family(partial(load_tower, "Dinov2Model"), lambda model: model.encoder.layer, IMAGENET_MEAN, IMAGENET_STD, class_tokens=1),
-    "clip_vision_model": Family(partial(load_tower, "CLIPVisionModel"), _layers, CLIP_MEAN, CLIP_STD, class_tokens=1, call=_RESIZED),
-    "siglip_vision_model": Family(partial(_headless, "SiglipVisionModel"), _layers, SIGLIP_MEAN, SIGLIP_STD, class_tokens=0, call=_RESIZED),
-    "siglip2_vision_model": Family(_Patched, lambda model: _layers(model.tower), SIGLIP_MEAN, SIGLIP_STD, class_tokens=0),
+    "dinov2": Family(
+        partial(load_tower, "Dinov2Model"),
+        lambda model: model.encoder.layer,
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        class_tokens=1,
+    ),
+    "clip_vision_model": Family(
+        partial(load_tower, "CLIPVisionModel"), _layers, CLIP_MEAN, CLIP_STD, class_tokens=1, call=_RESIZED
+    ),
+    "siglip_vision_model": Family(
+        partial(_headless, "SiglipVisionModel"), _layers, SIGLIP_MEAN, SIGLIP_STD, class_tokens=0, call=_RESIZED
+    ),
+    "siglip2_vision_model": Family(
+        _Patched, lambda model: _layers(model.tower), SIGLIP_MEAN, SIGLIP_STD, class_tokens=0
+    ),
 }
 
 
@@ -107,7 +123,15 @@ def quarter_blocks(depth: int) -> tuple[int, ...]:
 class VisionTransformerEncoder(nn.Module):
     """A frozen vision transformer, tapped at four depths. `precision` is that of its matrix products (see `blocks`)."""
 
-    def __init__(self, model: nn.Module, family: Family, image_size: int = 224, precision: str = "float32", fingerprint: dict[str, str] | None = None, projection: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family,
+        image_size: int = 224,
+        precision: str = "float32",
+        fingerprint: dict[str, str] | None = None,
+        projection: Tensor | None = None,
+    ) -> None:
         """`projection` (joint, width), where there is one, takes the class token into the joint space of images and texts."""
         super().__init__()
         self.family, self.image_size, self.precision = family, image_size, precision
@@ -152,7 +176,13 @@ class VisionTransformerEncoder(nn.Module):
     def prepare(self, images: np.ndarray | Tensor) -> Tensor:
         """uint8 slices (B, H, W) to normalised pictures (B, 3, S, S) on the encoder's device: centred on a black square, resized, repeated over channels."""
         pictures = torch.as_tensor(images).to(self.device).unsqueeze(1).float() / 255
-        pictures = F.interpolate(pad_to_square(pictures), size=(self.image_size, self.image_size), mode="bilinear", align_corners=False, antialias=True)
+        pictures = F.interpolate(
+            pad_to_square(pictures),
+            size=(self.image_size, self.image_size),
+            mode="bilinear",
+            align_corners=False,
+            antialias=True,
+        )
         return (pictures - self.mean) / self.std
 
     def encode(self, images: np.ndarray | Tensor) -> Tensor:
@@ -192,7 +222,9 @@ def _vision(found: ModelFolder) -> tuple[Family, int]:
     """Family of the vision transformer in a folder, with the folder's own mean and std, and its depth."""
     config = _vision_config(found.folder)
     if config.model_type not in FAMILIES:
-        raise WeightsError(f"encoder {found.label}: architecture {config.model_type!r} is not supported; known: {', '.join(FAMILIES)}")
+        raise WeightsError(
+            f"encoder {found.label}: architecture {config.model_type!r} is not supported; known: {', '.join(FAMILIES)}"
+        )
     family = FAMILIES[config.model_type]
     mean, std = read_normalisation(found.folder) or (family.mean, family.std)
     return replace(family, mean=mean, std=std), config.num_hidden_layers
@@ -212,14 +244,27 @@ def _fingerprint(found: ModelFolder, image_size: int) -> dict[str, str]:
     family, depth = _vision(found)
     usual = {(each.mean, each.std) for each in FAMILIES.values() if each.load == family.load}
     scale = "" if (family.mean, family.std) in usual else f", mean {family.mean}, std {family.std}"
-    return {"encoder": found.label, "encoder_sha256": model_sha256(found), "encoder_input": f"{image_size} px, blocks {quarter_blocks(depth)}{scale}"}
+    return {
+        "encoder": found.label,
+        "encoder_sha256": model_sha256(found),
+        "encoder_input": f"{image_size} px, blocks {quarter_blocks(depth)}{scale}",
+    }
 
 
-def load_encoder(name: str, device: str = "cpu", precision: str = "float32", image_size: int = 224, *, where: ModelSettings = LOCAL) -> VisionTransformerEncoder:
+def load_encoder(
+    name: str, device: str = "cpu", precision: str = "float32", image_size: int = 224, *, where: ModelSettings = LOCAL
+) -> VisionTransformerEncoder:
     """An image encoder by name (packaged or preset), or from a local `transformers` folder. Raises UsageError or WeightsError with what is known."""
     found = model_folder(name, "image encoder", where)
     family, _ = _vision(found)
-    return VisionTransformerEncoder(family.load(found.folder), family, image_size, precision, _fingerprint(found, image_size), _projection(found.folder)).to(device)
+    return VisionTransformerEncoder(
+        family.load(found.folder),
+        family,
+        image_size,
+        precision,
+        _fingerprint(found, image_size),
+        _projection(found.folder),
+    ).to(device)
 
 
 def encoder_width(name: str, *, where: ModelSettings = LOCAL) -> int:

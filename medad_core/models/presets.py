@@ -29,7 +29,9 @@ class Preset(BaseModel):
     name: str
     roles: list[Role] = Field(min_length=1)
     licence: str
-    hub: str | None = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="repository of the Hugging Face hub; null where there is none")
+    hub: str | None = Field(
+        pattern=r"^[\w.-]+/[\w.-]+$", description="repository of the Hugging Face hub; null where there is none"
+    )
     revision: str | None = Field(pattern=r"^[\w./-]+$", description="commit, tag or branch; null takes the newest")
     get: str | None = Field(None, description="command that makes the folder, where the hub alone does not")
     note: str = ""
@@ -52,13 +54,17 @@ def preset_of(name: str) -> Preset | None:
     """The preset of this name; None where there is none. Raises ConfigError for a name that nothing was released under."""
     for preset in presets().values():
         if name in preset.misnomers:
-            raise ConfigError(f"{name}: no model of that name was released; the one meant is probably {preset.name} ({preset.hub}), name that")
+            raise ConfigError(
+                f"{name}: no model of that name was released; the one meant is probably {preset.name} ({preset.hub}), name that"
+            )
     return presets().get(name)
 
 
 def _read(path: Path) -> Preset:
     try:
-        return Preset.model_validate({"name": path.stem, **yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)})
+        return Preset.model_validate(
+            {"name": path.stem, **yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)}
+        )
     except (OSError, TypeError, yaml.YAMLError) as error:
         raise ConfigError(f"preset {path}: cannot be read ({error})") from error
     except ValidationError as error:

@@ -22,11 +22,17 @@ from medad_core.models.presets import Preset, preset_of, presets
 
 log = logging.getLogger(__name__)
 LOCAL = ModelSettings()  # presets are looked for in $MEDAD_MODELS and the hub's cache; nothing is fetched
-KEYS: dict[Role, str] = {"image encoder": "models.encoder", "text encoder": "models.text_encoder", "language model": "llm.model"}
+KEYS: dict[Role, str] = {
+    "image encoder": "models.encoder",
+    "text encoder": "models.text_encoder",
+    "language model": "llm.model",
+}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FETCHED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt"]
 # Folders (Meta's own format), and the same weights once more for OpenCLIP's or Mistral's code.
-NOT_SAID = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_commit_hash"})  # settings decide the type
+NOT_SAID = frozenset(
+    {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_commit_hash"}
+)  # settings decide the type
 NOT_FETCHED = ["*/*", "open_clip*", "consolidated*"]
 
 
@@ -84,7 +90,9 @@ def weight_files(folder: Path) -> list[Path]:
         raise WeightsError(f"{folder / INDEX}: is damaged ({error}); get the model again") from error
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
-        raise WeightsError(f"{folder}: {len(missing)} of {len(files)} weight files are missing ({', '.join(missing[:3])}); get the model again")
+        raise WeightsError(
+            f"{folder}: {len(missing)} of {len(files)} weight files are missing ({', '.join(missing[:3])}); get the model again"
+        )
     return files
 
 
@@ -98,7 +106,9 @@ def model_sha256(found: ModelFolder, *, tokenizer: bool = False) -> str:
         return " ".join(hashes)
     hashes.append("config " + _config_sha256(found.folder / "config.json"))
     if tokenizer:
-        hashes += [f"{name} {sha256_of(found.folder / name)}" for name in VOCABULARIES if (found.folder / name).is_file()]
+        hashes += [
+            f"{name} {sha256_of(found.folder / name)}" for name in VOCABULARIES if (found.folder / name).is_file()
+        ]
     return " ".join(hashes)
 
 
@@ -114,8 +124,12 @@ def _config_sha256(path: Path) -> str:
 
 def _checked(found: ModelFolder, name: str, role: Role) -> ModelFolder:
     if not (found.folder / "config.json").is_file():
-        known = [each for each, model in PACK.items() if role == model.role] + [each for each, preset in presets().items() if role in preset.roles]
-        raise WeightsError(f"{KEYS[role]}: {name} is neither a known {role} ({', '.join(known)}) nor a transformers folder with a config.json")
+        known = [each for each, model in PACK.items() if role == model.role] + [
+            each for each, preset in presets().items() if role in preset.roles
+        ]
+        raise WeightsError(
+            f"{KEYS[role]}: {name} is neither a known {role} ({', '.join(known)}) nor a transformers folder with a config.json"
+        )
     weight_files(found.folder)
     return found
 
@@ -127,7 +141,9 @@ def _fetch(preset: Preset, where: ModelSettings) -> Path:
     log.info("downloading %s (%s)", preset.hub, preset.licence)
     folder = _snapshot(preset, local_files_only=False)
     if folder is None:
-        raise WeightsError(f"{preset.name}: {preset.hub} has no safetensors weights at revision {preset.revision or 'main'}; {preset.note}")
+        raise WeightsError(
+            f"{preset.name}: {preset.hub} has no safetensors weights at revision {preset.revision or 'main'}; {preset.note}"
+        )
     return folder
 
 
@@ -139,7 +155,9 @@ def _absent(preset: Preset, where: ModelSettings) -> str:
         ways.append(f"make that folder with `{preset.get.format(folder=folder)}`")
     elif where.offline:
         ways.append(f"set models.offline=false to download {preset.hub}")
-    return f"{preset.name} is not on this machine: {'; or '.join(ways)} (licence: {preset.licence}). {preset.note}".strip()
+    return (
+        f"{preset.name} is not on this machine: {'; or '.join(ways)} (licence: {preset.licence}). {preset.note}".strip()
+    )
 
 
 def _snapshot(preset: Preset, local_files_only: bool) -> Path | None:
@@ -149,7 +167,9 @@ def _snapshot(preset: Preset, local_files_only: bool) -> Path | None:
 
     files = {"allow_patterns": FETCHED, "ignore_patterns": NOT_FETCHED}
     try:
-        folder = Path(snapshot_download(preset.hub, revision=preset.revision, local_files_only=local_files_only, **files))
+        folder = Path(
+            snapshot_download(preset.hub, revision=preset.revision, local_files_only=local_files_only, **files)
+        )
         return folder if weight_files(folder) else None
     except (WeightsError, LocalEntryNotFoundError) as error:
         if local_files_only or isinstance(error, WeightsError):

@@ -44,12 +44,18 @@ class Sentences(BaseModel):
 def load_sentences(source: str = "embedded") -> Sentences:
     """The project's own sentences (`embedded`) or those of a YAML file with the lists normal, abnormal and knowledge."""
     try:
-        text = (files("medad_core.models") / "sentences.yaml").read_text() if source == "embedded" else Path(source).read_text()
+        text = (
+            (files("medad_core.models") / "sentences.yaml").read_text()
+            if source == "embedded"
+            else Path(source).read_text()
+        )
         return Sentences.model_validate(yaml.safe_load(text))
     except OSError as error:
         raise ConfigError(f"models.sentences: cannot read {source} ({error.strerror})") from error
     except (yaml.YAMLError, ValidationError) as error:
-        raise ConfigError(f"models.sentences: {source} must hold the lists normal, abnormal and knowledge: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"models.sentences: {source} must hold the lists normal, abnormal and knowledge: {str(error).splitlines()[0]}"
+        ) from error
 
 
 class TextEncoder(Protocol):
@@ -106,27 +112,48 @@ class SigLIPTextEncoder:
         config = read_config(folder)
         config = getattr(config, "text_config", config)
         self.tokenizer = load_tokenizer(folder)
-        self.model = load_tower("Siglip2TextModel" if config.model_type.startswith("siglip2") else "SiglipTextModel", folder, config).eval().requires_grad_(False)
+        self.model = (
+            load_tower(
+                "Siglip2TextModel" if config.model_type.startswith("siglip2") else "SiglipTextModel", folder, config
+            )
+            .eval()
+            .requires_grad_(False)
+        )
         self.width, self.context = config.projection_size, config.max_position_embeddings
 
     @torch.inference_mode()
     def encode(self, sentences: Sequence[str]) -> Tensor:
         """See `TextEncoder.encode`. In lower case and padded to the full length without a mask, as SigLIP was trained."""
-        tokens = _tokens(self.tokenizer, [sentence.lower() for sentence in sentences], self.context, padding="max_length")
+        tokens = _tokens(
+            self.tokenizer, [sentence.lower() for sentence in sentences], self.context, padding="max_length"
+        )
         return F.normalize(self.model(input_ids=tokens).pooler_output, dim=-1).clone()
 
 
 def _tokens(tokenizer, sentences: Sequence[str], context: int, padding: bool | str) -> Tensor:
     """Token ids (n, L), L ≤ context. A longer sentence is cut before its end token, with a warning."""
-    long = [sentence for sentence, ids in zip(sentences, tokenizer(list(sentences))["input_ids"], strict=True) if len(ids) > context]
+    long = [
+        sentence
+        for sentence, ids in zip(sentences, tokenizer(list(sentences))["input_ids"], strict=True)
+        if len(ids) > context
+    ]
     if long:
-        log.warning("%d sentences are longer than the %d tokens of the text encoder and are cut, the first: %s", len(long), context, long[0])
-    return tokenizer(list(sentences), padding=padding, truncation=True, max_length=context, return_tensors="pt")["input_ids"]
+        log.warning(
+            "%d sentences are longer than the %d tokens of the text encoder and are cut, the first: %s",
+            len(long),
+            context,
+            long[0],
+        )
+    return tokenizer(list(sentences), padding=padding, truncation=True, max_length=context, return_tensors="pt")[
+        "input_ids"
+    ]
 
 
 def text_features(encoder: TextEncoder, sentences: Sentences) -> Tensor:
     """(2, width) unit vectors, 0 normal and 1 abnormal: the mean of each ensemble, normalised again (METHOD section 2)."""
-    return F.normalize(torch.stack([encoder.encode(ensemble).mean(0) for ensemble in (sentences.normal, sentences.abnormal)]), dim=-1)
+    return F.normalize(
+        torch.stack([encoder.encode(ensemble).mean(0) for ensemble in (sentences.normal, sentences.abnormal)]), dim=-1
+    )
 
 
 TEXT_FAMILIES = {
@@ -157,5 +184,7 @@ def load_text_encoder(name: str, *, where: ModelSettings = LOCAL) -> TextEncoder
 def _family(folder: Path) -> type[TextEncoder]:
     kind = read_config(folder).model_type
     if kind not in TEXT_FAMILIES:
-        raise WeightsError(f"text encoder {folder.name}: architecture {kind!r} is not supported; known: {', '.join(TEXT_FAMILIES)}")
+        raise WeightsError(
+            f"text encoder {folder.name}: architecture {kind!r} is not supported; known: {', '.join(TEXT_FAMILIES)}"
+        )
     return TEXT_FAMILIES[kind]

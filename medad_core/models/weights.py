@@ -32,7 +32,9 @@ def weights_folder(source: str) -> Path:
     folder = Path(str(files("medad_core.models") / "embedded")) if source == "embedded" else Path(source)
     for file in (DECODER, CONVERTER):
         if not (folder / file).is_file():
-            raise WeightsError(f"models.weights: {folder} holds no {file}; name a folder that `medad train` wrote, or 'embedded'")
+            raise WeightsError(
+                f"models.weights: {folder} holds no {file}; name a folder that `medad train` wrote, or 'embedded'"
+            )
     return folder
 
 
@@ -42,9 +44,15 @@ def check_fit(path: Path, present: Mapping[str, str]) -> None:
         fits = (tensors.metadata() or {}).get("fits")
     if fits is None:
         raise WeightsError(f"{path}: does not say what models it was made for, so it is not of `medad train`")
-    wrong = [f"{name} is {present.get(name, 'absent')}, made for {made}" for name, made in json.loads(fits).items() if present.get(name) != made]
+    wrong = [
+        f"{name} is {present.get(name, 'absent')}, made for {made}"
+        for name, made in json.loads(fits).items()
+        if present.get(name) != made
+    ]
     if wrong:
-        raise WeightsError(f"{path}: weights of another model: {'; '.join(wrong)}; choose the models they were made for, or train new ones with `medad train`")
+        raise WeightsError(
+            f"{path}: weights of another model: {'; '.join(wrong)}; choose the models they were made for, or train new ones with `medad train`"
+        )
 
 
 def trained_on(folder: Path) -> frozenset[str]:
@@ -79,7 +87,9 @@ def converter_facts(path: Path) -> ConverterFacts:
         joint = tensors.get_slice("image.weight").get_shape()[1] if "image.weight" in names else None
     architecture = metadata.get("architecture", Converter.architecture)
     if architecture not in ARCHITECTURES:
-        raise WeightsError(f"{path}: converter of architecture {architecture!r}; known here: {', '.join(ARCHITECTURES)}")
+        raise WeightsError(
+            f"{path}: converter of architecture {architecture!r}; known here: {', '.join(ARCHITECTURES)}"
+        )
     return ConverterFacts(architecture, metadata.get("template", "chat"), joint)
 
 
@@ -111,7 +121,11 @@ def _save(state: Mapping[str, torch.Tensor], path: Path, fits: Mapping[str, str]
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".tmp")
     fits = {name: value for name, value in fits.items() if name not in LABELS}
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, scratch, metadata={"fits": json.dumps(fits, sort_keys=True), **facts})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in state.items()},
+        scratch,
+        metadata={"fits": json.dumps(fits, sort_keys=True), **facts},
+    )
     scratch.replace(path)
 
 
@@ -126,5 +140,7 @@ def _strict(build, state: Mapping[str, torch.Tensor], path: Path):
         module = build()
         module.load_state_dict(state, strict=True)
     except (KeyError, RuntimeError) as error:
-        raise WeightsError(f"{path}: its tensors are not those of this architecture ({str(error).splitlines()[-1].strip()})") from error
+        raise WeightsError(
+            f"{path}: its tensors are not those of this architecture ({str(error).splitlines()[-1].strip()})"
+        ) from error
     return module.eval().requires_grad_(False)

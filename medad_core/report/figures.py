@@ -78,7 +78,9 @@ def panel_png(image: np.ndarray, mask: np.ndarray | None, anomaly_map: np.ndarra
     view = brain_view([image])
     part = np.s_[view.top : view.top + view.side, view.left : view.left + view.side]
     image, anomaly_map, mask = image[part], anomaly_map[part], None if mask is None else mask[part]
-    plain = Image.fromarray(image).convert("RGB").resize((view.side * scale, view.side * scale), Image.Resampling.BICUBIC)
+    plain = (
+        Image.fromarray(image).convert("RGB").resize((view.side * scale, view.side * scale), Image.Resampling.BICUBIC)
+    )
     veil = Image.fromarray(overlay(anomaly_map), "RGBA").resize(plain.size, Image.Resampling.BICUBIC)
     mapped = Image.alpha_composite(plain.convert("RGBA"), veil).convert("RGB")
     panels = [plain, mapped] if mask is None else [plain, _outlined(plain, mask, scale), _outlined(mapped, mask, scale)]

@@ -50,7 +50,9 @@ class GalleryItem:
     location_anatomical: str | None
 
     @classmethod
-    def of(cls, row: Mapping[str, Any], image: np.ndarray, mask: np.ndarray | None, anomaly_map: np.ndarray) -> GalleryItem:
+    def of(
+        cls, row: Mapping[str, Any], image: np.ndarray, mask: np.ndarray | None, anomaly_map: np.ndarray
+    ) -> GalleryItem:
         """From a row of predictions (a mapping or a pandas Series) and its pictures."""
         return cls(
             case_id=str(row["case_id"]),
@@ -108,7 +110,10 @@ def choose_gallery(predictions: pd.DataFrame, n: int, seed: int) -> pd.DataFrame
 def _outcomes(frame: pd.DataFrame) -> list[str]:
     """Key of `OUTCOMES` for each row."""
     columns = zip(frame["label"], frame["verdict"], frame["answer_parsed"], strict=True)
-    return [_outcome(_or_none(label, int), _or_none(verdict, str) if _or_none(parsed, bool) else None) for label, verdict, parsed in columns]
+    return [
+        _outcome(_or_none(label, int), _or_none(verdict, str) if _or_none(parsed, bool) else None)
+        for label, verdict, parsed in columns
+    ]
 
 
 def _outcome(label: int | None, verdict: str | None) -> str:
@@ -116,7 +121,9 @@ def _outcome(label: int | None, verdict: str | None) -> str:
         return "unread"
     if label is None:
         return verdict
-    return f"{'true' if (verdict == 'yes') == bool(label) else 'false'} {'positive' if verdict == 'yes' else 'negative'}"
+    return (
+        f"{'true' if (verdict == 'yes') == bool(label) else 'false'} {'positive' if verdict == 'yes' else 'negative'}"
+    )
 
 
 def _or_none(value: Any, kind: type) -> Any:

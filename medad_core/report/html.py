@@ -52,12 +52,20 @@ class _Card:
     outline: str | None
 
 
-def render_report(summary: RunSummary, rows: Sequence[MetricRow], gallery: Sequence[GalleryItem], cases: Sequence[CaseRow] = ()) -> str:
+def render_report(
+    summary: RunSummary, rows: Sequence[MetricRow], gallery: Sequence[GalleryItem], cases: Sequence[CaseRow] = ()
+) -> str:
     """The page as a string: UTF-8, self-contained, readable on a phone and on paper.
 
     `rows` as `evaluate` returns them, `gallery` in the order to show, `cases` as `case_rows` returns them.
     """
-    environment = Environment(loader=PackageLoader("medad_core.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("medad_core.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters.update(metric=metric_name, split=split_title, number=_number)
     split = main_split(rows)
     return environment.get_template("report.html.j2").render(
@@ -84,7 +92,11 @@ def render_report(summary: RunSummary, rows: Sequence[MetricRow], gallery: Seque
 
 def _headlines(rows: Sequence[MetricRow], split: str) -> list[_Headline]:
     found = {(row.level, row.metric): row for row in rows if row.split == split and row.value is not None}
-    return [_Headline(title, what, found[level, metric], _baseline(found, level, metric)) for level, metric, title, what in _HEADLINES if (level, metric) in found]
+    return [
+        _Headline(title, what, found[level, metric], _baseline(found, level, metric))
+        for level, metric, title, what in _HEADLINES
+        if (level, metric) in found
+    ]
 
 
 def _baseline(found: dict[tuple[str, str], MetricRow], level: str, metric: str) -> str | None:

@@ -51,24 +51,45 @@ class SeedOfRow:
 def seed_of_row(row: str, group: str, study: Study, folds: Sequence[Scored], settings: Settings) -> SeedOfRow:
     """Everything of one row, group and seed; `folds` are its units in order."""
     everything = pd.concat([scored.frame.assign(fold=number) for number, scored in enumerate(folds)])
-    everything = everything[everything["case_id"].map(study.group_of) == group].sort_values(["case_id", "slice_index"], kind="stable", ignore_index=True)
-    test, validation = (everything[everything["split"] == split].reset_index(drop=True) for split in ("test", "validation"))
-    histograms = [{case: found for case, found in scored.histograms.items() if study.group_of(case) == group} for scored in folds]
+    everything = everything[everything["case_id"].map(study.group_of) == group].sort_values(
+        ["case_id", "slice_index"], kind="stable", ignore_index=True
+    )
+    test, validation = (
+        everything[everything["split"] == split].reset_index(drop=True) for split in ("test", "validation")
+    )
+    histograms = [
+        {case: found for case, found in scored.histograms.items() if study.group_of(case) == group} for scored in folds
+    ]
     chosen = tuple(_thresholds(row, validation, histograms, study))
     units = _row_units(row, test, histograms, chosen, settings)
     errors = tuple(scored.training_error for scored in folds if scored.training_error is not None)
     statistics = tuple(row_statistics(units, settings.reproduce.lesion_area_mm2)) + tuple(_text(row, test, settings))
-    return SeedOfRow(test, chosen, units, statistics, {key: picture for scored in folds for key, picture in scored.thumbnails.items()}, errors)
+    return SeedOfRow(
+        test,
+        chosen,
+        units,
+        statistics,
+        {key: picture for scored in folds for key, picture in scored.thumbnails.items()},
+        errors,
+    )
 
 
-def _thresholds(row: str, validation: pd.DataFrame, histograms: Sequence[dict[str, PixelHistogram]], study: Study) -> Iterator[Chosen]:
+def _thresholds(
+    row: str, validation: pd.DataFrame, histograms: Sequence[dict[str, PixelHistogram]], study: Study
+) -> Iterator[Chosen]:
     for fold, found in enumerate(histograms):
         rows = validation[validation["fold"] == fold]
         if row not in (*THROUGH_LLM, "majority"):
             patients = rows.groupby(rows["case_id"].map(patient_of)).agg(score=("score", _mean), label=("label", "max"))
             for rule in RULES:
-                yield Chosen(fold, "image", choose_threshold(rows["score"].to_numpy(), rows["label"].to_numpy() == 1, rule))
-                yield Chosen(fold, "patient", choose_threshold(patients["score"].to_numpy(), patients["label"].to_numpy() == 1, rule))
+                yield Chosen(
+                    fold, "image", choose_threshold(rows["score"].to_numpy(), rows["label"].to_numpy() == 1, rule)
+                )
+                yield Chosen(
+                    fold,
+                    "patient",
+                    choose_threshold(patients["score"].to_numpy(), patients["label"].to_numpy() == 1, rule),
+                )
         held = [histogram for case, histogram in found.items() if case in study.folds[fold].validation]
         if found:
             yield Chosen(fold, "pixel", choose_pixel_threshold(sum(held[1:], held[0]) if held else PixelHistogram()))
@@ -79,7 +100,13 @@ def _mean(scores: pd.Series) -> float:
     return float(np.mean(scores.to_numpy()))
 
 
-def _row_units(row: str, test: pd.DataFrame, histograms: Sequence[dict[str, PixelHistogram]], chosen: Sequence[Chosen], settings: Settings) -> RowUnits:
+def _row_units(
+    row: str,
+    test: pd.DataFrame,
+    histograms: Sequence[dict[str, PixelHistogram]],
+    chosen: Sequence[Chosen],
+    settings: Settings,
+) -> RowUnits:
     patient, names = pd.factorize(test["case_id"].map(patient_of))
     fold_of = test.groupby(patient)["fold"].first().reindex(range(len(names))).to_numpy()
     means = test.groupby(patient)["score"].agg(_mean).reindex(range(len(names))).to_numpy()
@@ -101,7 +128,9 @@ def _row_units(row: str, test: pd.DataFrame, histograms: Sequence[dict[str, Pixe
     )
 
 
-def _decisions(row: str, test: pd.DataFrame, scores: np.ndarray, folds: np.ndarray, level: str, chosen: Sequence[Chosen]) -> Iterator[Decision]:
+def _decisions(
+    row: str, test: pd.DataFrame, scores: np.ndarray, folds: np.ndarray, level: str, chosen: Sequence[Chosen]
+) -> Iterator[Decision]:
     """One decision by every rule of the row. An answer that could not be read is undecided, and counts as wrong at every level."""
     if row == "majority":
         yield Decision("always", (scores >= 0.5).astype(float))
@@ -113,7 +142,11 @@ def _decisions(row: str, test: pd.DataFrame, scores: np.ndarray, folds: np.ndarr
         limits = {item.fold: item.threshold for item in chosen if (item.level, item.threshold.rule) == (level, rule)}
         cut = np.array([np.nan if limits[fold].value is None else limits[fold].value for fold in folds], float)
         decided = np.where(np.isnan(cut) | np.isnan(scores), np.nan, scores >= cut)
-        yield Decision(rule, decided, next((f"fold {fold}: {limit.reason}" for fold, limit in limits.items() if limit.value is None), None))
+        yield Decision(
+            rule,
+            decided,
+            next((f"fold {fold}: {limit.reason}" for fold, limit in limits.items() if limit.value is None), None),
+        )
 
 
 def _answered(test: pd.DataFrame) -> np.ndarray:
@@ -121,7 +154,9 @@ def _answered(test: pd.DataFrame) -> np.ndarray:
     return test["verdict"].map({"yes": 1.0, "no": 0.0}).where(test["answer_parsed"].astype(bool)).to_numpy(float)
 
 
-def _patient_decisions(row: str, test: pd.DataFrame, patient: np.ndarray, means: np.ndarray, fold_of: np.ndarray, chosen: Sequence[Chosen]) -> Iterator[Decision]:
+def _patient_decisions(
+    row: str, test: pd.DataFrame, patient: np.ndarray, means: np.ndarray, fold_of: np.ndarray, chosen: Sequence[Chosen]
+) -> Iterator[Decision]:
     """Decisions on a patient's mean: of its scores, or of its yes answers where the row answers, undecided where those not read could turn it."""
     if row in THROUGH_LLM:
         said, count = _answered(test), np.bincount(patient)
@@ -132,7 +167,9 @@ def _patient_decisions(row: str, test: pd.DataFrame, patient: np.ndarray, means:
     yield from _decisions(row, test, means, fold_of, "patient", chosen)
 
 
-def _by_patient(test: pd.DataFrame, histograms: Sequence[dict[str, PixelHistogram]], names: Sequence[str]) -> list[PixelHistogram] | None:
+def _by_patient(
+    test: pd.DataFrame, histograms: Sequence[dict[str, PixelHistogram]], names: Sequence[str]
+) -> list[PixelHistogram] | None:
     """One histogram a test patient, from the fold that tests it; None for a row without maps."""
     if not any(histograms):
         return None

@@ -32,16 +32,31 @@ class Fold(BaseModel):
         raise KeyError(case_id)
 
 
-def deal(tumour_free: Mapping[str, int], phantoms: Collection[str], folds: int, shares: SplitSettings) -> tuple[Fold, ...]:
+def deal(
+    tumour_free: Mapping[str, int], phantoms: Collection[str], folds: int, shares: SplitSettings
+) -> tuple[Fold, ...]:
     """Deal cases to folds; `tumour_free` counts the tumour-free slices of each case in the screening range.
 
     `folds` 1 is the split that `shares` ask for. More deal the patients to as many test sets, those with most tumour-free
     slices first, like cards; the others are split to train and validation in the proportion of their shares.
     """
-    kinds = [{case: count for case, count in tumour_free.items() if (case in phantoms) is phantom} for phantom in (False, True)]
+    kinds = [
+        {case: count for case, count in tumour_free.items() if (case in phantoms) is phantom}
+        for phantom in (False, True)
+    ]
     dealt = [_deal_kind(kind, folds, shares) for kind in kinds if kind]
-    joined = [[kind[number] for kind in dealt if number < len(kind)] for number in range(max(map(len, dealt), default=0))]
-    return tuple(Fold(**{name: tuple(sorted(case for part in parts for case in part[name])) for name in ("train", "validation", "test")}) for parts in joined)
+    joined = [
+        [kind[number] for kind in dealt if number < len(kind)] for number in range(max(map(len, dealt), default=0))
+    ]
+    return tuple(
+        Fold(
+            **{
+                name: tuple(sorted(case for part in parts for case in part[name]))
+                for name in ("train", "validation", "test")
+            }
+        )
+        for parts in joined
+    )
 
 
 def _deal_kind(tumour_free: Mapping[str, int], folds: int, shares: SplitSettings) -> list[dict[str, list[str]]]:
@@ -52,12 +67,24 @@ def _deal_kind(tumour_free: Mapping[str, int], folds: int, shares: SplitSettings
     if folds == 1:
         tests, ratios = [None], (shares.train, shares.validation, shares.test)
     else:
-        tests, ratios = _tests(normal, folds, shares.seed), (shares.train / (shares.train + shares.validation), shares.validation / (shares.train + shares.validation), 0.0)
+        tests, ratios = (
+            _tests(normal, folds, shares.seed),
+            (
+                shares.train / (shares.train + shares.validation),
+                shares.validation / (shares.train + shares.validation),
+                0.0,
+            ),
+        )
     result = []
     for number, test in enumerate(tests):
         rest = {patient: normal[patient] > 0 for patient in patients if test is None or patient not in test}
         split = split_cases(rest, ratios, shares.seed + number) | dict.fromkeys(test or (), "test")
-        result.append({name: [case for patient in patients if split[patient] == name for case in patients[patient]] for name in ("train", "validation", "test")})
+        result.append(
+            {
+                name: [case for patient in patients if split[patient] == name for case in patients[patient]]
+                for name in ("train", "validation", "test")
+            }
+        )
     return result
 
 

@@ -18,7 +18,16 @@ from medad_core.reproduce.study import open_study
 from medad_core.reproduce.units import Unit
 from medad_core.stages.models import device_of, settle_torch
 from medad_core.training.decoder import train_decoder
-from medad_core.training.fitting import Grids, check_kinds, cross_fit, decode_all, fit_converter, labelled, load_grids, save_grids
+from medad_core.training.fitting import (
+    Grids,
+    check_kinds,
+    cross_fit,
+    decode_all,
+    fit_converter,
+    labelled,
+    load_grids,
+    save_grids,
+)
 from medad_core.training.folds import deal_folds
 from medad_core.training.loop import arithmetic_of
 
@@ -42,7 +51,9 @@ def fit_decoder(out: str, fold: int, seed: int, settings: Settings, progress: Pr
     text = text_features(load_text_encoder(settings.models.text_encoder, where=settings.models), load_sentences())
     arithmetic = arithmetic_of(seeded, device_of(settings))
     fitted = cross_fit(train, inner, text, seeded, work, arithmetic, lambda done, _: progress(done, len(inner) + 1))
-    decoder = train_decoder(train, text, seeded.decoder, seed, work / "decoder.pt", arithmetic=arithmetic, until=fitted.steps)
+    decoder = train_decoder(
+        train, text, seeded.decoder, seed, work / "decoder.pt", arithmetic=arithmetic, until=fitted.steps
+    )
     save_grids(work / "grids.npz", fitted.grids | decode_all(decoder, other))
     (work / "decoder.pt").unlink()
     progress(len(inner) + 1, len(inner) + 1)
@@ -69,13 +80,26 @@ def fit_tokens(out: str, unit: Unit, settings: Settings, progress: Progress = la
     train, validation = ([cases[name] for name in names] for names in (dealt.train, dealt.validation))
     check_kinds(validation, (), "to validate on")
     folder = llm_folder(settings.llm.model, settings.llm.lora, where=settings.models)
-    prompt, encoder = Prompt(folder, settings.llm.template), load_text_encoder(settings.models.text_encoder, where=settings.models)
+    prompt, encoder = (
+        Prompt(folder, settings.llm.template),
+        load_text_encoder(settings.models.text_encoder, where=settings.models),
+    )
     knowledge = encoder.encode(load_sentences().knowledge)[: None if unit.row == "proposed" else 0]
     seeded = settings.train.model_copy(update={"seed": unit.seed})
     checkpoint, arithmetic = path.with_suffix(".pt"), arithmetic_of(seeded, device_of(settings))
     free_memory()
     llm = load_llm(prompt.folder, arithmetic.dtype).to(arithmetic.device)
-    converter, _ = fit_converter(knowledge, labelled(train, grids), labelled(validation, grids), prompt, llm, seeded, checkpoint, arithmetic, progress)
+    converter, _ = fit_converter(
+        knowledge,
+        labelled(train, grids),
+        labelled(validation, grids),
+        prompt,
+        llm,
+        seeded,
+        checkpoint,
+        arithmetic,
+        progress,
+    )
     save_converter(converter, path, {}, prompt.template.name)
     checkpoint.unlink()
 

@@ -35,8 +35,12 @@ def write(out: str, settings: Settings) -> Results:
     """Make the table of a study anew. Raises StoreError where there is no study."""
     study = open_study(out)
     table = make_table(out, study, settings)
-    written = write_results(out, table.lines, _facts(study, table, settings), list(_gallery(study, table, study.load(out), settings)))
-    return Results(written.table, written.text, written.figure, written.gallery, tuple(table.failed.items()), study.rejected)
+    written = write_results(
+        out, table.lines, _facts(study, table, settings), list(_gallery(study, table, study.load(out), settings))
+    )
+    return Results(
+        written.table, written.text, written.figure, written.gallery, tuple(table.failed.items()), study.rejected
+    )
 
 
 def _facts(study: Study, table: Table, settings: Settings) -> Facts:
@@ -64,10 +68,18 @@ def _notes(study: Study, table: Table, settings: Settings) -> Iterator[str]:
         yield "A difference to the proposed scheme is taken over the seeds that both rows have; DeLong's test takes the first of them."
     for row in (row for row in table.rows if row.group == study.groups[0] and row.first.training_errors):
         errors = [error for seed in row.seeds.values() for error in seed.training_errors]
-        warning = "; at 1 or more, that picture would have done as well: a small budget, not the method, is measured" if max(errors) >= 1 else ""
+        warning = (
+            "; at 1 or more, that picture would have done as well: a small budget, not the method, is measured"
+            if max(errors) >= 1
+            else ""
+        )
         yield f"{ROWS[row.row].title}: its training loss ended at {min(errors):.2f} to {max(errors):.2f} of that of the mean training picture{warning}."
     if study.rejected:
-        yield f"{len(study.rejected)} cases could not be used: " + "; ".join(f"{case_id}, {reason}" for case_id, reason in study.rejected) + "."
+        yield (
+            f"{len(study.rejected)} cases could not be used: "
+            + "; ".join(f"{case_id}, {reason}" for case_id, reason in study.rejected)
+            + "."
+        )
 
 
 def _group_facts(study: Study, table: Table, group: str) -> GroupFacts:
@@ -80,7 +92,13 @@ def _group_facts(study: Study, table: Table, group: str) -> GroupFacts:
         tested_patients=0 if tested is None else tested["case_id"].map(patient_of).nunique(),
         slices=0 if tested is None else len(tested),
         tumour_free=0 if tested is None else int((tested["label"] == 0).sum()),
-        dealt=tuple(tuple(len({patient_of(case) for case in getattr(fold, part) if case in cases}) for part in ("train", "validation", "test")) for fold in study.folds),
+        dealt=tuple(
+            tuple(
+                len({patient_of(case) for case in getattr(fold, part) if case in cases})
+                for part in ("train", "validation", "test")
+            )
+            for fold in study.folds
+        ),
     )
 
 
@@ -88,25 +106,56 @@ def _threshold_notes(table: Table) -> Iterator[ThresholdNote]:
     for row in table.rows:
         for seed, of_seed in row.seeds.items():
             for chosen in of_seed.thresholds:
-                yield ThresholdNote(row.row, row.group, chosen.fold, seed, chosen.level, chosen.threshold.rule, chosen.threshold.value, chosen.threshold.reason)
+                yield ThresholdNote(
+                    row.row,
+                    row.group,
+                    chosen.fold,
+                    seed,
+                    chosen.level,
+                    chosen.threshold.rule,
+                    chosen.threshold.value,
+                    chosen.threshold.reason,
+                )
 
 
 def _gallery(study: Study, table: Table, cases: dict[str, TrainingCase], settings: Settings) -> Iterator[GalleryRow]:
     """The worst errors of every row that decides by slices, by its first seed."""
     for row in table.rows:
-        found = next((decision for decision in row.first.units.decisions if decision.rule in (settings.reproduce.rule, "answer", "always")), None)
+        found = next(
+            (
+                decision
+                for decision in row.first.units.decisions
+                if decision.rule in (settings.reproduce.rule, "answer", "always")
+            ),
+            None,
+        )
         if found is not None:
             label = row.first.units.label
             decided = found.settled(label)
             errors = [int(((label == true) & (decided == said)).sum()) for true, said in ((0, 1), (1, 0))]
-            yield GalleryRow(row.row, ROWS[row.row].title, row.group, found.rule, tuple(_worst(row, found.rule, decided, cases, settings.reproduce.gallery)), *errors)
+            yield GalleryRow(
+                row.row,
+                ROWS[row.row].title,
+                row.group,
+                found.rule,
+                tuple(_worst(row, found.rule, decided, cases, settings.reproduce.gallery)),
+                *errors,
+            )
 
 
-def _worst(row: RowOfGroup, rule: str, decided: np.ndarray, cases: dict[str, TrainingCase], count: int) -> Iterator[GallerySlice]:
+def _worst(
+    row: RowOfGroup, rule: str, decided: np.ndarray, cases: dict[str, TrainingCase], count: int
+) -> Iterator[GallerySlice]:
     seed = row.first
-    limits = {item.fold: item.threshold.value for item in seed.thresholds if (item.level, item.threshold.rule) == ("image", rule)}
+    limits = {
+        item.fold: item.threshold.value
+        for item in seed.thresholds
+        if (item.level, item.threshold.rule) == ("image", rule)
+    }
     for kind, label, said, ascending in (("false positive", 0, 1, False), ("false negative", 1, 0, True)):
-        wrong = seed.frame[(seed.frame["label"] == label) & (decided == said)].sort_values("score", ascending=ascending, kind="stable")
+        wrong = seed.frame[(seed.frame["label"] == label) & (decided == said)].sort_values(
+            "score", ascending=ascending, kind="stable"
+        )
         for item in wrong.head(count).itertuples():
             case = cases[item.case_id]
             at = int(item.slice_index - case.slice_index[0])

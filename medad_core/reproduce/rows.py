@@ -42,7 +42,10 @@ def run_unit(out: str, unit: Unit, settings: Settings, progress: Progress = lamb
 def scored_slices(study: Study, fold: int, cases: dict[str, TrainingCase], settings: Settings) -> Slices:
     """Validation and test slices of a fold within the screening range, case by case."""
     dealt = study.folds[fold]
-    return Slices.of((cases[name] for name in (*dealt.validation, *dealt.test)), lambda case: case.within(settings.data.first_slice, settings.data.last_slice))
+    return Slices.of(
+        (cases[name] for name in (*dealt.validation, *dealt.test)),
+        lambda case: case.within(settings.data.first_slice, settings.data.last_slice),
+    )
 
 
 def frame_of(study: Study, fold: int, slices: Slices, scores: np.ndarray) -> pd.DataFrame:
@@ -51,8 +54,20 @@ def frame_of(study: Study, fold: int, slices: Slices, scores: np.ndarray) -> pd.
     for (case, position), score in zip(slices.picks, scores, strict=True):
         mask = case.masks[position]
         pixels = int(mask.sum())
-        rows.append((case.case_id, int(case.slice_index[position]), study.folds[fold].split_of(case.case_id), int(pixels > 0), pixels * case.pixel_mm2, float(score), true_cell(mask)))
-    frame = pd.DataFrame(rows, columns=["case_id", "slice_index", "split", "label", "area_mm2", "score", "location_true"])
+        rows.append(
+            (
+                case.case_id,
+                int(case.slice_index[position]),
+                study.folds[fold].split_of(case.case_id),
+                int(pixels > 0),
+                pixels * case.pixel_mm2,
+                float(score),
+                true_cell(mask),
+            )
+        )
+    frame = pd.DataFrame(
+        rows, columns=["case_id", "slice_index", "split", "label", "area_mm2", "score", "location_true"]
+    )
     return frame.assign(map_score=None, answer=None, answer_parsed=None, verdict=None, location=None)
 
 
@@ -73,7 +88,9 @@ class Collector:
             self.histograms.setdefault(case.case_id, PixelHistogram()).accumulate(anomaly_map, self.slices.mask(at))
         except ValueError as error:
             raise MedadError(f"{case.case_id}, slice {case.slice_index[position]}: {error}") from error
-        self.thumbnails[case.case_id, int(case.slice_index[position])] = np.round(255 * anomaly_map[::2, ::2]).astype(np.uint8)
+        self.thumbnails[case.case_id, int(case.slice_index[position])] = np.round(255 * anomaly_map[::2, ::2]).astype(
+            np.uint8
+        )
         self.scores.append(float(score))
 
     def scored(self, frame: pd.DataFrame, study: Study, keep: int) -> Scored:
@@ -94,39 +111,59 @@ def drawn(slices: Slices, grids: proposed.Grids, settings: Settings) -> Collecto
     return collected
 
 
-def _detector(out: str, unit: Unit, settings: Settings, study: Study, cases: dict[str, TrainingCase], progress: Progress) -> Scored:
+def _detector(
+    out: str, unit: Unit, settings: Settings, study: Study, cases: dict[str, TrainingCase], progress: Progress
+) -> Scored:
     from medad_core.baselines import build
 
     device = device_of(settings)
-    detector = build(unit.row, settings.reproduce.baselines, load_encoder(settings.models.encoder, device, where=settings.models), unit.seed, device)
+    detector = build(
+        unit.row,
+        settings.reproduce.baselines,
+        load_encoder(settings.models.encoder, device, where=settings.models),
+        unit.seed,
+        device,
+    )
     detector.fit(Slices.of((cases[name] for name in study.folds[unit.fold].train), tumour_free), progress)
     slices = scored_slices(study, unit.fold, cases, settings)
     collected = Collector(slices)
     for batch in detector.score(slices):
         for score, drawn in zip(batch.scores, batch.maps, strict=True):
             collected.add(score, to_native(drawn[None], *slices.mask(len(collected.scores)).shape)[0])
-    scored = collected.scored(frame_of(study, unit.fold, slices, np.array(collected.scores)), study, settings.reproduce.gallery)
+    scored = collected.scored(
+        frame_of(study, unit.fold, slices, np.array(collected.scores)), study, settings.reproduce.gallery
+    )
     return replace(scored, training_error=detector.training_error)
 
 
-def _majority(out: str, unit: Unit, settings: Settings, study: Study, cases: dict[str, TrainingCase], progress: Progress) -> Scored:
+def _majority(
+    out: str, unit: Unit, settings: Settings, study: Study, cases: dict[str, TrainingCase], progress: Progress
+) -> Scored:
     """Always the training patients' share of tumour slices, within the screening range."""
     first, last = settings.data.first_slice, settings.data.last_slice
-    flags = [case.has_tumour[case.within(first, last)] for case in (cases[name] for name in study.folds[unit.fold].train)]
+    flags = [
+        case.has_tumour[case.within(first, last)] for case in (cases[name] for name in study.folds[unit.fold].train)
+    ]
     if not flags:
         raise MedadError("no patients to train on")
     slices = scored_slices(study, unit.fold, cases, settings)
     return Scored(frame_of(study, unit.fold, slices, np.full(len(slices), np.concatenate(flags).mean())), {}, {})
 
 
-def _without_llm(out: str, unit: Unit, settings: Settings, study: Study, cases: dict[str, TrainingCase], progress: Progress) -> Scored:
+def _without_llm(
+    out: str, unit: Unit, settings: Settings, study: Study, cases: dict[str, TrainingCase], progress: Progress
+) -> Scored:
     """The map's own score."""
     slices = scored_slices(study, unit.fold, cases, settings)
     collected = drawn(slices, proposed.grids_of(out, unit.fold, unit.seed), settings)
-    return collected.scored(frame_of(study, unit.fold, slices, np.array(collected.scores)), study, settings.reproduce.gallery)
+    return collected.scored(
+        frame_of(study, unit.fold, slices, np.array(collected.scores)), study, settings.reproduce.gallery
+    )
 
 
-def _shuffled(out: str, unit: Unit, settings: Settings, study: Study, cases: dict[str, TrainingCase], progress: Progress) -> Scored:
+def _shuffled(
+    out: str, unit: Unit, settings: Settings, study: Study, cases: dict[str, TrainingCase], progress: Progress
+) -> Scored:
     """The proposed scheme with every slice given the map tokens of another slice of the same kind of case, drawn by the seed.
 
     Greedy answers depend on nothing but the prompt, and a shuffled prompt is another slice's prompt: so its answer is the answer

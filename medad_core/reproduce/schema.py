@@ -27,16 +27,34 @@ class Row:
 ROWS = {
     row.name: row
     for row in (
-        Row("autoencoder", "Autoencoder with perceptual loss", "paper", "Shvetsova et al. 2021, trained on tumour-free slices"),
-        Row("masked-autoencoder", "Masked autoencoder", "paper", "He et al. 2022 as a detector, trained on tumour-free slices"),
+        Row(
+            "autoencoder",
+            "Autoencoder with perceptual loss",
+            "paper",
+            "Shvetsova et al. 2021, trained on tumour-free slices",
+        ),
+        Row(
+            "masked-autoencoder",
+            "Masked autoencoder",
+            "paper",
+            "He et al. 2022 as a detector, trained on tumour-free slices",
+        ),
         Row("memory-autoencoder", "Memory autoencoder", "paper", "Gong et al. 2019, trained on tumour-free slices"),
         Row(PROPOSED, "Proposed scheme", "paper", "p(yes) and verdict of the LLM; no threshold"),
-        Row("patchcore", "PatchCore", "baseline", "Roth et al. 2022 on the same encoder's features, tumour-free slices"),
-        Row("brightness", "FLAIR brightness", "baseline", "99.5th percentile of the brain's pixels; nothing is trained"),
+        Row(
+            "patchcore", "PatchCore", "baseline", "Roth et al. 2022 on the same encoder's features, tumour-free slices"
+        ),
+        Row(
+            "brightness", "FLAIR brightness", "baseline", "99.5th percentile of the brain's pixels; nothing is trained"
+        ),
         Row("majority", "Majority class", "baseline", "always the commoner class of the training slices"),
         Row("without-knowledge", "Proposed without knowledge tokens", "ablation", "trained anew without them"),
-        Row("without-llm", "Proposed without the LLM", "ablation", "score of the anomaly map, threshold from validation"),
-        Row("shuffled", "Proposed, map of another slice", "ablation", "must be at chance: the answer comes from the map"),
+        Row(
+            "without-llm", "Proposed without the LLM", "ablation", "score of the anomaly map, threshold from validation"
+        ),
+        Row(
+            "shuffled", "Proposed, map of another slice", "ablation", "must be at chance: the answer comes from the map"
+        ),
     )
 }
 

@@ -34,15 +34,22 @@ class Slices:
 
     def pictures(self, at: Sequence[int], size: int) -> Tensor:
         """(n, 1, size, size) float32 in [0, 1], centred on a black square."""
-        return torch.stack([_resized(case.images[position], size) for case, position in map(self.picks.__getitem__, at)]) / 255
+        return (
+            torch.stack([_resized(case.images[position], size) for case, position in map(self.picks.__getitem__, at)])
+            / 255
+        )
 
     def brain(self, at: Sequence[int], size: int) -> Tensor:
         """(n, size, size) bool: pixels more than half inside the brain."""
-        return torch.stack([_resized(case.brain[position], size)[0] > 0.5 for case, position in map(self.picks.__getitem__, at)])
+        return torch.stack(
+            [_resized(case.brain[position], size)[0] > 0.5 for case, position in map(self.picks.__getitem__, at)]
+        )
 
     def features(self, at: Sequence[int]) -> Tensor:
         """(n, taps, gh, gw, width) float32 patch features of the frozen encoder."""
-        return torch.from_numpy(np.stack([case.features[position] for case, position in map(self.picks.__getitem__, at)])).float()
+        return torch.from_numpy(
+            np.stack([case.features[position] for case, position in map(self.picks.__getitem__, at)])
+        ).float()
 
     def native(self, at: int) -> tuple[np.ndarray, np.ndarray]:
         """One slice as stored: uint8 (H, W) image, bool (H, W) brain."""

@@ -86,7 +86,9 @@ def prepare(data: str, out: str, settings: Settings, progress: Callable[[int, in
     if read_bytes(join(out, "study.json")) is not None:
         return open_study(out)
     encoder = load_encoder(settings.models.encoder, device_of(settings), where=settings.models)
-    cases, rejected = encode_cohort(cohort, cohort.members, settings, encoder, Path(out) / "_work" / "features", progress)
+    cases, rejected = encode_cohort(
+        cohort, cohort.members, settings, encoder, Path(out) / "_work" / "features", progress
+    )
     phantoms = {member.case_id for member in cohort.members if member.phantom}
     study = Study(
         root=cohort.root,
@@ -126,7 +128,11 @@ def check_study(out: str, fingerprint: dict[str, str]) -> None:
     if read_bytes(join(out, "study.json")) is None:
         return
     there = open_study(out).fingerprint
-    wrong = [f"{key} (there {there.get(key)}, now {fingerprint.get(key)})" for key in sorted(there.keys() | fingerprint.keys()) if there.get(key) != fingerprint.get(key)]
+    wrong = [
+        f"{key} (there {there.get(key)}, now {fingerprint.get(key)})"
+        for key in sorted(there.keys() | fingerprint.keys())
+        if there.get(key) != fingerprint.get(key)
+    ]
     if wrong:
         raise StoreError(f"{out} was made with other settings: {'; '.join(wrong)}; choose another --out")
 
@@ -134,10 +140,20 @@ def check_study(out: str, fingerprint: dict[str, str]) -> None:
 def _note(case: TrainingCase, phantom: bool, out: Path) -> StudyCase:
     files = (str(Path(array.filename).resolve().relative_to(out.resolve())) for array in (case.features, case.images))
     features, pictures = files
-    return StudyCase(case_id=case.case_id, phantom=phantom, features=features, pictures=pictures, first_slice=int(case.slice_index[0]), pixel_mm2=case.pixel_mm2)
+    return StudyCase(
+        case_id=case.case_id,
+        phantom=phantom,
+        features=features,
+        pictures=pictures,
+        first_slice=int(case.slice_index[0]),
+        pixel_mm2=case.pixel_mm2,
+    )
 
 
 def _load(out: Path, case: StudyCase) -> TrainingCase:
-    features, (images, brain, masks) = np.load(out / case.features, mmap_mode="r"), np.load(out / case.pictures, mmap_mode="r")
+    features, (images, brain, masks) = (
+        np.load(out / case.features, mmap_mode="r"),
+        np.load(out / case.pictures, mmap_mode="r"),
+    )
     index = np.arange(case.first_slice, case.first_slice + len(images), dtype=np.int32)
     return TrainingCase(case.case_id, index, features, images, brain.view(bool), masks.view(bool), case.pixel_mm2)

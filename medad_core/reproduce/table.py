@@ -96,7 +96,9 @@ def _row(out: str, study: Study, row: str, group: str, settings: Settings) -> Ro
     seeds: dict[int, SeedOfRow] = {}
     measured = []
     for seed in seeds_of(row, settings.reproduce):
-        made = seed_of_row(row, group, study, [read_unit(out, Unit(row, fold, seed)) for fold in range(len(study.folds))], settings)
+        made = seed_of_row(
+            row, group, study, [read_unit(out, Unit(row, fold, seed)) for fold in range(len(study.folds))], settings
+        )
         weights = patient_weights(made.units.patients, settings.evaluate.bootstrap, settings.evaluate.seed)
         measured.append([_measure(statistic, made.units.patients, weights) for statistic in made.statistics])
         seeds[seed] = replace(made, statistics=(), units=replace(made.units, histograms=None))
@@ -107,7 +109,9 @@ def _row(out: str, study: Study, row: str, group: str, settings: Settings) -> Ro
 def _measure(statistic: RuledStatistic, patients: int, weights: np.ndarray) -> tuple[CellKey, Cell]:
     value = statistic.values(np.ones((1, patients)))
     draws = statistic.values(weights) if len(weights) and not np.isnan(value[0]) else np.full(len(weights), np.nan)
-    return (statistic.level, statistic.metric, statistic.rule, statistic.subset), Cell((0,), value, draws[None], statistic.n, statistic.undefined)
+    return (statistic.level, statistic.metric, statistic.rule, statistic.subset), Cell(
+        (0,), value, draws[None], statistic.n, statistic.undefined
+    )
 
 
 def joined(seeds: tuple[int, ...], of_seeds: Sequence[tuple[CellKey, Cell]]) -> tuple[CellKey, Cell]:
@@ -115,7 +119,13 @@ def joined(seeds: tuple[int, ...], of_seeds: Sequence[tuple[CellKey, Cell]]) -> 
     (key, first), cells = of_seeds[0], [cell for _, cell in of_seeds]
     undefined = next((cell.undefined for cell in cells if np.isnan(cell.value)), first.undefined)
     n = first.n if len({cell.n for cell in cells}) == 1 else None
-    return key, Cell(seeds, np.concatenate([cell.values for cell in cells]), np.concatenate([cell.draws for cell in cells]), n, undefined)
+    return key, Cell(
+        seeds,
+        np.concatenate([cell.values for cell in cells]),
+        np.concatenate([cell.draws for cell in cells]),
+        n,
+        undefined,
+    )
 
 
 def _lines(rows: Sequence[RowOfGroup]) -> Iterator[dict]:
@@ -127,7 +137,17 @@ def _lines(rows: Sequence[RowOfGroup]) -> Iterator[dict]:
 
 def _head(row: RowOfGroup, key: CellKey, cell: Cell) -> dict:
     level, metric, rule, subset = key
-    return {"row": row.row, "title": ROWS[row.row].title, "group": row.group, "level": level, "metric": metric, "rule": rule, "subset": subset, "n": cell.n, "seeds": len(row.seeds)}
+    return {
+        "row": row.row,
+        "title": ROWS[row.row].title,
+        "group": row.group,
+        "level": level,
+        "metric": metric,
+        "rule": rule,
+        "subset": subset,
+        "n": cell.n,
+        "seeds": len(row.seeds),
+    }
 
 
 def _value(cell: Cell, row: RowOfGroup) -> dict:
@@ -158,5 +178,7 @@ def _difference(row: RowOfGroup, key: CellKey, cell: Cell, reference: RowOfGroup
     if (level, metric) == ("image", "auroc"):
         mine, theirs = row.seeds[common[0]].units, reference.seeds[common[0]].units
         known = ~np.isnan(mine.label)
-        found["p_delong"] = delong(mine.score[known], theirs.score[known], mine.label[known] == 1, mine.fold[mine.patient[known]]).p
+        found["p_delong"] = delong(
+            mine.score[known], theirs.score[known], mine.label[known] == 1, mine.fold[mine.patient[known]]
+        ).p
     return found

@@ -103,7 +103,9 @@ class DamagedUnit(StoreError):
     """The files of a unit cannot be read."""
 
     def __init__(self, unit: Unit, why: str) -> None:
-        super().__init__(f"fold {unit.fold}, seed {unit.seed}: its files are damaged ({why}); run the same command again to make them anew")
+        super().__init__(
+            f"fold {unit.fold}, seed {unit.seed}: its files are damaged ({why}); run the same command again to make them anew"
+        )
         self.unit = unit
 
 
@@ -163,4 +165,6 @@ def _unpacked(frame: pd.DataFrame, stored: Mapping[str, np.ndarray]) -> Scored:
             thumbnails[case_id, int(name)] = stored[key]
         else:
             arrays.setdefault(case_id, {})[name] = stored[key]
-    return Scored(frame, {case_id: PixelHistogram.from_arrays(found) for case_id, found in arrays.items()}, thumbnails, error)
+    return Scored(
+        frame, {case_id: PixelHistogram.from_arrays(found) for case_id, found in arrays.items()}, thumbnails, error
+    )

@@ -105,7 +105,9 @@ def ahead(items: Iterator[T], count: int = AHEAD) -> Iterator[T]:
             reader.shutdown(wait=True, cancel_futures=True)
 
 
-def compute_batches(batches: Iterable[Batch], compute: Compute, device: torch.device) -> Iterator[tuple[Batch, list[np.ndarray]]]:
+def compute_batches(
+    batches: Iterable[Batch], compute: Compute, device: torch.device
+) -> Iterator[tuple[Batch, list[np.ndarray]]]:
     """Every batch with its results. A GPU is given the next batch before the results of this one are waited for."""
     waiting = None
     for batch in batches:
@@ -122,7 +124,10 @@ def _launch(batch: Batch, compute: Compute, device: torch.device) -> Callable[[]
     """Queue a batch on the device; the returned function waits for it."""
     on_gpu = device.type == "cuda"
     results = compute(batch.images[: batch.filled].to(device, non_blocking=on_gpu)) if batch.filled else ()
-    here = [torch.empty_like(result, device="cpu", pin_memory=on_gpu).copy_(result, non_blocking=on_gpu) for result in results]
+    here = [
+        torch.empty_like(result, device="cpu", pin_memory=on_gpu).copy_(result, non_blocking=on_gpu)
+        for result in results
+    ]
     done = torch.cuda.current_stream(device).record_event() if on_gpu else None
 
     def wait() -> tuple[Batch, list[np.ndarray]]:
@@ -180,4 +185,6 @@ class InPieces:
 def refuse_not_finite(case: CaseSlices, grids: np.ndarray) -> None:
     """Raise CaseError where half precision did not hold the map."""
     if not np.isfinite(grids).all():
-        raise CaseError(case.case_id, "its map is not finite; set models.precision=float32 and choose another output folder")
+        raise CaseError(
+            case.case_id, "its map is not finite; set models.precision=float32 and choose another output folder"
+        )

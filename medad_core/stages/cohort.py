@@ -128,7 +128,9 @@ def _has_tumour_free(case: Case, settings: DataSettings) -> bool | None:
 def _member(root: Path, case: Case, modality: str, split: str) -> Member:
     volume = case.volumes[modality]
     mask = _file(root, case.mask) if case.mask else None
-    return Member(case_id=case.case_id, split=split, phantom=_is_phantom(volume.path), volume=_file(root, volume), mask=mask)
+    return Member(
+        case_id=case.case_id, split=split, phantom=_is_phantom(volume.path), volume=_file(root, volume), mask=mask
+    )
 
 
 def _file(root: Path, ref: VolumeRef) -> File:
@@ -156,7 +158,9 @@ def _find_settled(run: str) -> Cohort | None:
     try:
         return None if data is None else Cohort.model_validate_json(data)
     except ValueError as error:
-        raise StoreError(f"{path} is damaged ({str(error).splitlines()[0]}); bring it back from a backup, or delete it and run `medad screen DATA --out {run}` again") from error
+        raise StoreError(
+            f"{path} is damaged ({str(error).splitlines()[0]}); bring it back from a backup, or delete it and run `medad screen DATA --out {run}` again"
+        ) from error
 
 
 def settle_cohort(run: str, cohort: Cohort) -> Cohort:
@@ -169,7 +173,9 @@ def settle_cohort(run: str, cohort: Cohort) -> Cohort:
             return cohort
         before, now = ({member.case_id: member for member in side.members} for side in (old, cohort))
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        raise StoreError(f"{run} was made of other data: {', '.join(changed[:5])}{' …' if len(changed) > 5 else ''} differ; choose another --out for the data as it is now")
+        raise StoreError(
+            f"{run} was made of other data: {', '.join(changed[:5])}{' …' if len(changed) > 5 else ''} differ; choose another --out for the data as it is now"
+        )
     make_folder(run)
     write_text(join(run, "cohort.json"), cohort.model_dump_json(indent=1))
     return cohort

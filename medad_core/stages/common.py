@@ -84,7 +84,9 @@ def in_one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 
 
-def run_casewise(stage: Stage, numbers: Sequence[int], make: Callable[[str], pa.Table], progress: Progress) -> list[PartRecord]:
+def run_casewise(
+    stage: Stage, numbers: Sequence[int], make: Callable[[str], pa.Table], progress: Progress
+) -> list[PartRecord]:
     """Write the given parts of a stage, `make(case_id)` giving the rows of one case."""
     records = []
     for number in numbers:
@@ -104,7 +106,9 @@ def quarantine(run: str, name: str, number: int, attempts: int, why: str) -> Par
     reason = f"{QUARANTINED}{attempts} attempts: {why}"
     log.warning("%s part %d is %s", name, number, reason)
     with making(stage, number):
-        return stage.write_part(number, [], failed=[Item(key=case_id, reason=reason) for case_id in stage.plan().parts[number].inputs])
+        return stage.write_part(
+            number, [], failed=[Item(key=case_id, reason=reason) for case_id in stage.plan().parts[number].inputs]
+        )
 
 
 def sweep_run(run: str) -> None:

@@ -23,7 +23,9 @@ def plan(run: str, settings: Settings) -> Plan:
     return plan_after(run, "maps", "prompts", prompts_fingerprint(settings))
 
 
-def run_parts(run: str, settings: Settings, numbers: Sequence[int], progress: Progress = lambda _: None, converter=None) -> list[PartRecord]:
+def run_parts(
+    run: str, settings: Settings, numbers: Sequence[int], progress: Progress = lambda _: None, converter=None
+) -> list[PartRecord]:
     """Convert the maps of the given parts. The converter is loaded where it is not given."""
     if not numbers:
         return []
@@ -31,7 +33,9 @@ def run_parts(run: str, settings: Settings, numbers: Sequence[int], progress: Pr
     converter = (converter or load_converter_of(settings)).to(device)
 
     def make(case_id: str) -> pa.Table:
-        table = maps.read_case(case_id, ["case_id", "slice_index", "taps", "grid_height", "grid_width", "grid", "embedding"])
+        table = maps.read_case(
+            case_id, ["case_id", "slice_index", "taps", "grid_height", "grid_width", "grid", "embedding"]
+        )
         return prompt_rows(table, _tokens(converter, grids_of(table), embeddings_of(table), device))
 
     return run_casewise(stage_of(run, "prompts"), numbers, make, progress)
@@ -42,6 +46,9 @@ def _tokens(converter: AnyConverter, grids: np.ndarray, embeddings: np.ndarray |
     """Soft tokens (N, T, width) float16, some slices at a time: `anomalygpt` draws its maps at 224×224."""
     found = []
     for start in range(0, len(grids), SLICES_AT_ONCE):
-        inputs = (None if array is None else torch.from_numpy(array[start : start + SLICES_AT_ONCE]).to(device) for array in (grids, embeddings))
+        inputs = (
+            None if array is None else torch.from_numpy(array[start : start + SLICES_AT_ONCE]).to(device)
+            for array in (grids, embeddings)
+        )
         found.append(converter(*inputs).half().cpu().numpy())
     return np.concatenate(found)

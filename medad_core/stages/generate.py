@@ -25,7 +25,13 @@ def plan(run: str, settings: Settings) -> Plan:
     return plan_after(run, "prompts", "answers", answers_fingerprint(settings))
 
 
-def run_parts(run: str, settings: Settings, numbers: Sequence[int], progress: Progress = lambda _: None, engine: Engine | None = None) -> list[PartRecord]:
+def run_parts(
+    run: str,
+    settings: Settings,
+    numbers: Sequence[int],
+    progress: Progress = lambda _: None,
+    engine: Engine | None = None,
+) -> list[PartRecord]:
     """Answer the prompts of the given parts. An engine is started where none is given, started anew once where it breaks down, and closed
     again. Raises EngineError where it breaks down again, naming its log, `RUN/answers/engine.log`."""
     if not numbers:
@@ -39,7 +45,9 @@ def run_parts(run: str, settings: Settings, numbers: Sequence[int], progress: Pr
             with making(answers, number):
                 table = prompts.read_part(number)
                 generations = engine.generate(prompt.assemble(knowledge, tokens_of(table))) if len(table) else []
-                records.append(answers.write_part(number, _answer_rows(table, generations), seconds=time.perf_counter() - started))
+                records.append(
+                    answers.write_part(number, _answer_rows(table, generations), seconds=time.perf_counter() - started)
+                )
             progress(records[-1])
     return records
 

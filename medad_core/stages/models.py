@@ -32,7 +32,17 @@ from medad_core.models.decoder import Decoder
 from medad_core.models.encoder import NO_JOINT, VisionTransformerEncoder, encoder_fingerprint, joint_width, load_encoder
 from medad_core.models.resolve import model_folder
 from medad_core.models.text import load_sentences, text_encoder_fingerprint
-from medad_core.models.weights import CONVERTER, DECODER, AnyConverter, check_fit, converter_facts, load_converter, load_decoder, weights_fingerprint, weights_folder
+from medad_core.models.weights import (
+    CONVERTER,
+    DECODER,
+    AnyConverter,
+    check_fit,
+    converter_facts,
+    load_converter,
+    load_decoder,
+    weights_fingerprint,
+    weights_folder,
+)
 from medad_core.stages.common import settings_fingerprint
 
 BATCH = {"cuda": 256, "mps": 32, "cpu": 16}
@@ -60,9 +70,19 @@ def maps_fingerprint(settings: Settings, there: Mapping[str, str] | None = None)
     check_fit(folder / DECODER, present)
     joint = _joint_of(settings)
     carried = {} if joint is None else {"embedding": f"joint space, {joint} wide"}
-    precision = settled_precision(there) if there is not None and settings.models.precision == "auto" else precision_of(settings)
+    precision = (
+        settled_precision(there)
+        if there is not None and settings.models.precision == "auto"
+        else precision_of(settings)
+    )
     rounded = {} if precision == "float32" else {"precision": precision}
-    return {**present, **weights_fingerprint(folder, DECODER), "image_score": settings.models.image_score.model_dump_json(), **carried, **rounded}
+    return {
+        **present,
+        **weights_fingerprint(folder, DECODER),
+        "image_score": settings.models.image_score.model_dump_json(),
+        **carried,
+        **rounded,
+    }
 
 
 def settled_precision(fingerprint: Mapping[str, str]) -> str:
@@ -77,7 +97,11 @@ def _joint_of(settings: Settings) -> int | None:
         return None
     given = joint_width(settings.models.encoder, where=settings.models)
     if asked != given:
-        raise WeightsError(NO_JOINT.format(name=settings.models.encoder) if given is None else f"models.encoder: its joint space is {given} wide, the converter wants {asked}")
+        raise WeightsError(
+            NO_JOINT.format(name=settings.models.encoder)
+            if given is None
+            else f"models.encoder: its joint space is {given} wide, the converter wants {asked}"
+        )
     return asked
 
 
@@ -90,7 +114,10 @@ def prompts_fingerprint(settings: Settings) -> dict[str, str]:
 
 def _beside_converter(settings: Settings) -> dict[str, str]:
     """What a converter has to fit."""
-    return {**llm_fingerprint(settings.llm.model, settings.llm.lora, where=settings.models), **shared_fingerprint(settings)}
+    return {
+        **llm_fingerprint(settings.llm.model, settings.llm.lora, where=settings.models),
+        **shared_fingerprint(settings),
+    }
 
 
 def answers_fingerprint(settings: Settings) -> dict[str, str]:
@@ -104,7 +131,12 @@ def answers_fingerprint(settings: Settings) -> dict[str, str]:
 def run_fingerprint(settings: Settings, there: Mapping[str, str] | None = None) -> dict[str, str]:
     """All that determines the predictions of a case, its files aside; `there` as in `maps_fingerprint`."""
     pictures = settings_fingerprint(settings, "data.modality", "data.first_slice", "data.last_slice", "data.scaling")
-    return {**pictures, **maps_fingerprint(settings, there), **prompts_fingerprint(settings), **answers_fingerprint(settings)}
+    return {
+        **pictures,
+        **maps_fingerprint(settings, there),
+        **prompts_fingerprint(settings),
+        **answers_fingerprint(settings),
+    }
 
 
 def speech_fingerprint(settings: Settings) -> dict[str, str]:
@@ -115,7 +147,11 @@ def speech_fingerprint(settings: Settings) -> dict[str, str]:
     llm = settings.llm
     dtype = resolved_dtype(llm_folder(llm.model, where=settings.models), llm.dtype)
     found = {**llm_fingerprint(llm.model, llm.lora, where=settings.models), "max_new_tokens": str(llm.max_new_tokens)}
-    return found | ({} if dtype == "float32" else {"llm_dtype": dtype}) | ({"structured": "true"} if llm.structured else {})
+    return (
+        found
+        | ({} if dtype == "float32" else {"llm_dtype": dtype})
+        | ({"structured": "true"} if llm.structured else {})
+    )
 
 
 def load_prompt_of(settings: Settings) -> Prompt:
@@ -222,7 +258,9 @@ def load_map_models(settings: Settings, device: str | None = None, precision: st
     """Encoder and decoder; device and precision are those of the settings where a stage has not settled them."""
     settle_torch(settings)
     device, precision = device or device_of(settings), precision or precision_of(settings)
-    decoder = cast_products(load_decoder(weights_folder(settings.models.weights), maps_fingerprint(settings)), precision)
+    decoder = cast_products(
+        load_decoder(weights_folder(settings.models.weights), maps_fingerprint(settings)), precision
+    )
     encoder = load_encoder(settings.models.encoder, device, precision, where=settings.models)
     if settings.models.compile:
         encoder.compile_blocks()

@@ -19,11 +19,17 @@ def plan(run: str, settings: Settings, cohort: Cohort) -> Plan:
     """Cut the cohort into parts of `data.cases_per_part` cases, rejected ones included: they are accounted for like all others."""
     cases = [member.case_id for member in cohort.members]
     size = settings.data.cases_per_part
-    fingerprint = settings_fingerprint(settings, "data.modality", "data.first_slice", "data.last_slice", "data.scaling", "data.split")
-    return stage_of(run, "slices").prepare({**fingerprint, "cohort": cohort.content}, [cases[start : start + size] for start in range(0, len(cases), size)])
+    fingerprint = settings_fingerprint(
+        settings, "data.modality", "data.first_slice", "data.last_slice", "data.scaling", "data.split"
+    )
+    return stage_of(run, "slices").prepare(
+        {**fingerprint, "cohort": cohort.content}, [cases[start : start + size] for start in range(0, len(cases), size)]
+    )
 
 
-def run_parts(run: str, settings: Settings, numbers: Sequence[int], progress: Progress = lambda _: None) -> list[PartRecord]:
+def run_parts(
+    run: str, settings: Settings, numbers: Sequence[int], progress: Progress = lambda _: None
+) -> list[PartRecord]:
     """Read, turn, scale and write the cases of the given parts."""
     cohort = cohort_of(run)
     members = {member.case_id: member for member in cohort.members}

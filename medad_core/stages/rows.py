@@ -43,13 +43,21 @@ def images_of(table: pa.Table) -> np.ndarray:
 
     Raises CaseError where there are none, or a picture is not as large as its row says.
     """
-    case_id, sizes = str(table["case_id"][0]) if len(table) else "", pc.binary_length(table["image"]).unique().to_pylist()
+    case_id, sizes = (
+        str(table["case_id"][0]) if len(table) else "",
+        pc.binary_length(table["image"]).unique().to_pylist(),
+    )
     shapes = set(zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True))
     if len(shapes) != 1 or sizes != [np.prod(next(iter(shapes)))]:
-        raise CaseError(case_id, f"its slices cannot be used: pictures of {sizes} bytes for shapes {sorted(shapes)}; delete the run's slices to make them again")
+        raise CaseError(
+            case_id,
+            f"its slices cannot be used: pictures of {sizes} bytes for shapes {sorted(shapes)}; delete the run's slices to make them again",
+        )
     image = table["image"].combine_chunks()
     start = np.frombuffer(image.buffers()[1], np.int32)[image.offset]
-    return np.frombuffer(image.buffers()[2], np.uint8)[start : start + len(image) * sizes[0]].reshape(len(image), *shapes.pop())
+    return np.frombuffer(image.buffers()[2], np.uint8)[start : start + len(image) * sizes[0]].reshape(
+        len(image), *shapes.pop()
+    )
 
 
 def bits_of(row: Mapping, column: str) -> np.ndarray | None:
@@ -60,7 +68,9 @@ def bits_of(row: Mapping, column: str) -> np.ndarray | None:
     return np.unpackbits(np.frombuffer(row[column], np.uint8), count=shape[0] * shape[1]).reshape(shape).astype(bool)
 
 
-def map_rows(keys: pa.Table, grids: np.ndarray, scores: np.ndarray, peaks: np.ndarray, embeddings: np.ndarray | None = None) -> pa.Table:
+def map_rows(
+    keys: pa.Table, grids: np.ndarray, scores: np.ndarray, peaks: np.ndarray, embeddings: np.ndarray | None = None
+) -> pa.Table:
     """Rows of one case: grids (N, taps, gh, gw) float16, scores (N,), peaks (N, 2) as row and column, embeddings (N, joint) float16 where asked for."""
     count, taps, height, width = grids.shape
     return pa.table(

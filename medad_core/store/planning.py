@@ -15,7 +15,21 @@ from medad_core.store.records import Item, PartPlan, Plan, fingerprint_of
 
 # Last words of keys that say how. With one of them in the fingerprint a run could not be resumed on another machine.
 HOW_MADE = frozenset(
-    ["batch_size", "device", "runner", "max_workers", "threads", "retries", "retry_delay_s", "ray_address", "cases_per_part", "path", "root", "out", "run"]
+    [
+        "batch_size",
+        "device",
+        "runner",
+        "max_workers",
+        "threads",
+        "retries",
+        "retry_delay_s",
+        "ray_address",
+        "cases_per_part",
+        "path",
+        "root",
+        "out",
+        "run",
+    ]
 )
 
 

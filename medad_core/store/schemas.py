@@ -43,7 +43,9 @@ MAPS = pa.schema(
         _field("anomaly_score", pa.float32()),  # [0, 1]
         _field("peak_y", pa.float32()),  # native display pixels
         _field("peak_x", pa.float32()),
-        _field("embedding", pa.binary(), True),  # float16 (joint,), of the slice in the joint space; null unless the converter asks for it
+        _field(
+            "embedding", pa.binary(), True
+        ),  # float16 (joint,), of the slice in the joint space; null unless the converter asks for it
     ]
 )
 
@@ -52,7 +54,9 @@ PROMPTS = pa.schema(
         *_KEYS,
         _field("tokens", pa.int16()),
         _field("width", pa.int32()),
-        _field("embeddings", pa.binary()),  # float16 (tokens, width), a slice's own: the image's, if any, then the map's
+        _field(
+            "embeddings", pa.binary()
+        ),  # float16 (tokens, width), a slice's own: the image's, if any, then the map's
     ]
 )
 

@@ -69,13 +69,17 @@ class Stage:
         try:
             return Plan.from_json(data)
         except ValueError as error:
-            raise StoreError(f"{self._at('_plan.json')} is damaged; delete the folder {self.uri} and run again") from error
+            raise StoreError(
+                f"{self._at('_plan.json')} is damaged; delete the folder {self.uri} and run again"
+            ) from error
 
     def plan(self) -> Plan:
         """The stored plan. Raises StoreError where there is none."""
         plan = self.find_plan()
         if plan is None:
-            raise StoreError(f"there is no stage {self.name} in {self.run}; run `medad screen DATA --out {self.run}` first")
+            raise StoreError(
+                f"there is no stage {self.name} in {self.run}; run `medad screen DATA --out {self.run}` first"
+            )
         return plan
 
     # --- parts ------------------------------------------------------------------------------------------------------
@@ -166,7 +170,9 @@ class Stage:
         plan = self.plan()
         fault = self._fault(plan, self._planned(plan, number))
         if fault is not None:
-            raise StoreError(f"{self.name} part {number} in {self.run}: {fault}; run the same command again to make it anew")
+            raise StoreError(
+                f"{self.name} part {number} in {self.run}: {fault}; run the same command again to make it anew"
+            )
 
     def done_inputs(self, number: int) -> tuple[str, ...]:
         """The cases of a part that have rows, in row order. Raises StoreError where the part is not done."""
@@ -281,7 +287,9 @@ class Stage:
         except ValueError:
             log.warning("%s is damaged; its part is made again", self._record_at(part.number))
             return None
-        ours = record.plan_sha256 == plan.sha256 and record.number == part.number and record.requested == len(part.inputs)
+        ours = (
+            record.plan_sha256 == plan.sha256 and record.number == part.number and record.requested == len(part.inputs)
+        )
         return record if ours else None
 
     def _required(self, number: int) -> PartRecord:

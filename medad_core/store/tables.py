@@ -87,7 +87,9 @@ def conform(rows: pa.Table | pa.RecordBatch, schema: pa.Schema, where: str) -> p
         try:
             arrays.append(column if column.type == field.type else column.cast(field.type))
         except pa.ArrowException as error:
-            raise RowsError(f"{where}: column {field.name} is not {field.type}: {str(error).splitlines()[0]}") from error
+            raise RowsError(
+                f"{where}: column {field.name} is not {field.type}: {str(error).splitlines()[0]}"
+            ) from error
     return pa.Table.from_arrays(arrays, schema=schema)
 
 

@@ -26,7 +26,9 @@ from medad_core.training.features import TrainingCase
 AT_ONCE = 256  # slices whose prompts lie in memory together
 
 
-def cross_validated_scores(cases: Sequence[TrainingCase], grids: dict[str, np.ndarray], settings: Settings) -> dict[str, float | int | None]:
+def cross_validated_scores(
+    cases: Sequence[TrainingCase], grids: dict[str, np.ndarray], settings: Settings
+) -> dict[str, float | int | None]:
     """Image and pixel scores of maps drawn by decoders that had not seen the patient, slices of the screening range."""
     labels, scores, pixels = [], {kind: [] for kind in ("max", "quantile", "mean")}, PixelHistogram()
     for case in cases:
@@ -38,8 +40,14 @@ def cross_validated_scores(cases: Sequence[TrainingCase], grids: dict[str, np.nd
             for kind, values in scores.items():
                 values.append(float(image_scores(rendered, kind, settings.models.image_score.quantile)))
     both = 0 < sum(labels) < len(labels)
-    result: dict[str, float | int | None] = {"slices": len(labels), "tumour_free": len(labels) - sum(labels), "patients": _patients(cases)}
-    result |= {f"image_auroc_{kind}": float(roc_auc_score(labels, values)) if both else None for kind, values in scores.items()}
+    result: dict[str, float | int | None] = {
+        "slices": len(labels),
+        "tumour_free": len(labels) - sum(labels),
+        "patients": _patients(cases),
+    }
+    result |= {
+        f"image_auroc_{kind}": float(roc_auc_score(labels, values)) if both else None for kind, values in scores.items()
+    }
     return result | {"pixel_auroc": pixels.auroc, "dice_at_0.5": pixels.dice(0.5)}
 
 
@@ -47,22 +55,39 @@ def _patients(cases: Sequence[TrainingCase]) -> int:
     return len({patient_of(case.case_id) for case in cases})
 
 
-def verdict_scores(cases: Sequence[TrainingCase], grids: dict, converter: Converter, prompt: Prompt, llm: torch.nn.Module, settings: Settings) -> dict[str, float | int | None]:
+def verdict_scores(
+    cases: Sequence[TrainingCase],
+    grids: dict,
+    converter: Converter,
+    prompt: Prompt,
+    llm: torch.nn.Module,
+    settings: Settings,
+) -> dict[str, float | int | None]:
     """The LLM's answers on the patients of fold 0, whose maps the converter has not learned from, slices of the screening range."""
-    engine = TransformersEngine(prompt, max_new_tokens=settings.llm.max_new_tokens, batch_size=settings.train.converter.batch_size, model=llm)
-    picks = [(case, index) for case in cases for index in case.within(settings.data.first_slice, settings.data.last_slice)]
+    engine = TransformersEngine(
+        prompt, max_new_tokens=settings.llm.max_new_tokens, batch_size=settings.train.converter.batch_size, model=llm
+    )
+    picks = [
+        (case, index) for case in cases for index in case.within(settings.data.first_slice, settings.data.last_slice)
+    ]
     generations: list[Generation] = []
     with torch.inference_mode():
         knowledge = converter.knowledge_tokens().numpy()
         for start in range(0, len(picks), AT_ONCE):  # prompts of a whole cohort would fill a machine's memory
             maps = np.stack([grids[case.case_id][index] for case, index in picks[start : start + AT_ONCE]])
-            generations += engine.generate(prompt.assemble(knowledge, converter(torch.from_numpy(maps).float()).half().numpy()))
+            generations += engine.generate(
+                prompt.assemble(knowledge, converter(torch.from_numpy(maps).float()).half().numpy())
+            )
     truth = [true_cell(case.masks[index]) for case, index in picks]
     answers = [parse(generation.text) for generation in generations]
     tumour = np.array([cell is not None for cell in truth])
     said_yes = np.array([answer is not None and answer.verdict == "yes" for answer in answers])
     said_no = np.array([answer is not None and answer.verdict == "no" for answer in answers])
-    hits = [(answer.location, cell) for answer, cell in zip(answers, truth, strict=True) if answer and answer.location and cell]
+    hits = [
+        (answer.location, cell)
+        for answer, cell in zip(answers, truth, strict=True)
+        if answer and answer.location and cell
+    ]
     both = 0 < tumour.sum() < len(tumour)
     return {
         "slices": len(truth),
@@ -74,11 +99,22 @@ def verdict_scores(cases: Sequence[TrainingCase], grids: dict, converter: Conver
         "specificity": float(said_no[~tumour].mean()) if not tumour.all() else None,
         "balanced_accuracy": float((said_yes[tumour].mean() + said_no[~tumour].mean()) / 2) if both else None,
         "location_exact": float(np.mean([said == cell for said, cell in hits])) if hits else None,
-        "location_exact_or_neighbour": float(np.mean([said == cell or said in neighbours(cell) for said, cell in hits])) if hits else None,
+        "location_exact_or_neighbour": float(np.mean([said == cell or said in neighbours(cell) for said, cell in hits]))
+        if hits
+        else None,
     }
 
 
-def write_card(out: Path, settings: Settings, cases: Sequence[TrainingCase], folds: list[list[str]], scores: dict[str, dict], curve: list[dict], decoder_steps: int, licence: str) -> None:
+def write_card(
+    out: Path,
+    settings: Settings,
+    cases: Sequence[TrainingCase],
+    folds: list[list[str]],
+    scores: dict[str, dict],
+    curve: list[dict],
+    decoder_steps: int,
+    licence: str,
+) -> None:
     """Write card.json (everything) and card.md (for people)."""
     card = {
         "cases": [case.case_id for case in cases],
@@ -98,7 +134,10 @@ def write_card(out: Path, settings: Settings, cases: Sequence[TrainingCase], fol
 
 def _markdown(card: dict) -> str:
     def table(rows: dict) -> str:
-        return "\n".join(f"| {name} | {'undefined' if value is None else f'{value:.4f}' if isinstance(value, float) else value} |" for name, value in rows.items())
+        return "\n".join(
+            f"| {name} | {'undefined' if value is None else f'{value:.4f}' if isinstance(value, float) else value} |"
+            for name, value in rows.items()
+        )
 
     models, train = card["settings"]["models"], card["settings"]["train"]
     return f"""# Decoder and converter for {models["encoder"]}, {models["text_encoder"]} and {card["settings"]["llm"]["model"]}

@@ -41,20 +41,51 @@ class Validation:
 class ConverterTrainer:
     """Trains `converter` for `llm` (a frozen causal LM) on maps; see the module for how it resumes."""
 
-    def __init__(self, converter: AnyConverter, llm: torch.nn.Module, prompt: Prompt, settings: ConverterTraining, seed: int, arithmetic: Arithmetic = CPU) -> None:
-        self.converter, self.llm, self.prompt, self.settings, self.seed, self.device = converter, llm, prompt, settings, seed, arithmetic.device
+    def __init__(
+        self,
+        converter: AnyConverter,
+        llm: torch.nn.Module,
+        prompt: Prompt,
+        settings: ConverterTraining,
+        seed: int,
+        arithmetic: Arithmetic = CPU,
+    ) -> None:
+        self.converter, self.llm, self.prompt, self.settings, self.seed, self.device = (
+            converter,
+            llm,
+            prompt,
+            settings,
+            seed,
+            arithmetic.device,
+        )
         self.loop = Loop(converter, settings, seed, arithmetic, rise=0.08, clip=1.0)
 
-    def fit(self, train: LabelledMaps, validation: LabelledMaps, checkpoint: Path, progress: Callable[[int, int], None] = lambda *_: None) -> AnyConverter:
+    def fit(
+        self,
+        train: LabelledMaps,
+        validation: LabelledMaps,
+        checkpoint: Path,
+        progress: Callable[[int, int], None] = lambda *_: None,
+    ) -> AnyConverter:
         """Train to the end, from `checkpoint` where there is one; the converter of the lowest validation loss is returned."""
         self.loop.resume(checkpoint)
         if self.loop.step == 0:
             self._warm_up(train)
 
         def validate(steps: int) -> dict[str, float] | None:
-            return {f"validation_{name}": value for name, value in vars(self.evaluate(validation)).items()} if steps > self.settings.synthetic_steps else None
+            return (
+                {f"validation_{name}": value for name, value in vars(self.evaluate(validation)).items()}
+                if steps > self.settings.synthetic_steps
+                else None
+            )
 
-        self.loop.run(lambda first: (self._batch(train, number) for number in itertools.count(first)), self._loss, checkpoint, validate, progress)
+        self.loop.run(
+            lambda first: (self._batch(train, number) for number in itertools.count(first)),
+            self._loss,
+            checkpoint,
+            validate,
+            progress,
+        )
         self.converter.load_state_dict(self.loop.best[1])
         return self.converter.eval().requires_grad_(False)
 
@@ -73,20 +104,27 @@ class ConverterTrainer:
         for step in range(self.settings.warm_up_steps):
             rng = np.random.default_rng([self.seed, step, 1])
             grids, said = self._examples(maps, 32, 1.0 if step < self.settings.warm_up_steps // 3 else 0.25, rng)
-            loss = F.cross_entropy(head(self.converter.cells(grids).flatten(1)), torch.tensor([answers.index(answer) for answer in said], device=self.device))
+            loss = F.cross_entropy(
+                head(self.converter.cells(grids).flatten(1)),
+                torch.tensor([answers.index(answer) for answer in said], device=self.device),
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             if (step + 1) % 250 == 0:
-                log.info("converter warm-up step %d of %d, loss %.4f", step + 1, self.settings.warm_up_steps, loss.item())
+                log.info(
+                    "converter warm-up step %d of %d, loss %.4f", step + 1, self.settings.warm_up_steps, loss.item()
+                )
 
     def _batch(self, maps: LabelledMaps, number: int) -> tuple[Tensor, list[str]]:
         """Drawn maps at first, then three real ones in four."""
         drawn_share = 1.0 if number < self.settings.synthetic_steps * self.settings.accumulate else 0.25
         return self._examples(maps, self.settings.batch_size, drawn_share, np.random.default_rng([self.seed, number]))
 
-    def _examples(self, maps: LabelledMaps, count: int, drawn_share: float, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
+    def _examples(
+        self, maps: LabelledMaps, count: int, drawn_share: float, rng: np.random.Generator
+    ) -> tuple[Tensor, list[str]]:
         """Grids (count, taps, gh, gw) and the right answers."""
         share = count * self.settings.normal_share
         normals = int(share) + (rng.random() < share % 1) if share % 1 else int(share)
@@ -105,7 +143,9 @@ class ConverterTrainer:
     def _loss(self, batch: tuple[Tensor, list[str]]) -> Tensor:
         grids, answers = batch
         logits, targets = self.answer_logits(grids, answers)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum") / len(answers)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum") / len(
+            answers
+        )
 
     def answer_logits(self, grids: Tensor, answers: list[str]) -> tuple[Tensor, Tensor]:
         """Teacher-forced logits (B, A, vocabulary) of the answers' tokens, and the tokens (B, A), padded with -100."""
@@ -117,7 +157,9 @@ class ConverterTrainer:
         inputs = torch.cat([asked, spoken], dim=1)
         cache = prefix_cache(self.llm, self.prompt.prefix(knowledge), len(answers))
         # The position before an answer token predicts it.
-        logits = self.llm(inputs_embeds=inputs, past_key_values=cache, use_cache=True, logits_to_keep=targets.shape[1]).logits
+        logits = self.llm(
+            inputs_embeds=inputs, past_key_values=cache, use_cache=True, logits_to_keep=targets.shape[1]
+        ).logits
         return logits.float(), targets.to(self.device)
 
     def _targets(self, answers: list[str]) -> Tensor:
@@ -132,13 +174,21 @@ class ConverterTrainer:
         for start in range(0, len(maps.grids), size):
             grids = torch.from_numpy(maps.grids[start : start + size].astype(np.float32)).to(self.device)
             with self.loop.arithmetic.products():
-                logits, targets = self.answer_logits(grids, [answer_to(cell_at(centroid)) for centroid in maps.centroids[start : start + size]])
-            losses += F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none").sum(1).tolist()
+                logits, targets = self.answer_logits(
+                    grids, [answer_to(cell_at(centroid)) for centroid in maps.centroids[start : start + size]]
+                )
+            losses += (
+                F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none").sum(1).tolist()
+            )
             right = (logits.argmax(-1) == targets) | (targets == IGNORE)
             verdicts += right[:, 0].tolist()
             exact += right.all(1).tolist()
         verdicts, tumour = np.array(verdicts), maps.has_tumour
-        return Validation(float(np.mean(losses)), float((verdicts[tumour].mean() + verdicts[~tumour].mean()) / 2), float(np.mean(exact)))
+        return Validation(
+            float(np.mean(losses)),
+            float((verdicts[tumour].mean() + verdicts[~tumour].mean()) / 2),
+            float(np.mean(exact)),
+        )
 
 
 def thin_out(maps: LabelledMaps, count: int, seed: int) -> LabelledMaps:

@@ -44,7 +44,9 @@ def train_decoder(
     return decoder.eval().requires_grad_(False)
 
 
-def _batches(cases: Sequence[TrainingCase], settings: DecoderTraining, seed: int, first: int, device: str) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(
+    cases: Sequence[TrainingCase], settings: DecoderTraining, seed: int, first: int, device: str
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Features and masks of the batches from number `first` on, half of them tumour-free."""
     masks = [shrink_masks(case.masks) for case in cases]
     for picks in islice(_picks([case.has_tumour for case in cases], settings.batch_size, seed), first, None):
@@ -59,19 +61,27 @@ def _picks(flags: Sequence[np.ndarray], batch_size: int, seed: int) -> Iterator[
     rng, half = np.random.default_rng(seed), batch_size // 2
     while True:
         sizes = (half, half) if batch_size % 2 == 0 else rng.permutation([half, half + 1])
-        yield [pool[index] for pool, size in zip((tumour, normal or tumour), sizes, strict=True) for index in rng.integers(len(pool), size=size)]
+        yield [
+            pool[index]
+            for pool, size in zip((tumour, normal or tumour), sizes, strict=True)
+            for index in rng.integers(len(pool), size=size)
+        ]
 
 
 def shrink_masks(masks: np.ndarray) -> Tensor:
     """(N, H, W) bool to the covered share (N, 56, 56) float32 of the square picture that the encoder sees."""
     from medad_core.models.encoder import pad_to_square
 
-    return F.interpolate(pad_to_square(torch.from_numpy(masks.astype(np.float32)).unsqueeze(1)), size=(LOSS_SIZE, LOSS_SIZE), mode="area")[:, 0]
+    return F.interpolate(
+        pad_to_square(torch.from_numpy(masks.astype(np.float32)).unsqueeze(1)), size=(LOSS_SIZE, LOSS_SIZE), mode="area"
+    )[:, 0]
 
 
 @torch.inference_mode()
 def decode_case(decoder: Decoder, case: TrainingCase, batch_size: int = 16) -> np.ndarray:
     """Grids (N, taps, gh, gw) float16 of all slices of a case."""
     starts, device = range(0, len(case.features), batch_size), decoder.text.device
-    features = (torch.from_numpy(np.array(case.features[start : start + batch_size])) for start in starts)  # a copy: the file is mapped read-only
+    features = (
+        torch.from_numpy(np.array(case.features[start : start + batch_size])) for start in starts
+    )  # a copy: the file is mapped read-only
     return torch.cat([decoder(batch.to(device).float()).half().cpu() for batch in features]).numpy()

@@ -51,7 +51,12 @@ class TrainingCase:
 
 
 def encode_cohort(
-    cohort: Cohort, members: Iterable[Member], settings: Settings, encoder: Encoder, folder: Path, progress: Callable[[int, int], None]
+    cohort: Cohort,
+    members: Iterable[Member],
+    settings: Settings,
+    encoder: Encoder,
+    folder: Path,
+    progress: Callable[[int, int], None],
 ) -> tuple[list[TrainingCase], list[Rejection]]:
     """Encode the members that can be used; the others, and those that fail here, come back with their reason."""
     members = list(members)
@@ -74,9 +79,17 @@ def encode_case(case: Case, settings: Settings, encoder: Encoder, folder: Path) 
     """
     if case.mask is None:
         raise CaseError(case.case_id, "no segmentation; training needs one, leave the case out or add it")
-    data = settings.data.model_copy(update={"first_slice": settings.train.first_slice, "last_slice": settings.train.last_slice})
+    data = settings.data.model_copy(
+        update={"first_slice": settings.train.first_slice, "last_slice": settings.train.last_slice}
+    )
     slices = read_slices(case, data)
-    key = repr((case.case_id, data.scaling, data.modality, sorted(encoder.fingerprint.items()), slices.images.shape)).encode() + slices.images.tobytes() + slices.masks.tobytes()
+    key = (
+        repr(
+            (case.case_id, data.scaling, data.modality, sorted(encoder.fingerprint.items()), slices.images.shape)
+        ).encode()
+        + slices.images.tobytes()
+        + slices.masks.tobytes()
+    )
     stem = folder / hashlib.sha256(key).hexdigest()[:24]
     features, pictures = stem.with_suffix(".npy"), stem.with_suffix(".pictures.npy")
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,11 +97,21 @@ def encode_case(case: Case, settings: Settings, encoder: Encoder, folder: Path) 
         _save(pictures, np.stack([slices.images, slices.brain.view(np.uint8), slices.masks.view(np.uint8)]))
     if not features.is_file():
         size = batch_size_of(settings, encoder.device)
-        batches = [encoder.encode(slices.images[start : start + size]).half() for start in range(0, len(slices.images), size)]
+        batches = [
+            encoder.encode(slices.images[start : start + size]).half() for start in range(0, len(slices.images), size)
+        ]
         _save(features, torch.cat(batches).cpu().numpy())
         log.info("encoded %s, %d slices", case.case_id, len(slices.images))
     images, brain, masks = np.load(pictures, mmap_mode="r")
-    return TrainingCase(case.case_id, slices.slice_index, np.load(features, mmap_mode="r"), images, brain.view(bool), masks.view(bool), slices.spacing_mm[0] * slices.spacing_mm[1])
+    return TrainingCase(
+        case.case_id,
+        slices.slice_index,
+        np.load(features, mmap_mode="r"),
+        images,
+        brain.view(bool),
+        masks.view(bool),
+        slices.spacing_mm[0] * slices.spacing_mm[1],
+    )
 
 
 def _save(path: Path, array: np.ndarray) -> None:

@@ -44,7 +44,13 @@ class CrossFit:
 
 
 def cross_fit(
-    cases: Sequence[TrainingCase], folds: Sequence[Sequence[str]], text: Tensor, settings: TrainSettings, work: Path, arithmetic: Arithmetic, progress: Callable[[int, int], None]
+    cases: Sequence[TrainingCase],
+    folds: Sequence[Sequence[str]],
+    text: Tensor,
+    settings: TrainSettings,
+    work: Path,
+    arithmetic: Arithmetic,
+    progress: Callable[[int, int], None],
 ) -> CrossFit:
     """Train a decoder without each fold in turn; resumes from `work`.
 
@@ -62,14 +68,27 @@ def cross_fit(
         progress(number + 1, len(folds))
     mean = {int(steps): float(np.mean([fold[steps] for fold in losses])) for steps in losses[0]}
     steps = min(mean, key=mean.__getitem__)
-    log.info("decoders take %d of %d steps; held-out loss %s", steps, settings.decoder.steps, ", ".join(f"{loss:.4f} at {at}" for at, loss in mean.items()))
+    log.info(
+        "decoders take %d of %d steps; held-out loss %s",
+        steps,
+        settings.decoder.steps,
+        ", ".join(f"{loss:.4f} at {at}" for at, loss in mean.items()),
+    )
     grids: Grids = {}
     for number in range(len(folds)):
         grids |= load_grids(_fold_grids(work, number, steps))
     return CrossFit(grids, steps)
 
 
-def _fit_fold(cases: Sequence[TrainingCase], number: int, held_out: Sequence[str], text: Tensor, settings: TrainSettings, work: Path, arithmetic: Arithmetic) -> dict[str, float]:
+def _fit_fold(
+    cases: Sequence[TrainingCase],
+    number: int,
+    held_out: Sequence[str],
+    text: Tensor,
+    settings: TrainSettings,
+    work: Path,
+    arithmetic: Arithmetic,
+) -> dict[str, float]:
     """Train without a fold; keep its grids at every checkpoint that may be chosen, and give the loss of each."""
     unseen, losses = [case for case in cases if case.case_id in held_out], {}
     losses_at = work / f"fold-{number}.losses.json"
@@ -86,7 +105,15 @@ def _fit_fold(cases: Sequence[TrainingCase], number: int, held_out: Sequence[str
         return {"validation_loss": losses[str(steps)]}
 
     learn = [case for case in cases if case.case_id not in held_out]
-    train_decoder(learn, text, settings.decoder, settings.seed + 1 + number, work / f"fold-{number}.pt", arithmetic=arithmetic, validate=validate)
+    train_decoder(
+        learn,
+        text,
+        settings.decoder,
+        settings.seed + 1 + number,
+        work / f"fold-{number}.pt",
+        arithmetic=arithmetic,
+        validate=validate,
+    )
     return losses
 
 
@@ -97,7 +124,10 @@ def _fold_grids(work: Path, number: int, steps: int) -> Path:
 def held_out_loss(grids: Grids, cases: Sequence[TrainingCase]) -> float:
     """The training loss on all slices of `cases`; tumour and tumour-free ones weigh the same, as in training, where there are both."""
     grid = torch.from_numpy(np.concatenate([grids[case.case_id] for case in cases])).float()
-    masks, tumour = torch.cat([shrink_masks(case.masks) for case in cases]), np.concatenate([case.has_tumour for case in cases])
+    masks, tumour = (
+        torch.cat([shrink_masks(case.masks) for case in cases]),
+        np.concatenate([case.has_tumour for case in cases]),
+    )
     parts = [torch.from_numpy(np.flatnonzero(kind)) for kind in (tumour, ~tumour) if kind.any()]
     return float(np.mean([focal_dice_loss(grid[part], masks[part]).item() for part in parts]))
 
@@ -128,7 +158,11 @@ def check_kinds(cases: Sequence[TrainingCase], held_out: Collection[str], name: 
     flags = np.concatenate([case.has_tumour for case in cases if case.case_id not in held_out] or [np.zeros(0, bool)])
     if flags.size == 0 or flags.all() or not flags.any():
         kind = "tumour-free" if flags.any() else "tumour"
-        left = f"without {name} ({', '.join(held_out)}) no {kind} slices are left to learn from" if held_out else f"no {kind} slices {name}"
+        left = (
+            f"without {name} ({', '.join(held_out)}) no {kind} slices are left to learn from"
+            if held_out
+            else f"no {kind} slices {name}"
+        )
         raise MedadError(f"{left}; add cases with some, or widen train.first_slice..train.last_slice")
 
 

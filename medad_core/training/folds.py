@@ -22,4 +22,7 @@ def deal_folds(cases: Sequence[TrainingCase], folds: int, first: int, last: int,
     names = list(patients)
     normal = [sum(int((~case.has_tumour[case.within(first, last)]).sum()) for case in patients[name]) for name in names]
     order = sorted(np.random.default_rng(seed).permutation(len(names)), key=lambda index: -normal[index])
-    return [[case.case_id for index in order[fold::folds] for case in patients[names[index]]] for fold in range(min(folds, len(names)))]
+    return [
+        [case.case_id for index in order[fold::folds] for case in patients[names[index]]]
+        for fold in range(min(folds, len(names)))
+    ]

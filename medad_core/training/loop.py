@@ -48,19 +48,39 @@ def arithmetic_of(settings: TrainSettings, device: str) -> Arithmetic:
         return Arithmetic(device, DTYPES[settings.precision])
     if not device.startswith("cuda"):
         return Arithmetic(device)
-    return Arithmetic(device, torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16)
+    return Arithmetic(
+        device, torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    )
 
 
 class Loop:
     """Trains `module`; `curve` has step and loss of every step, `best` the lowest validation loss with its weights."""
 
-    def __init__(self, module: nn.Module, settings: DecoderTraining | ConverterTraining, seed: int, arithmetic: Arithmetic, *, rise: float, clip: float = math.inf) -> None:
-        self.module, self.settings, self.arithmetic, self.clip = module.to(arithmetic.device), settings, arithmetic, clip
+    def __init__(
+        self,
+        module: nn.Module,
+        settings: DecoderTraining | ConverterTraining,
+        seed: int,
+        arithmetic: Arithmetic,
+        *,
+        rise: float,
+        clip: float = math.inf,
+    ) -> None:
+        self.module, self.settings, self.arithmetic, self.clip = (
+            module.to(arithmetic.device),
+            settings,
+            arithmetic,
+            clip,
+        )
         self.identity = json.dumps([seed, settings.model_dump(mode="json"), str(arithmetic.dtype)])
-        self.optimizer = torch.optim.AdamW(module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
         steps = settings.total_steps
         rise = rise if rise * steps != 1 else 1.01 * rise  # OneCycleLR divides by zero where the rise is one step long
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, settings.learning_rate, total_steps=steps, pct_start=rise)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, settings.learning_rate, total_steps=steps, pct_start=rise
+        )
         # Without float16 it passes everything through.
         self.scaler = torch.amp.GradScaler(arithmetic.device.split(":")[0], enabled=arithmetic.dtype == torch.float16)
         self.step = 0
@@ -106,7 +126,12 @@ class Loop:
             if self.step % self.settings.checkpoint_every == 0 or self.step == end:
                 self._note(validate(self.step))
                 self._save(checkpoint)
-                log.info("step %d of %d: %s", self.step, end, ", ".join(f"{name} {value:.4f}" for name, value in self.curve[-1].items() if name != "step"))
+                log.info(
+                    "step %d of %d: %s",
+                    self.step,
+                    end,
+                    ", ".join(f"{name} {value:.4f}" for name, value in self.curve[-1].items() if name != "step"),
+                )
             progress(self.step, end)
 
     def _step(self, batches: list[Any], loss: Callable[[Any], Tensor]) -> float:
@@ -119,7 +144,9 @@ class Loop:
             self.scaler.scale(value).backward()
             total += value.item()
         if not math.isfinite(total):
-            raise MedadError(f"the training loss is {total} at step {self.step + 1}; lower learning_rate, or set train.precision=float32")
+            raise MedadError(
+                f"the training loss is {total} at step {self.step + 1}; lower learning_rate, or set train.precision=float32"
+            )
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
         self.scaler.step(self.optimizer)
@@ -132,7 +159,10 @@ class Loop:
             return
         self.curve[-1] |= scores
         if self.best is None or scores["validation_loss"] < self.best[0]:
-            self.best = (scores["validation_loss"], {name: value.clone() for name, value in self.module.state_dict().items()})
+            self.best = (
+                scores["validation_loss"],
+                {name: value.clone() for name, value in self.module.state_dict().items()},
+            )
 
     def _parts(self) -> dict[str, object]:
         return {"module": self.module, "optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}

@@ -31,7 +31,9 @@ class LabelledMaps:
 
     @staticmethod
     def join(parts: Sequence[LabelledMaps]) -> LabelledMaps:
-        return LabelledMaps(np.concatenate([part.grids for part in parts]), np.concatenate([part.centroids for part in parts]))
+        return LabelledMaps(
+            np.concatenate([part.grids for part in parts]), np.concatenate([part.centroids for part in parts])
+        )
 
 
 def label_maps(grids: np.ndarray, masks: np.ndarray) -> LabelledMaps:
@@ -72,12 +74,20 @@ def draw(like: np.ndarray, tumour: bool, rng: np.random.Generator) -> tuple[np.n
     shape = _ragged_ellipses(rng) if tumour or rng.random() < 0.3 else np.zeros((DRAWN_SIDE, DRAWN_SIDE), bool)
     if not shape.any():
         return grid, np.full(2, np.nan)
-    cover = ndimage.zoom(ndimage.gaussian_filter(shape.astype(np.float32), 1.0), (rows / DRAWN_SIDE, columns / DRAWN_SIDE), order=1, grid_mode=True, mode="nearest")
+    cover = ndimage.zoom(
+        ndimage.gaussian_filter(shape.astype(np.float32), 1.0),
+        (rows / DRAWN_SIDE, columns / DRAWN_SIDE),
+        order=1,
+        grid_mode=True,
+        mode="nearest",
+    )
     cover = cover / max(cover.max(), 1e-6)
     height = rng.uniform(2, 20) if tumour else rng.uniform(-8, -2)
     peak = height * rng.uniform(0.6, 1.2, size=(taps, 1, 1)) if tumour else height
     grid = np.maximum(grid, grid + cover * (peak - grid)) + rng.normal(0, 0.7, grid.shape)
-    return grid.astype(np.float32), (np.argwhere(shape).mean(axis=0) + 0.5) / DRAWN_SIDE if tumour else np.full(2, np.nan)
+    return grid.astype(np.float32), (np.argwhere(shape).mean(axis=0) + 0.5) / DRAWN_SIDE if tumour else np.full(
+        2, np.nan
+    )
 
 
 def _ragged_ellipses(rng: np.random.Generator) -> np.ndarray:

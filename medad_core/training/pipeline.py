@@ -48,7 +48,13 @@ class TrainingResult:
     scores: dict[str, dict]
 
 
-def train(data: str | Path, out: str | Path, settings: Settings, progress: Progress = lambda *_: None, licence: str = "not stated") -> TrainingResult:
+def train(
+    data: str | Path,
+    out: str | Path,
+    settings: Settings,
+    progress: Progress = lambda *_: None,
+    licence: str = "not stated",
+) -> TrainingResult:
     """Train on the labelled cases below `data` (without the split `test` unless told otherwise), write weights and card to `out`; resumes where a killed run stopped.
 
     Raises MedadError, before any training, where a fold held out leaves fewer than one case or only one kind of slice.
@@ -57,27 +63,61 @@ def train(data: str | Path, out: str | Path, settings: Settings, progress: Progr
     settle_torch(settings)
     torch.manual_seed(settings.train.seed)
     arithmetic = arithmetic_of(settings.train, device_of(settings))
-    encoder, sentences, text_encoder = load_encoder(settings.models.encoder, arithmetic.device, where=settings.models), load_sentences(), load_text_encoder(settings.models.text_encoder, where=settings.models)
+    encoder, sentences, text_encoder = (
+        load_encoder(settings.models.encoder, arithmetic.device, where=settings.models),
+        load_sentences(),
+        load_text_encoder(settings.models.text_encoder, where=settings.models),
+    )
     text = text_features(text_encoder, sentences)
     cases, rejected = _encode_all(data, out, settings, encoder, progress)
-    folds = deal_folds(cases, settings.train.folds, settings.data.first_slice, settings.data.last_slice, settings.train.seed)
+    folds = deal_folds(
+        cases, settings.train.folds, settings.data.first_slice, settings.data.last_slice, settings.train.seed
+    )
     _check_folds(cases, folds, settings)
     work = out / "_work" / _work_key(settings, cases, folds, encoder.fingerprint)
     work.mkdir(parents=True, exist_ok=True)
 
-    fitted = cross_fit(cases, folds, text, settings.train, work, arithmetic, lambda done, of: progress("decoder folds", done, of))
+    fitted = cross_fit(
+        cases, folds, text, settings.train, work, arithmetic, lambda done, of: progress("decoder folds", done, of)
+    )
     grids, shared = fitted.grids, shared_fingerprint(settings)
-    decoder = train_decoder(cases, text, settings.train.decoder, settings.train.seed, work / "decoder.pt", arithmetic=arithmetic, until=fitted.steps)
+    decoder = train_decoder(
+        cases,
+        text,
+        settings.train.decoder,
+        settings.train.seed,
+        work / "decoder.pt",
+        arithmetic=arithmetic,
+        until=fitted.steps,
+    )
     save_decoder(decoder.cpu(), out, {**encoder.fingerprint, **shared})
     del encoder, decoder
     free_memory()  # the LLM needs it
 
     prompt = Prompt(llm_folder(settings.llm.model, settings.llm.lora, where=settings.models), settings.llm.template)
-    llm, knowledge = load_llm(prompt.folder, arithmetic.dtype).to(arithmetic.device), text_encoder.encode(sentences.knowledge)
+    llm, knowledge = (
+        load_llm(prompt.folder, arithmetic.dtype).to(arithmetic.device),
+        text_encoder.encode(sentences.knowledge),
+    )
     held_out = [case for case in cases if case.case_id in folds[0]]
     learn = labelled([case for case in cases if case.case_id not in folds[0]], grids)
-    converter, curve = fit_converter(knowledge, learn, labelled(held_out, grids), prompt, llm, settings.train, work / "converter.pt", arithmetic, lambda done, of: progress("converter", done, of))
-    save_converter(converter, out, {**llm_fingerprint(settings.llm.model, settings.llm.lora, where=settings.models), **shared}, prompt.template.name)
+    converter, curve = fit_converter(
+        knowledge,
+        learn,
+        labelled(held_out, grids),
+        prompt,
+        llm,
+        settings.train,
+        work / "converter.pt",
+        arithmetic,
+        lambda done, of: progress("converter", done, of),
+    )
+    save_converter(
+        converter,
+        out,
+        {**llm_fingerprint(settings.llm.model, settings.llm.lora, where=settings.models), **shared},
+        prompt.template.name,
+    )
     pd.DataFrame(curve).to_csv(out / "converter_loss.csv", index=False)
 
     scores = {
@@ -88,13 +128,23 @@ def train(data: str | Path, out: str | Path, settings: Settings, progress: Progr
     return TrainingResult(out, rejected, scores)
 
 
-def _encode_all(data: str | Path, out: Path, settings: Settings, encoder: Encoder, progress: Progress) -> tuple[list[TrainingCase], tuple[Rejection, ...]]:
+def _encode_all(
+    data: str | Path, out: Path, settings: Settings, encoder: Encoder, progress: Progress
+) -> tuple[list[TrainingCase], tuple[Rejection, ...]]:
     cohort = find_cohort(data, settings.data)
-    chosen = [member for member in cohort.members if member.rejected or not (settings.train.hold_out_test and member.split == "test")]
-    cases, rejected = encode_cohort(cohort, chosen, settings, encoder, out / "_work" / "features", lambda done, of: progress("encode", done, of))
+    chosen = [
+        member
+        for member in cohort.members
+        if member.rejected or not (settings.train.hold_out_test and member.split == "test")
+    ]
+    cases, rejected = encode_cohort(
+        cohort, chosen, settings, encoder, out / "_work" / "features", lambda done, of: progress("encode", done, of)
+    )
     flags = np.concatenate([case.has_tumour for case in cases]) if cases else np.zeros(0, bool)
     if len(cases) < 2 or flags.all() or not flags.any():
-        raise MedadError(f"{data}: {len(cases)} usable labelled cases with {int(flags.sum())} tumour and {int((~flags).sum())} tumour-free slices; training needs two cases and both kinds")
+        raise MedadError(
+            f"{data}: {len(cases)} usable labelled cases with {int(flags.sum())} tumour and {int((~flags).sum())} tumour-free slices; training needs two cases and both kinds"
+        )
     return cases, tuple(rejected)
 
 
@@ -103,11 +153,24 @@ def _check_folds(cases: Sequence[TrainingCase], folds: list[list[str]], settings
     for number, held_out in enumerate(folds):
         check_kinds(cases, held_out, f"fold {number}")
     if not any(len(case.within(settings.data.first_slice, settings.data.last_slice)) for case in cases):
-        raise MedadError("train.first_slice..train.last_slice holds no slice of data.first_slice..data.last_slice, so nothing could be scored; let them overlap")
+        raise MedadError(
+            "train.first_slice..train.last_slice holds no slice of data.first_slice..data.last_slice, so nothing could be scored; let them overlap"
+        )
 
 
-def _work_key(settings: Settings, cases: Sequence[TrainingCase], folds: list[list[str]], encoder: dict[str, str]) -> str:
-    facts = [settings.train.model_dump_json(), folds, sorted(encoder.items()), sorted(shared_fingerprint(settings).items()), sorted(llm_fingerprint(settings.llm.model, settings.llm.lora, where=settings.models).items()), settings.llm.template]
-    facts += [(case.case_id, Path(case.features.filename).name, hashlib.sha256(case.masks.tobytes()).hexdigest()) for case in cases]
+def _work_key(
+    settings: Settings, cases: Sequence[TrainingCase], folds: list[list[str]], encoder: dict[str, str]
+) -> str:
+    facts = [
+        settings.train.model_dump_json(),
+        folds,
+        sorted(encoder.items()),
+        sorted(shared_fingerprint(settings).items()),
+        sorted(llm_fingerprint(settings.llm.model, settings.llm.lora, where=settings.models).items()),
+        settings.llm.template,
+    ]
+    facts += [
+        (case.case_id, Path(case.features.filename).name, hashlib.sha256(case.masks.tobytes()).hexdigest())
+        for case in cases
+    ]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-

@@ -22,9 +22,21 @@ SOON_S = 10.0  # how long a signal may take
 def start(words: list, fault: tuple = ("none", ""), server: str | None = None, **environment: str) -> subprocess.Popen:
     """`medad` with `words`, in a session of its own; without `server` it starts a temporary one. See faulty.py for `fault`."""
     base = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
-    surroundings = {**base, **({"PREFECT_API_URL": server} if server else {}), "PYTHONPATH": str(HERE.parents[1]), **environment}
+    surroundings = {
+        **base,
+        **({"PREFECT_API_URL": server} if server else {}),
+        "PYTHONPATH": str(HERE.parents[1]),
+        **environment,
+    }
     command = [sys.executable, HERE / "faulty.py", *fault, "--", *words]
-    return subprocess.Popen([str(word) for word in command], env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    return subprocess.Popen(
+        [str(word) for word in command],
+        env=surroundings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def screening(screened, run: Path, *words: str) -> list:
@@ -43,7 +55,9 @@ def ends(process: subprocess.Popen, code: int, timeout: float = DEADLINE_S) -> s
     return output
 
 
-def until(condition: Callable[[], bool], process: subprocess.Popen | None = None, deadline_s: float = DEADLINE_S) -> None:
+def until(
+    condition: Callable[[], bool], process: subprocess.Popen | None = None, deadline_s: float = DEADLINE_S
+) -> None:
     """Wait for it; `process` must live as long."""
     deadline = time.monotonic() + deadline_s
     while not condition():

@@ -28,7 +28,9 @@ pytest_plugins = ("prefect_harness",)
 KILLS = int(os.environ.get("MEDAD_KILLS", "50"))
 SEED = 20261123
 KILLS_A_NIGHT = 12
-LATEST = 0.7  # of an undisturbed life: one that goes on where another stopped is shorter, and comes to its end in that time
+LATEST = (
+    0.7  # of an undisturbed life: one that goes on where another stopped is shorter, and comes to its end in that time
+)
 LIFE_S = 180.0  # a life that lasts longer hangs
 READ_S = 0.5
 CAMPAIGN_WORDS = [*WORDS, "inbox.settle_s=0", "data.cases_per_part=2"]
@@ -41,13 +43,24 @@ class Screener:
         root = str(Path(__file__).parents[2])
         environment = {**os.environ, "PREFECT_API_URL": server, "PYTHONPATH": root, "PREFECT_LOGGING_LEVEL": "ERROR"}
         self.log = log.open("w")
-        self.parent = subprocess.Popen([sys.executable, str(Path(__file__).with_name("campaign.py"))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment)
+        self.parent = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("campaign.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=environment,
+        )
         assert self.parent.stdout.readline() == "ready\n", log.read_text()
 
     def live(self, inbox: Path, cohort: Path, kill_after_s: float | None) -> tuple[int, float]:
         """Exit code (-9 where it was killed) and seconds lived."""
         started = time.monotonic()
-        print(json.dumps({"inbox": str(inbox), "cohort": str(cohort), "words": CAMPAIGN_WORDS}), file=self.parent.stdin, flush=True)
+        print(
+            json.dumps({"inbox": str(inbox), "cohort": str(cohort), "words": CAMPAIGN_WORDS}),
+            file=self.parent.stdin,
+            flush=True,
+        )
         child = int(self.parent.stdout.readline())
         timer = threading.Timer(LIFE_S if kill_after_s is None else kill_after_s, _kill, [child])
         timer.start()
@@ -76,7 +89,9 @@ def screener(server, tmp_path):
 def happen(night: int, inbox: Path) -> None:
     """What comes into the inbox before a night, the same for both cohorts."""
     for number in range(2):
-        write_case(inbox, f"BraTS2021_{10 * night + number:05d}", seed=10 * night + number, tumour=range(60 + number, 64))
+        write_case(
+            inbox, f"BraTS2021_{10 * night + number:05d}", seed=10 * night + number, tumour=range(60 + number, 64)
+        )
     if night % 3 == 1:
         shutil.rmtree(inbox / "BraTS2021_00000")
         write_case(inbox, "BraTS2021_00000", seed=1000 + night)
@@ -155,13 +170,17 @@ def test_killed_at_random_moments_nothing_is_lost_done_twice_or_half_shown(scree
         code, _ = screener.live(inbox, struck, None)
         lives += 1
         assert code == 0, (tmp_path / "lives.log").read_text()
-        pd.testing.assert_frame_equal(pd.read_parquet(struck / "predictions.parquet"), pd.read_parquet(calm / "predictions.parquet"))
+        pd.testing.assert_frame_equal(
+            pd.read_parquet(struck / "predictions.parquet"), pd.read_parquet(calm / "predictions.parquet")
+        )
         assert told(struck) == told(calm)
     reads = reader.stop()
     assert CohortFolder(struck).ledger().cases == CohortFolder(calm).ledger().cases
     assert not [path for path in struck.rglob("*") if path.name.endswith((".tmp", ".begun")) or path.name == ".new"]
     with capsys.disabled():
-        print(f"\n{kills} kills in {lives} lives over {night} nights, killed with the newest work in: {stages}; {reads} looks at the predictions meanwhile; rows lost, doubled or changed: 0")
+        print(
+            f"\n{kills} kills in {lives} lives over {night} nights, killed with the newest work in: {stages}; {reads} looks at the predictions meanwhile; rows lost, doubled or changed: 0"
+        )
 
 
 def _reached(cohort: Path) -> str:

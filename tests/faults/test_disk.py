@@ -43,7 +43,9 @@ def leave_room(disk: Path, room: int) -> None:
     filler.write_bytes(bytes(free - room))
 
 
-def test_a_disk_that_fills_up_or_turns_read_only_stops_the_run_and_the_same_command_goes_on_when_it_is_well(screened, server, disk):
+def test_a_disk_that_fills_up_or_turns_read_only_stops_the_run_and_the_same_command_goes_on_when_it_is_well(
+    screened, server, disk
+):
     run, filler = disk / "run", disk / "filler"
     leave_room(disk, sum(file.stat().st_size for file in (Path(screened.run) / "slices").rglob("*")) // 2)
     one_line(ends(start(screening(screened, run), server=server), 1), "No space left on device")
@@ -51,7 +53,9 @@ def test_a_disk_that_fills_up_or_turns_read_only_stops_the_run_and_the_same_comm
     filler.unlink()
 
     process = start(screening(screened, run), server=server)
-    until(lambda: (run / "maps" / "_parts" / "00000.json").exists() and remount(disk, "ro"), process)  # refused while a file is being written
+    until(
+        lambda: (run / "maps" / "_parts" / "00000.json").exists() and remount(disk, "ro"), process
+    )  # refused while a file is being written
     one_line(ends(process, 1), "Read-only file system")
     one_line(ends(start(screening(screened, run), server=server), 2), "cannot write results", "Read-only file system")
     assert remount(disk, "rw")

@@ -20,7 +20,16 @@ from disturbed import ends, gone, screening, start, temporary_files, until
 from flows.runner import range_count
 from flows.stages import maps
 from medad_core.config import FlowSettings, load_settings
-from medad_core.errors import ConfigError, EngineError, EngineStartError, InputError, MedadError, PartError, RowsError, StoreError
+from medad_core.errors import (
+    ConfigError,
+    EngineError,
+    EngineStartError,
+    InputError,
+    MedadError,
+    PartError,
+    RowsError,
+    StoreError,
+)
 from medad_core.llm.transformers_engine import TransformersEngine
 from medad_core.stages import generate
 from medad_core.stages import maps as maps_stage
@@ -61,7 +70,10 @@ def test_what_is_not_a_parts_own_fault_stops_the_run(error):
         (caused(PartError("maps part 1", "ValueError: odd"), ValueError("odd")), False),
         (RowsError("column p_yes has 1 nulls"), False),
         (caused(PartError("maps part 1", "OutOfMemoryError"), torch.OutOfMemoryError()), True),
-        (caused(PartError("maps part 1", "RuntimeError"), RuntimeError("CUDA error: unspecified launch failure")), True),
+        (
+            caused(PartError("maps part 1", "RuntimeError"), RuntimeError("CUDA error: unspecified launch failure")),
+            True,
+        ),
         (caused(PartError("maps part 1", "MemoryError"), MemoryError()), True),
         (InputError("a volume that would not be read"), True),
         (EngineError("the engine broke down"), True),
@@ -69,7 +81,12 @@ def test_what_is_not_a_parts_own_fault_stops_the_run(error):
 )
 def test_a_parts_own_fault_makes_it_suspect_and_a_full_machine_or_a_broken_engine_only_perhaps(error, unsure):
     suspect = judged(error, attempts=2)
-    assert isinstance(suspect, Suspect) and suspect.unsure is unsure and suspect.attempts == 2 and str(suspect) == str(error)
+    assert (
+        isinstance(suspect, Suspect)
+        and suspect.unsure is unsure
+        and suspect.attempts == 2
+        and str(suspect) == str(error)
+    )
 
 
 def test_a_full_gpu_may_heal_and_an_engine_that_was_started_anew_already_may_not():
@@ -147,8 +164,15 @@ def test_a_poisoned_part_is_quarantined_and_the_rest_goes_on(screened, server, t
     for name in PART_STAGES:
         manifest = stage_of(str(run), name).require_finished()
         assert manifest.requested == manifest.done + len(manifest.skipped) + len(manifest.failed)
-    expected = pd.read_parquet(screened.outcome.predictions).query("case_id != @CASE").drop(columns="model_fingerprint").reset_index(drop=True)
-    pd.testing.assert_frame_equal(pd.read_parquet(run / "predictions.parquet").drop(columns="model_fingerprint"), expected)
+    expected = (
+        pd.read_parquet(screened.outcome.predictions)
+        .query("case_id != @CASE")
+        .drop(columns="model_fingerprint")
+        .reset_index(drop=True)
+    )
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(run / "predictions.parquet").drop(columns="model_fingerprint"), expected
+    )
     assert temporary_files(run) == []
 
 
@@ -202,7 +226,10 @@ def test_the_last_part_is_quarantined_once_a_good_one_was_made_again(screened, t
     stage = stage_of(run, "maps")
     assert [item.key for record in stage.records().values() for item in record.failed] == ["BraTS2021_00003"]
     undisturbed = stage_of(screened.run, "maps")
-    assert all(stage.read_case(case_id).equals(undisturbed.read_case(case_id)) for case_id in ("BraTS2021_00000", "BraTS2021_00001"))
+    assert all(
+        stage.read_case(case_id).equals(undisturbed.read_case(case_id))
+        for case_id in ("BraTS2021_00000", "BraTS2021_00001")
+    )
 
 
 def only_slices(screened, run: Path) -> list:
@@ -241,7 +268,12 @@ from flows.runner import interruptible
 with interruptible(ProcessPoolTaskRunner(max_workers=1)) as runner:
     runner._subprocess_message_queue._wlock.acquire()
 """
-    subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, timeout=60, check=True)
+    subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        timeout=60,
+        check=True,
+    )
 
 
 def test_workers_end_with_a_command_that_is_killed(screened, server, tmp_path):
@@ -327,13 +359,18 @@ def test_an_engine_whose_process_is_killed_is_started_anew(screened, unanswered,
     assert caplog.text.count("started anew") == 1
     rows, undisturbed = (stage_of(run, "answers").read() for run in (unanswered, screened.run))
     assert rows.drop_columns("p_yes").equals(undisturbed.drop_columns("p_yes"))
-    assert rows["p_yes"].to_pylist() == pytest.approx(undisturbed["p_yes"].to_pylist(), abs=1e-5), "copies have batches of other sizes"
+    assert rows["p_yes"].to_pylist() == pytest.approx(undisturbed["p_yes"].to_pylist(), abs=1e-5), (
+        "copies have batches of other sizes"
+    )
     assert "a process of the LLM ended by itself" in (Path(unanswered) / "answers" / "engine.log").read_text()
 
 
 def test_an_engine_that_breaks_down_again_fails_with_its_error_and_its_log(screened, unanswered, failing):
     failing.at = (2, 3)
-    with pytest.raises(EngineError, match=r"broke down again after it was started anew \(AttributeError: .*\); its log is .*answers/engine.log"):
+    with pytest.raises(
+        EngineError,
+        match=r"broke down again after it was started anew \(AttributeError: .*\); its log is .*answers/engine.log",
+    ):
         generate.run_parts(unanswered, screened.settings, stage_of(unanswered, "answers").pending())
     assert (Path(unanswered) / "answers" / "engine.log").read_text().count("Traceback") == 2
     assert list(stage_of(unanswered, "answers").records()) == [0]

@@ -27,8 +27,22 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", str(self.port), "--log-level", "error"]
-        self.process = subprocess.Popen(command, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command = [
+            sys.executable,
+            "-m",
+            "uvicorn",
+            "--factory",
+            "prefect.server.api.server:create_app",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--log-level",
+            "error",
+        ]
+        self.process = subprocess.Popen(
+            command, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         until(self._answers, self.process)
 
     def kill(self) -> None:
@@ -51,7 +65,9 @@ def mortal(tmp_path):
 
 def test_a_server_that_dies_stops_no_run_if_it_comes_back_and_one_line_says_so_if_not(screened, mortal, tmp_path):
     run = tmp_path / "run"
-    process = start(screening(screened, run), server=mortal.url, PREFECT_CLIENT_MAX_RETRIES="2")  # SQLite is busy at times: 503
+    process = start(
+        screening(screened, run), server=mortal.url, PREFECT_CLIENT_MAX_RETRIES="2"
+    )  # SQLite is busy at times: 503
     until(lambda: (run / "slices" / "_parts" / "00000.json").exists(), process)
     mortal.kill()
     assert f"medad: the Prefect server at 127.0.0.1:{mortal.port} answers no more" in ends(process, 1)

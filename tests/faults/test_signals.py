@@ -56,7 +56,9 @@ def test_signals_stop_a_command_within_seconds_and_the_same_command_goes_on(scre
 
     whole = f"screen-{Path(screened.data).name}"  # others of this name were killed, and are said to run for ever
     before = states(server, whole).count("Running")
-    process, children = held_at("BraTS2021_00003", screening(screened, run, "flow.runner=process", "flow.max_workers=2"), run, server)
+    process, children = held_at(
+        "BraTS2021_00003", screening(screened, run, "flow.runner=process", "flow.max_workers=2"), run, server
+    )
     process.terminate()
     time.sleep(1)
     process.terminate()  # as a worker and its group do: nothing is left undone for it
@@ -64,8 +66,9 @@ def test_signals_stop_a_command_within_seconds_and_the_same_command_goes_on(scre
     until(lambda: gone(children), deadline_s=SOON_S)
     assert temporary_files(run) == []
     assert states(server, "preprocess-signalled") == ["Crashed"]
-    assert "Crashed" in states(server, whole) and states(server, whole).count("Running") == before, "a run that has ended is said to run still"
+    assert "Crashed" in states(server, whole) and states(server, whole).count("Running") == before, (
+        "a run that has ended is said to run still"
+    )
 
     ends(start(screening(screened, run), server=server), 3)
     same_rows(screened, run)
-

@@ -33,7 +33,12 @@ from medad_core.models.weights import save_converter, save_decoder
 
 # Prefix in a checkpoint → prefix in our decoder or converter; the first that fits counts. The convolutions have the same numbers.
 DECODER_NAMES = {"image_decoder.fc.": "projections."}
-CONVERTER_NAMES = {"prompt_learner.base_prompts": "base", "prompt_learner.meta_net.15.": "to_width.", "prompt_learner.meta_net.": "convolutions.", "llama_proj.": "image."}
+CONVERTER_NAMES = {
+    "prompt_learner.base_prompts": "base",
+    "prompt_learner.meta_net.15.": "to_width.",
+    "prompt_learner.meta_net.": "convolutions.",
+    "llama_proj.": "image.",
+}
 # Frozen models that a checkpoint may carry; the ones named at import are used.
 FROZEN = ("visual_encoder.", "llama_model.")
 STATES = (
@@ -65,7 +70,9 @@ class Imported:
 
 def ensemble(thing: str) -> Sentences:
     """AnomalyGPT's prompt ensembles for a thing: 7 normal and 5 abnormal states in 2 templates. It has no knowledge sentences; the project's are not asked."""
-    normal, abnormal = (tuple(photo.format(state.format(thing)) for state in states for photo in PHOTOS) for states in STATES)
+    normal, abnormal = (
+        tuple(photo.format(state.format(thing)) for state in states for photo in PHOTOS) for states in STATES
+    )
     return Sentences(normal=normal, abnormal=abnormal, knowledge=("none",))
 
 
@@ -109,23 +116,40 @@ def import_anomalygpt(
             check_lora(llm_folder(llm, where=where), adapter)
         _write_card(folder, checkpoints, models, thing, adapter)
         save_decoder(decoder, folder, {**encoder_fingerprint(encoder, where=where), **shared})
-        save_converter(converter, folder, {**llm_fingerprint(llm, adapter and str(adapter), where=where), **shared}, "anomalygpt")
+        save_converter(
+            converter, folder, {**llm_fingerprint(llm, adapter and str(adapter), where=where), **shared}, "anomalygpt"
+        )
 
-    names, hashes = (" ".join(words) for words in zip(*((path.name, sha256_of(path)) for path in checkpoints), strict=True))
+    names, hashes = (
+        " ".join(words) for words in zip(*((path.name, sha256_of(path)) for path in checkpoints), strict=True)
+    )
     write_new(ConvertedModel("anomalygpt", out, names, hashes, LICENCE, {}), write)
     found = (f"models.folder={where.folder}",) if where.folder else ()
     # Its sentences of two places are longer than those of one, for which the default is meant.
-    words = (*found, f"llm.max_new_tokens={LONGEST}", f"models.weights={out}", f"models.encoder={encoder}", f"models.text_encoder={text_encoder}", f"llm.model={llm}")
+    words = (
+        *found,
+        f"llm.max_new_tokens={LONGEST}",
+        f"models.weights={out}",
+        f"models.encoder={encoder}",
+        f"models.text_encoder={text_encoder}",
+        f"llm.model={llm}",
+    )
     return Imported(out, words if not lora else (*words, f"llm.lora={out / 'lora'}"))
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of one file, float32; what is frozen and not used is left out. Raises as `read_state` does, and where a number is not finite."""
     state = read_state(path, "a checkpoint of AnomalyGPT, or the delta of PandaGPT")
-    used = {name: tensor.detach().float() for name, tensor in state.items() if ".lora_" in name or not name.startswith(FROZEN)}
+    used = {
+        name: tensor.detach().float()
+        for name, tensor in state.items()
+        if ".lora_" in name or not name.startswith(FROZEN)
+    }
     endless = [name for name, tensor in used.items() if not tensor.isfinite().all()]
     if endless:
-        raise WeightsError(f"{path}: not finite: {', '.join(endless[:8])}; the file is damaged, or its training went wrong")
+        raise WeightsError(
+            f"{path}: not finite: {', '.join(endless[:8])}; the file is damaged, or its training went wrong"
+        )
     return used
 
 
@@ -144,13 +168,22 @@ def _sort(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Ten
     with torch.device("meta"):
         wanted = {"decoder": Decoder(4, 1, torch.empty(2, 1)), "converter": AnomalyGPTConverter(1, 1)}
     missing = []
-    for given, names, module in ((decoder, DECODER_NAMES, wanted["decoder"]), (converter, CONVERTER_NAMES, wanted["converter"])):
+    for given, names, module in (
+        (decoder, DECODER_NAMES, wanted["decoder"]),
+        (converter, CONVERTER_NAMES, wanted["converter"]),
+    ):
         expected = {name for name in module.state_dict() if name != "text"}
         missing += [_original(name, names) for name in sorted(expected - given.keys())]
         unknown += [_original(name, names) for name in sorted(given.keys() - expected)]
     if missing or unknown:
-        hint = "; llama_proj is in PandaGPT's delta, which AnomalyGPT starts from: name that file first" if any(name.startswith("llama_proj") for name in missing) else ""
-        said = "; ".join(f"{what}: {', '.join(names)}" for what, names in (("missing", missing), ("unexpected", unknown)) if names)
+        hint = (
+            "; llama_proj is in PandaGPT's delta, which AnomalyGPT starts from: name that file first"
+            if any(name.startswith("llama_proj") for name in missing)
+            else ""
+        )
+        said = "; ".join(
+            f"{what}: {', '.join(names)}" for what, names in (("missing", missing), ("unexpected", unknown)) if names
+        )
         raise WeightsError(f"not the tensors of an AnomalyGPT checkpoint: {said}{hint}")
     return decoder, converter, lora
 
@@ -163,14 +196,19 @@ def _original(name: str, names: Mapping[str, str]) -> str:
     return next(theirs + name.removeprefix(ours) for theirs, ours in names.items() if name.startswith(ours))
 
 
-def _check_widths(decoder: Mapping[str, Tensor], converter: Mapping[str, Tensor], models: Fitting, text_width: int) -> None:
+def _check_widths(
+    decoder: Mapping[str, Tensor], converter: Mapping[str, Tensor], models: Fitting, text_width: int
+) -> None:
     """Raise WeightsError where sizes are not those of the models named, or do not agree among themselves, naming every one."""
     joint, features = joint_width(models.encoder, where=models.where), encoder_width(models.encoder, where=models.where)
     width = read_config(llm_folder(models.llm, where=models.where)).get_text_config().hidden_size
     if joint is None:
         raise WeightsError(NO_JOINT.format(name=models.encoder))
     with torch.device("meta"):
-        fitting = Decoder(4, features, torch.empty(2, text_width)).state_dict() | AnomalyGPTConverter(width, joint).state_dict()
+        fitting = (
+            Decoder(4, features, torch.empty(2, text_width)).state_dict()
+            | AnomalyGPTConverter(width, joint).state_dict()
+        )
     names = DECODER_NAMES | CONVERTER_NAMES
     wrong = [
         f"{_original(name, names)} is {tuple(tensor.shape)}, not {tuple(fitting[name].shape)}"
@@ -186,7 +224,13 @@ def _write_card(out: Path, checkpoints: Sequence[Path], models: Fitting, thing: 
     """card.json and card.md: where the weights come from, and what is not known of them."""
     sources = {path.name: sha256_of(path) for path in checkpoints}
     # `cases` is what `medad train` knows of its data; of a checkpoint nobody knows, so no leak can be reported.
-    (out / "card.json").write_text(json.dumps({"cases": [], "imported": "AnomalyGPT", "sources": sources, "sentences": ensemble(thing).model_dump()}, indent=2) + "\n")
+    (out / "card.json").write_text(
+        json.dumps(
+            {"cases": [], "imported": "AnomalyGPT", "sources": sources, "sentences": ensemble(thing).model_dump()},
+            indent=2,
+        )
+        + "\n"
+    )
     files = "\n".join(f"* `{name}`, sha256 {digest}" for name, digest in sources.items())
     (out / "card.md").write_text(f"""# Decoder and converter of an AnomalyGPT checkpoint
 

@@ -27,8 +27,14 @@ def read_state(path: Path, what: str) -> dict[str, Tensor]:
         # The old format of torch.save, not a zip archive, cannot be mapped.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # whatever a foreign file makes the unpickler stumble over, the fact is the same
-        raise WeightsError(f"{path}: not {what}: {_reason(error)}; nothing in it was run, get the file again") from error
-    if not isinstance(state, dict) or not state or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()):
+        raise WeightsError(
+            f"{path}: not {what}: {_reason(error)}; nothing in it was run, get the file again"
+        ) from error
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items())
+    ):
         raise WeightsError(f"{path}: not {what}: it holds something else than tensors by name")
     return state
 

@@ -32,7 +32,9 @@ def _merges() -> list[tuple[str, str]]:
         path = Path(str(distribution(DISTRIBUTION).locate_file(FILE)))
         lines = gzip.decompress(path.read_bytes()).decode().split("\n")
     except (PackageNotFoundError, OSError) as error:
-        raise WeightsError(f"CLIP's tokenizer: the package {DISTRIBUTION}, which carries its list of merges, is not installed; run `make setup`") from error
+        raise WeightsError(
+            f"CLIP's tokenizer: the package {DISTRIBUTION}, which carries its list of merges, is not installed; run `make setup`"
+        ) from error
     count = VOCABULARY - 2 * 256 - 2
     return [tuple(line.split()) for line in lines[1 : count + 1]]
 

@@ -21,4 +21,6 @@ def write_new(model: ConvertedModel, write: Callable[[Path], None]) -> Converted
         model.folder.parent.mkdir(parents=True, exist_ok=True)
         return write_converted(model, write)
     except OSError as error:
-        raise UsageError(f"--out: cannot write {model.folder} ({error.strerror or error}); name another folder") from error
+        raise UsageError(
+            f"--out: cannot write {model.folder} ({error.strerror or error}); name another folder"
+        ) from error

@@ -47,7 +47,13 @@ _NAMES = {
 }
 _MASK = "modality_preprocessors.text.mask"  # a buffer: the causal mask, which CLIP builds itself
 _BLOCK = re.compile(r"modality_trunks\.(vision|text)\.blocks\.(\d+)\.(.+)")
-_IN_BLOCK = {"attn.out_proj": "self_attn.out_proj", "norm_1": "layer_norm1", "norm_2": "layer_norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
+_IN_BLOCK = {
+    "attn.out_proj": "self_attn.out_proj",
+    "norm_1": "layer_norm1",
+    "norm_2": "layer_norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,15 @@ def import_imagebind(checkpoint: Path, folder: Path, vision_heads: int = 16, tex
         config = _config(ours, vision_heads, text_heads, checkpoint)
         tensors = _towers(ours, checkpoint)
         _check_whole(tensors, config, checkpoint)
-    except (ValueError, TypeError, RuntimeError, IndexError) as error:  # of torch, where a tensor is not even of a shape that could be wrong
-        raise WeightsError(f"{checkpoint}: not {WHAT}, or damaged: a tensor is of an impossible shape ({str(error).splitlines()[0]})") from error
+    except (
+        ValueError,
+        TypeError,
+        RuntimeError,
+        IndexError,
+    ) as error:  # of torch, where a tensor is not even of a shape that could be wrong
+        raise WeightsError(
+            f"{checkpoint}: not {WHAT}, or damaged: a tensor is of an impossible shape ({str(error).splitlines()[0]})"
+        ) from error
 
     def write(scratch: Path) -> None:
         from safetensors.torch import save_file
@@ -81,9 +94,15 @@ def import_imagebind(checkpoint: Path, folder: Path, vision_heads: int = 16, tex
         write_tokenizer(scratch, config.text_config.max_position_embeddings)  # first: it may want a package
         # The heads change what the tensors compute, so they belong to what the file's hash stands for.
         heads = {"format": "pt", "vision_heads": str(vision_heads), "text_heads": str(text_heads)}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch / "model.safetensors", metadata=heads)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            scratch / "model.safetensors",
+            metadata=heads,
+        )
         config.save_pretrained(scratch)
-        (scratch / "preprocessor_config.json").write_text(json.dumps(_preprocessor(config.vision_config.image_size), indent=2))
+        (scratch / "preprocessor_config.json").write_text(
+            json.dumps(_preprocessor(config.vision_config.image_size), indent=2)
+        )
 
     model = write_new(ConvertedModel("imagebind", folder, checkpoint.name, sha256_of(checkpoint), LICENCE, {}), write)
     return Imported(model, len(ours), len(state) - len(ours))
@@ -112,15 +131,32 @@ def _config(state: Mapping[str, Tensor], vision_heads: int, text_heads: int, pat
         raise WeightsError(f"{path}: not {WHAT}: a tensor has the wrong number of dimensions ({error})") from error
     for tower, width, heads in (("vision", vision_width, vision_heads), ("text", text_width, text_heads)):
         if heads < 1 or width % heads:
-            raise WeightsError(f"{path}: {heads} {tower} heads do not divide the width {width}; say how many there are with --{tower}-heads")
+            raise WeightsError(
+                f"{path}: {heads} {tower} heads do not divide the width {width}; say how many there are with --{tower}-heads"
+            )
     if positions < 2 or round((positions - 1) ** 0.5) ** 2 != positions - 1:
-        raise WeightsError(f"{path}: not {WHAT}: {positions} positions of vision are not those of a square picture and its class token")
+        raise WeightsError(
+            f"{path}: not {WHAT}: {positions} positions of vision are not those of a square picture and its class token"
+        )
     if vocabulary != VOCABULARY:
         raise WeightsError(f"{path}: its vocabulary has {vocabulary} tokens, CLIP's tokenizer {VOCABULARY}")
     both = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "projection_dim": joint}
     side = patch * round((positions - 1) ** 0.5)
-    vision = {**towers["vision"], "hidden_size": vision_width, "num_attention_heads": vision_heads, "image_size": side, "patch_size": patch, "num_channels": channels}
-    text = {**towers["text"], "hidden_size": text_width, "num_attention_heads": text_heads, "max_position_embeddings": context, "vocab_size": vocabulary}
+    vision = {
+        **towers["vision"],
+        "hidden_size": vision_width,
+        "num_attention_heads": vision_heads,
+        "image_size": side,
+        "patch_size": patch,
+        "num_channels": channels,
+    }
+    text = {
+        **towers["text"],
+        "hidden_size": text_width,
+        "num_attention_heads": text_heads,
+        "max_position_embeddings": context,
+        "vocab_size": vocabulary,
+    }
     # CLIPTextModel reads an end token of 2, the configuration's old default, as "take the greatest id"; ids of CLIP's own tokenizer are exact.
     tokens = {"bos_token_id": VOCABULARY - 2, "eos_token_id": VOCABULARY - 1, "pad_token_id": VOCABULARY - 1}
     return CLIPConfig(text_config={**both, **text, **tokens}, vision_config={**both, **vision}, projection_dim=joint)
@@ -142,7 +178,9 @@ def _towers(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
         unknown += [name] if placed is None else []
         tensors |= placed or {}
     if unknown:
-        raise WeightsError(f"{path}: not {WHAT}: {len(unknown)} tensors have no place in its vision and text towers: {_some(unknown)}")
+        raise WeightsError(
+            f"{path}: not {WHAT}: {len(unknown)} tensors have no place in its vision and text towers: {_some(unknown)}"
+        )
     return tensors
 
 
@@ -155,7 +193,9 @@ def _placed(name: str, tensor: Tensor) -> dict[str, Tensor] | None:
         return _placed_in_block(f"{found[1]}_model.encoder.layers.{found[2]}", found[3], tensor)
     if name not in _NAMES:
         return None
-    if name.endswith("rgbt_stem.proj.1.weight"):  # an image is two equal frames, so a kernel over time is the sum of its two
+    if name.endswith(
+        "rgbt_stem.proj.1.weight"
+    ):  # an image is two equal frames, so a kernel over time is the sum of its two
         tensor = tensor.float().sum(2)
     elif name.endswith("pos_embed"):
         tensor = tensor.squeeze(0)
@@ -167,7 +207,9 @@ def _placed(name: str, tensor: Tensor) -> dict[str, Tensor] | None:
 def _placed_in_block(layer: str, name: str, tensor: Tensor) -> dict[str, Tensor] | None:
     if name in ("attn.in_proj_weight", "attn.in_proj_bias"):
         kind = name.rpartition("_")[2]
-        return {f"{layer}.self_attn.{part}_proj.{kind}": piece for part, piece in zip("qkv", tensor.chunk(3), strict=True)}
+        return {
+            f"{layer}.self_attn.{part}_proj.{kind}": piece for part, piece in zip("qkv", tensor.chunk(3), strict=True)
+        }
     module, _, kind = name.rpartition(".")
     return {f"{layer}.{_IN_BLOCK[module]}.{kind}": tensor} if module in _IN_BLOCK else None
 
@@ -179,10 +221,18 @@ def _check_whole(tensors: Mapping[str, Tensor], config, path: Path) -> None:
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in CLIPModel(config).state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    wrong = [f"{name} is missing" for name in expected.keys() - given.keys()] + [f"{name} has no place" for name in given.keys() - expected.keys()]
-    wrong += [f"{name} is {given[name]}, not {shape}" for name, shape in expected.items() if given.get(name, shape) != shape]
+    wrong = [f"{name} is missing" for name in expected.keys() - given.keys()] + [
+        f"{name} has no place" for name in given.keys() - expected.keys()
+    ]
+    wrong += [
+        f"{name} is {given[name]}, not {shape}" for name, shape in expected.items() if given.get(name, shape) != shape
+    ]
     wrong += [f"{name} holds {tensor.dtype}" for name, tensor in tensors.items() if not tensor.is_floating_point()]
-    wrong += [f"{name} is not finite" for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    wrong += [
+        f"{name} is not finite"
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]
     if wrong:
         raise WeightsError(f"{path}: not {WHAT}, or damaged: {_some(wrong)} (names as in CLIP)")
 

@@ -35,16 +35,28 @@ def import_llm(source: Path, folder: Path) -> ConvertedModel:
     for shard in shards:
         if not (source / shard).is_file():
             raise WeightsError(f"{source}: {shard} is not here; download the model again")
-    converted = {shard: WEIGHTS if not index else shard.replace("pytorch_model", "model").replace(".bin", ".safetensors") for shard in shards}
+    converted = {
+        shard: WEIGHTS if not index else shard.replace("pytorch_model", "model").replace(".bin", ".safetensors")
+        for shard in shards
+    }
 
     def write(scratch: Path) -> None:
         for shard in shards:
-            _convert(source / shard, scratch / converted[shard], {name for name, file in index["weight_map"].items() if file == shard} if index else None)
+            _convert(
+                source / shard,
+                scratch / converted[shard],
+                {name for name, file in index["weight_map"].items() if file == shard} if index else None,
+            )
         if index:
             weight_map = {name: converted[shard] for name, shard in index["weight_map"].items()}
             (scratch / INDEX).write_text(json.dumps({**index, "weight_map": weight_map}, indent=2))
         for path in sorted(source.iterdir()):
-            if any(fnmatch(path.name, pattern) for pattern in FETCHED) and path.is_file() and path.name not in (PICKLE_INDEX, INDEX) and path.suffix != ".safetensors":
+            if (
+                any(fnmatch(path.name, pattern) for pattern in FETCHED)
+                and path.is_file()
+                and path.name not in (PICKLE_INDEX, INDEX)
+                and path.suffix != ".safetensors"
+            ):
                 shutil.copyfile(path, scratch / path.name)
 
     hashes = " ".join(sha256_of(source / shard) for shard in shards)
@@ -71,7 +83,9 @@ def _convert(source: Path, target: Path, expected: set[str] | None) -> None:
 
     state = read_state(source, WHAT)
     if expected is not None and state.keys() != expected:
-        raise WeightsError(f"{source}: holds other tensors than its index says, such as {sorted(state.keys() ^ expected)[0]}; download the model again")
+        raise WeightsError(
+            f"{source}: holds other tensors than its index says, such as {sorted(state.keys() ^ expected)[0]}; download the model again"
+        )
     save_file(_apart(state), target, metadata={"format": "pt"})
 
 

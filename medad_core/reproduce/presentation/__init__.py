@@ -10,7 +10,15 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from medad_core.reproduce.presentation.facts import FALSE_NEGATIVE, FALSE_POSITIVE, Facts, GalleryRow, GallerySlice, GroupFacts, ThresholdNote
+from medad_core.reproduce.presentation.facts import (
+    FALSE_NEGATIVE,
+    FALSE_POSITIVE,
+    Facts,
+    GalleryRow,
+    GallerySlice,
+    GroupFacts,
+    ThresholdNote,
+)
 from medad_core.reproduce.presentation.figure import figure_png
 from medad_core.reproduce.presentation.gallery import render_gallery
 from medad_core.reproduce.presentation.latex import render_latex
@@ -20,7 +28,17 @@ from medad_core.reproduce.presentation.wide import thresholds_csv, wide_csv
 from medad_core.reproduce.schema import TABLE
 from medad_core.store import join, write_bytes, write_table, write_text
 
-__all__ = ["FALSE_NEGATIVE", "FALSE_POSITIVE", "Facts", "GalleryRow", "GallerySlice", "GroupFacts", "ThresholdNote", "Written", "write_results"]
+__all__ = [
+    "FALSE_NEGATIVE",
+    "FALSE_POSITIVE",
+    "Facts",
+    "GalleryRow",
+    "GallerySlice",
+    "GroupFacts",
+    "ThresholdNote",
+    "Written",
+    "write_results",
+]
 
 
 @dataclass(frozen=True)

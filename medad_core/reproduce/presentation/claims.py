@@ -25,7 +25,11 @@ def _beaten(sheet: Sheet, group: str) -> Iterator[str]:
     if all(line.value is None for line in sheet.of_row(group, PROPOSED)):
         yield "The proposed scheme has no numbers here, so nothing is compared with it."
         return
-    wins = {row: [win for column in HEADLINE if (win := _win(sheet, group, row.name, column))] for row in sheet.rows if row.name != PROPOSED}
+    wins = {
+        row: [win for column in HEADLINE if (win := _win(sheet, group, row.name, column))]
+        for row in sheet.rows
+        if row.name != PROPOSED
+    }
     for row, (first, *more) in ((row, found) for row, found in wins.items() if found):
         yield f"{row.title} has a {first.what} than the proposed scheme: {first.numbers}{''.join(f'; also a {win.what}: {win.numbers}' for win in more)}."
     if not any(wins.values()):
@@ -35,8 +39,16 @@ def _beaten(sheet: Sheet, group: str) -> Iterator[str]:
 def _win(sheet: Sheet, group: str, row: str, column: Column) -> _Win | None:
     """In which way a row is better in a column: by its main rule if that is enough, else by its best one."""
     reference = sheet.find(group, PROPOSED, column)
-    rules = dict.fromkeys(line.rule for line in sheet.of_row(group, row) if column.rule == MAIN and (line.level, line.metric) == (column.level, column.metric))
-    lines = [line for rule in (column.rule, *rules) if (line := sheet.find(group, row, replace(column, rule=rule))) and line.value is not None]
+    rules = dict.fromkeys(
+        line.rule
+        for line in sheet.of_row(group, row)
+        if column.rule == MAIN and (line.level, line.metric) == (column.level, column.metric)
+    )
+    lines = [
+        line
+        for rule in (column.rule, *rules)
+        if (line := sheet.find(group, row, replace(column, rule=rule))) and line.value is not None
+    ]
     if reference is None or reference.value is None or not lines:
         return None
     gains = {line: _gain(line, reference) * (-1 if column.low_is_better else 1) for line in lines}
@@ -62,14 +74,20 @@ class _Win:
 
     @property
     def what(self) -> str:
-        by = f" by the rule “{rule_words(self.line.rule, self.patient_slices)}”" if self.line.rule not in ("", "answer", "always") else ""
+        by = (
+            f" by the rule “{rule_words(self.line.rule, self.patient_slices)}”"
+            if self.line.rule not in ("", "answer", "always")
+            else ""
+        )
         return f"{'lower' if self.column.low_is_better else 'higher'} {self.column.title}{by}"
 
     @property
     def numbers(self) -> str:
         spread = between(self.line.difference_low, self.line.difference_high, signed)
         among = "" if self.line.seeds == self.reference.seeds else " over the seeds of both"
-        return f"{number(self.line.value)} against {number(self.reference.value)}" + (f" (difference{among} {spread})" if spread else "")
+        return f"{number(self.line.value)} against {number(self.reference.value)}" + (
+            f" (difference{among} {spread})" if spread else ""
+        )
 
 
 def _control(sheet: Sheet, group: str) -> Iterator[str]:
@@ -84,5 +102,9 @@ def _control(sheet: Sheet, group: str) -> Iterator[str]:
     elif tested < FEW and not line.ci_low <= 0.5 <= line.ci_high:
         yield f"{head} ({between(line.ci_low, line.ci_high)}); it must be at chance, 0.5, and {tested} {group} are too few for the interval to say whether it is."
     else:
-        verdict = "at chance, as it must be" if line.ci_low <= 0.5 <= line.ci_high else "not at chance, which it must be: the answers do not come from the map alone"
+        verdict = (
+            "at chance, as it must be"
+            if line.ci_low <= 0.5 <= line.ci_high
+            else "not at chance, which it must be: the answers do not come from the map alone"
+        )
         yield f"{head} ({between(line.ci_low, line.ci_high)}), {verdict}."

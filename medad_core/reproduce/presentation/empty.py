@@ -33,13 +33,21 @@ def empty_cells(sheet: Sheet, group: str) -> list[str]:
     alive = [row.name for row in sheet.rows if not sheet.failed(row.name)]
     lines = [line for row in alive for line in sheet.of_row(group, row)]
     empty = [_named(line, sheet, group, line.reason or "no reason given") for line in lines if line.value is None]
-    noted = [_named(line, sheet, group, f"{line.reason} (the value stands)") for line in lines if line.value is not None and line.reason]
+    noted = [
+        _named(line, sheet, group, f"{line.reason} (the value stands)")
+        for line in lines
+        if line.value is not None and line.reason
+    ]
     return failed + _sentences([*empty, *_absent(sheet, group, alive), *noted], alive)
 
 
 def undefined_thresholds(notes: Iterable[ThresholdNote]) -> list[str]:
     """One sentence a reason for thresholds that could not be chosen."""
-    found = [_Empty(note.reason or "no reason given", note.row, note.level, "threshold", f", fold {note.fold}") for note in notes if note.value is None]
+    found = [
+        _Empty(note.reason or "no reason given", note.row, note.level, "threshold", f", fold {note.fold}")
+        for note in notes
+        if note.value is None
+    ]
     return _sentences(found, [note.row for note in notes])
 
 
@@ -53,9 +61,19 @@ def _absent(sheet: Sheet, group: str, rows: Iterable[str]) -> Iterator[_Empty]:
 
 def _named(line: Line, sheet: Sheet, group: str, reason: str) -> _Empty:
     """With its rule only where another rule gives the same number another fate."""
-    same = [other for other in sheet.of_row(group, line.row) if (other.level, other.metric, other.is_area) == (line.level, line.metric, line.is_area)]
+    same = [
+        other
+        for other in sheet.of_row(group, line.row)
+        if (other.level, other.metric, other.is_area) == (line.level, line.metric, line.is_area)
+    ]
     differ = len({(other.value is None, other.reason) for other in same}) > 1
-    how = f" for {line.subset}" if line.is_area else f" by {rule_words(line.rule, sheet.facts.patient_slices)}" if differ and line.rule else ""
+    how = (
+        f" for {line.subset}"
+        if line.is_area
+        else f" by {rule_words(line.rule, sheet.facts.patient_slices)}"
+        if differ and line.rule
+        else ""
+    )
     return _Empty(reason, line.row, line.level, metric_words(line.metric), how)
 
 

@@ -94,7 +94,9 @@ class GallerySlice:
         if positive == bool(self.label):
             raise ValueError(f"{self.case_id}, slice {self.slice_index}: label {self.label} cannot be a {self.kind}")
         if self.threshold is not None and (self.score >= self.threshold) != positive:
-            raise ValueError(f"{self.case_id}, slice {self.slice_index}: score {self.score} at threshold {self.threshold} is no {self.kind}")
+            raise ValueError(
+                f"{self.case_id}, slice {self.slice_index}: score {self.score} at threshold {self.threshold} is no {self.kind}"
+            )
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,10 @@ class GalleryRow:
     def worst(self, kind: str) -> list[GallerySlice]:
         """The false positives of highest score first, or the false negatives of lowest."""
         chosen = [item for item in self.items if item.kind == kind]
-        return sorted(chosen, key=lambda item: (-item.score if kind == FALSE_POSITIVE else item.score, item.case_id, item.slice_index))
+        return sorted(
+            chosen,
+            key=lambda item: (-item.score if kind == FALSE_POSITIVE else item.score, item.case_id, item.slice_index),
+        )
 
     def total(self, kind: str) -> int:
         """How many errors of a kind there are, as far as that is known."""

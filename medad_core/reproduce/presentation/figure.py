@@ -45,14 +45,27 @@ def figure_png(sheet: Sheet) -> bytes:
         title = f"{heading(group.name).lower()} ({group.tested_patients} {group.name}, {group.slices:,} slices)"
         for axes, column, text in zip(pair, (AUROC, BALANCED), (title, ""), strict=True):
             _panel(axes, sheet, group.name, column, scale)
-            axes.set_title(text, loc="left", pad=10, fontsize=10, fontweight="bold", color="#6a3fb5" if group.name == PHANTOMS else "#17212b")
+            axes.set_title(
+                text,
+                loc="left",
+                pad=10,
+                fontsize=10,
+                fontweight="bold",
+                color="#6a3fb5" if group.name == PHANTOMS else "#17212b",
+            )
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=_DPI, metadata={"Software": None})
     return out.getvalue()
 
 
 def _lowest(sheet: Sheet) -> float:
-    lines = [line for group in sheet.groups for row in sheet.rows for column in (AUROC, BALANCED) if (line := sheet.find(group.name, row.name, column))]
+    lines = [
+        line
+        for group in sheet.groups
+        for row in sheet.rows
+        for column in (AUROC, BALANCED)
+        if (line := sheet.find(group.name, row.name, column))
+    ]
     values = [value for line in lines for value in (line.value, line.ci_low) if value is not None]
     return max(0.0, min(0.4, *values, 1.0) - 0.03)
 
@@ -75,8 +88,18 @@ def _mark(axes: Axes, place: int, line: Line | None, failed: str | None, colour:
         axes.text(scale.high + 0.02, place, "failed" if failed else "undefined", color=_SOFT, style="italic", **text)
         return
     if line.ci_low is not None and line.ci_high is not None:
-        axes.plot([line.ci_low, line.ci_high], [place, place], color=colour, linewidth=2, solid_capstyle="butt", zorder=2)
-    axes.plot(line.value, place, marker="s" if colour == _HIGHLIGHT else "o", markersize=6, color=colour, zorder=3, clip_on=False)
+        axes.plot(
+            [line.ci_low, line.ci_high], [place, place], color=colour, linewidth=2, solid_capstyle="butt", zorder=2
+        )
+    axes.plot(
+        line.value,
+        place,
+        marker="s" if colour == _HIGHLIGHT else "o",
+        markersize=6,
+        color=colour,
+        zorder=3,
+        clip_on=False,
+    )
     spread = between(line.ci_low, line.ci_high)
     axes.text(scale.high + 0.02, place, number(line.value) + (f" ({spread})" if spread else ""), color=colour, **text)
 
@@ -86,10 +109,15 @@ def _dress(axes: Axes, sheet: Sheet, column: Column, scale: _Scale) -> None:
     every = 1 if scale.high - scale.low <= 0.6 else 2  # tenths; closer, they would run into each other
     axes.set_xticks([tick / 10 for tick in range(0, 11, every) if scale.low <= tick / 10 <= scale.high])
     named = column is AUROC  # the panel beside it has the same rows
-    axes.set_yticks(range(len(sheet.rows)) if named else [], [row.title for row in sheet.rows] if named else [], fontsize=8.5)
+    axes.set_yticks(
+        range(len(sheet.rows)) if named else [], [row.title for row in sheet.rows] if named else [], fontsize=8.5
+    )
     axes.set_ylim(len(sheet.rows) - 0.5, -0.5)
     for label, row in zip(axes.get_yticklabels(), sheet.rows, strict=False):
-        label.set(color=_HIGHLIGHT if row.name == PROPOSED else _COLOURS[row.kind], fontweight="bold" if row.name == PROPOSED else "normal")
+        label.set(
+            color=_HIGHLIGHT if row.name == PROPOSED else _COLOURS[row.kind],
+            fontweight="bold" if row.name == PROPOSED else "normal",
+        )
     axes.tick_params(axis="x", labelsize=8, color=_SOFT)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -65,11 +65,20 @@ class _Section:
 
 def render_gallery(sheet: Sheet, rows: Sequence[GalleryRow]) -> str:
     """The page as a string: UTF-8, self-contained, readable on a phone. Rows in the order of the table, patients first."""
-    environment = Environment(loader=PackageLoader("medad_core.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("medad_core.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters.update(number=small, heading=heading)
     pictures = _pictures(rows)
     return environment.get_template("gallery.html.j2").render(
-        groups=[(group, [section for section in _sections(sheet, rows, pictures) if section.group == group.name]) for group in sheet.groups],
+        groups=[
+            (group, [section for section in _sections(sheet, rows, pictures) if section.group == group.name])
+            for group in sheet.groups
+        ],
         pictures=pictures.values(),
         facts=sheet.facts,
         generated=GENERATED,
@@ -79,7 +88,9 @@ def render_gallery(sheet: Sheet, rows: Sequence[GalleryRow]) -> str:
     )
 
 
-def _sections(sheet: Sheet, rows: Sequence[GalleryRow], pictures: dict[tuple[str, int], _Picture]) -> Iterable[_Section]:
+def _sections(
+    sheet: Sheet, rows: Sequence[GalleryRow], pictures: dict[tuple[str, int], _Picture]
+) -> Iterable[_Section]:
     given = {(row.group, row.row): row for row in rows}
     for group in sheet.groups:
         for row in sheet.rows:
@@ -89,18 +100,34 @@ def _sections(sheet: Sheet, rows: Sequence[GalleryRow], pictures: dict[tuple[str
                 continue
             missing = f"failed: {failed}" if failed else _undecided(sheet, found)
             parts = () if missing else tuple(_part(found, kind, pictures) for kind in _KINDS)
-            yield _Section(key, row.title, group.name, "" if found is None else rule_words(found.rule, sheet.facts.patient_slices), missing, parts)
+            yield _Section(
+                key,
+                row.title,
+                group.name,
+                "" if found is None else rule_words(found.rule, sheet.facts.patient_slices),
+                missing,
+                parts,
+            )
 
 
 def _undecided(sheet: Sheet, row: GalleryRow) -> str | None:
     """Why a row decided nothing that could be wrong: in a fold without threshold, no slice is an error."""
     wanted = (row.row, row.group, "image", row.rule)
-    notes = [note for note in sheet.facts.thresholds if (note.row, note.group, note.level, note.rule) == wanted and note.value is None]
-    return f"no decisions: fold {notes[0].fold} has no threshold ({notes[0].reason})" if notes and not row.items else None
+    notes = [
+        note
+        for note in sheet.facts.thresholds
+        if (note.row, note.group, note.level, note.rule) == wanted and note.value is None
+    ]
+    return (
+        f"no decisions: fold {notes[0].fold} has no threshold ({notes[0].reason})" if notes and not row.items else None
+    )
 
 
 def _part(row: GalleryRow, kind: str, pictures: dict[tuple[str, int], _Picture]) -> _Part:
-    cards = tuple(_Card(item, pictures[_place(item)], None if item.anomaly_map is None else map_uri(item.anomaly_map)) for item in row.worst(kind))
+    cards = tuple(
+        _Card(item, pictures[_place(item)], None if item.anomaly_map is None else map_uri(item.anomaly_map))
+        for item in row.worst(kind)
+    )
     return _Part(kind, _KINDS[kind], row.total(kind), cards)
 
 
@@ -108,8 +135,13 @@ def _pictures(rows: Iterable[GalleryRow]) -> dict[tuple[str, int], _Picture]:
     """Every slice once. Slices of one shape share a view, so that sizes can be compared."""
     items = {_place(item): item for row in rows for item in row.items}
     shapes = {item.image.shape for item in items.values()}
-    views = {shape: brain_view([item.image for item in items.values() if item.image.shape == shape]) for shape in shapes}
-    return {place: _picture(item, f"s{number}", views[item.image.shape]) for number, (place, item) in enumerate(items.items())}
+    views = {
+        shape: brain_view([item.image for item in items.values() if item.image.shape == shape]) for shape in shapes
+    }
+    return {
+        place: _picture(item, f"s{number}", views[item.image.shape])
+        for number, (place, item) in enumerate(items.items())
+    }
 
 
 def _picture(item: GallerySlice, key: str, view: View) -> _Picture:

@@ -14,9 +14,32 @@ from medad_core.reproduce.presentation.sheet import HEADLINE, Column, Sheet
 from medad_core.reproduce.presentation.words import GENERATED, KINDS, PAPER, RULES
 from medad_core.reproduce.schema import PHANTOMS, Row
 
-_SPECIAL = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+}
 _SPECIAL |= {character: f"\\{character}" for character in "&%$#_"}
-_BEYOND_ASCII = {"–": "--", "—": "---", "−": "$-$", "×": r"$\times$", "±": r"$\pm$", "²": r"$^2$", "≤": r"$\leq$", "≥": r"$\geq$", "“": "``", "”": "''", "‘": "`", "’": "'", "…": r"\dots{}"}
+_BEYOND_ASCII = {
+    "–": "--",
+    "—": "---",
+    "−": "$-$",
+    "×": r"$\times$",
+    "±": r"$\pm$",
+    "²": r"$^2$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "“": "``",
+    "”": "''",
+    "‘": "`",
+    "’": "'",
+    "…": r"\dots{}",
+}
 
 
 def render_latex(sheet: Sheet) -> str:
@@ -27,7 +50,11 @@ def render_latex(sheet: Sheet) -> str:
 
 def escaped(text: str) -> str:
     """`text` on one line as LaTeX prints it; a character that plain LaTeX lacks becomes a question mark."""
-    replaced = re.sub("|".join(map(re.escape, _SPECIAL | _BEYOND_ASCII)), lambda found: (_SPECIAL | _BEYOND_ASCII)[found[0]], " ".join(text.split()))
+    replaced = re.sub(
+        "|".join(map(re.escape, _SPECIAL | _BEYOND_ASCII)),
+        lambda found: (_SPECIAL | _BEYOND_ASCII)[found[0]],
+        " ".join(text.split()),
+    )
     return replaced.encode("ascii", "replace").decode()
 
 
@@ -58,7 +85,11 @@ def _caption(sheet: Sheet, group: GroupFacts) -> str:
         *([GENERATED] if group.name == PHANTOMS else []),
         "Mean over seeds ± standard deviation where there are several; below, 95 % intervals by bootstrap over patients.",
         f"Thresholds from validation patients (rule: {RULES[sheet.facts.rule]}) where the LLM does not answer itself.",
-        *(["Last column: the paper's own AUC, below it its accuracy, in %, from other patients and another split."] if _has_paper(group) else []),
+        *(
+            ["Last column: the paper's own AUC, below it its accuracy, in %, from other patients and another split."]
+            if _has_paper(group)
+            else []
+        ),
     ]
     return escaped(" ".join(sentences))
 
@@ -87,7 +118,10 @@ def _of_row(sheet: Sheet, group: str, row: Row) -> Iterator[list[str]]:
     """Values, then intervals: two lines of cells."""
     reason = sheet.failed(row.name)
     if reason:
-        yield [escaped(row.title), rf"\multicolumn{{{len(HEADLINE)}}}{{p{{0.55\linewidth}}}}{{failed: {escaped(reason)}}}"]
+        yield [
+            escaped(row.title),
+            rf"\multicolumn{{{len(HEADLINE)}}}{{p{{0.55\linewidth}}}}{{failed: {escaped(reason)}}}",
+        ]
         yield [""] * (len(HEADLINE) + 1)
         return
     yield [escaped(row.title), *(_value(sheet, group, row, column) for column in HEADLINE)]

@@ -12,7 +12,22 @@ from medad_core.reproduce.presentation.claims import claims
 from medad_core.reproduce.presentation.empty import empty_cells, undefined_thresholds
 from medad_core.reproduce.presentation.facts import GroupFacts, ThresholdNote
 from medad_core.reproduce.presentation.sheet import DECIDED, HEADLINE, MAIN, PIXEL, TEXT, Column, Line, Sheet
-from medad_core.reproduce.presentation.words import DASH, GENERATED, KINDS, RULES, between, escape, heading, mean, number, p_value, paper_numbers, rule_words, signed, small
+from medad_core.reproduce.presentation.words import (
+    DASH,
+    GENERATED,
+    KINDS,
+    RULES,
+    between,
+    escape,
+    heading,
+    mean,
+    number,
+    p_value,
+    paper_numbers,
+    rule_words,
+    signed,
+    small,
+)
 from medad_core.reproduce.schema import PHANTOMS, PROPOSED, Row
 
 Cells = Callable[[Row], list[list[str]]]  # the lines of one row of the table, without its title
@@ -37,14 +52,24 @@ def _facts(sheet: Sheet) -> list[str]:
         f"Split by patient, the same for every row: {'one split' if facts.folds == 1 else f'{facts.folds} folds, each patient tested once'}. Seeds: {', '.join(map(str, facts.seeds))}.",
         "A value is the mean over seeds, ± its standard deviation where a row has several; in brackets the 95 % interval of a bootstrap over patients, all slices of a patient together.",
         f"Thresholds are chosen on validation patients alone. Main decisions: the LLM's own answer where a row speaks, else the threshold rule “{RULES[facts.rule]}”.",
-        *(["The paper's own numbers are from other patients and another split: not comparable, shown for orientation."] if patients else []),
+        *(
+            [
+                "The paper's own numbers are from other patients and another split: not comparable, shown for orientation."
+            ]
+            if patients
+            else []
+        ),
         *map(escape, facts.notes),
     ]
 
 
 def _counted(group: GroupFacts) -> str:
     noun = "phantoms" if group.name == PHANTOMS else "patients"
-    share = f"; always answering the commoner class has an accuracy of {number(group.majority_accuracy)}" if group.slices else ""
+    share = (
+        f"; always answering the commoner class has an accuracy of {number(group.majority_accuracy)}"
+        if group.slices
+        else ""
+    )
     dealt = "; ".join(" / ".join(map(str, fold)) for fold in group.dealt)
     tested = f"{group.patients:,} {noun}, {group.tested_patients:,} of them tested on {group.slices:,} slices, {group.tumour_free:,} tumour-free{share}."
     return tested + (f" Train / validation / test {noun} a fold: {dealt}." if dealt else "")
@@ -92,38 +117,80 @@ def _differences(sheet: Sheet, group: str) -> str:
         lines = [sheet.find(group, row.name, column) for column in columns]
         return [[p_value(lines[0] and lines[0].p_delong), *map(_difference, lines)]]
 
-    columns = (*HEADLINE, *(Column(f"pixel {column.title}", column.level, column.metric, column.rule) for column in PIXEL[2:4]))
+    columns = (
+        *HEADLINE,
+        *(Column(f"pixel {column.title}", column.level, column.metric, column.rule) for column in PIXEL[2:4]),
+    )
     rows = [row for row in sheet.rows if row.name != PROPOSED]
     how = "p: two-sided, of the paired bootstrap over patients, not corrected for the number of comparisons. DeLong's test takes slices for independent, which those of one patient are not: trust the bootstrap."
-    return _grid(["row", "p DeLong, image AUROC", *(column.title for column in columns)], _lines(sheet, rows, cells)) + f"\n\n{how}"
+    return (
+        _grid(["row", "p DeLong, image AUROC", *(column.title for column in columns)], _lines(sheet, rows, cells))
+        + f"\n\n{how}"
+    )
 
 
 def _difference(line: Line | None) -> str:
     if line is None or line.difference is None:
         return DASH
     spread = between(line.difference_low, line.difference_high, signed)
-    return signed(line.difference) + (f" ({spread})" if spread else "") + (f", p {p_value(line.p_bootstrap)}" if line.p_bootstrap is not None else "")
+    return (
+        signed(line.difference)
+        + (f" ({spread})" if spread else "")
+        + (f", p {p_value(line.p_bootstrap)}" if line.p_bootstrap is not None else "")
+    )
 
 
 def _decisions(sheet: Sheet, group: str) -> str:
     def cells(row: Row) -> list[list[str]]:
-        rules = dict.fromkeys(line.rule for line in sheet.of_row(group, row.name) if (line.level, line.metric) == ("image", "balanced_accuracy"))
-        return [[rule_words(rule, 0), *(_value(sheet.find(group, row.name, Column(title, "image", metric, rule))) for metric, title in DECIDED)] for rule in rules]
+        rules = dict.fromkeys(
+            line.rule
+            for line in sheet.of_row(group, row.name)
+            if (line.level, line.metric) == ("image", "balanced_accuracy")
+        )
+        return [
+            [
+                rule_words(rule, 0),
+                *(
+                    _value(sheet.find(group, row.name, Column(title, "image", metric, rule)))
+                    for metric, title in DECIDED
+                ),
+            ]
+            for rule in rules
+        ]
 
     return _grid(["row", "rule", *(title for _, title in DECIDED)], _lines(sheet, sheet.rows, cells), left=2)
 
 
 def _patients(sheet: Sheet, group: str) -> str:
     def cells(row: Row) -> list[list[str]]:
-        lines = [[sheet.find(group, row.name, Column("", "patient", metric, how if metric == "auroc" else f"{how}/{MAIN}")) for metric, _ in shown] for how in ("any", "k_of_n", "mean")]
-        return [[rule_words(how, sheet.facts.patient_slices), *map(_value, found)] for how, found in zip(("any", "k_of_n", "mean"), lines, strict=True) if any(found)]
+        lines = [
+            [
+                sheet.find(
+                    group, row.name, Column("", "patient", metric, how if metric == "auroc" else f"{how}/{MAIN}")
+                )
+                for metric, _ in shown
+            ]
+            for how in ("any", "k_of_n", "mean")
+        ]
+        return [
+            [rule_words(how, sheet.facts.patient_slices), *map(_value, found)]
+            for how, found in zip(("any", "k_of_n", "mean"), lines, strict=True)
+            if any(found)
+        ]
 
     shown = (("auroc", "AUROC"), *DECIDED[:4])
-    return _grid(["row", "joined by", *(title for _, title in shown)], _lines(sheet, sheet.rows, cells), left=2) + "\n\nMain rule; the others are in `table.parquet`."
+    return (
+        _grid(["row", "joined by", *(title for _, title in shown)], _lines(sheet, sheet.rows, cells), left=2)
+        + "\n\nMain rule; the others are in `table.parquet`."
+    )
 
 
 def _text(sheet: Sheet, group: str) -> str:
-    speaking = [row for row in sheet.rows if sheet.failed(row.name) or any(line.level == "text" for line in sheet.of_row(group, row.name))]
+    speaking = [
+        row
+        for row in sheet.rows
+        if sheet.failed(row.name) or any(line.level == "text" for line in sheet.of_row(group, row.name))
+    ]
     return _columns(sheet, group, TEXT, speaking, counted=True) if speaking else "No row speaks."
 
 
@@ -134,21 +201,46 @@ def _lesions(sheet: Sheet, group: str) -> str:
         return "No lesion sizes."
 
     def cells(row: Row) -> list[list[str]]:
-        return [[_value(sheet.find(group, row.name, Column("", "image", "sensitivity", MAIN, subset))) for subset in bins]]
+        return [
+            [_value(sheet.find(group, row.name, Column("", "image", "sensitivity", MAIN, subset))) for subset in bins]
+        ]
 
-    return _grid(["row", *(f"{subset.removeprefix('area ')}, n = {counts[subset]:,}" for subset in bins)], _lines(sheet, sheet.rows, cells)) + "\n\nTumour area of the slice; main rule."
+    return (
+        _grid(
+            ["row", *(f"{subset.removeprefix('area ')}, n = {counts[subset]:,}" for subset in bins)],
+            _lines(sheet, sheet.rows, cells),
+        )
+        + "\n\nTumour area of the slice; main rule."
+    )
 
 
 def _thresholds(sheet: Sheet, group: str) -> str:
     def cells(row: Row) -> list[list[str]]:
         mine = [note for note in notes if note.row == row.name]
         kinds = dict.fromkeys((note.level, note.rule) for note in mine)
-        return [[level, RULES.get(rule, rule), *(_of_fold([note for note in mine if (note.level, note.rule, note.fold) == (level, rule, fold)]) for fold in folds)] for level, rule in kinds]
+        return [
+            [
+                level,
+                RULES.get(rule, rule),
+                *(
+                    _of_fold([note for note in mine if (note.level, note.rule, note.fold) == (level, rule, fold)])
+                    for fold in folds
+                ),
+            ]
+            for level, rule in kinds
+        ]
 
     notes = [note for note in sheet.facts.thresholds if note.group == group]
     folds = sorted({note.fold for note in notes})
-    table = _grid(["row", "level", "rule", *(f"fold {fold}" for fold in folds)], _lines(sheet, sheet.rows, cells), left=3)
-    return "\n\n".join(filter(None, [table, "Seeds of a fold in order; in full in `thresholds.csv`.", _bullets(undefined_thresholds(notes))]))
+    table = _grid(
+        ["row", "level", "rule", *(f"fold {fold}" for fold in folds)], _lines(sheet, sheet.rows, cells), left=3
+    )
+    return "\n\n".join(
+        filter(
+            None,
+            [table, "Seeds of a fold in order; in full in `thresholds.csv`.", _bullets(undefined_thresholds(notes))],
+        )
+    )
 
 
 def _of_fold(notes: Sequence[ThresholdNote]) -> str:
@@ -160,7 +252,9 @@ def _columns(sheet: Sheet, group: str, columns: Sequence[Column], rows: Sequence
 
     def cells(row: Row) -> list[list[str]]:
         lines = [sheet.find(group, row.name, column) for column in columns]
-        sizes = [f", n = {line.n:,}" if counted and line and line.value is not None and line.n else "" for line in lines]
+        sizes = [
+            f", n = {line.n:,}" if counted and line and line.value is not None and line.n else "" for line in lines
+        ]
         return [[_best_marked(sheet, group, row, column) + size for column, size in zip(columns, sizes, strict=True)]]
 
     return _grid(["row", *(column.title for column in columns)], _lines(sheet, rows, cells))
@@ -192,7 +286,9 @@ def _lines(sheet: Sheet, rows: Iterable[Row], cells: Cells) -> list[list[str]]:
 
 def _grid(header: Sequence[str], lines: Iterable[Sequence[str]], left: int = 1) -> str:
     rows = [[*line, *[""] * (len(header) - len(line))] for line in lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * left + ["---:"] * (len(header) - left), *rows])
+    return "\n".join(
+        f"| {' | '.join(row)} |" for row in [header, ["---"] * left + ["---:"] * (len(header) - left), *rows]
+    )
 
 
 def _bullets(sentences: Iterable[str]) -> str:

@@ -76,7 +76,10 @@ class Sheet:
     @classmethod
     def of(cls, table: pa.Table, facts: Facts) -> Sheet:
         """From a table of the schema `TABLE`."""
-        rows = ({name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()} for row in table.to_pylist())
+        rows = (
+            {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
+            for row in table.to_pylist()
+        )
         return cls(tuple(Line(**row) for row in rows), facts)
 
     @property
@@ -102,7 +105,11 @@ class Sheet:
         """The line behind a cell; None where the row has no such number."""
         for rule in self._rules(column.rule):
             wanted = (column.level, column.metric, rule)
-            found = (line for line in self.of_row(group, row) if (line.level, line.metric, line.rule) == wanted and _fits(line, column))
+            found = (
+                line
+                for line in self.of_row(group, row)
+                if (line.level, line.metric, line.rule) == wanted and _fits(line, column)
+            )
             if line := next(found, None):
                 return line
         return None
@@ -155,4 +162,10 @@ TEXT = (
     Column("exact or neighbouring", "text", "location_exact_or_neighbour"),
     Column("location named without tumour", "text", "hallucinated_location_share", low_is_better=True),
 )
-DECIDED = (("accuracy", "accuracy"), ("balanced_accuracy", "balanced accuracy"), ("sensitivity", "sensitivity"), ("specificity", "specificity"), ("f1", "F1"))
+DECIDED = (
+    ("accuracy", "accuracy"),
+    ("balanced_accuracy", "balanced accuracy"),
+    ("sensitivity", "sensitivity"),
+    ("specificity", "specificity"),
+    ("f1", "F1"),
+)

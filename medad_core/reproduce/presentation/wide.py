@@ -21,7 +21,14 @@ COLUMNS = (
     Column("", "patient", "auroc", "any"),
     *TEXT,
 )
-_PARTS = {"": "value", "_low": "ci_low", "_high": "ci_high", "_sd": "sd", "_difference": "difference", "_p": "p_bootstrap"}
+_PARTS = {
+    "": "value",
+    "_low": "ci_low",
+    "_high": "ci_high",
+    "_sd": "sd",
+    "_difference": "difference",
+    "_p": "p_bootstrap",
+}
 
 
 def wide_csv(sheet: Sheet) -> str:
@@ -42,7 +49,17 @@ def _record(sheet: Sheet, group: GroupFacts, row: Row) -> list[object]:
     status = "ok" if failed is None else f"failed: {failed}"
     decided = sheet.find(group.name, row.name, BALANCED)
     seeds = max((line.seeds or 0 for line in sheet.of_row(group.name, row.name)), default=None)
-    head = [row.name, row.title, group.name, status, group.tested_patients, group.slices, group.tumour_free, seeds, decided and decided.rule]
+    head = [
+        row.name,
+        row.title,
+        group.name,
+        status,
+        group.tested_patients,
+        group.slices,
+        group.tumour_free,
+        seeds,
+        decided and decided.rule,
+    ]
     return [*head, *_numbers(sheet, group.name, row.name)]
 
 

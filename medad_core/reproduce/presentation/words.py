@@ -13,9 +13,25 @@ from medad_core.reproduce.schema import PHANTOMS
 
 DASH = "–"
 # Table 1 of the paper: AUC and accuracy in percent, on its own patients and split.
-PAPER = {"autoencoder": (49.98, 55.00), "masked-autoencoder": (55.59, 41.01), "memory-autoencoder": (60.57, 82.93), "proposed": (89.07, 85.90)}
-KINDS = {"paper": "Rows of the paper", "baseline": "Strong and trivial baselines", "ablation": "Ablations of the proposed scheme"}
-RULES = {"max_recall": "highest recall", "youden": "Youden", "f1": "best F1", "answer": "answer of the LLM", "always": "always the commoner class", "dice": "best Dice"}
+PAPER = {
+    "autoencoder": (49.98, 55.00),
+    "masked-autoencoder": (55.59, 41.01),
+    "memory-autoencoder": (60.57, 82.93),
+    "proposed": (89.07, 85.90),
+}
+KINDS = {
+    "paper": "Rows of the paper",
+    "baseline": "Strong and trivial baselines",
+    "ablation": "Ablations of the proposed scheme",
+}
+RULES = {
+    "max_recall": "highest recall",
+    "youden": "Youden",
+    "f1": "best F1",
+    "answer": "answer of the LLM",
+    "always": "always the commoner class",
+    "dice": "best Dice",
+}
 GENERATED = "Generated pictures: these numbers say that the software runs, and nothing about patients."
 
 

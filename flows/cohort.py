@@ -18,7 +18,7 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict
 
 from flows.preflight import note_run
-from flows.stages import convert, evaluate, generate, maps, one_heartbeat, preprocess
+from flows.stages import answers, evaluate, maps, one_heartbeat, prompts, slices
 from flows.visible import Telling, told
 from medad_core.config import Settings, settings_from_yaml, settings_to_yaml
 from medad_core.inbox.records import BatchPlan, Planned
@@ -70,7 +70,7 @@ def _run_name() -> str:
 )
 def screen_cohort(inbox: str, cohort: str, settings: str = "", wait: bool = False) -> CohortOutcome:
     """Screen what is new or changed in `inbox`; a second command on the same cohort is refused, or waits."""
-    from medad_core.inbox.cohort import CohortFolder
+    from medad_core.inbox.folder import CohortFolder
     from medad_core.inbox.lock import locked
     from medad_core.inbox.look import look
 
@@ -143,7 +143,7 @@ def _screen_batch(folder, inbox: Path, plan, settings: Settings, well: bool = Fa
     run, text = str(folder.run_of(plan.number)), settings_to_yaml(settings)
     with one_heartbeat(), _known_well(well):
         note_run(str(inbox), run, settings)
-        for stage in (preprocess, maps, convert, generate):
+        for stage in (slices, maps, prompts, answers):
             stage(run, text)
         page = evaluate(run, text).page
     batch = folder.commit(inbox, plan)

@@ -30,7 +30,7 @@ def check_screening(data: str, run: str, settings: Settings) -> None:
 def check_cohort(inbox: str, cohort: str, settings: Settings, wait: bool) -> None:
     """Everything that can be wrong with a `screen --cohort` command. Raises UsageError, StoreError, WeightsError or LockedError."""
     from medad_core.data.cases import discover
-    from medad_core.inbox.cohort import CohortFolder
+    from medad_core.inbox.folder import CohortFolder
     from medad_core.inbox.lock import check_free
     from medad_core.stages.models import run_fingerprint
 
@@ -118,7 +118,7 @@ def _device_of(settings: Settings) -> str:
 
 def open_run(data: str, run: str, settings: Settings) -> None:
     """Settle who is screened (`RUN/cohort.json`), and note the command of a new run (`RUN/run.json`)."""
-    from medad_core.stages.cohort import find_cohort, settle_cohort
+    from medad_core.run.cohort import find_cohort, settle_cohort
     from medad_core.stages.common import sweep_run
 
     sweep_run(run)

@@ -9,7 +9,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.preflight import note_run, open_run
-from flows.stages import convert, evaluate, generate, maps, one_heartbeat, preprocess
+from flows.stages import answers, evaluate, maps, one_heartbeat, prompts, slices
 from flows.visible import told, words_of
 from medad_core.config import settings_from_yaml
 from medad_core.errors import MedadError
@@ -32,10 +32,10 @@ def screen(data: str, run: str, settings: str = "") -> Outcome:
     parsed, (name, *_) = settings_from_yaml(settings), words_of(run)
     with told("screen", name, parsed) as telling, one_heartbeat():
         open_run(data, run, parsed)
-        _require_cases(run, preprocess(run, settings))
+        _require_cases(run, slices(run, settings))
         maps(run, settings)
-        convert(run, settings)
-        generate(run, settings)
+        prompts(run, settings)
+        answers(run, settings)
         note_run(data, run, parsed)
         outcome = evaluate(run, settings)
         telling.runs, telling.counts = (
@@ -45,6 +45,6 @@ def screen(data: str, run: str, settings: str = "") -> Outcome:
         return outcome
 
 
-def _require_cases(run: str, slices: Progress) -> None:
-    if slices.done == 0:
-        raise MedadError(f"none of the {slices.requested} cases could be used; {run}/rejected.csv says why of each")
+def _require_cases(run: str, now: Progress) -> None:
+    if now.done == 0:
+        raise MedadError(f"none of the {now.requested} cases could be used; {run}/rejected.csv says why of each")

@@ -38,12 +38,13 @@ def one_heartbeat() -> Iterator[None]:
 OPTIONS = {"persist_result": False, "flow_run_name": _run_name}
 
 
-@flow(name="preprocess", description="Volumes to slices.", **OPTIONS)
-def preprocess(run: str, settings: str = "") -> Progress:
+@flow(name="slices", description="Volumes to slices.", **OPTIONS)
+def slices(run: str, settings: str = "") -> Progress:
     """Cut the cohort of a run into slices."""
-    from medad_core.stages import cohort, preprocess
+    from medad_core.run.cohort import cohort_of
+    from medad_core.stages import slices
 
-    preprocess.plan(run, settings_from_yaml(settings), cohort.cohort_of(run))
+    slices.plan(run, settings_from_yaml(settings), cohort_of(run))
     return _complete("slices", preprocess_parts, run, settings)
 
 
@@ -56,21 +57,21 @@ def maps(run: str, settings: str = "") -> Progress:
     return _complete("maps", map_parts, run, settings)
 
 
-@flow(name="convert", description="Anomaly maps to prompt embeddings.", **OPTIONS)
-def convert(run: str, settings: str = "") -> Progress:
+@flow(name="prompts", description="Anomaly maps to prompt embeddings.", **OPTIONS)
+def prompts(run: str, settings: str = "") -> Progress:
     """Turn every map into tokens that the LLM can read."""
-    from medad_core.stages import convert
+    from medad_core.stages import prompts
 
-    convert.plan(run, settings_from_yaml(settings))
+    prompts.plan(run, settings_from_yaml(settings))
     return _complete("prompts", convert_parts, run, settings)
 
 
-@flow(name="generate", description="Prompt embeddings to answers.", **OPTIONS)
-def generate(run: str, settings: str = "") -> Progress:
+@flow(name="answers", description="Prompt embeddings to answers.", **OPTIONS)
+def answers(run: str, settings: str = "") -> Progress:
     """Let the LLM say for every slice whether and where something is wrong."""
-    from medad_core.stages import generate
+    from medad_core.stages import answers
 
-    generate.plan(run, settings_from_yaml(settings))
+    answers.plan(run, settings_from_yaml(settings))
     # An engine takes seconds to start and fills a device: all that is pending goes to one.
     return _complete("answers", generate_parts, run, settings, ranges=1)
 

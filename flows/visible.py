@@ -28,7 +28,7 @@ from prefect.artifacts import (
 )
 from prefect.context import FlowRunContext, TagsContext
 
-from flows.console.tables import MAIN_METRICS
+from flows.cli.tables import MAIN_METRICS
 from flows.runner import server_url
 from medad_core.config import Settings
 from medad_core.metrics.names import metric_name

@@ -11,9 +11,9 @@ from tasks.policy import OPTIONS, Report, do_parts
 
 @task(name="slices", description="Read, turn and scale the volumes of a range of parts.", **OPTIONS)
 def preprocess_parts(run: str, settings: str, numbers: list[int]) -> Report:
-    from medad_core.stages import preprocess
+    from medad_core.stages import slices
 
-    return do_parts("slices", preprocess.run_parts, run, settings, numbers)
+    return do_parts("slices", slices.run_parts, run, settings, numbers)
 
 
 @task(name="maps", description="Encode and decode the slices of a range of parts.", **OPTIONS)
@@ -25,15 +25,15 @@ def map_parts(run: str, settings: str, numbers: list[int]) -> Report:
 
 @task(name="prompts", description="Convert the maps of a range of parts into prompt embeddings.", **OPTIONS)
 def convert_parts(run: str, settings: str, numbers: list[int]) -> Report:
-    from medad_core.stages import convert
+    from medad_core.stages import prompts
 
-    return do_parts("prompts", convert.run_parts, run, settings, numbers)
+    return do_parts("prompts", prompts.run_parts, run, settings, numbers)
 
 
 @task(
     name="answers", description="Let the LLM answer the prompts of a range of parts; one engine a process.", **OPTIONS
 )
 def generate_parts(run: str, settings: str, numbers: list[int]) -> Report:
-    from medad_core.stages import generate
+    from medad_core.stages import answers
 
-    return do_parts("answers", generate.run_parts, run, settings, numbers)
+    return do_parts("answers", answers.run_parts, run, settings, numbers)

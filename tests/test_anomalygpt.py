@@ -16,19 +16,19 @@ from safetensors.torch import load_file
 from medad_core.config import Settings, load_settings
 from medad_core.data.phantom import generate_cohort
 from medad_core.errors import UsageError, WeightsError
+from medad_core.imports.anomalygpt import Imported, import_anomalygpt
 from medad_core.llm import lora as lora_module
-from medad_core.llm.answers import NO, QUESTION, Answer, parse, yes
 from medad_core.llm.engine import llm_folder
+from medad_core.llm.grammar import NO, QUESTION, Answer, parse, yes
 from medad_core.llm.lora import save_lora
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.transformers_engine import load_llm
 from medad_core.models.decoder import render_maps
-from medad_core.models.imports.anomalygpt import Imported, import_anomalygpt
 from medad_core.models.pack import packaged
 from medad_core.models.text import load_text_encoder
 from medad_core.models.weights import CONVERTER, converter_facts, load_converter
-from medad_core.stages import convert, generate, maps, preprocess
-from medad_core.stages.cohort import find_cohort, settle_cohort
+from medad_core.run.cohort import find_cohort, settle_cohort
+from medad_core.stages import answers, maps, prompts, slices
 from medad_core.stages.common import stage_of
 from medad_core.stages.models import (
     _beside_converter,
@@ -329,12 +329,12 @@ def screened(kit, settings) -> str:
     run = str(kit.folder / "run")
     generate_cohort(kit.folder / "phantoms", 1, 0)
     settle_cohort(run, find_cohort(str(kit.folder / "phantoms"), settings.data))
-    from medad_core.stages.cohort import cohort_of
+    from medad_core.run.cohort import cohort_of
 
-    preprocess.plan(run, settings, cohort_of(run))
-    preprocess.run_parts(run, settings, [0])
+    slices.plan(run, settings, cohort_of(run))
+    slices.run_parts(run, settings, [0])
     stage_of(run, "slices").finish()
-    for name, stage in (("maps", maps), ("prompts", convert), ("answers", generate)):
+    for name, stage in (("maps", maps), ("prompts", prompts), ("answers", answers)):
         stage.plan(run, settings)
         stage.run_parts(run, settings, stage_of(run, name).pending())
         stage_of(run, name).finish()

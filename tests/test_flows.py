@@ -14,7 +14,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.preflight import check_orchestration, check_screening
 from flows.runner import check_runner, ranges_of
 from flows.screen import screen
-from flows.stages import maps, preprocess
+from flows.stages import maps, slices
 from medad_core.config import FlowSettings, load_settings, settings_to_yaml
 from medad_core.errors import ConfigError, StoreError, UsageError
 from medad_core.llm.transformers_engine import TransformersEngine
@@ -147,7 +147,7 @@ def test_processes_give_the_rows_that_threads_give(screened, tmp_path):
     run.mkdir()
     shutil.copy(Path(screened.run) / "cohort.json", run)
     text = settings_to_yaml(load_settings(None, [*screened.words, "flow.runner=process", "flow.max_workers=2"]))
-    assert preprocess(str(run), text).finished
+    assert slices(str(run), text).finished
     assert stage_of(str(run), "slices").read().equals(stage_of(screened.run, "slices").read())
 
 

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from medad_core.errors import MedadError, UsageError, WeightsError
+from medad_core.imports.imagebind import import_imagebind
+from medad_core.imports.llm import import_llm
 from medad_core.models.encoder import encoder_fingerprint, load_encoder, quarter_blocks
-from medad_core.models.imports.imagebind import import_imagebind
-from medad_core.models.imports.llm import import_llm
 from medad_core.models.text import load_sentences, load_text_encoder, text_features
 
 TOLERANCE = 1e-4
@@ -259,7 +259,7 @@ def test_a_folder_that_is_there_is_not_overwritten(tiny, tmp_path):
 
 
 def test_a_conversion_that_fails_leaves_nothing(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("medad_core.models.imports.clip_tokenizer.DISTRIBUTION", "no-such-distribution")
+    monkeypatch.setattr("medad_core.imports.clip_tokenizer.DISTRIBUTION", "no-such-distribution")
     with pytest.raises(WeightsError, match="make setup"):
         import_imagebind(tiny / "imagebind_tiny.pth", tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -24,7 +24,7 @@ from prefect_harness import WORDS, write_case
 from medad_core.config import load_settings
 from medad_core.data.nifti import UNREADABLE, hash_whole
 from medad_core.errors import StoreError, UsageError
-from medad_core.inbox.cohort import CohortFolder
+from medad_core.inbox.folder import CohortFolder
 from medad_core.inbox.lock import LockedError, holder, locked
 from medad_core.inbox.look import Look, look
 from medad_core.inbox.prune import NOTE, prune

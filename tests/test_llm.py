@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medad_core.config import LLMSettings, Settings, load_settings
+from medad_core.data.location import CELLS, anatomical, cell_of, neighbours, true_cell
 from medad_core.errors import UsageError
-from medad_core.llm.answers import GRAMMAR, NO, answer_to, parse, yes
 from medad_core.llm.engine import Generation, check_engine, free_memory, llm_fingerprint, llm_folder, open_engine
-from medad_core.llm.location import CELLS, anatomical, cell_of, neighbours, true_cell
+from medad_core.llm.grammar import GRAMMAR, NO, answer_to, parse, yes
 from medad_core.llm.parallel import gpu_shares
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.sizing import gpu_share, model_size, resolved_dtype

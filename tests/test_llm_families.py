@@ -11,10 +11,10 @@ import transformers
 
 from medad_core.config import LLMSettings
 from medad_core.config.train import ConverterTraining
+from medad_core.data.location import CELLS
 from medad_core.errors import WeightsError
-from medad_core.llm.answers import NO, yes
 from medad_core.llm.engine import llm_folder, open_engine
-from medad_core.llm.location import CELLS
+from medad_core.llm.grammar import NO, yes
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.transformers_engine import load_llm
 from medad_core.models.converter import new_converter

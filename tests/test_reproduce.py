@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from prefect_harness import write_case
 
 from medad_core.config import SplitSettings, load_settings, settings_to_yaml
+from medad_core.data.location import CELLS
 from medad_core.data.names import patient_of
 from medad_core.errors import ConfigError, MedadError, StoreError
-from medad_core.llm.location import CELLS
 from medad_core.metrics import PixelHistogram
 from medad_core.reproduce.decisions import seed_of_row
 from medad_core.reproduce.folds import Fold, deal

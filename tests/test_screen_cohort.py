@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.cohort import screen_cohort
 from medad_core.config import load_settings, settings_to_yaml
-from medad_core.inbox.cohort import CohortFolder
+from medad_core.inbox.folder import CohortFolder
 from medad_core.inbox.lock import locked
-from medad_core.stages import preprocess
+from medad_core.stages import slices
 from medad_core.stages.common import QUARANTINED
 from tasks.policy import Suspect
 
@@ -116,14 +116,14 @@ def test_prune_says_what_it_freed(nights, tmp_path, untouched):
 @pytest.fixture
 def poisoned(monkeypatch):
     """Reading of case 0 raises what is put into this."""
-    errors, read_slices = [], preprocess.read_slices
+    errors, read_slices = [], slices.read_slices
 
     def read_or_raise(case, settings):
         if case.case_id == "BraTS2021_00000":
             raise errors[0]
         return read_slices(case, settings)
 
-    monkeypatch.setattr(preprocess, "read_slices", read_or_raise)
+    monkeypatch.setattr(slices, "read_slices", read_or_raise)
     return errors
 
 

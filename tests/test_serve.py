@@ -34,7 +34,7 @@ from prefect_harness import WORDS, write_case
 from test_notify import Hook
 from test_screen_cohort import without_brain
 
-from flows.console.groups import Group
+from flows.cli.groups import Group
 from medad_core.inbox.lock import holder
 
 pytest_plugins = ("prefect_harness",)
@@ -183,7 +183,7 @@ def test_a_worker_runs_the_installed_flow_in_any_folder(served, deployed):
 def test_what_the_core_says_in_a_worker_reaches_the_server(deployed):
     with get_client(sync_client=True) as client:
         (stage,) = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=["preprocess-ward-00001"]))
+            flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=["slices-ward-00001"]))
         )
         logs = until(lambda: client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[stage.id]))), 30)
     assert [log.name for log in logs if "BraTS2021_00009 is left out" in log.message] == ["medad_core.stages.common"]
@@ -354,7 +354,7 @@ def test_a_group_whose_words_nobody_hears_goes_on(tmp_path):
 
 
 def test_a_group_ends_although_its_keeper_was_killed(tmp_path):
-    keeper = "import os, sys, time; from flows.console.groups import Group; group = Group('x', ['sh', '-c', 'sleep 300 & sleep 300'], os.environ, print); print(group.process.pid, flush=True); time.sleep(300)"
+    keeper = "import os, sys, time; from flows.cli.groups import Group; group = Group('x', ['sh', '-c', 'sleep 300 & sleep 300'], os.environ, print); print(group.process.pid, flush=True); time.sleep(300)"
     with subprocess.Popen(
         [sys.executable, "-c", keeper],
         stdout=subprocess.PIPE,

@@ -88,7 +88,7 @@ def test_runs_are_named_and_tagged_by_cohort(shown):
 
 
 def test_what_the_core_says_is_in_the_log_of_the_run(shown):
-    (stage, *_) = runs("preprocess-visible")
+    (stage, *_) = runs("slices-visible")
     with get_client(sync_client=True) as client:
         said = [log.message for log in client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[stage.id])))]
     assert any("BraTS2021_00002 is left out" in line for line in said), said

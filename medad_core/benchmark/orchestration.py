@@ -110,12 +110,13 @@ def repeated(phantoms: Path, drawn: Sequence[str], cohort: Path, cases: int) -> 
 
 def loop(run: str, settings: str) -> float:
     """The plain loop: what anybody would write around the core."""
-    from medad_core.stages import cohort, maps, preprocess
+    from medad_core.run.cohort import cohort_of
+    from medad_core.stages import maps, slices
     from medad_core.stages.common import stage_of, write_rejected
 
     chosen = settings_from_yaml(settings)
-    preprocess.plan(run, chosen, cohort.cohort_of(run))
-    for name, module in (("slices", preprocess), ("maps", maps)):
+    slices.plan(run, chosen, cohort_of(run))
+    for name, module in (("slices", slices), ("maps", maps)):
         if module is maps:
             maps.plan(run, chosen)
         stage = stage_of(run, name)
@@ -129,8 +130,8 @@ def measure(way: Way, data: str, run: str, settings: str) -> Measured:
     """Do the work in this process and say what it took."""
     import torch  # noqa: F401  (imports are no work of either)
 
-    from medad_core.stages import maps, preprocess  # noqa: F401
-    from medad_core.stages.cohort import find_cohort, settle_cohort
+    from medad_core.run.cohort import find_cohort, settle_cohort
+    from medad_core.stages import maps, slices  # noqa: F401
 
     settle_cohort(run, find_cohort(data, settings_from_yaml(settings).data))
     started = time.perf_counter()
@@ -159,7 +160,7 @@ def _measured(
 
 def _in_process(way: str, data: Path, run: Path, settings: str) -> Measured:
     # By its name: the core must not import the flows, and a process of its own can.
-    command = [sys.executable, "-m", "flows.console.orchestration", way, str(data), str(run)]
+    command = [sys.executable, "-m", "flows.cli.orchestration", way, str(data), str(run)]
     done = subprocess.run(
         command, input=settings, capture_output=True, text=True, env={**os.environ, "PREFECT_LOGGING_LEVEL": "CRITICAL"}
     )

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from medad_core.errors import UsageError
-from medad_core.inbox.cohort import CohortFolder, is_cohort
+from medad_core.inbox.folder import CohortFolder, is_cohort
 from medad_core.inbox.lock import locked
 from medad_core.stages.common import PART_STAGES
 from medad_core.store import write_text

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medad_core.data.location import CELLS
 from medad_core.errors import WeightsError
-from medad_core.llm.answers import ANOMALYGPT_GRAMMAR, GRAMMAR, NO, QUESTION, yes
-from medad_core.llm.location import CELLS
+from medad_core.llm.grammar import ANOMALYGPT_GRAMMAR, GRAMMAR, NO, QUESTION, yes
 from medad_core.models.loading import load_tokenizer, open_tensors, read_config
 from medad_core.models.resolve import weight_files
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from medad_core.data.location import CELLS
 from medad_core.data.names import patient_of
-from medad_core.llm.location import CELLS
 from medad_core.metrics.location import cell_steps
 
 Brightness = Mapping[tuple[str, int], float]

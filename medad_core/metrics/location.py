@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from medad_core.llm.location import CELLS
+from medad_core.data.location import CELLS
 
 _INDEX = {cell: index for index, cell in enumerate(CELLS)}
 

@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 
 from medad_core.config import Settings
+from medad_core.data.location import true_cell
 from medad_core.errors import MedadError
-from medad_core.llm.location import true_cell
 from medad_core.metrics import PixelHistogram
 from medad_core.models.decoder import image_scores, render_maps
 from medad_core.models.encoder import load_encoder

@@ -18,7 +18,7 @@ from medad_core.errors import StoreError
 from medad_core.models.encoder import encoder_fingerprint, load_encoder
 from medad_core.reproduce.folds import Fold, deal
 from medad_core.reproduce.schema import PATIENTS, PHANTOMS
-from medad_core.stages.cohort import find_cohort, settle_cohort
+from medad_core.run.cohort import find_cohort, settle_cohort
 from medad_core.stages.models import device_of, settle_torch, shared_fingerprint, speech_fingerprint
 from medad_core.store import join, write_text
 from medad_core.store.files import read_bytes

@@ -17,14 +17,14 @@ import pandas as pd
 import pyarrow as pa
 
 from medad_core.config import Settings
+from medad_core.data.location import anatomical, true_cell
 from medad_core.data.names import patient_of
 from medad_core.errors import StoreError, WeightsError
-from medad_core.llm.location import anatomical, true_cell
 from medad_core.metrics import MetricRow, PixelHistogram, evaluate, metrics_table, render_markdown, slice_brightness
 from medad_core.models.decoder import render_map
 from medad_core.models.weights import trained_on, weights_folder
 from medad_core.report import GalleryItem, RunSummary, case_rows, choose_gallery, render_report
-from medad_core.stages.cohort import Cohort, cohort_of
+from medad_core.run.cohort import Cohort, cohort_of
 from medad_core.stages.common import stage_of, write_rejected
 from medad_core.stages.rows import bits_of, grids_of, images_of
 from medad_core.store import PREDICTIONS, join, read_table, write_table, write_text

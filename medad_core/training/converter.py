@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medad_core.config.train import ConverterTraining
-from medad_core.llm.answers import GRAMMAR, answer_to
+from medad_core.llm.grammar import GRAMMAR, answer_to
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.transformers_engine import prefix_cache
 from medad_core.models.weights import AnyConverter

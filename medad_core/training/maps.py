@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from medad_core.llm.location import cell_of, square_share
+from medad_core.data.location import cell_of, square_share
 
 DRAWN_SIDE = 48
 

@@ -26,7 +26,7 @@ from medad_core.llm.transformers_engine import load_llm
 from medad_core.models.encoder import Encoder, load_encoder
 from medad_core.models.text import load_sentences, load_text_encoder, text_features
 from medad_core.models.weights import save_converter, save_decoder
-from medad_core.stages.cohort import find_cohort
+from medad_core.run.cohort import find_cohort
 from medad_core.stages.models import device_of, settle_torch, shared_fingerprint
 from medad_core.training.card import cross_validated_scores, verdict_scores, write_card
 from medad_core.training.decoder import train_decoder

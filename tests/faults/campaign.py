@@ -14,8 +14,8 @@ import traceback
 def prepare() -> None:
     """Import what a screening needs. Nothing may start a thread here: threads do not survive a fork."""
     import medad_core.llm.transformers_engine
+    import medad_core.stages.answers
     import medad_core.stages.evaluate
-    import medad_core.stages.generate
     import medad_core.stages.maps  # noqa: F401
 
 

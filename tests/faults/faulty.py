@@ -7,7 +7,7 @@ raise   an error of no known kind
 die     the process dies as under the kernel's out-of-memory killer
 hold    once: the process number is written to FILE, and nothing happens for an hour (what a signal finds in the middle of a long call)
 
-Word `preprocess` instead of `screen` runs that stage alone: `preprocess RUN key=value…`.
+Word `slices` instead of `screen` runs that stage alone: `slices RUN key=value…`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import sys
 import time
 from pathlib import Path
 
-from medad_core.stages import preprocess
+from medad_core.stages import slices
 
 fault, poisoned, *rest = sys.argv[1 : sys.argv.index("--")]
 words = sys.argv[sys.argv.index("--") + 1 :]
-_read_slices = preprocess.read_slices
+_read_slices = slices.read_slices
 
 
 def read_slices(case, settings):
@@ -37,15 +37,15 @@ def read_slices(case, settings):
     return _read_slices(case, settings)
 
 
-preprocess.read_slices = read_slices
+slices.read_slices = read_slices
 
 
 def main() -> None:
-    if words[0] == "preprocess":
-        from flows.console.quiet import prepare_process
-        from flows.console.server import start_temporary_server
-        from flows.console.tables import terminal
-        from flows.stages import preprocess as flow
+    if words[0] == "slices":
+        from flows.cli.quiet import prepare_process
+        from flows.cli.server import start_temporary_server
+        from flows.cli.tables import terminal
+        from flows.stages import slices as flow
         from medad_core.config import load_settings, settings_to_yaml
 
         prepare_process(False, terminal(stderr=True))

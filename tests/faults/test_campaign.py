@@ -22,7 +22,7 @@ import pandas as pd
 import pytest
 from prefect_harness import WORDS, break_case, write_case
 
-from medad_core.inbox.cohort import CohortFolder
+from medad_core.inbox.folder import CohortFolder
 
 pytest_plugins = ("prefect_harness",)
 KILLS = int(os.environ.get("MEDAD_KILLS", "50"))

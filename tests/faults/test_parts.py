@@ -31,7 +31,7 @@ from medad_core.errors import (
     StoreError,
 )
 from medad_core.llm.transformers_engine import TransformersEngine
-from medad_core.stages import generate
+from medad_core.stages import answers
 from medad_core.stages import maps as maps_stage
 from medad_core.stages.common import PART_STAGES, QUARANTINED, stage_of
 from tasks.policy import Suspect, Trial, can_heal, judged
@@ -235,7 +235,7 @@ def test_the_last_part_is_quarantined_once_a_good_one_was_made_again(screened, t
 def only_slices(screened, run: Path) -> list:
     run.mkdir()
     shutil.copy(Path(screened.run) / "cohort.json", run)
-    return ["preprocess", run, *screened.words, "flow.runner=process", "flow.max_workers=2"]
+    return ["slices", run, *screened.words, "flow.runner=process", "flow.max_workers=2"]
 
 
 def test_a_part_that_kills_its_worker_is_quarantined_and_the_rest_goes_on(screened, server, tmp_path):
@@ -336,13 +336,13 @@ def failing(monkeypatch):
 def unanswered(screened, tmp_path) -> str:
     run = str(shutil.copytree(screened.run, tmp_path / "run"))
     shutil.rmtree(Path(run) / "answers")
-    generate.plan(run, screened.settings)
+    answers.plan(run, screened.settings)
     return run
 
 
 def test_an_engine_that_breaks_down_is_started_anew_and_answers_the_part_again(screened, unanswered, failing, caplog):
     failing.at = (2,)
-    generate.run_parts(unanswered, screened.settings, stage_of(unanswered, "answers").pending())
+    answers.run_parts(unanswered, screened.settings, stage_of(unanswered, "answers").pending())
     assert (failing.lives, failing.calls) == (2, 4), "three parts, one of them asked twice"
     assert stage_of(unanswered, "answers").read().equals(stage_of(screened.run, "answers").read())
     assert "started anew" in caplog.text
@@ -355,7 +355,7 @@ def test_an_engine_whose_process_is_killed_is_started_anew(screened, unanswered,
             os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
 
     settings = load_settings(None, [*screened.words, "llm.data_parallel_size=2"])
-    generate.run_parts(unanswered, settings, stage_of(unanswered, "answers").pending(), kill_once)
+    answers.run_parts(unanswered, settings, stage_of(unanswered, "answers").pending(), kill_once)
     assert caplog.text.count("started anew") == 1
     rows, undisturbed = (stage_of(run, "answers").read() for run in (unanswered, screened.run))
     assert rows.drop_columns("p_yes").equals(undisturbed.drop_columns("p_yes"))
@@ -371,7 +371,7 @@ def test_an_engine_that_breaks_down_again_fails_with_its_error_and_its_log(scree
         EngineError,
         match=r"broke down again after it was started anew \(AttributeError: .*\); its log is .*answers/engine.log",
     ):
-        generate.run_parts(unanswered, screened.settings, stage_of(unanswered, "answers").pending())
+        answers.run_parts(unanswered, screened.settings, stage_of(unanswered, "answers").pending())
     assert (Path(unanswered) / "answers" / "engine.log").read_text().count("Traceback") == 2
     assert list(stage_of(unanswered, "answers").records()) == [0]
 
@@ -380,7 +380,7 @@ def test_an_engine_that_cannot_be_opened_at_all_is_no_fault_of_a_part(screened, 
     def start(*_):
         raise RuntimeError("no memory for the cache")
 
-    monkeypatch.setattr(generate, "open_engine", start)
+    monkeypatch.setattr(answers, "open_engine", start)
     with pytest.raises(EngineStartError, match="could not be started") as raised:
-        generate.run_parts(unanswered, load_settings(None, screened.words), [0])
+        answers.run_parts(unanswered, load_settings(None, screened.words), [0])
     assert judged(raised.value, attempts=1) is raised.value and not can_heal(raised.value)

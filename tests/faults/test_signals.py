@@ -50,7 +50,7 @@ def test_signals_stop_a_command_within_seconds_and_the_same_command_goes_on(scre
     until(lambda: gone(children), deadline_s=SOON_S)
     assert temporary_files(run) == []
 
-    process, children = held_at("BraTS2021_00001", ["preprocess", run, *screened.words], run, None, PREFECT_HOME=home)
+    process, children = held_at("BraTS2021_00001", ["slices", run, *screened.words], run, None, PREFECT_HOME=home)
     process.kill()
     until(lambda: gone(children), deadline_s=SOON_S)
 
@@ -65,7 +65,7 @@ def test_signals_stop_a_command_within_seconds_and_the_same_command_goes_on(scre
     ends_soon(process, 143, "terminated")
     until(lambda: gone(children), deadline_s=SOON_S)
     assert temporary_files(run) == []
-    assert states(server, "preprocess-signalled") == ["Crashed"]
+    assert states(server, "slices-signalled") == ["Crashed"]
     assert "Crashed" in states(server, whole) and states(server, whole).count("Running") == before, (
         "a run that has ended is said to run still"
     )

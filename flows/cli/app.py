@@ -1,7 +1,7 @@
 """`medad`: the command line.
 
 One decision: everything heavy is imported inside the commands, so that `medad --help` answers at once. Exit codes are in
-`flows.console.command`.
+`flows.cli.command`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from flows.console.command import FAILED, OK, SOME_REJECTED, command, consoles, group, show_tracebacks
-from flows.console.deploy import deploy
-from flows.console.models import models_app
-from flows.console.serve import serve
+from flows.cli.command import FAILED, OK, SOME_REJECTED, command, consoles, group, show_tracebacks
+from flows.cli.deploy import deploy
+from flows.cli.models import models_app
+from flows.cli.serve import serve
 from medad_core.errors import ConfigError, UsageError
 
 app = group(
@@ -83,14 +83,14 @@ def screen(
     settings, folder, data = load_settings(config, words or []), _absolute(out or cohort), _absolute(data)
     hold_webhook(settings.notify)
     stdout, stderr = consoles(online=not settings.models.offline)
-    from flows.console.progress import watching
+    from flows.cli.progress import watching
 
     if cohort is not None:
         with stderr.status("checking inbox, models and settings"):
+            from flows.cli.server import start_temporary_server
             from flows.cohort import screen_cohort
-            from flows.console.server import start_temporary_server
             from flows.preflight import check_cohort
-            from medad_core.inbox.cohort import CohortFolder
+            from medad_core.inbox.folder import CohortFolder
 
             check_cohort(data, folder, settings, wait)
             start_temporary_server()
@@ -98,7 +98,7 @@ def screen(
             outcome = screen_cohort(data, folder, settings_to_yaml(settings), wait)
         return _tell_cohort(outcome, stdout, stderr)
     with stderr.status("checking data, models and settings"):
-        from flows.console.server import start_temporary_server
+        from flows.cli.server import start_temporary_server
         from flows.preflight import check_screening
         from flows.screen import screen as screen_flow
 
@@ -158,7 +158,7 @@ def evaluate(run: Run, words: Words = None) -> int:
     changed = load_settings(None, [f"evaluate={settings.evaluate.model_dump_json()}", *words]).evaluate
     stdout, stderr = consoles()
     with stderr.status("evaluating"):
-        from flows.console.server import start_temporary_server
+        from flows.cli.server import start_temporary_server
         from flows.preflight import check_orchestration
         from flows.stages import evaluate as evaluate_flow
 
@@ -169,7 +169,7 @@ def evaluate(run: Run, words: Words = None) -> int:
 
 
 def _tell(outcome, stdout, stderr) -> int:
-    from flows.console.tables import metrics_rows
+    from flows.cli.tables import metrics_rows
     from medad_core.store import join, read_table
 
     run = outcome.predictions.rsplit("/", 1)[0]
@@ -199,13 +199,13 @@ def train(
 
     settings, out = load_settings(config, words or []), _absolute(out)
     stdout, stderr = consoles(online=not settings.models.offline)
-    from flows.console.progress import following
+    from flows.cli.progress import following
     from medad_core.data.cases import discover
 
     discover(data, settings.data.modality)
     check_writable(out)
     with stderr.status("checking models and settings"):
-        from flows.console.server import start_temporary_server
+        from flows.cli.server import start_temporary_server
         from flows.preflight import check_training
         from flows.train import train as train_flow
 
@@ -240,13 +240,13 @@ def reproduce(
 
     settings, out = load_settings(config, words or []), _absolute(out)
     stdout, stderr = consoles(online=not settings.models.offline)
-    from flows.console.progress import following
+    from flows.cli.progress import following
     from medad_core.data.cases import discover
 
     discover(data, settings.data.modality)
     check_writable(out)
     with stderr.status("checking data, models and settings"):
-        from flows.console.server import start_temporary_server
+        from flows.cli.server import start_temporary_server
         from flows.preflight import check_reproducing
         from flows.reproduce import RowsFailed
         from flows.reproduce import reproduce as reproduce_flow
@@ -258,7 +258,7 @@ def reproduce(
             made = reproduce_flow(_absolute(data), out, settings_to_yaml(settings))
         except RowsFailed as failed:
             made = failed.made
-    from flows.console.tables import paper_table
+    from flows.cli.tables import paper_table
     from medad_core.store import read_table
 
     for table in paper_table(read_table(made.table).to_pylist(), dict(made.failed), settings.reproduce.rule):
@@ -295,9 +295,9 @@ def status(
     run: Annotated[str, typer.Argument(metavar="RUN|COHORT", help="Folder or URI of a run, or folder of a cohort.")],
 ) -> None:
     """Say how far a run or a cohort is, from its files alone."""
-    from flows.console.status import cohort_status, run_status
-    from flows.console.tables import terminal
-    from medad_core.inbox.cohort import is_cohort
+    from flows.cli.status import cohort_status, run_status
+    from flows.cli.tables import terminal
+    from medad_core.inbox.folder import is_cohort
 
     for part in cohort_status(run) if is_cohort(run) else run_status(run):
         terminal().print(part, soft_wrap=isinstance(part, str))
@@ -332,7 +332,7 @@ app.add_typer(models_app, name="models")
 def doctor() -> int:
     """Say what is there, what is missing and what to do."""
     stdout, stderr = consoles()
-    from flows.console.doctor import examine, findings_table
+    from flows.cli.doctor import examine, findings_table
 
     with stderr.status("looking"):
         findings = list(examine())
@@ -366,7 +366,7 @@ def encode(
     settings = load_settings(config, [*([f"models.device={device}"] if device else []), *(words or [])])
     stdout, stderr = consoles(online=not settings.models.offline)
     with stderr.status("starting") as status:
-        from flows.console.benchmark import report_json, report_tables
+        from flows.cli.benchmark import report_json, report_tables
         from medad_core.benchmark.encode import benchmark_encode
 
         report = benchmark_encode(model, settings, compiled, progress=status.update)
@@ -397,7 +397,7 @@ def orchestration(
     settings = load_settings(config, words or [])
     stdout, stderr = consoles(online=not settings.models.offline)
     with stderr.status("starting") as status:
-        from flows.console.benchmark import orchestration_table, report_json
+        from flows.cli.benchmark import orchestration_table, report_json
         from medad_core.benchmark.orchestration import PARTS, benchmark_orchestration
 
         report = benchmark_orchestration(settings, parts or PARTS, turns, progress=status.update)
@@ -412,7 +412,3 @@ def orchestration(
 def main() -> None:
     """Entry point of the `medad` script."""
     app()
-
-
-if __name__ == "__main__":
-    main()

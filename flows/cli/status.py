@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from flows.console.tables import plain_table, status_table
-from medad_core.inbox.cohort import CohortFolder
+from flows.cli.tables import plain_table, status_table
+from medad_core.inbox.folder import CohortFolder
 from medad_core.inbox.lock import holder
 from medad_core.inbox.prune import NOTE
 from medad_core.inbox.records import Batch, Ledger

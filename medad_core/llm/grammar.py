@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from medad_core.llm.location import CELLS
+from medad_core.data.location import CELLS
 
 QUESTION = "This is a brain MRI image. Is there any anomaly in the image?"
 NO = "No, there is no anomaly in the image."

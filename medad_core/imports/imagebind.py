@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from medad_core.errors import WeightsError
+from medad_core.imports.checkpoint import read_state
+from medad_core.imports.clip_tokenizer import VOCABULARY, write_tokenizer
+from medad_core.imports.folder import check_new, write_new
 from medad_core.models.cache import ConvertedModel, sha256_of
-from medad_core.models.imports.checkpoint import read_state
-from medad_core.models.imports.clip_tokenizer import VOCABULARY, write_tokenizer
-from medad_core.models.imports.folder import check_new, write_new
 
 WHAT = "ImageBind's imagebind_huge.pth"
 LICENCE = "CC BY-NC-SA 4.0 (Meta AI, ImageBind): not for commercial use"

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flows.console.command import consoles
+from flows.cli.command import consoles
 from medad_core.config import Settings
 from medad_core.errors import UsageError
 
@@ -111,7 +111,7 @@ def _absolute(text: str | None, name: bool) -> str | None:
 
 
 def _show(rows, entries, stdout, stderr) -> None:
-    from flows.console.tables import plain_table
+    from flows.cli.tables import plain_table
 
     table = plain_table("deployment", "work pool", "schedule", "next run")
     for row in rows:

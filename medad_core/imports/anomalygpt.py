@@ -18,14 +18,14 @@ from torch import Tensor
 
 from medad_core.config import ModelSettings
 from medad_core.errors import WeightsError
+from medad_core.imports.checkpoint import read_state
+from medad_core.imports.folder import check_new, write_new
 from medad_core.llm.engine import llm_fingerprint, llm_folder
 from medad_core.llm.lora import check_lora, save_lora
 from medad_core.models.cache import ConvertedModel, sha256_of
 from medad_core.models.converter import AnomalyGPTConverter
 from medad_core.models.decoder import Decoder
 from medad_core.models.encoder import NO_JOINT, encoder_fingerprint, encoder_width, joint_width
-from medad_core.models.imports.checkpoint import read_state
-from medad_core.models.imports.folder import check_new, write_new
 from medad_core.models.loading import read_config
 from medad_core.models.resolve import LOCAL
 from medad_core.models.text import Sentences, load_text_encoder, text_encoder_fingerprint, text_features

@@ -20,8 +20,8 @@ from typing import Annotated
 
 import typer
 
-from flows.console.command import OK
-from flows.console.groups import GRACE_S, POLL_S, Group
+from flows.cli.command import OK
+from flows.cli.groups import GRACE_S, POLL_S, Group
 from medad_core.errors import MedadError, UsageError
 
 START_S = 180.0  # a server with an empty database takes a minute on a small machine
@@ -44,7 +44,7 @@ class House:
     """The server, and a worker for every pool."""
 
     def __init__(self, host: str, port: int, pools: Sequence[str], console) -> None:
-        from flows.console.quiet import LIBRARIES, PREFECT
+        from flows.cli.quiet import LIBRARIES, PREFECT
 
         self.host, self.port, self.console = host, port, console
         self.reached = "127.0.0.1" if host == "0.0.0.0" else host
@@ -142,7 +142,7 @@ def serve(
     ] = None,
 ) -> int:
     """Run a Prefect server and a worker here, until Ctrl-C: for one machine. SQLite in PREFECT_HOME, or PREFECT_API_DATABASE_CONNECTION_URL."""
-    from flows.console.tables import terminal
+    from flows.cli.tables import terminal
 
     _check_port(host, port)
     stdout, stderr = terminal(), terminal(stderr=True)

@@ -1,4 +1,4 @@
-"""One measurement of `medad benchmark orchestration`, as a process: `python -m flows.console.orchestration loop|flows DATA RUN < settings`."""
+"""One measurement of `medad benchmark orchestration`, as a process: `python -m flows.cli.orchestration loop|flows DATA RUN < settings`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 import time
 from dataclasses import asdict
 
-from flows.console.quiet import prepare_process
-from flows.console.tables import terminal
+from flows.cli.quiet import prepare_process
+from flows.cli.tables import terminal
 from medad_core.benchmark.orchestration import loop, measure
 
 
@@ -17,13 +17,13 @@ def through_prefect(run: str, settings: str) -> float:
     started = time.perf_counter()
     from prefect import flow
 
-    from flows.console.server import start_temporary_server
-    from flows.stages import maps, preprocess
+    from flows.cli.server import start_temporary_server
+    from flows.stages import maps, slices
 
     start_temporary_server()
     flow(name="nothing", persist_result=False)(lambda: None)()
     start_s = time.perf_counter() - started
-    preprocess(run, settings)
+    slices(run, settings)
     maps(run, settings)
     return start_s
 

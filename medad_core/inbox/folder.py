@@ -22,7 +22,7 @@ from medad_core.data.nifti import UNREADABLE
 from medad_core.errors import StoreError, UsageError
 from medad_core.inbox.look import Look, unchanged
 from medad_core.inbox.records import Batch, BatchPlan, CaseHistory, Ledger, Planned, Screening, StoredFile, Study
-from medad_core.stages.cohort import cohort_of, members_of, settle_cohort
+from medad_core.run.cohort import cohort_of, members_of, settle_cohort
 from medad_core.stages.common import QUARANTINED, sweep_run, write_rejected
 from medad_core.store import COHORT_PREDICTIONS, join, read_table, sha256_file, write_bytes, write_table, write_text
 from medad_core.store.files import explained, move_folder, read_bytes, sweep

@@ -9,7 +9,7 @@ import pyarrow as pa
 from medad_core.config import Settings
 from medad_core.data.read import read_slices
 from medad_core.errors import CaseError
-from medad_core.stages.cohort import Cohort, cohort_of
+from medad_core.run.cohort import Cohort, cohort_of
 from medad_core.stages.common import Progress, run_casewise, settings_fingerprint, stage_of
 from medad_core.stages.rows import slice_rows
 from medad_core.store import PartRecord, Plan

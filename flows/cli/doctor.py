@@ -18,8 +18,8 @@ from typing import Literal
 
 from rich.table import Table
 
-from flows.console.inventory import embedded_weights, packaged_models
-from flows.console.tables import plain_table
+from flows.cli.inventory import embedded_weights, packaged_models
+from flows.cli.tables import plain_table
 from medad_core.models.cache import cache_root
 
 NEEDED = ("torch", "transformers", "prefect", "nibabel", "isal", "pyarrow", "onnx", "gguf")

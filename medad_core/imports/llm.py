@@ -13,9 +13,9 @@ from pathlib import Path
 from torch import Tensor
 
 from medad_core.errors import UsageError, WeightsError
+from medad_core.imports.checkpoint import read_state
+from medad_core.imports.folder import check_new, write_new
 from medad_core.models.cache import ConvertedModel, sha256_of
-from medad_core.models.imports.checkpoint import read_state
-from medad_core.models.imports.folder import check_new, write_new
 from medad_core.models.resolve import FETCHED, INDEX, WEIGHTS
 
 WHAT = "the weights of a language model"

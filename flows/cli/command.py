@@ -77,8 +77,8 @@ def _is_of_server(error: Exception) -> bool:
 
 def consoles(online: bool = False):
     """Where results go (stdout) and where progress goes (stderr); quietens the libraries, and keeps them off the network unless `online`."""
-    from flows.console.quiet import prepare_process
-    from flows.console.tables import terminal
+    from flows.cli.quiet import prepare_process
+    from flows.cli.tables import terminal
 
     out, err = terminal(), terminal(stderr=True)
     prepare_process(_debug, err, online)

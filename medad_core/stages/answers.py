@@ -10,9 +10,9 @@ from functools import partial
 import pyarrow as pa
 
 from medad_core.config import Settings
-from medad_core.llm.answers import parse
 from medad_core.llm.enduring import EnduringEngine, heard
 from medad_core.llm.engine import Engine, Generation, open_engine
+from medad_core.llm.grammar import parse
 from medad_core.models.converter import MAP_TOKENS
 from medad_core.stages.common import Progress, making, plan_after, stage_of
 from medad_core.stages.models import answers_fingerprint, device_of, load_converter_of, load_prompt_of

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from rich.table import Table
 
-from flows.console.tables import plain_table
+from flows.cli.tables import plain_table
 from medad_core.benchmark.encode import EncodeReport
 from medad_core.benchmark.orchestration import OrchestrationReport
 from medad_core.benchmark.timing import Spread

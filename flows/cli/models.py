@@ -1,6 +1,6 @@
 """`medad models`: what can be named, and checkpoints of other projects made into folders that can be named.
 
-One decision: an importer is one command of `import` here and one module of `medad_core.models.imports`.
+One decision: an importer is one command of `import` here and one module of `medad_core.imports`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from flows.console.command import command, consoles, exits, group
+from flows.cli.command import command, consoles, exits, group
 
 models_app = group()
 importing = group(no_args_is_help=True, help="Convert a checkpoint of another project into a folder that can be named.")
@@ -26,8 +26,8 @@ def _models(context: typer.Context) -> None:
 
 
 def _list() -> None:
-    from flows.console.inventory import embedded_weights, known_presets, packaged_models
-    from flows.console.tables import models_table, presets_table, terminal
+    from flows.cli.inventory import embedded_weights, known_presets, packaged_models
+    from flows.cli.tables import models_table, presets_table, terminal
 
     console = terminal()
     console.print(
@@ -63,7 +63,7 @@ def imagebind(
     """Convert ImageBind's vision and text towers (CC BY-NC-SA 4.0) into a CLIP folder."""
     stdout, stderr = consoles()
     with stderr.status(f"converting {checkpoint.name}"):
-        from medad_core.models.imports.imagebind import import_imagebind
+        from medad_core.imports.imagebind import import_imagebind
 
         made = import_imagebind(checkpoint, out, vision_heads, text_heads)
     stdout.print(
@@ -86,7 +86,7 @@ def llm(
     """Convert a language model that is published as pickles into safetensors; nothing in them is run."""
     stdout, stderr = consoles()
     with stderr.status(f"converting {source.name}"):
-        from medad_core.models.imports.llm import import_llm
+        from medad_core.imports.llm import import_llm
 
         import_llm(source, out)
     stdout.print(f"use it with llm.model={out}", soft_wrap=True)
@@ -120,7 +120,7 @@ def anomalygpt(
     stdout, stderr = consoles()
     with stderr.status("converting"):
         from medad_core.config import ModelSettings
-        from medad_core.models.imports.anomalygpt import import_anomalygpt
+        from medad_core.imports.anomalygpt import import_anomalygpt
 
         named = {"encoder": encoder, "text_encoder": text_encoder, "llm": llm}
         made = import_anomalygpt(

@@ -1,0 +1,1 @@
+"""A run, opened once and handed down."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 
 from medad_core.errors import StoreError
 from medad_core.store import files
@@ -70,21 +71,29 @@ class Bookkeeping:
     def records(self, plan: Plan) -> dict[int, PartRecord]:
         """The sound records of `plan` by part number, in part order."""
         stamps = files.list_files(self._at(PARTS))
+        self._forget_absent(stamps)
         manifest_stamp, manifest = self._stamped_manifest(plan)
-        sound = {}
+        unread = []
         for part in plan.parts:
-            stamp = stamps.get(_record_name(part.number))
-            if stamp is None:
-                self._records.pop(part.number, None)
-                continue
+            name = _record_name(part.number)
+            stamp = stamps.get(name)
             kept = self._records.get(part.number)
-            if kept is None or kept[0] != stamp:
-                older = manifest_stamp is not None and stamp.modified_ns < manifest_stamp.modified_ns
-                record = manifest.parts[part.number] if manifest and older else self._read_record(plan, part.number)
-                kept = self._records[part.number] = (stamp, record)
-            if kept[1] is not None:
-                sound[part.number] = kept[1]
-        return sound
+            if stamp is None or (kept is not None and kept[0] == stamp):
+                continue
+            if manifest_stamp and manifest and stamp.modified_ns < manifest_stamp.modified_ns:
+                self._records[part.number] = (stamp, manifest.parts[part.number])
+            else:
+                unread.append(name)
+        for name, data in files.read_many(self._at(PARTS), unread):
+            number = int(name.removesuffix(".json"))
+            self._records[number] = (stamps[name], self._parsed(plan, number, data))
+        kept_records = ((number, self._records[number][1]) for number in sorted(self._records))
+        return {number: record for number, record in kept_records if record is not None}
+
+    def _forget_absent(self, stamps: Mapping[str, FileStamp]) -> None:
+        absent = [number for number in self._records if _record_name(number) not in stamps]
+        for number in absent:
+            del self._records[number]
 
     def record(self, plan: Plan, number: int) -> PartRecord | None:
         """The sound record of one part, None where there is none; costs one look at its file."""
@@ -93,7 +102,8 @@ class Bookkeeping:
             return None
         kept = self._records.get(number)
         if kept is None or kept[0] != stamp:
-            kept = self._records[number] = (stamp, self._read_record(plan, number))
+            data = files.read_bytes(self._record_at(number))
+            kept = self._records[number] = (stamp, self._parsed(plan, number, data))
         return kept[1]
 
     def write_record(self, record: PartRecord) -> None:
@@ -105,8 +115,7 @@ class Bookkeeping:
         files.remove(self._at(MANIFEST))
         files.remove(self._record_at(number))
 
-    def _read_record(self, plan: Plan, number: int) -> PartRecord | None:
-        data = files.read_bytes(self._record_at(number))
+    def _parsed(self, plan: Plan, number: int, data: bytes | None) -> PartRecord | None:
         if data is None:
             return None
         try:
@@ -121,6 +130,17 @@ class Bookkeeping:
     def manifest(self, plan: Plan) -> StageManifest | None:
         """The manifest of `plan`; None where the stage is not finished, or its manifest is damaged."""
         return self._stamped_manifest(plan)[1]
+
+    def whole_manifest(self, plan: Plan) -> StageManifest | None:
+        """The manifest where the file of every part and of every record is there; looks at names only."""
+        manifest = self.manifest(plan)
+        if manifest is None:
+            return None
+        records = files.list_names(self._at(PARTS))
+        parts = files.list_names(self.uri)
+        numbers = range(len(plan.parts))
+        whole = all(_record_name(number) in records and part_name(number) in parts for number in numbers)
+        return manifest if whole else None
 
     def write_manifest(self, manifest: StageManifest) -> None:
         """Write the manifest, unless the very same is stored. Raises StoreError."""
@@ -175,6 +195,11 @@ class Bookkeeping:
 
     def _note_at(self, number: int) -> str:
         return files.join(self.uri, PARTS, f"{number:05d}.begun")
+
+
+def part_name(number: int) -> str:
+    """Such as `part-00007.parquet`."""
+    return f"part-{number:05d}.parquet"
 
 
 def _record_name(number: int) -> str:

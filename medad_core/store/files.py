@@ -13,12 +13,12 @@ import hashlib
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from stat import S_ISDIR
+from typing import Any, NamedTuple
 
 import fsspec
 
@@ -30,8 +30,7 @@ _WHEN = ("mtime", "LastModified", "last_modified", "created")  # what fsspec's f
 _WHICH = ("ETag", "etag", "md5Hash", "ino")  # … and what tells its contents apart
 
 
-@dataclass(frozen=True)
-class FileStamp:
+class FileStamp(NamedTuple):
     """How a file lies on disk: size in bytes, times in ns (0 where a filesystem does not say), inode or ETag.
 
     A file whose stamp is the same was not replaced. It may have been written to within one tick of the clock of its
@@ -41,7 +40,7 @@ class FileStamp:
     size: int
     modified_ns: int
     changed_ns: int
-    identity: str
+    identity: int | str
 
 
 def join(uri: str, *names: str) -> str:
@@ -135,6 +134,38 @@ def size_of(uri: str) -> int | None:
     return None if stamp is None else stamp.size
 
 
+def read_many(uri: str, names: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
+    """Each name with all bytes of the file of that name in the folder `uri`, None where there is no such file.
+
+    For many small files: of a local folder without what `read_bytes` does for each. Raises StoreError.
+    """
+    path = local_path(uri)
+    if path is None:
+        for name in names:
+            yield name, read_bytes(join(uri, name))
+        return
+    folder = str(path)
+    with explained("read", uri):
+        for name in names:
+            try:
+                with open(f"{folder}/{name}", "rb", buffering=0) as stream:
+                    yield name, stream.read()
+            except FileNotFoundError:
+                yield name, None
+
+
+def list_names(uri: str) -> set[str]:
+    """Names of all that lies directly in the folder `uri`; none where there is no such folder. Raises StoreError."""
+    path = local_path(uri)
+    if path is None:
+        return set(list_files(uri))
+    with explained("list", uri):
+        try:
+            return set(os.listdir(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+
+
 def stamp_of(uri: str) -> FileStamp | None:
     """The stamp of a file, None where there is no such file. Raises StoreError."""
     path = local_path(uri)
@@ -169,14 +200,15 @@ def _list_local(folder: Path) -> dict[str, FileStamp]:
     with os.scandir(folder) as entries:
         for entry in entries:
             with suppress(FileNotFoundError):  # gone between the listing and the look
-                if entry.is_file():
-                    stamps[entry.name] = _local_stamp(entry.stat())
+                facts = entry.stat()
+                if not S_ISDIR(facts.st_mode):
+                    stamps[entry.name] = _local_stamp(facts)
     return stamps
 
 
 def _local_stamp(facts: os.stat_result) -> FileStamp:
-    changed_ns = max(facts.st_mtime_ns, facts.st_ctime_ns)
-    return FileStamp(facts.st_size, facts.st_mtime_ns, changed_ns, str(facts.st_ino))
+    modified_ns = facts.st_mtime_ns
+    return FileStamp(facts.st_size, modified_ns, max(modified_ns, facts.st_ctime_ns), facts.st_ino)
 
 
 def _remote_stamp(entry: dict[str, Any]) -> FileStamp:

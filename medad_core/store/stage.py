@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from medad_core.errors import StoreError
 from medad_core.store import files
-from medad_core.store.bookkeeping import PARTS, Bookkeeping
+from medad_core.store.bookkeeping import PARTS, Bookkeeping, part_name
 from medad_core.store.files import FileStamp
 from medad_core.store.planning import account, difference, make_plan
 from medad_core.store.records import Item, PartPlan, PartRecord, Plan, StageManifest, StageProgress, manifest_of
@@ -101,7 +101,7 @@ class Stage:
         stamps = files.list_files(self.uri)
         pending = []
         for part in plan.parts:
-            fault = self._fault(part.number, records.get(part.number), stamps.get(_part_name(part.number)))
+            fault = self._fault(part.number, records.get(part.number), stamps.get(part_name(part.number)))
             if fault is None:
                 continue
             pending.append(part.number)
@@ -199,7 +199,7 @@ class Stage:
         if manifest is None:
             return False
         stamps = files.list_files(self.uri)
-        sizes = (stamps.get(_part_name(part.number)) for part in manifest.parts)
+        sizes = (stamps.get(part_name(part.number)) for part in manifest.parts)
         return all(stamp and stamp.size == part.bytes for stamp, part in zip(sizes, manifest.parts, strict=True))
 
     def require_finished(self) -> StageManifest:
@@ -210,9 +210,13 @@ class Stage:
         return manifest
 
     def progress(self) -> StageProgress:
-        """How far the stage is; cheap, for status lines. Raises StoreError where it was never prepared."""
+        """How far the stage is; cheap, for status lines. Raises StoreError where it was never prepared.
+
+        A stage whose manifest and files are there counts as finished; `is_finished` looks at their sizes too.
+        """
         plan = self.plan()
-        records = list(self._books.records(plan).values())
+        manifest = self._books.whole_manifest(plan)
+        records = self._books.records(plan).values() if manifest is None else manifest.parts
         return StageProgress(
             stage=self.name,
             parts=len(plan.parts),
@@ -223,7 +227,7 @@ class Stage:
             skipped=sum(len(record.skipped) for record in records),
             failed=sum(len(record.failed) for record in records),
             seconds=sum(record.seconds for record in records),
-            finished=self.is_finished(),
+            finished=manifest is not None,
         )
 
     # --- reading ----------------------------------------------------------------------------------------------------
@@ -250,7 +254,7 @@ class Stage:
     # --- within -----------------------------------------------------------------------------------------------------
 
     def _part_at(self, number: int) -> str:
-        return files.join(self.uri, _part_name(number))
+        return files.join(self.uri, part_name(number))
 
     def _planned(self, number: int) -> PartPlan:
         parts = self.plan().parts
@@ -289,7 +293,3 @@ class Stage:
         shown = ", ".join(map(str, pending[:8])) + (", …" if len(pending) > 8 else "")
         missing = f"part {shown} of {len(self.plan().parts)} parts pending" if pending else "no manifest"
         return f"stage {self.name} in {self.run} is not finished ({missing}); run the same command again to go on"
-
-
-def _part_name(number: int) -> str:
-    return f"part-{number:05d}.parquet"

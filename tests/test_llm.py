@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from medad_core.stages.models import answers_fingerprint, shared_fingerprint
 
 from medad_core.config import LLMSettings, Settings, load_settings
 from medad_core.data.location import CELLS, anatomical, cell_of, neighbours, true_cell
@@ -24,7 +25,6 @@ from medad_core.llm.prompt import Prompt
 from medad_core.llm.sizing import gpu_share, model_size, resolved_dtype
 from medad_core.llm.transformers_engine import shared_prefix
 from medad_core.models.weights import load_converter, weights_folder
-from medad_core.stages.models import answers_fingerprint, shared_fingerprint
 from medad_core.training.maps import cell_at, draw, label_maps, move
 
 PROMPTS = 40

@@ -59,7 +59,7 @@ def check_screening_models(settings: Settings) -> None:
 def check_reproducing(out: str, settings: Settings) -> None:
     """Everything that can be wrong with a `reproduce` command. Raises UsageError, ConfigError, StoreError or WeightsError."""
     from medad_core.llm.engine import check_engine
-    from medad_core.reproduce.study import check_study, study_fingerprint
+    from medad_core.reproduce.experiment import check_experiment, experiment_fingerprint
     from medad_core.stages.models import check_llm, device_of
 
     check_orchestration(settings)
@@ -77,7 +77,7 @@ def check_reproducing(out: str, settings: Settings) -> None:
         raise ConfigError(
             f"train.first_slice..train.last_slice leaves out slices {sorted(outside)} of data.first_slice..data.last_slice; widen it, or test fewer slices"
         )
-    check_study(out, study_fingerprint(settings))
+    check_experiment(out, experiment_fingerprint(settings))
 
 
 def check_training(settings: Settings) -> None:

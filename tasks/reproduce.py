@@ -32,7 +32,7 @@ class Reproduced(BaseModel):
 
 @task(name="prepare", description="Read, encode and deal the cases.", **OPTIONS)
 def prepare_study(data: str, out: str, settings: str) -> int:
-    from medad_core.reproduce.study import prepare
+    from medad_core.reproduce.experiment import prepare
 
     return len(prepare(data, out, settings_from_yaml(settings), _progress("cases")).folds)
 
@@ -102,9 +102,9 @@ def _progress(name: str) -> Callable[[int, int], None]:
 
 def _count_units(out: str, settings: str) -> None:
     """Tell how much of the whole is done."""
-    from medad_core.reproduce.study import open_study
+    from medad_core.reproduce.experiment import open_experiment
 
-    units = units_of(settings_from_yaml(settings).reproduce, len(open_study(out).folds))
+    units = units_of(settings_from_yaml(settings).reproduce, len(open_experiment(out).folds))
     _progress("units")(len(units) - len(pending(out, units)), len(units))
 
 

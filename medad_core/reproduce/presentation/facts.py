@@ -1,6 +1,6 @@
 """What is to be printed beside the numbers, and the slices that a row got wrong.
 
-One decision: whoever prints never opens a study. Everything that is shown comes in through these classes, so what is printed
+One decision: whoever prints never opens an experiment. Everything that is shown comes in through these classes, so what is printed
 can be tested with a made-up table.
 """
 

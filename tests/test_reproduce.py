@@ -224,7 +224,7 @@ def test_thresholds_come_from_the_validation_patients_of_the_same_fold():
         decided = dict(
             zip(
                 zip(made.frame["case_id"], made.frame["slice_index"], strict=True),
-                made.units.decisions[0].said,
+                made.units.decisions[0].verdict,
                 strict=True,
             )
         )

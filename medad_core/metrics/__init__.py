@@ -1,4 +1,9 @@
-"""How good a run is: image, pixel, patient and text metrics with intervals over patients, and the table they go into."""
+"""How good a detector is: image, pixel, patient and text metrics with intervals over patients.
+
+One decision: there is one engine. `units` are what is judged. `scores`, `decisions`, `maps` and `answers` make
+statistics of them, which are functions of how often each patient counts. `bootstrap.estimate` gives their values and
+intervals. Screening (`evaluate`), the paper's table and the training card call it, with a `Policy` for what is missing.
+"""
 
 from medad_core.metrics.brightness import slice_brightness
 from medad_core.metrics.markdown import render_markdown

@@ -20,8 +20,8 @@ from medad_core.metrics.units import Units
 class Answers:
     """The answers for N slices.
 
-    answered: (N,) bool, an answer exists. says_yes, says_no: (N,) bool, the answer could be read and says so; neither for an
-    unparsed one. names_location: (N,) bool. location_steps: (N,) float, see `location.cell_steps`.
+    answered: (N,) bool, an answer exists. says_yes, says_no: (N,) bool, the answer could be read and says so; neither
+    for an unparsed one. names_location: (N,) bool. location_steps: (N,) float, see `location.cell_steps`.
     """
 
     answered: BoolArray

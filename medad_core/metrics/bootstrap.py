@@ -1,7 +1,7 @@
 """95 % intervals by bootstrap over patients.
 
-One decision: patients are drawn, not slices. Slices of one patient resemble each other, and drawing them one by one would
-make every interval far too narrow.
+One decision: patients are drawn, not slices. Slices of one patient resemble each other, and drawing them one by one
+would make every interval far too narrow.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The columns of `predictions` as plain arrays, one entry a slice.
 
-One decision: null means null. Whether it arrives as None, NaN or pandas' NA, it becomes NaN in a number and False in a flag
-here, so that no metric further on can take a missing label for a healthy one.
+One decision: null means null. Whether it arrives as None, NaN or pandas' NA, it becomes NaN in a number and False in
+a flag here, so that no metric further on can take a missing label for a healthy one.
 """
 
 from __future__ import annotations
@@ -43,4 +43,4 @@ def answers_of(predictions: pd.DataFrame) -> Answers:
 
 def numbers(column: pd.Series[float]) -> FloatArray:
     """A column as float64 (N,), NaN where it is null."""
-    return pd.to_numeric(column).to_numpy(dtype=float, na_value=np.nan)
+    return np.asarray(pd.to_numeric(column).to_numpy(dtype=float, na_value=np.nan))

@@ -1,7 +1,7 @@
 """What decisions are worth: sensitivity, specificity, accuracy, balanced accuracy and F1, each defined once.
 
-One decision: a decision is yes, no or undecided, and whoever decided says what undecided means. An answer that could not be
-read is wrong; a slice without a threshold is unknown, and takes every number that would rest on it.
+One decision: a decision is yes, no or undecided, and whoever decided says what undecided means. An answer that could
+not be read is wrong; a slice without a threshold is unknown, and takes every number that would rest on it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from medad_core.metrics.units import Units
 class Decision:
     """What a `rule` decided of N units.
 
-    verdict: (N,) float, 1 yes, 0 no, NaN undecided, for the `reason` given or, with `undecided_is_wrong`, wrongly. asked: (N,)
-    bool, the units that had to be decided, None for all; the others do not count.
+    verdict: (N,) float, 1 yes, 0 no, NaN undecided, for the `reason` given or, with `undecided_is_wrong`, wrongly.
+    asked: (N,) bool, the units that had to be decided, None for all; the others do not count.
     """
 
     rule: str
@@ -48,7 +48,10 @@ class Decision:
 
 @dataclass(frozen=True)
 class Confusion:
-    """True and false, positives and negatives of each patient: float64 (P,) each. Metrics map weights (B, P) to values (B,)."""
+    """True and false, positives and negatives: how many each patient has, float64 (P,) each.
+
+    The metrics map patient weights (B, P) to values (B,) in [0, 1].
+    """
 
     tp: FloatArray
     fn: FloatArray
@@ -96,7 +99,10 @@ class Confusion:
 
 
 def decision_statistics(units: Units, decision: Decision, policy: Policy, rule: str | None = None) -> list[Statistic]:
-    """Accuracy, balanced accuracy, sensitivity, specificity and F1, in this order; `rule` in place of the decision's own name."""
+    """Accuracy, balanced accuracy, sensitivity, specificity and F1, in this order.
+
+    They go by the name `rule`, or by that of the decision's own rule.
+    """
     judged = _judged(units, decision)
     why = decision.why_undecided(units, judged)
     undefined = why or units.why_undefined(judged, "answers")
@@ -133,7 +139,10 @@ def majority_class_accuracy(units: Units, decision: Decision) -> Statistic:
 def sensitivity_by_size(
     units: Units, decision: Decision, area_mm2: FloatArray, edges_mm2: Sequence[float]
 ) -> list[Statistic]:
-    """Sensitivity among slices whose tumour covers an area (N,) within each bin; a lesion on an edge is in the bin above."""
+    """Sensitivity among slices whose tumour covers an area (N,) within each bin.
+
+    `edges_mm2` part the bins, in rising order; a lesion on an edge belongs to the bin above.
+    """
     verdict = decision.settled(units.label)
     unmeasured = int(np.isnan(area_mm2[units.positive]).sum())
     statistics = []

@@ -20,16 +20,16 @@ _BATCH = 64
 
 
 def pixel_statistics(histograms: Sequence[PixelHistogram], fold: IntArray | None = None) -> list[Statistic]:
-    """AUROC, average precision and AUPRO over pixels, in this order, of at least one histogram; one a patient, as the weights.
+    """AUROC, average precision and AUPRO over pixels, in this order, from one histogram a patient; at least one.
 
-    `fold` (P,): patients whose maps are of one model, within which the curves are taken (`ranking.within_strata`); None: all
-    are of one.
+    `fold` (P,): patients whose maps are of one model, within which the curves are taken (`ranking.within_strata`);
+    None: all are of one.
     """
     strata = np.zeros(len(histograms), int) if fold is None else fold
     classes = np.array([histogram.classes() for histogram in histograms], float)
     positives = classes[:, 0]
     negatives = classes[:, 1]
-    overlap = np.array([histogram.found for histogram in histograms])
+    region_share = np.array([histogram.region_share for histogram in histograms])
     regions = np.array([histogram.regions for histogram in histograms], float)
     tumour_pixels = positives.sum(axis=1)
     other_pixels = negatives.sum(axis=1)
@@ -42,13 +42,13 @@ def pixel_statistics(histograms: Sequence[PixelHistogram], fold: IntArray | None
         return ranking.average_precision_of_levels(weights @ positives, weights @ negatives, tied)
 
     def aupro(weights: FloatArray) -> FloatArray:
-        return ranking.aupro(weights @ overlap, weights @ regions, weights @ negatives, FPR_LIMIT)
+        return ranking.aupro(weights @ region_share, weights @ regions, weights @ negatives, FPR_LIMIT)
 
     def pairs_of_pixels(weights: FloatArray) -> FloatArray:
-        return (weights @ tumour_pixels) * (weights @ other_pixels)
+        return np.asarray((weights @ tumour_pixels) * (weights @ other_pixels))
 
     def number_of_regions(weights: FloatArray) -> FloatArray:
-        return weights @ regions
+        return np.asarray(weights @ regions)
 
     pixels = sum(histogram.pixels for histogram in histograms)
     return [
@@ -80,7 +80,7 @@ def pooled_dice(histograms: Sequence[PixelHistogram], thresholds: FloatArray, ru
 
 
 def mean_dice(histograms: Sequence[PixelHistogram], thresholds: FloatArray) -> Statistic:
-    """Dice of each patient's tumour slices, then the mean over patients with tumour: small tumours count as much as large."""
+    """Mean over patients with tumour of the Dice of their tumour slices: small tumours count as much as large ones."""
     twice_hit, sizes = _overlaps(histograms, thresholds)
     has_tumour = np.array([histogram.classes()[0].any() for histogram in histograms], float)
     dice = np.where(has_tumour > 0, twice_hit / np.maximum(sizes, 1), 0.0)

@@ -1,7 +1,8 @@
 """From slices to patients.
 
-One decision: a patient has tumour where any of its slices has. Its score is the highest, the k-th highest or the mean of its
-slices' scores, and its verdict a vote of theirs, in which an open slice counts only where it could turn the vote.
+One decision: a patient has tumour where any of its slices has. Its score is the highest, the k-th highest or the mean
+of its slices' scores, and its verdict a vote of theirs, in which an open slice counts only where it could turn the
+vote.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ def patient_units(slices: Units) -> Units:
 
 
 def highest_scores(slices: Units, score: FloatArray, k: int, policy: Policy) -> FloatArray:
-    """The k-th highest score (N,) of each patient, (P,); NaN where it has fewer than k, or one is NaN and not left out."""
+    """The k-th highest of each patient's scores (N,), as (P,).
+
+    NaN where it has fewer than k, or where one of them is NaN and the policy leaves nothing out.
+    """
     highest = _kth_highest(slices, score, k)
     incomplete = slices.count(np.isnan(score)) > 0
     return highest if policy.leave_out else np.where(incomplete, np.nan, highest)
@@ -37,7 +41,7 @@ def mean_scores(slices: Units, score: FloatArray) -> FloatArray:
 
 
 def vote(slices: Units, decision: Decision, least: int) -> Decision:
-    """Yes for a patient where at least `least` slices are yes; undecided where open or missing slices could still change that."""
+    """Yes for a patient where at least `least` slices are; undecided where open or missing slices could change that."""
     asked = np.ones(len(slices.label), bool) if decision.asked is None else decision.asked
     yes = slices.count(asked & (decision.verdict == 1))
     undecided = slices.count(asked & np.isnan(decision.verdict))

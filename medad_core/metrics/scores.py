@@ -1,6 +1,7 @@
 """What a score is worth: its ranking of units with tumour above those without, and its calibration.
 
-One decision: curves rank within folds only (`ranking.within_strata`), because scores of two folds are scores of two models.
+One decision: curves rank within folds only (`ranking.within_strata`), because scores of two folds are scores of two
+models.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ ECE_BINS = 15
 def score_statistics(
     units: Units, score: FloatArray, policy: Policy, rule: str = "", too_few: str | None = None
 ) -> list[Statistic]:
-    """AUROC and average precision of a score (N,), NaN where absent; `too_few` says why it is absent, where that is known."""
+    """AUROC and average precision of a score (N,), NaN where absent; `too_few` says why, where that is known."""
     usable = units.labelled & ~np.isnan(score) if policy.leave_out else units.labelled
     why = None if policy.leave_out else units.why_unscored(score, too_few)
     with_tumour = units.count(usable & units.positive)
@@ -46,7 +47,8 @@ def calibration_error(
 ) -> Statistic:
     """Expected calibration error of a score (N,) that claims to be a `probability` (Naeini et al. 2015).
 
-    It is the mean gap between score and share of tumour over 15 bins of equal width, each weighing as many units as it has.
+    It is the mean gap between score and share of tumour over 15 bins of equal width, each weighing as many units as
+    it has.
     """
     labelled = units.labelled
     why = units.why_unscored(score, too_few) or _no_probability(score[labelled], probability)

@@ -1,7 +1,7 @@
 """What a run is worth: every metric of its predictions, split by split.
 
-One decision: a cohort is measured by what there is of it. A slice without label, score or answer does not count where that
-is needed; an answer that could not be read counts as wrong.
+One decision: a cohort is measured by what there is of it. A slice without label, score or answer does not count where
+that is needed; an answer that could not be read counts as wrong.
 """
 
 from __future__ import annotations

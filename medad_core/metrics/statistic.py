@@ -1,7 +1,7 @@
 """A metric as a function of how often every patient counts.
 
-One decision: a metric is a function from patient weights (B, P) to values (B,). Weights of one give the value itself, drawn
-weights its bootstrap, and both come from the same lines. NaN says undefined and travels with its reason.
+One decision: a metric is a function from patient weights (B, P) to values (B,). Weights of one give the value itself,
+drawn weights its bootstrap, and both come from the same lines. NaN says undefined and travels with its reason.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from medad_core.metrics.ranking import Values
 class Statistic:
     """A metric of one level: image, pixel, patient or text.
 
-    `rule` says how a score became a decision, and is empty where it did not. `n` counts the units of the level in `subset`
-    that the metric is taken over. `values` maps weights (B, P) to values (B,), and `undefined` says why they may be NaN.
+    `rule` says how a score became a decision, and is empty where it did not. `n` counts the units of the level in
+    `subset` that the metric is taken over. `values` maps weights (B, P) to values (B,), and `undefined` says why they
+    may be NaN.
     """
 
     metric: str
@@ -35,9 +36,9 @@ class Statistic:
 class Policy:
     """What becomes of a number where something is missing.
 
-    `leave_out`: a unit without a score does not count. Otherwise it makes every number undefined that would rest on it.
-    `one_class`: accuracy and F1 are given where all units are of one class. Otherwise they are undefined there, because they
-    would be sensitivity or specificity under a name that promises more.
+    `leave_out`: a unit without a score does not count. Otherwise it makes every number undefined that would rest on
+    it. `one_class`: accuracy and F1 are given where all units are of one class. Otherwise they are undefined there,
+    because they would be sensitivity or specificity under a name that promises more.
     """
 
     leave_out: bool

@@ -1,7 +1,7 @@
 """The metrics table, long form: one row a metric, level and split.
 
-One decision: a metric that is undefined for a cohort stays in the table, null and with its reason. A missing row would read
-like an oversight, and a zero like a bad model.
+One decision: a metric that is undefined for a cohort stays in the table, null and with its reason. A missing row
+would read like an oversight, and a zero like a bad model.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ METRICS = pa.schema(
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric. `value` lies in [0, 1], or is None where undefined; `reason` says why, or what the interval leaves out.
+    """One metric: `value` in [0, 1], or None where undefined; `reason` says why, or what the interval leaves out.
 
-    level: image, pixel, patient or text. split: one of the run's, or "all". subset: the units that `n` counts, in the level's
-    unit (slices for text): all, tumour, tumour_free, true_positive, parsed.
+    level: image, pixel, patient or text. split: one of the run's, or "all". subset: the units that `n` counts, in the
+    level's unit (slices for text): all, tumour, tumour_free, true_positive, parsed.
     """
 
     metric: str

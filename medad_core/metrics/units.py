@@ -1,7 +1,7 @@
 """What is judged: slices, or patients seen as one unit each.
 
-One decision: a unit knows its label, its patient and nothing else. Scores, decisions and answers come beside it, so that one
-set of units serves them all.
+One decision: a unit knows its label, its patient and nothing else. Scores, decisions and answers come beside it, so
+that one set of units serves them all.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from medad_core.metrics.arrays import BoolArray, FloatArray, IntArray
 class Units:
     """N units of one `level` (image or patient), of P patients.
 
-    patient: (N,) int, column of the bootstrap weights. fold: (P,) int, the model that scored each patient; scores of two
-    folds are on two scales. label: (N,) float 0/1, NaN where unlabelled.
+    patient: (N,) int, column of the bootstrap weights. fold: (P,) int, the model that scored each patient; scores of
+    two folds are on two scales. label: (N,) float 0/1, NaN where unlabelled.
     """
 
     level: str
@@ -44,26 +44,26 @@ class Units:
     @property
     def positive(self) -> BoolArray:
         """With tumour: (N,) bool."""
-        return self.label == 1
+        return np.equal(self.label, 1)
 
     @property
     def negative(self) -> BoolArray:
         """Tumour-free: (N,) bool."""
-        return self.label == 0
+        return np.equal(self.label, 0)
 
     def count(self, flags: BoolArray) -> FloatArray:
         """Flags (N,) to how many of them each patient has, float64 (P,)."""
-        return np.bincount(self.patient, weights=flags, minlength=self.patients)
+        return np.bincount(self.patient, weights=flags.astype(float), minlength=self.patients).astype(float)
 
     def why_unscored(self, score: FloatArray, too_few: str | None = None) -> str | None:
-        """Why a score (N,) does not cover the labelled units, None where it does; `too_few` is a reason that comes first."""
+        """Why a score (N,) is not there for every labelled unit, `too_few` before others; None where it is."""
         if not self.labelled.any():
             return f"no labelled {self.noun}"
         bad = int(np.isnan(score[self.labelled]).sum())
         return (too_few or f"{bad} scores are not numbers") if bad else None
 
     def why_undefined(self, judged: BoolArray, what: str) -> str:
-        """Why a metric that needs both classes has no value over the units `judged` (N,), those with `what` (scores, answers)."""
+        """Why a metric that needs both classes has no value over the units `judged` (N,) bool, those with `what`."""
         if not self.labelled.any():
             return f"no labelled {self.noun}"
         if not judged.any():

@@ -1,7 +1,7 @@
 """Answers of the LLM for the rows that speak.
 
-One decision: the answers of all folds and seeds go through one engine, because starting one costs half a minute, and a process
-can hold but one.
+One decision: the answers of all folds and seeds go through one engine, because starting one costs half a minute, and
+a process can hold but one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The scores of one row and seed, all folds together, as what the metrics take: thresholds, decisions, units, statistics.
 
-One decision: a threshold is chosen on the validation patients of the same fold and the same group and nowhere else. Where they
-do not allow one, the decisions of that fold are undefined, and so is every number that would rest on them.
+One decision: a threshold is chosen on the validation patients of the same fold and the same group and nowhere else.
+Where they do not allow one, the decisions of that fold are undefined, and so is every number that would rest on them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An experiment on disk: `DIR/study.json` says which cases were encoded, how they are dealt to folds, and with which settings.
 
-One decision: it is written once, after the cases were read and encoded, and everything later opens it. Row files beside it
-are of this experiment and of no other; a command with other settings is refused.
+One decision: it is written once, after the cases were read and encoded, and everything later opens it. Row files
+beside it are of this experiment and of no other; a command with other settings is refused.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which patients are trained on, validated on and tested on.
 
-One decision: patients and phantoms are dealt apart, each kind by the same shares, so that both are tested, and neither's
-chance decides the other's. Visits of one patient go together.
+One decision: patients and phantoms are dealt apart, each kind by the same shares, so that both are tested, and
+neither's chance decides the other's. Visits of one patient go together.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ def deal(
 ) -> tuple[Fold, ...]:
     """Deal cases to folds; `tumour_free` counts the tumour-free slices of each case in the screening range.
 
-    `folds` 1 is the split that `shares` ask for. More deal the patients to as many test sets, those with most tumour-free
-    slices first, like cards; the others are split to train and validation in the proportion of their shares.
+    `folds` 1 is the split that `shares` ask for. More deal the patients to as many test sets, those with most
+    tumour-free slices first, like cards; the others are split to train and validation in the proportion of their
+    shares.
     """
     dealt: list[list[Fold]] = []
     for phantom in (False, True):

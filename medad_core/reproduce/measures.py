@@ -1,7 +1,7 @@
 """What is measured of one row of the comparison: a score, decisions by several rules, and maps.
 
-One decision: what cannot be known makes NaN with its reason, and never drops out in silence. One score that is no number takes
-every cell that would rest on it; a slice without a decision takes the cells of that rule.
+One decision: what cannot be known makes NaN with its reason, and never drops out in silence. One score that is no
+number takes every cell that would rest on it; a slice without a decision takes the cells of that rule.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from medad_core.metrics.units import Units
 class RowUnits:
     """N slices of P patients.
 
-    patient, fold, label: see `metrics.units.Units`. score: (N,) float, a `probability` or not. decisions: of slices (N,), one
-    a rule. area_mm2: (N,) of the lesion. patient_decisions_mean: of patients (P,), taken on a patient's mean score. k: slices
-    that make a patient positive by the rule k of n. histograms: one a patient, None where the row has no maps.
-    pixel_thresholds: (P,) or None; `pixel_reason` says why not.
+    patient, fold, label: see `metrics.units.Units`. score: (N,) float, a `probability` or not. decisions: of slices
+    (N,), one a rule. area_mm2: (N,) of the lesion. patient_decisions_mean: of patients (P,), taken on a patient's
+    mean score. k: slices that make a patient positive by the rule k of n. histograms: one a patient, None where the
+    row has no maps. pixel_thresholds: (P,) or None; `pixel_reason` says why not.
     """
 
     patient: IntArray

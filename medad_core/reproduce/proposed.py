@@ -1,6 +1,7 @@
 """The proposed scheme on one fold: its decoder and converters.
 
-One decision: they are kept under `DIR/_work/fold-{f}-seed-{s}`, because several rows share them, and training them is most of the work.
+One decision: they are kept under `DIR/_work/fold-{f}-seed-{s}`, because several rows share them, and training them is
+most of the work.
 """
 
 from __future__ import annotations

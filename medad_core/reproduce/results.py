@@ -1,6 +1,7 @@
 """The results of an experiment: `table.parquet` and everything printed from it, made from unit files alone.
 
-One decision: no model is loaded here, so the table can be made again at any time, with other intervals or other rules, in seconds.
+One decision: no model is loaded here, so the table can be made again at any time, with other intervals or other
+rules, in seconds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How each row of the table comes to its scores.
 
-One decision: whatever a row is, it is trained on the same patients and seeds and gives the same frame of scores for the same
-validation and test slices. Nothing here knows a test label other than to write it beside the score.
+One decision: whatever a row is, it is trained on the same patients and seeds and gives the same frame of scores for
+the same validation and test slices. Nothing here knows a test label other than to write it beside the score.
 """
 
 from __future__ import annotations
@@ -169,8 +169,8 @@ def _shuffled(
 ) -> ScoredUnit:
     """The proposed scheme with every slice given the map tokens of another slice of the same kind of case, drawn by the seed.
 
-    Greedy answers depend on nothing but the prompt, and a shuffled prompt is another slice's prompt: so its answer is the answer
-    that the other slice was given, and no LLM has to speak again.
+    Greedy answers depend on nothing but the prompt, and a shuffled prompt is another slice's prompt: so its answer is
+    the answer that the other slice was given, and no LLM has to speak again.
     """
     source = Unit(PROPOSED, unit.fold, unit.seed)
     missing = failure_of(out, source)

@@ -1,8 +1,8 @@
 """From the scores of all units to the long table.
 
-One decision: every number is a function of how often each patient counts, so its value, its interval and its paired difference
-to the proposed scheme come from the same lines and the same draws. Seeds are averaged within a draw. A difference is taken over
-the seeds that both rows have. Folds are never ranked against each other.
+One decision: every number is a function of how often each patient counts, so its value, its interval and its paired
+difference to the proposed scheme come from the same lines and the same draws. Seeds are averaged within a draw. A
+difference is taken over the seeds that both rows have. Folds are never ranked against each other.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What one row scored on one fold with one seed: `DIR/rows/{row}/fold-{f}-seed-{s}.parquet` and its pixel histograms beside.
 
-One decision: the histograms are written first and the scores last, so a unit whose scores are there is done. A unit that
-failed leaves a `.failed` file with its reason instead, and is tried again by the same command.
+One decision: the histograms are written first and the scores last, so a unit whose scores are there is done. A unit
+that failed leaves a `.failed` file with its reason instead, and is tried again by the same command.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ class Unit:
 
 @dataclass(frozen=True)
 class ScoredUnit:
-    """Scores of a unit: a frame of SCORES; histograms by case_id, of validation and test alike; and thumbnails of some maps, uint8 at half
-    size (0 to 255 is 0 to 1). The last two are empty where a row has no maps. `training_error`: see `baselines.Detector`."""
+    """Scores of a unit: a frame of SCORES; histograms by case_id, of validation and test alike; and thumbnails of
+    some maps, uint8 at half size (0 to 255 is 0 to 1). The last two are empty where a row has no maps.
+    `training_error`: see `baselines.Detector`."""
 
     frame: pd.DataFrame
     histograms: dict[str, PixelHistogram]

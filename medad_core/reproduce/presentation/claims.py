@@ -1,7 +1,7 @@
 """What the numbers say in words, above all where the proposed scheme is not the best.
 
-One decision: sentences compare what is printed, at three decimals, and take the other row's best rule where rules differ; a
-claim that the reader could not check against the table is not made.
+One decision: sentences compare what is printed, at three decimals, and take the other row's best rule where rules
+differ; a claim that the reader could not check against the table is not made.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Why cells are empty, in few lines.
 
-One decision: cells are named under their common reason, rows under their common cells and rules under their common metrics, since
-a reason such as "one class only" empties a hundred at once.
+One decision: cells are named under their common reason, rows under their common cells and rules under their common
+metrics, since a reason such as "one class only" empties a hundred at once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What is to be printed beside the numbers, and the slices that a row got wrong.
 
-One decision: whoever prints never opens an experiment. Everything that is shown comes in through these classes, so what is printed
-can be tested with a made-up table.
+One decision: whoever prints never opens an experiment. Everything that is shown comes in through these classes, so
+what is printed can be tested with a made-up table.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class ThresholdNote:
 class Facts:
     """What a table was made of.
 
-    `data` names the data. `failed` has every row asked for: None, or why it failed. `rule` is the threshold rule of the main
-    decisions, `patient_slices` the k of the patient rule "k of n". `settings` is the YAML that was run, `notes` are further
-    sentences for the reader.
+    `data` names the data. `failed` has every row asked for: None, or why it failed. `rule` is the threshold rule of
+    the main decisions, `patient_slices` the k of the patient rule "k of n". `settings` is the YAML that was run,
+    `notes` are further sentences for the reader.
     """
 
     data: str
@@ -71,8 +71,9 @@ class Facts:
 
 @dataclass(frozen=True)
 class GallerySlice:
-    """A slice that a row got wrong: `image` uint8 (H, W), `mask` bool (H, W), `anomaly_map` float in [0, 1] of the same part of the
-    picture at any size, or None for a row that draws none. `threshold` is None where the row's own answer decided.
+    """A slice that a row got wrong: `image` uint8 (H, W), `mask` bool (H, W), `anomaly_map` float in [0, 1] of the
+    same part of the picture at any size, or None for a row that draws none. `threshold` is None where the row's own
+    answer decided.
 
     Raises ValueError for a slice that is no such error, so that a gallery cannot show what was right.
     """

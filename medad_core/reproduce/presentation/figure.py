@@ -1,7 +1,7 @@
 """`figure.png`: the main numbers with their intervals, as a forest plot.
 
-One decision: patients and phantoms have panels of their own and share the scale, so that they can be compared by eye and never
-be taken for each other. A row that failed keeps its place.
+One decision: patients and phantoms have panels of their own and share the scale, so that they can be compared by eye
+and never be taken for each other. A row that failed keeps its place.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """`table.tex`: the main numbers for a paper, to be read in with `\\input`.
 
-One decision: it needs `booktabs` and nothing else, and is plain ASCII, so it sets in any class with any engine. Interval below
-value and words below words, because side by side they fit no page; as it is, it fits the text of an A4 article.
+One decision: it needs `booktabs` and nothing else, and is plain ASCII, so it sets in any class with any engine.
+Interval below value and words below words, because side by side they fit no page; as it is, it fits the text of an A4
+article.
 """
 
 from __future__ import annotations

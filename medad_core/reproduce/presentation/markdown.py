@@ -1,7 +1,7 @@
 """`table.md`: the table for people.
 
-One decision: what a reader could misread is said beside the numbers, not in another file: where a baseline is better, which rows
-failed, and why a cell is empty.
+One decision: what a reader could misread is said beside the numbers, not in another file: where a baseline is better,
+which rows failed, and why a cell is empty.
 """
 
 from __future__ import annotations

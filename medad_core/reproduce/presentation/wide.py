@@ -32,8 +32,8 @@ _PARTS = {
 
 
 def wide_csv(sheet: Sheet) -> str:
-    """The text of `table.csv`: who, status, sizes, then value, interval, standard deviation over seeds, difference to the
-    proposed scheme and its p (paired bootstrap) of each headline number."""
+    """The text of `table.csv`: who, status, sizes, then value, interval, standard deviation over seeds, difference to
+    the proposed scheme and its p (paired bootstrap) of each headline number."""
     head = ["row", "title", "group", "status", "patients", "slices", "tumour_free", "seeds", "decision_rule"]
     numbers = [column.key + suffix for column in COLUMNS for suffix in _PARTS]
     return _csv([[*head, *numbers], *(_record(sheet, group, row) for group in sheet.groups for row in sheet.rows)])

@@ -1,7 +1,7 @@
 """How numbers and names are written.
 
-One decision: three decimals everywhere, because the intervals of a few dozen patients make a fourth meaningless; a percent
-sign stands only beside what the paper printed itself.
+One decision: three decimals everywhere, because the intervals of a few dozen patients make a fourth meaningless; a
+percent sign stands only beside what the paper printed itself.
 """
 
 from __future__ import annotations

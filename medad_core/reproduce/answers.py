@@ -17,12 +17,12 @@ from medad_core.llm.engine import Engine, llm_folder, open_engine
 from medad_core.llm.grammar import parse
 from medad_core.llm.prompt import Prompt
 from medad_core.models.converter import MAP_TOKENS
+from medad_core.models.device import device_of, settle_torch
 from medad_core.models.text import load_sentences
 from medad_core.reproduce.experiment import open_experiment
 from medad_core.reproduce.proposed import grids_of, load_tokens
 from medad_core.reproduce.rows import drawn, frame_of, scored_slices
 from medad_core.reproduce.units import Unit, write_unit
-from medad_core.stages.models import device_of, settle_torch
 
 
 @contextmanager

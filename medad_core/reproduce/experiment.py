@@ -15,11 +15,12 @@ from pydantic import BaseModel, ConfigDict
 from medad_core.config import Settings
 from medad_core.data.names import patient_of
 from medad_core.errors import StoreError
+from medad_core.models.device import device_of, settle_torch
 from medad_core.models.encoder import encoder_fingerprint, load_encoder
 from medad_core.reproduce.folds import Fold, deal
 from medad_core.reproduce.schema import PATIENTS, PHANTOMS
 from medad_core.run.cohort import find_cohort, settle_cohort
-from medad_core.stages.models import device_of, settle_torch, shared_fingerprint, speech_fingerprint
+from medad_core.run.fingerprints import shared_fingerprint, speech_fingerprint
 from medad_core.store import join, write_text
 from medad_core.store.files import read_bytes
 from medad_core.training.features import TrainingCase, encode_cohort

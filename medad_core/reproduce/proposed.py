@@ -13,11 +13,11 @@ from medad_core.config import Settings
 from medad_core.errors import MedadError, WeightsError
 from medad_core.llm.engine import free_memory, llm_folder
 from medad_core.llm.prompt import Prompt
+from medad_core.models.device import device_of, settle_torch
 from medad_core.models.text import load_sentences, load_text_encoder, text_features
 from medad_core.models.weights import AnyConverter, load_converter, save_converter
 from medad_core.reproduce.experiment import open_experiment
 from medad_core.reproduce.units import Unit
-from medad_core.stages.models import device_of, settle_torch
 from medad_core.training.decoder import train_decoder
 from medad_core.training.fitting import (
     Grids,

@@ -18,13 +18,13 @@ from medad_core.data.location import true_cell
 from medad_core.errors import MedadError
 from medad_core.metrics import PixelHistogram
 from medad_core.models.decoder import image_scores, render_maps
+from medad_core.models.device import device_of, settle_torch
 from medad_core.models.encoder import load_encoder
 from medad_core.reproduce import proposed
 from medad_core.reproduce.experiment import Experiment, open_experiment
 from medad_core.reproduce.schema import PROPOSED
 from medad_core.reproduce.slices import Slices, to_native, tumour_free
 from medad_core.reproduce.units import Key, ScoredUnit, Unit, failure_of, read_unit, write_unit
-from medad_core.stages.models import device_of, settle_torch
 from medad_core.training.features import TrainingCase
 
 Progress = Callable[[int, int], None]

@@ -64,7 +64,10 @@ class _Section:
 
 
 def render_gallery(sheet: Sheet, rows: Sequence[GalleryRow]) -> str:
-    """The page as a string: UTF-8, self-contained, readable on a phone. Rows in the order of the table, patients first."""
+    """The page as a string: UTF-8, self-contained, readable on a phone.
+
+    Rows come in the order of the table, patients first.
+    """
     environment = Environment(
         loader=PackageLoader("medad_core.report"),
         autoescape=True,

@@ -27,7 +27,8 @@ from prefect.artifacts import (
 
 from flows.courtesy import in_background
 from flows.orchestrator import server_url
-from medad_core.metrics.names import HEADLINE_METRICS, interval_text, metric_name, value_text
+from medad_core.metrics.names import MAIN_METRICS, metric_name
+from medad_core.metrics.printed import interval_text, markdown_table, value_text
 from medad_core.store import Stage, StageProgress, join, read_table
 from medad_core.store.files import read_bytes
 
@@ -155,16 +156,16 @@ def kind_of(reason: str) -> str:
 def _metrics(run: str) -> Iterator[str]:
     table = read_table(join(run, "metrics.parquet")).to_pylist()
     by_name = {(row["metric"], row["level"]): row for row in table if row["split"] == "all"}
-    rows = [by_name[key] for key in HEADLINE_METRICS if key in by_name and by_name[key]["value"] is not None]
+    rows = [by_name[key] for key in MAIN_METRICS if key in by_name and by_name[key]["value"] is not None]
     if not rows:
         yield "No metrics: they need segmentations."
         return
-    lines = ["| metric | level | value | 95 % interval | n |", "|---|---|---|---|---|"]
+    header = ["metric", "level", "value", "95 % interval", "n"]
+    cells = []
     for row in rows:
         interval = interval_text(row["ci_low"], row["ci_high"])
-        name = metric_name(row["metric"])
-        lines.append(f"| {name} | {row['level']} | {value_text(row['value'])} | {interval} | {row['n']} |")
-    yield "\n".join(lines)
+        cells.append([metric_name(row["metric"]), row["level"], value_text(row["value"]), interval, str(row["n"])])
+    yield markdown_table(header, cells, "lllll")
 
 
 def _rejected(run: str) -> Iterator[str]:
@@ -174,8 +175,9 @@ def _rejected(run: str) -> Iterator[str]:
         yield "No case was rejected."
         return
     kinds = Counter((row["stage"], kind_of(row["reason"])) for row in rows).most_common()
-    lines = [f"Rejected cases: {len(rows)}", "", "| cases | at stage | why |", "|---|---|---|"]
-    yield "\n".join([*lines, *(f"| {count} | {stage} | {_cell(why)} |" for (stage, why), count in kinds)])
+    cells = [[str(count), stage, _cell(why)] for (stage, why), count in kinds]
+    table = markdown_table(["cases", "at stage", "why"], cells, "lll")
+    yield f"Rejected cases: {len(rows)}\n\n{table}"
     more = f" and {len(rows) - SHOWN} more, in `rejected.csv`" if len(rows) > SHOWN else ""
     yield ", ".join(f"`{row['case_id']}`" for row in rows[:SHOWN]) + more
 

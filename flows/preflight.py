@@ -41,7 +41,7 @@ def check_reproducing(out: str, settings: Settings) -> None:
     """
     from medad_core.llm.engine import check_engine
     from medad_core.models.device import device_of
-    from medad_core.reproduce.study import check_study, study_fingerprint
+    from medad_core.reproduce.experiment import check_experiment, experiment_fingerprint
     from medad_core.run.fingerprints import check_llm
 
     check_orchestration(settings)
@@ -60,7 +60,7 @@ def check_reproducing(out: str, settings: Settings) -> None:
             f"train.first_slice..train.last_slice leaves out slices {sorted(outside)} of "
             "data.first_slice..data.last_slice; widen it, or test fewer slices"
         )
-    check_study(out, study_fingerprint(settings))
+    check_experiment(out, experiment_fingerprint(settings))
 
 
 def check_training(settings: Settings) -> None:

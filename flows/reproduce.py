@@ -19,7 +19,7 @@ from medad_core.errors import MedadError
 from medad_core.reproduce.units import LLM_ROWS, THROUGH_LLM, Unit, pending, units_of
 from medad_core.run.info import RunInfo, write_run_info
 from tasks.policy import with_policy
-from tasks.reproduce import Reproduced, answer_units, fit_converter, fit_decoder, prepare_study, score_unit, write_table
+from tasks.reproduce import Reproduced, answer_units, fit_converter, fit_decoder, prepare_experiment, score_unit, write_table
 
 ON_THE_DECODER = (*THROUGH_LLM, "without-llm")
 Item = dict[str, Any]  # the arguments of one task, beside those that all share
@@ -59,7 +59,7 @@ def reproduce(data: str, out: str, settings: Settings = Settings()) -> Reproduce
 
 
 def _reproduce(data: str, out: str, settings: Settings) -> Reproduced:
-    folds = with_policy(prepare_study, "prepare", settings.flow)(data, out, settings)
+    folds = with_policy(prepare_experiment, "prepare", settings.flow)(data, out, settings)
     write_run_info(out, RunInfo.of(settings, str(Path(data).resolve()), package_versions()))
     units = pending(out, units_of(settings.reproduce, folds))
     with interruptible(task_runner(settings.flow)) as runner:

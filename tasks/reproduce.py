@@ -32,9 +32,9 @@ class Reproduced(BaseModel):
 
 
 @task(name="prepare", description="Read, encode and deal the cases.", **OPTIONS)
-def prepare_study(data: str, out: str, settings: Settings) -> int:
+def prepare_experiment(data: str, out: str, settings: Settings) -> int:
     """Prepare the experiment; returns its number of folds."""
-    from medad_core.reproduce.study import prepare
+    from medad_core.reproduce.experiment import prepare
 
     return len(prepare(data, out, settings, _progress("cases")).folds)
 
@@ -110,9 +110,9 @@ def _progress(name: str) -> Callable[[int, int], None]:
 
 def _report_units(out: str, settings: Settings) -> None:
     """Report how much of the whole is done."""
-    from medad_core.reproduce.study import open_study
+    from medad_core.reproduce.experiment import open_experiment
 
-    units = units_of(settings.reproduce, len(open_study(out).folds))
+    units = units_of(settings.reproduce, len(open_experiment(out).folds))
     _progress("units")(len(units) - len(pending(out, units)), len(units))
 
 

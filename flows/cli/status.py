@@ -12,7 +12,8 @@ from medad_core.inbox.folder import CohortFolder
 from medad_core.inbox.lock import holder
 from medad_core.inbox.prune import NOTE
 from medad_core.inbox.records import Batch, Ledger
-from medad_core.store import join, read_run_info
+from medad_core.run.info import read_run_info
+from medad_core.store import PART_STAGES, StageProgress, join, stage_of
 from medad_core.store.files import read_bytes, size_of
 
 RESULTS = ("predictions.parquet", "metrics.md", "report.html", "rejected.csv")

@@ -10,9 +10,10 @@ from functools import partial
 import pyarrow as pa
 
 from medad_core.config import Settings
-from medad_core.llm.enduring import EnduringEngine, heard
-from medad_core.llm.engine import Engine, Generation, open_engine
+from medad_core.llm.engine import open_engine
 from medad_core.llm.grammar import parse
+from medad_core.llm.protocol import Engine, Generation
+from medad_core.llm.restarting import RestartingEngine, captured_engine_log
 from medad_core.models.converter import MAP_TOKENS
 from medad_core.stages.common import Progress, making, plan_after, stage_of
 from medad_core.stages.models import answers_fingerprint, device_of, load_converter_of, load_prompt_of
@@ -58,7 +59,7 @@ def _engine(given: Engine | None, start: Callable[[], Engine], folder: str) -> I
     if given is not None:
         yield given
         return
-    with heard(folder) as said, closing(EnduringEngine(start, said)) as engine:
+    with captured_engine_log(folder) as log_file, closing(RestartingEngine(start, log_file)) as engine:
         yield engine
 
 

@@ -25,8 +25,9 @@ from medad_core.config import Settings
 from medad_core.errors import UsageError, WeightsError
 from medad_core.llm.engine import llm_fingerprint, llm_folder
 from medad_core.llm.lora import check_lora
-from medad_core.llm.prompt import Prompt, check_prompts, wording_sha256
+from medad_core.llm.prompt import Prompt, check_prompts
 from medad_core.llm.sizing import resolved_dtype
+from medad_core.llm.template import wording_sha256
 from medad_core.models.blocks import cast_products
 from medad_core.models.decoder import Decoder
 from medad_core.models.encoder import NO_JOINT, VisionTransformerEncoder, encoder_fingerprint, joint_width, load_encoder

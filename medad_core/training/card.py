@@ -14,9 +14,9 @@ from sklearn.metrics import roc_auc_score
 from medad_core.config import Settings
 from medad_core.data.location import neighbours, true_cell
 from medad_core.data.names import patient_of
-from medad_core.llm.engine import Generation
 from medad_core.llm.grammar import parse
 from medad_core.llm.prompt import Prompt
+from medad_core.llm.protocol import Generation
 from medad_core.llm.transformers_engine import TransformersEngine
 from medad_core.metrics.pixel import PixelHistogram
 from medad_core.models.converter import Converter

@@ -8,7 +8,7 @@ import torch
 
 
 def free_memory() -> None:
-    """Free what unused models still hold. An encoder's hooks make it a reference cycle, which only the collector frees."""
+    """Free what unused models still hold. Hooks make an encoder a reference cycle, which only the collector frees."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from medad_core.stages.common import stage_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,7 +20,6 @@ from medad_core.benchmark.timing import GEMM_SIDES, Spread, in_turns, rate
 from medad_core.config import load_settings
 from medad_core.models.encoder import VisionTransformerEncoder, load_encoder
 from medad_core.models.vision import FAMILIES
-from medad_core.stages.common import stage_of
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.cli.app import app
 from medad_core.errors import MedadError, UsageError, WeightsError
 from medad_core.imports.imagebind import import_imagebind
 from medad_core.imports.llm import import_llm

@@ -26,7 +26,7 @@ from medad_core.llm.sizing import gpu_share, model_size, resolved_dtype
 from medad_core.llm.transformers_engine import shared_prefix
 from medad_core.models.memory import free_memory
 from medad_core.models.weights import load_converter, weights_folder
-from medad_core.stages.models import answers_fingerprint, shared_fingerprint
+from medad_core.run.fingerprints import answers_fingerprint, shared_fingerprint
 from medad_core.training.maps import cell_at, draw, label_maps, move
 
 PROMPTS = 40

@@ -15,7 +15,7 @@ from medad_core.models.encoder import load_encoder, pad_to_square, quarter_block
 from medad_core.models.pack import PACK, packaged
 from medad_core.models.text import load_sentences, load_text_encoder, text_features
 from medad_core.models.weights import DECODER, check_fit, load_decoder, save_decoder, weights_folder
-from medad_core.stages.models import maps_fingerprint, prompts_fingerprint
+from medad_core.run.fingerprints import maps_fingerprint, prompts_fingerprint
 
 
 @pytest.fixture(scope="module")

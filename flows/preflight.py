@@ -20,7 +20,7 @@ SERVER_TIMEOUT_S = 10.0
 
 def check_screening(data: str, run: str, settings: Settings) -> None:
     """Everything that can be wrong with a `screen` command. Raises UsageError, StoreError or WeightsError."""
-    from medad_core.data.cases import discover
+    from medad_core.data.discovery import discover
 
     discover(data, settings.data.modality)
     check_writable(run)
@@ -29,7 +29,7 @@ def check_screening(data: str, run: str, settings: Settings) -> None:
 
 def check_cohort(inbox: str, cohort: str, settings: Settings, wait: bool) -> None:
     """Everything that can be wrong with a `screen --cohort` command. Raises UsageError, StoreError, WeightsError or LockedError."""
-    from medad_core.data.cases import discover
+    from medad_core.data.discovery import discover
     from medad_core.inbox.folder import CohortFolder
     from medad_core.inbox.lock import check_free
     from medad_core.stages.models import run_fingerprint

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from medad_core.data.cases import discover
+from medad_core.data.discovery import discover
 from medad_core.data.names import parse, patient_of
 from medad_core.errors import UsageError
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medad_core.config import DataSettings
-from medad_core.data.cases import discover
+from medad_core.data.discovery import discover
 from medad_core.data.phantom import NOTE, draw_phantom, generate_cohort
 from medad_core.data.read import read_slices
 from medad_core.errors import UsageError

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from medad_core.config import DataSettings, ScalingSettings
-from medad_core.data.cases import Case, VolumeRef, discover
+from medad_core.data.cases import Case, VolumeRef
+from medad_core.data.discovery import discover
 from medad_core.data.nifti import open_nifti
 from medad_core.data.read import CaseSlices, read_slices
 

@@ -200,7 +200,7 @@ def train(
     settings, out = load_settings(config, words or []), _absolute(out)
     stdout, stderr = consoles(online=not settings.models.offline)
     from flows.cli.progress import following
-    from medad_core.data.cases import discover
+    from medad_core.data.discovery import discover
 
     discover(data, settings.data.modality)
     check_writable(out)
@@ -241,7 +241,7 @@ def reproduce(
     settings, out = load_settings(config, words or []), _absolute(out)
     stdout, stderr = consoles(online=not settings.models.offline)
     from flows.cli.progress import following
-    from medad_core.data.cases import discover
+    from medad_core.data.discovery import discover
 
     discover(data, settings.data.modality)
     check_writable(out)

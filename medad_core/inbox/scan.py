@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medad_core.config import Settings
-from medad_core.data.cases import Case, Rejection, VolumeRef, discover
+from medad_core.data.cases import Case, Rejection, VolumeRef
+from medad_core.data.discovery import discover
 from medad_core.data.nifti import UNREADABLE, hash_whole
 from medad_core.errors import CaseError, StoreError, TruncatedError
 from medad_core.inbox.records import Stamp, StoredFile, Study

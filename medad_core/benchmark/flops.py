@@ -1,13 +1,13 @@
 """Floating-point operations of a vision transformer, from its sizes.
 
-A multiplication and the addition after it count as two. With N tokens of width D (P patches of p × p pixels in three channels,
-and the class token), an MLP of width M and L blocks, one slice costs
+A multiplication and the addition after it count as two. With N tokens of width D (P patches of p × p pixels in three
+channels, and the class token), an MLP of width M and L blocks, one slice costs
 
     patch embedding   2 P · 3p² · D
-    each block        q, k, v: 6 N D²    scores and mixing: 4 N² D    projection: 2 N D²    MLP: 4 N D M (gated: 6 N D M)
+    each block        q, k, v: 6 N D²; scores and mixing: 4 N² D; projection: 2 N D²; MLP: 4 N D M (gated: 6 N D M)
 
-Normalisation, softmax, GELU and the bilinear resizing are left out, as is usual: they are no matrix products. A test holds the
-formula against `torch.utils.flop_counter`, which counts the products that are run.
+Normalisation, softmax, GELU and the bilinear resizing are left out, as is usual: they are no matrix products. A test
+holds the formula against `torch.utils.flop_counter`, which counts the products that are run.
 """
 
 from __future__ import annotations

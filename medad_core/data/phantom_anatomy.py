@@ -1,8 +1,8 @@
 """The healthy anatomy of a phantom: what tissue fills each voxel, before any picture is taken of it.
 
 One decision: everything is a distance in millimetres (to the surface, the nearest sulcus, the ventricles' wall), so
-that the cortex is a ribbon of even thickness however the folds run. Sulci are noise on the brain's surface carried straight
-inwards, which makes them stand upright on it as real ones do.
+that the cortex is a ribbon of even thickness however the folds run. Sulci are noise on the brain's surface carried
+straight inwards, which makes them stand upright on it as real ones do.
 """
 
 from __future__ import annotations

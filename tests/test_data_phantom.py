@@ -1,4 +1,4 @@
-"""Phantoms: brains by the numbers, readable like any case, the same for the same seed, and never taken for a patient."""
+"""Phantoms: brains by the numbers, read like any case, the same for the same seed, never taken for a patient."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The patient split: nobody twice, nobody lost, the rare patients with tumour-free slices in every split that they can fill."""
+"""The split: whole patients, reproducible, and patients with tumour-free slices wherever there are enough of them."""
 
 from __future__ import annotations
 

@@ -47,7 +47,9 @@ def shape_of(encoder: VisionTransformerEncoder) -> Shape:
 
 def flops_per_slice(shape: Shape) -> int:
     """Floating-point operations of one slice."""
-    tokens, width = shape.patches + shape.class_tokens, shape.width
+    tokens = shape.patches + shape.class_tokens
+    width = shape.width
     embedding = 2 * shape.patches * 3 * shape.patch_size**2 * width
-    block = 8 * tokens * width**2 + 4 * tokens**2 * width + 2 * shape.mlp_products * tokens * width * shape.mlp_width
-    return embedding + shape.depth * block
+    attention = 8 * tokens * width**2 + 4 * tokens**2 * width
+    mlp = 2 * shape.mlp_products * tokens * width * shape.mlp_width
+    return embedding + shape.depth * (attention + mlp)

@@ -1,4 +1,4 @@
-"""The split: whole patients, reproducible, and patients with tumour-free slices wherever there are enough of them."""
+"""The patient split: nobody twice, nobody lost, tumour-free slices in every split that their few patients can fill."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from medad_core.benchmark.generated import SIZES, Size, bytes_per_slice, random_
 from medad_core.benchmark.timing import GEMM_SIDES, Spread, in_turns, rate
 from medad_core.config import load_settings
 from medad_core.models.encoder import FAMILIES, VisionTransformerEncoder, load_encoder
-from medad_core.stages.common import stage_of
+from medad_core.run.run import Run
 
 CPU = torch.device("cpu")
 
@@ -95,8 +95,9 @@ def test_a_rate_is_calls_by_seconds_and_turns_alternate():
 
 
 def test_bytes_of_a_slice_are_those_of_the_columns_that_are_read(tmp_path):
-    write_run(str(tmp_path), cases=5, slices=3)
-    slices = stage_of(str(tmp_path), "slices")
+    run = Run(str(tmp_path), load_settings())
+    write_run(run, cases=5, slices=3)
+    slices = run.stage("slices")
     assert len(slices.plan().parts) == 2 and slices.read().num_rows == 15
     whole = sum(slices.records()[part].bytes for part in (0, 1)) / 15
     # Noise in 47 % of a picture does not compress; the packed brain mask and the rest of the row are not read.

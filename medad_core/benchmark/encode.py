@@ -23,7 +23,8 @@ from medad_core.benchmark.maps_stage import Progress, measure_stage
 from medad_core.benchmark.timing import Spread, Work, best_gemm, in_turns, rate
 from medad_core.config import Settings
 from medad_core.models.blocks import PRECISIONS
-from medad_core.stages.models import MapModels, device_of, precision_of, settle_torch
+from medad_core.models.device import device_of, precision_of, settle_torch
+from medad_core.stages.loading import MapModels
 
 log = logging.getLogger(__name__)
 PLAIN = "plain"
@@ -119,8 +120,9 @@ def benchmark_encode(
         variants += _compiled(bench, plain)
     best = max(variants, key=lambda variant: variant.slices_s.median)
     stage_effort = effort.for_rate(best.slices_s.median)
-    with tempfile.TemporaryDirectory(prefix="medad-benchmark-") as run:
-        stage = measure_stage(run, model, models, settings, batch, stage_effort, progress)
+    best_settings = settings.model_copy(update={"models": settings.models.model_copy(update={"batch_size": batch})})
+    with tempfile.TemporaryDirectory(prefix="medad-benchmark-") as folder:
+        stage = measure_stage(folder, model, models, best_settings, stage_effort, progress)
     return EncodeReport(
         model=model,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),

@@ -22,9 +22,10 @@ from medad_core.models.decoder import Decoder
 from medad_core.models.encoder import FAMILIES, VisionTransformerEncoder, load_encoder
 from medad_core.models.resolve import LOCAL
 from medad_core.models.text import load_sentences, text_encoder_folder
+from medad_core.run.run import Run
 from medad_core.stages.batches import COLUMNS
-from medad_core.stages.common import plan_after, stage_of
-from medad_core.stages.models import MapModels
+from medad_core.stages.loading import MapModels
+from medad_core.stages.parts import plan_after
 from medad_core.stages.rows import slice_rows
 from medad_core.store import Stage
 
@@ -148,14 +149,14 @@ def _minilm(texts: list[str]) -> tuple[nn.Module, Callable[[], dict[str, Tensor]
     return tower, lambda: dict(tokenizer(texts, padding=True, return_tensors="pt"))
 
 
-def write_run(run: str, cases: int, slices: int) -> int:
-    """Write a run whose stage `slices` is finished, with its maps planned; returns the number of its parts.
+def write_run(run: Run, cases: int, slices: int) -> int:
+    """Fill a new run: its stage `slices` is finished, and its maps are planned; returns the number of its parts.
 
     Each case has `slices` slices of noise inside a disc: as hard to compress as pictures come.
     """
     names = [f"Generated_{number:05d}" for number in range(cases)]
     parts = [names[start : start + CASES_PER_PART] for start in range(0, cases, CASES_PER_PART)]
-    stage = stage_of(run, "slices")
+    stage = run.stage("slices")
     rng = np.random.default_rng(0)
     stage.prepare({"generated": "noise in a disc"}, parts)
     for number, part in enumerate(parts):

@@ -20,10 +20,11 @@ from medad_core.benchmark.generated import bytes_per_slice, text_of, write_run
 from medad_core.benchmark.timing import Spread, in_turns, rate
 from medad_core.config import Settings
 from medad_core.models.decoder import image_scores, peaks, render_maps
+from medad_core.models.device import batch_size_of
+from medad_core.run.run import Run
 from medad_core.stages import maps
 from medad_core.stages.batches import batches_of, read_cases
-from medad_core.stages.common import stage_of
-from medad_core.stages.models import MapModels
+from medad_core.stages.loading import MapModels
 
 Progress = Callable[[str], None]
 
@@ -44,29 +45,30 @@ class StageRates:
 
 
 def measure_stage(
-    run: str, model: str, models: MapModels, settings: Settings, batch: int, effort: Effort, progress: Progress
+    folder: str, model: str, models: MapModels, settings: Settings, effort: Effort, progress: Progress
 ) -> StageRates:
-    """Write generated cases to the folder `run`, and measure the stage beside the naive loop, and reading alone.
+    """Write a run of generated cases to `folder`, and measure the stage beside the naive loop, and reading alone.
 
-    `batch` slices go through the encoder at once; the naive loop takes one at a time.
+    `models.batch_size` slices go through the encoder at once; the naive loop takes one at a time.
     """
     progress(f"writing {effort.cases} generated cases")
+    run = Run(folder, settings)
     parts = write_run(run, effort.cases, effort.slices)
     total = effort.cases * effort.slices
-    settings = settings.model_copy(update={"models": settings.models.model_copy(update={"batch_size": batch})})
-    slices = stage_of(run, "slices")
+    slices = run.stage("slices")
     case_ids = [case_id for part in slices.plan().parts for case_id in part.inputs]
 
     def read_all() -> None:
-        deque(batches_of(read_cases(slices, case_ids), batch, models.device.type == "cuda"), maxlen=0)
+        size = batch_size_of(settings, models.device)
+        deque(batches_of(read_cases(slices, case_ids), size, pinned=models.device.type == "cuda"), maxlen=0)
 
     progress("reading alone")
     reading = total * rate(read_all, models.device, effort.least_s)
     progress("stage maps beside the naive loop")
     text = text_of(model, str(models.device), models.encoder.precision)
     works = {
-        "stage": partial(maps.run_parts, run, settings, range(parts), models=models),
-        "naive": partial(naive_loop, run, case_ids, effort.naive_slices, models, text, settings),
+        "stage": partial(maps.run_parts, run, range(parts), models=models),
+        "naive": partial(naive_loop, run, case_ids, effort.naive_slices, models, text),
     }
     calls_s = in_turns(works, models.device, effort.stage_rounds, 0.0)
     stage = [calls * total for calls in calls_s["stage"]]
@@ -83,22 +85,17 @@ def measure_stage(
 
 @torch.inference_mode()
 def naive_loop(
-    run: str,
-    case_ids: Sequence[str],
-    count: int,
-    models: MapModels,
-    text: Callable[[], torch.Tensor],
-    settings: Settings,
+    run: Run, case_ids: Sequence[str], count: int, models: MapModels, text: Callable[[], torch.Tensor]
 ) -> list[float]:
     """Scores of `count` slices: one slice at a time, all sentences encoded again for each, nothing read ahead.
 
     That is what medad_core/README.md warns of. `text` encodes the sentences to (2, width).
     """
     decoder = models.decoder
-    score = settings.models.image_score
+    score = run.settings.models.image_score
     scores: list[float] = []
     learnt = decoder.text.clone()
-    for case in read_cases(stage_of(run, "slices"), case_ids):
+    for case in read_cases(run.stage("slices"), case_ids):
         for image in case.images[: count - len(scores)]:
             decoder.text.copy_(text())
             grid = decoder(models.encoder.encode(np.ascontiguousarray(image[None]))).half()

@@ -27,6 +27,7 @@ class DecoderTraining(Section):
 
     @property
     def total_steps(self) -> int:
+        """Steps of the whole training."""
         return self.steps
 
 
@@ -55,6 +56,7 @@ class ConverterTraining(Section):
 
     @property
     def total_steps(self) -> int:
+        """Steps through the LLM; those of the warm-up are apart."""
         return self.synthetic_steps + self.real_steps
 
 

@@ -77,28 +77,26 @@ class _Search:
 
         So they are named once, at the highest folder that holds nothing else.
         """
-        before = self._count
         try:
             if folder.name.lower() in MSD_LABELS:
-                self.drafts += draft_msd(folder)
+                self._take_msd(folder)
                 return []
             entries = _visible_entries(folder)
         except OSError as error:
             self._refuse(folder, f"folder cannot be read ({error.strerror}); check its permissions")
             return []
-        except UsageError as error:
-            if not self.in_inbox:
-                raise
-            self._refuse_dataset(folder.parent, str(error))
-            return []
         if not entries and depth:
             self._refuse(folder, "empty folder; add its volumes or remove it")
+            return []
+        return self._take_folder(folder, entries, depth)
+
+    def _take_folder(self, folder: Path, entries: list[os.DirEntry[str]], depth: int) -> list[str]:
+        before = self._count
         folders = _folders_to_search(entries)
         strays = self._take_files(folder, [entry for entry in entries if is_file(entry)])
         strays_below: dict[Path, list[str]] = {}
         if depth < _DEEPEST:
-            for entry in folders:
-                strays_below[Path(entry.path)] = self.walk(Path(entry.path), depth + 1)
+            strays_below = {Path(entry.path): self.walk(Path(entry.path), depth + 1) for entry in folders}
         else:
             strays += [f"{entry.name}/" for entry in folders]
         if depth and self._count == before:
@@ -110,6 +108,16 @@ class _Search:
     @property
     def _count(self) -> int:
         return len(self.drafts) + len(self.rejected)
+
+    def _take_msd(self, images: Path) -> None:
+        try:
+            self.drafts += draft_msd(images)
+        except UsageError as error:
+            if not self.in_inbox:
+                raise
+            # imagesTr and imagesTs have one dataset.json, which is named once.
+            if all(rejection.reason != str(error) for rejection in self.rejected):
+                self._refuse(images.parent, str(error))
 
     def _take_files(self, folder: Path, entries: list[os.DirEntry[str]]) -> list[str]:
         """Take the cases of one folder's files.
@@ -130,11 +138,6 @@ class _Search:
                 f"no case in {printable(some)} ({len(names)} in all); "
                 "give NIfTI files named like X_flair.nii.gz (dcm2niix makes them from DICOM)",
             )
-
-    def _refuse_dataset(self, folder: Path, reason: str) -> None:
-        # imagesTr and imagesTs have one dataset.json, which is named once.
-        if all(rejection.reason != reason for rejection in self.rejected):
-            self._refuse(folder, reason)
 
     def _refuse(self, folder: Path, reason: str) -> None:
         self.rejected.append(Rejection(printable(folder_name(folder)), reason))

@@ -30,7 +30,7 @@ def prediction(case_id="p1", index=60, label: int | None = 1, verdict: str | Non
         "anomaly_score": 0.75,
         "p_yes": 0.9,
         "verdict": verdict,
-        "answer": f"{verdict}, said the model",
+        "answer": f"{verdict}, wrote the model",
         "answer_parsed": verdict is not None,
         "location": "top" if verdict == "yes" else None,
         "location_true": "top" if label else None,
@@ -197,9 +197,11 @@ def test_the_choice_depends_on_rows_and_seed_only(drawn, seed):
 
 def test_null_columns_become_none():
     row = frame([prediction(label=None, verdict=None, p_yes=np.nan, anomaly_score=None)]).iloc[0]
-    got = GalleryItem.of(row, np.zeros((2, 2), np.uint8), None, np.zeros((2, 2)))
-    assert (got.label, got.tumour_pixels, got.verdict, got.p_yes, got.anomaly_score, got.location) == (None,) * 6
-    assert got.outcome == "unread"
+    shown = GalleryItem.of(row, np.zeros((2, 2), np.uint8), None, np.zeros((2, 2)))
+    assert (shown.label, shown.tumour_pixels, shown.verdict, shown.p_yes, shown.anomaly_score, shown.location) == (
+        None,
+    ) * 6
+    assert shown.outcome == "unread"
 
 
 def test_cases_are_ordered_by_suspicion():

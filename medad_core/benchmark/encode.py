@@ -112,12 +112,8 @@ def benchmark_encode(
     bench = _Bench(models, cost, side, multiply, effort)
     sweep = _sweep(bench, progress)
     batch = max(sweep, key=sweep.__getitem__)
-    progress(f"encoder at batch {batch} beside the product")
-    plain, peak = _measure(bench, batch, PLAIN)
-    variants = [plain]
-    if compiled or (compiled is None and device.type == "cuda"):
-        progress("compiling the encoder")
-        variants += _compiled(bench, plain)
+    compiles = device.type == "cuda" if compiled is None else compiled
+    variants, peak = _measure_variants(bench, batch, compiles, progress)
     best = max(variants, key=lambda variant: variant.slices_s.median)
     stage_effort = effort.for_rate(best.slices_s.median)
     best_settings = settings.model_copy(update={"models": settings.models.model_copy(update={"batch_size": batch})})
@@ -133,7 +129,7 @@ def benchmark_encode(
         gemm_side=side,
         gemm_flops_s=peak,
         sweep=sweep,
-        variants=tuple(variants),
+        variants=variants,
         stage_variant=best.name,
         stage_peak_share=stage.stage_slices_s.median * cost / peak.median,
         seconds=time.perf_counter() - started,
@@ -164,6 +160,18 @@ def _sweep(bench: _Bench, progress: Progress) -> dict[int, float]:
         if size / slices_s[size] > effort.stage_s / 6:
             break
     return slices_s
+
+
+def _measure_variants(
+    bench: _Bench, batch: int, compiles: bool, progress: Progress
+) -> tuple[tuple[Variant, ...], Spread]:
+    """The encoder plain, and compiled where it `compiles`; and the peak of the product beside the plain one."""
+    progress(f"encoder at batch {batch} beside the product")
+    plain, peak = _measure(bench, batch, PLAIN)
+    if not compiles:
+        return (plain,), peak
+    progress("compiling the encoder")
+    return (plain, *_compiled(bench, plain)), peak
 
 
 def _measure(bench: _Bench, batch: int, name: str) -> tuple[Variant, Spread]:

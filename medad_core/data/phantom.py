@@ -18,7 +18,8 @@ from scipy import ndimage
 from medad_core.data.phantom_anatomy import Anatomy, grow, thin_caps
 from medad_core.data.phantom_fields import Grid
 from medad_core.data.phantom_lesion import add_lesion, plan_lesion
-from medad_core.errors import UsageError
+from medad_core.errors import StoreError, UsageError
+from medad_core.store.files import make_folder, write_bytes, write_text
 
 SHAPE = (240, 240, 155)
 AFFINE = np.array([[-1.0, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])
@@ -51,16 +52,16 @@ def generate_cohort(out: str | Path, cases: int, seed: int, shape: tuple[int, in
         raise UsageError(f"--cases must be at least 1, not {cases}")
     names = [f"Phantom_{number:05d}" for number in range(cases)]
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "PHANTOM.md").write_text(NOTE.format(cases=cases, seed=seed), encoding="utf-8")
+        make_folder(str(out))
+        write_text(str(out / "PHANTOM.md"), NOTE.format(cases=cases, seed=seed))
         for number, name in enumerate(names):
             rng = np.random.default_rng([seed, number])
             phantom = draw_phantom(rng, lesion=number % 8 != _LESION_FREE, shape=shape)
-            (out / name).mkdir(exist_ok=True)
+            make_folder(str(out / name))
             _save(phantom.flair, out / name / f"{name}_flair.nii.gz")
             _save(phantom.labels, out / name / f"{name}_seg.nii.gz")
-    except OSError as error:
-        raise UsageError(f"{out}: cannot be written ({error.strerror}); choose another folder") from error
+    except StoreError as error:
+        raise UsageError(f"{out}: cannot be written ({error}); choose another folder") from error
     return names
 
 
@@ -124,4 +125,4 @@ def _save(array: np.ndarray, path: Path) -> None:
     image.set_sform(AFFINE, code=1)
     image.set_qform(AFFINE, code=1)
     # No time of day in the gzip header: the same phantom is the same file.
-    path.write_bytes(igzip.compress(image.to_bytes(), mtime=0))
+    write_bytes(str(path), igzip.compress(image.to_bytes(), mtime=0))

@@ -13,7 +13,9 @@ import numpy as np
 from medad_core.data.phantom_anatomy import Anatomy, Push
 from medad_core.data.phantom_fields import Grid, Vector, ball, edge
 
-NECROSIS, OEDEMA, ENHANCING = 1, 2, 4
+NECROSIS = 1
+OEDEMA = 2
+ENHANCING = 4
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,6 @@ def legend_gradient(steps: int = 24, backdrop: int = 110) -> str:
     """
     rgba = overlay(np.linspace(0, 1, steps)[None])[0].astype(float)
     alpha = rgba[:, 3:] / 255
-    seen = np.round(rgba[:, :3] * alpha + backdrop * (1 - alpha)).astype(np.uint8)
-    colours = [f"#{colour.tobytes().hex()}" for colour in seen]
+    blended = np.round(rgba[:, :3] * alpha + backdrop * (1 - alpha)).astype(np.uint8)
+    colours = [f"#{colour.tobytes().hex()}" for colour in blended]
     return f"linear-gradient(90deg,{','.join(colours)})"

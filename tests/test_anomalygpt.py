@@ -11,6 +11,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from medad_core.stages.common import stage_of
+from medad_core.stages.models import (
+    _beside_converter,
+    load_converter_of,
+    load_map_models,
+    load_prompt_of,
+    maps_fingerprint,
+    prompts_fingerprint,
+)
 from safetensors.torch import load_file
 
 from medad_core.config import Settings, load_settings
@@ -29,15 +38,6 @@ from medad_core.models.text import load_text_encoder
 from medad_core.models.weights import CONVERTER, converter_facts, load_converter
 from medad_core.run.cohort import find_cohort, settle_cohort
 from medad_core.stages import answers, maps, prompts, slices
-from medad_core.stages.common import stage_of
-from medad_core.stages.models import (
-    _beside_converter,
-    load_converter_of,
-    load_map_models,
-    load_prompt_of,
-    maps_fingerprint,
-    prompts_fingerprint,
-)
 from medad_core.stages.rows import embeddings_of, grids_of, images_of, tokens_of
 
 WIDTH, JOINT, TEXT, LLM = 32, 48, 384, 64

@@ -11,12 +11,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from flows.cli.benchmark import report_json, report_tables
+from flows.cli.benchmark_tables import report_json, report_tables
 from medad_core.benchmark.effort import Effort
 from medad_core.benchmark.encode import benchmark_encode
 from medad_core.benchmark.flops import Shape, flops_per_slice, shape_of
 from medad_core.benchmark.generated import SIZES, Size, bytes_per_slice, random_encoder, text_of, write_run
-from medad_core.benchmark.timing import GEMM_SIDES, Spread, in_turns, rate
+from medad_core.benchmark.spread import Spread
+from medad_core.benchmark.timing import GEMM_SIDES, in_turns, rate
 from medad_core.config import load_settings
 from medad_core.models.encoder import FAMILIES, VisionTransformerEncoder, load_encoder
 from medad_core.run.run import Run

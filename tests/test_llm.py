@@ -13,9 +13,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from medad_core.stages.models import answers_fingerprint, shared_fingerprint
 
 from medad_core.config import LLMSettings, Settings, load_settings
-from medad_core.data.location import CELLS, anatomical, cell_of, neighbours, true_cell
+from medad_core.data.location import CELLS, anatomical, cell_of, true_cell
 from medad_core.errors import UsageError
 from medad_core.llm.engine import Generation, check_engine, free_memory, llm_fingerprint, llm_folder, open_engine
 from medad_core.llm.grammar import GRAMMAR, NO, answer_to, parse, yes
@@ -23,8 +24,8 @@ from medad_core.llm.parallel import gpu_shares
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.sizing import gpu_share, model_size, resolved_dtype
 from medad_core.llm.transformers_engine import shared_prefix
+from medad_core.metrics.location import cell_steps
 from medad_core.models.weights import load_converter, weights_folder
-from medad_core.stages.models import answers_fingerprint, shared_fingerprint
 from medad_core.training.maps import cell_at, draw, label_maps, move
 
 PROMPTS = 40
@@ -97,8 +98,9 @@ def test_cells_of_an_oblong_slice_are_thirds_of_the_square_it_is_centred_on():
 
 
 def test_corner_has_three_neighbours_and_the_center_eight():
-    assert neighbours("top left") == {"top", "left", "center"}
-    assert len(neighbours("center")) == 8
+    steps = cell_steps(["top left"] * 9, CELLS)
+    assert {cell for cell, step in zip(CELLS, steps, strict=True) if step == 1} == {"top", "left", "center"}
+    assert (cell_steps(["center"] * 9, CELLS) == 1).sum() == 8
 
 
 @pytest.mark.parametrize("text", list(GRAMMAR))

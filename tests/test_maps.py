@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from medad_core.stages.common import stage_of
+from medad_core.stages.models import load_map_models, worker_device
 from torch._dynamo.testing import CompileCounter
 
 from medad_core.config import load_settings
@@ -20,8 +22,6 @@ from medad_core.models.encoder import load_encoder
 from medad_core.models.pack import packaged
 from medad_core.stages import maps
 from medad_core.stages.batches import Batch, CaseSlices, InPieces, ahead, batches_of, case_results, compute_batches
-from medad_core.stages.common import stage_of
-from medad_core.stages.models import load_map_models, worker_device
 from medad_core.stages.rows import grids_of, slice_rows
 from medad_core.store import SLICES
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from medad_core.stages.models import answers_fingerprint
 from safetensors.torch import load_file, save_file
 from test_llm_families import FAMILIES, write_llm
 
@@ -25,7 +26,6 @@ from medad_core.llm.transformers_engine import load_llm
 from medad_core.models.cache import sha256_of
 from medad_core.models.encoder import encoder_fingerprint
 from medad_core.models.text import text_encoder_fingerprint, text_encoder_folder
-from medad_core.stages.models import answers_fingerprint
 
 DATED = "{{ bos_token }}{%- if not date_string is defined %}{%- if strftime_now is defined %}{%- set date_string = strftime_now('%d %b %Y') %}{%- else %}{%- set date_string = '26 Jul 2024' %}{%- endif %}{%- endif %}Today Date: {{ date_string }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{% endfor %}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from medad_core.stages.models import maps_fingerprint, prompts_fingerprint
 
 from medad_core.config import Settings
 from medad_core.errors import WeightsError
@@ -15,7 +16,6 @@ from medad_core.models.encoder import load_encoder, pad_to_square, quarter_block
 from medad_core.models.pack import PACK, packaged
 from medad_core.models.text import load_sentences, load_text_encoder, text_features
 from medad_core.models.weights import DECODER, check_fit, load_decoder, save_decoder, weights_folder
-from medad_core.stages.models import maps_fingerprint, prompts_fingerprint
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from medad_core.stages.models import load_map_models, maps_fingerprint, shared_fingerprint
 from torch.nn.functional import normalize
 
 from medad_core.config import Settings
@@ -18,7 +19,6 @@ from medad_core.models.decoder import Decoder
 from medad_core.models.encoder import CLIP_MEAN, CLIP_STD, encoder_fingerprint, load_encoder
 from medad_core.models.text import load_text_encoder, text_encoder_fingerprint
 from medad_core.models.weights import save_converter, save_decoder
-from medad_core.stages.models import load_map_models, maps_fingerprint, shared_fingerprint
 
 VISION = {
     "hidden_size": 32,

@@ -20,7 +20,8 @@ from medad_core.benchmark.effort import EFFORT, Effort
 from medad_core.benchmark.flops import flops_per_slice, shape_of
 from medad_core.benchmark.generated import SIDE, models_of
 from medad_core.benchmark.maps_stage import Progress, measure_stage
-from medad_core.benchmark.timing import Spread, Work, best_gemm, in_turns, rate
+from medad_core.benchmark.spread import Spread
+from medad_core.benchmark.timing import Work, best_gemm, in_turns, rate
 from medad_core.config import Settings
 from medad_core.models.blocks import PRECISIONS
 from medad_core.models.device import device_of, precision_of, settle_torch

@@ -17,7 +17,8 @@ import torch
 
 from medad_core.benchmark.effort import Effort
 from medad_core.benchmark.generated import bytes_per_slice, text_of, write_run
-from medad_core.benchmark.timing import Spread, in_turns, rate
+from medad_core.benchmark.spread import Spread
+from medad_core.benchmark.timing import in_turns, rate
 from medad_core.config import Settings
 from medad_core.models.decoder import image_scores, peaks, render_maps
 from medad_core.models.device import batch_size_of

@@ -46,12 +46,7 @@ def discover(root: str | Path, modality: str = "flair", *, may_be_empty: bool = 
     understood.
     """
     root = Path(root)
-    if modality not in MODALITIES:
-        raise UsageError(f"data.modality={modality}: not a known modality; choose one of {', '.join(MODALITIES)}")
-    if not root.exists():
-        raise UsageError(f"{root}: no such folder; give the folder that holds the cases")
-    if not root.is_dir():
-        raise UsageError(f"{root}: a file, not a folder; give the folder that holds the cases")
+    check_folder(root, modality)
     search = _Search(in_inbox=may_be_empty)
     search.walk(root)
     cases, refused = _settle(search.drafts, modality)
@@ -62,6 +57,17 @@ def discover(root: str | Path, modality: str = "flair", *, may_be_empty: bool = 
         cases=tuple(sorted(cases, key=lambda case: case.case_id)),
         rejected=tuple(sorted(rejected, key=lambda rejection: (rejection.case_id, rejection.reason))),
     )
+
+
+def check_folder(root: str | Path, modality: str) -> None:
+    """Raise UsageError where `root` is no folder, or `modality` is not known. Nothing is walked."""
+    root = Path(root)
+    if modality not in MODALITIES:
+        raise UsageError(f"data.modality={modality}: not a known modality; choose one of {', '.join(MODALITIES)}")
+    if not root.exists():
+        raise UsageError(f"{root}: no such folder; give the folder that holds the cases")
+    if not root.is_dir():
+        raise UsageError(f"{root}: a file, not a folder; give the folder that holds the cases")
 
 
 @dataclass

@@ -36,13 +36,6 @@ def true_cell(mask: np.ndarray) -> str | None:
     return cell_of(rows.mean() + 0.5, columns.mean() + 0.5, *mask.shape)
 
 
-def neighbours(cell: str) -> frozenset[str]:
-    """The cells that share an edge or a corner with `cell`, without itself."""
-    row, column = divmod(CELLS.index(cell), 3)
-    places = {name: divmod(index, 3) for index, name in enumerate(CELLS) if name != cell}
-    return frozenset(name for name, (r, c) in places.items() if abs(r - row) <= 1 and abs(c - column) <= 1)
-
-
 def anatomical(cell: str) -> str:
     """A cell of the radiological picture in the patient's own terms: `top left` is `right anterior`."""
     row, column = divmod(CELLS.index(cell), 3)

@@ -19,7 +19,8 @@ from medad_core.benchmark.generated import SIZES, Size, bytes_per_slice, random_
 from medad_core.benchmark.spread import Spread
 from medad_core.benchmark.timing import GEMM_SIDES, in_turns, rate
 from medad_core.config import load_settings
-from medad_core.models.encoder import FAMILIES, VisionTransformerEncoder, load_encoder
+from medad_core.models.encoder import VisionTransformerEncoder, load_encoder
+from medad_core.models.vision import FAMILIES
 from medad_core.run.run import Run
 
 CPU = torch.device("cpu")

@@ -19,9 +19,10 @@ from medad_core.config import ModelSettings
 from medad_core.data.read import CaseSlices
 from medad_core.models.blocks import PRECISIONS, cast_products
 from medad_core.models.decoder import Decoder
-from medad_core.models.encoder import FAMILIES, VisionTransformerEncoder, load_encoder
+from medad_core.models.encoder import VisionTransformerEncoder, load_encoder
 from medad_core.models.resolve import LOCAL
 from medad_core.models.text import load_sentences, text_encoder_folder
+from medad_core.models.vision import FAMILIES
 from medad_core.run.run import Run
 from medad_core.stages.batches import COLUMNS
 from medad_core.stages.loading import MapModels

@@ -1,8 +1,7 @@
 """Where stages live: atomic files, Arrow schemas, plan / part record / manifest."""
 
 from medad_core.store.files import check_writable, join, sha256_file, write_bytes, write_text
-from medad_core.store.records import Item, PartPlan, PartRecord, Plan, Progress, RunInfo, StageManifest, fingerprint_of
-from medad_core.store.runinfo import read_run_info, write_run_info
+from medad_core.store.records import Item, PartPlan, PartRecord, Plan, StageManifest, StageProgress, fingerprint_of
 from medad_core.store.schemas import ANSWERS, COHORT_PREDICTIONS, MAPS, PREDICTIONS, PROMPTS, SLICES
 from medad_core.store.stage import Stage
 from medad_core.store.tables import read_table, write_table
@@ -18,18 +17,15 @@ __all__ = [
     "PartPlan",
     "PartRecord",
     "Plan",
-    "Progress",
-    "RunInfo",
     "Stage",
     "StageManifest",
+    "StageProgress",
     "check_writable",
     "fingerprint_of",
     "join",
-    "read_run_info",
     "read_table",
     "sha256_file",
     "write_bytes",
-    "write_run_info",
     "write_table",
     "write_text",
 ]

@@ -13,10 +13,12 @@ import hashlib
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from stat import S_ISDIR
+from typing import Any, NamedTuple
 
 import fsspec
 
@@ -24,7 +26,21 @@ from medad_core.errors import StoreError, UsageError
 
 _TEMPORARY = ".tmp"
 _own: set[Path] = set()  # temporary files that this process is writing
-_BLOCK = 1 << 20
+_WHEN = ("mtime", "LastModified", "last_modified", "created")  # what fsspec's filesystems call a file's time
+_WHICH = ("ETag", "etag", "md5Hash", "ino")  # … and what tells its contents apart
+
+
+class FileStamp(NamedTuple):
+    """How a file lies on disk: size in bytes, times in ns (0 where a filesystem does not say), inode or ETag.
+
+    A file whose stamp is the same was not replaced. It may have been written to within one tick of the clock of its
+    filesystem: who must know that for sure compares `changed_ns` with the time of the look.
+    """
+
+    size: int
+    modified_ns: int
+    changed_ns: int
+    identity: int | str
 
 
 def join(uri: str, *names: str) -> str:
@@ -113,21 +129,97 @@ def read_bytes(uri: str) -> bytes | None:
 
 
 def size_of(uri: str) -> int | None:
-    """Length in bytes, None where there is no such file."""
+    """Length in bytes, None where there is no such file. Raises StoreError."""
+    stamp = stamp_of(uri)
+    return None if stamp is None else stamp.size
+
+
+def read_many(uri: str, names: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
+    """Each name with all bytes of the file of that name in the folder `uri`, None where there is no such file.
+
+    For many small files: of a local folder without what `read_bytes` does for each. Raises StoreError.
+    """
+    path = local_path(uri)
+    if path is None:
+        for name in names:
+            yield name, read_bytes(join(uri, name))
+        return
+    folder = str(path)
+    with explained("read", uri):
+        for name in names:
+            try:
+                with open(f"{folder}/{name}", "rb", buffering=0) as stream:
+                    yield name, stream.read()
+            except FileNotFoundError:
+                yield name, None
+
+
+def list_names(uri: str) -> set[str]:
+    """Names of all that lies directly in the folder `uri`; none where there is no such folder. Raises StoreError."""
+    path = local_path(uri)
+    if path is None:
+        return set(list_files(uri))
+    with explained("list", uri):
+        try:
+            return set(os.listdir(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+
+
+def stamp_of(uri: str) -> FileStamp | None:
+    """The stamp of a file, None where there is no such file. Raises StoreError."""
     path = local_path(uri)
     with explained("read", uri):
         try:
             if path is not None:
-                return path.stat().st_size
+                return _local_stamp(path.stat())
             fs, remote = filesystem(uri)
-            return int(fs.info(remote)["size"])
+            return _remote_stamp(fs.info(remote))
         except (FileNotFoundError, NotADirectoryError):
             return None
 
 
+def list_files(uri: str) -> dict[str, FileStamp]:
+    """Name and stamp of every file directly in the folder `uri`; none where there is no such folder. Raises StoreError."""
+    path = local_path(uri)
+    with explained("list", uri):
+        try:
+            if path is not None:
+                return _list_local(path)
+            fs, remote = filesystem(uri)
+            fs.invalidate_cache(remote)
+            entries = fs.ls(remote, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+    files = (entry for entry in entries if entry["type"] == "file")
+    return {entry["name"].rsplit("/", 1)[-1]: _remote_stamp(entry) for entry in files}
+
+
+def _list_local(folder: Path) -> dict[str, FileStamp]:
+    stamps = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # gone between the listing and the look
+                facts = entry.stat()
+                if not S_ISDIR(facts.st_mode):
+                    stamps[entry.name] = _local_stamp(facts)
+    return stamps
+
+
+def _local_stamp(facts: os.stat_result) -> FileStamp:
+    modified_ns = facts.st_mtime_ns
+    return FileStamp(facts.st_size, modified_ns, max(modified_ns, facts.st_ctime_ns), facts.st_ino)
+
+
+def _remote_stamp(entry: dict[str, Any]) -> FileStamp:
+    moment = next((entry[key] for key in _WHEN if key in entry), None)
+    modified_ns = int(moment.timestamp() * 1e9) if isinstance(moment, datetime) else 0
+    identity = next((str(entry[key]) for key in _WHICH if key in entry), str(moment))
+    return FileStamp(int(entry["size"]), modified_ns, modified_ns, identity)
+
+
 def sha256_file(uri: str) -> str:
     """SHA-256 of the file at `uri` as hex, read in blocks. Raises StoreError."""
-    digest = hashlib.sha256()
     path = local_path(uri)
     with explained("read", uri):
         if path is not None:
@@ -136,9 +228,7 @@ def sha256_file(uri: str) -> str:
             fs, remote = filesystem(uri)
             stream = fs.open(remote, "rb")
         with stream:
-            while block := stream.read(_BLOCK):
-                digest.update(block)
-    return digest.hexdigest()
+            return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def remove(uri: str) -> None:

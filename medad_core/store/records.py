@@ -1,4 +1,4 @@
-"""What a stage writes about itself: plan, part records, manifest, and the run's own note.
+"""What a stage writes about itself: plan, part records and manifest.
 
 One decision: every input is accounted for. `requested = done + skipped + failed` is checked whenever a record or manifest is
 made and whenever one is read, so a count that does not add up cannot travel. Inputs are cases: an item is a case_id.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -60,14 +61,20 @@ class Plan(Record):
             raise ValueError(f"input {twice!r} of {self.stage} is planned twice")
         return self
 
-    @property
+    @cached_property
     def fingerprint_sha256(self) -> str:
+        """Hash of the fingerprint, hex."""
         return fingerprint_of(self.fingerprint)
 
-    @property
+    @cached_property
     def sha256(self) -> str:
-        """Identity of this very plan; part records carry it."""
+        """Identity of this very plan, hex; part records carry it."""
         return hashlib.sha256(self.to_json()).hexdigest()
+
+    @cached_property
+    def part_of(self) -> dict[str, int]:
+        """The number of the part that every case is planned in."""
+        return {case_id: part.number for part in self.parts for case_id in part.inputs}
 
 
 class _Counts(Record):
@@ -115,7 +122,7 @@ class StageManifest(_Counts):
         return self
 
 
-class Progress(Record):
+class StageProgress(Record):
     """How far a stage is, from its records alone: `parts_done` of `parts`, and the cases and rows in them."""
 
     stage: str
@@ -128,14 +135,6 @@ class Progress(Record):
     failed: int
     seconds: float
     finished: bool
-
-
-class RunInfo(Record):
-    """`RUN/run.json`: what the command was given. For people and for `medad evaluate`; no fingerprint reads it."""
-
-    settings: str = Field(description="complete settings as YAML (medad_core.config.settings_from_yaml reads it)")
-    data_root: str
-    versions: dict[str, str] = {}
 
 
 def fingerprint_of(mapping: Mapping[str, Any]) -> str:

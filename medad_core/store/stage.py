@@ -9,8 +9,9 @@ sha256 agrees; everything else is rubbish and is made again. So a killed run is 
         stage.write_part(number, rows, failed=[Item(key="case_b", reason="…")], seconds=1.5)
     manifest = stage.finish()
 
-Files: `_plan.json`, `part-00000.parquet`, `_parts/00000.json`, `_manifest.json`. `Stage` keeps no state but names, so it can
-be pickled and made anew in any process; different parts may be written at the same time.
+Files: `_plan.json`, `part-00000.parquet`, `_parts/00000.json`, `_manifest.json`. What was read of them is kept
+(`bookkeeping`), so a stage is opened once and handed down. It travels to other processes as its name; different parts may
+be written at the same time.
 """
 
 from __future__ import annotations
@@ -18,83 +19,95 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 
 from medad_core.errors import StoreError
 from medad_core.store import files
+from medad_core.store.bookkeeping import PARTS, Bookkeeping, part_name
+from medad_core.store.files import FileStamp
 from medad_core.store.planning import account, difference, make_plan
-from medad_core.store.records import Item, PartPlan, PartRecord, Plan, Progress, StageManifest, manifest_of
-from medad_core.store.tables import Rows, read_table, write_groups
+from medad_core.store.records import Item, PartPlan, PartRecord, Plan, StageManifest, StageProgress, manifest_of
+from medad_core.store.tables import Rows, read_case_rows, read_table, write_groups
 
 log = logging.getLogger(__name__)
+TICK_NS = 2 * 10**9  # a file that was written to so shortly before it was hashed may have changed since, stamp and all
 
 
 class Stage:
     """One stage of one run. `run` is a path or an fsspec URI, `schema` has case_id and slice_index among its fields."""
 
     def __init__(self, run: str, name: str, schema: pa.Schema) -> None:
-        self.run, self.name, self.schema = str(run), name, schema
+        self.run = str(run)
+        self.name = name
+        self.schema = schema
         self.uri = files.join(self.run, name)
+        self._books = Bookkeeping(self.uri)
+        self._intact: dict[int, tuple[str, FileStamp]] = {}  # parts whose sha256 was found right, with their stamp
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Stage, (self.run, self.name, self.schema)
 
     # --- plan -------------------------------------------------------------------------------------------------------
 
     def prepare(self, fingerprint: Mapping[str, str], parts: Sequence[Sequence[str]]) -> Plan:
-        """Write the plan, or give back the one that is there.
+        """Write the plan, or give back the one that is stored.
 
         `fingerprint` says what determines the rows (hashes of models and weights, scaling, prompts, the upstream plan's
         `fingerprint_sha256`); the schema and the set of inputs are added here. `parts` are case ids, in row order; how
-        they are cut into parts is not part of the fingerprint. Raises StoreError when the plan that is there has another
+        they are cut into parts is not part of the fingerprint. Raises StoreError when the plan that is stored has another
         fingerprint (naming the fields and the way out), ValueError for a key that says how rows are made.
         """
         plan = make_plan(self.name, fingerprint, self.schema, parts)
-        there = self.find_plan()
-        if there is None:
-            files.make_folder(files.join(self.uri, "_parts"))
-            files.write_bytes(self._at("_plan.json"), plan.to_json())
-        elif there.fingerprint != plan.fingerprint:
+        stored = self.find_plan()
+        if stored is None:
+            self._books.write_plan(plan)
+        elif stored.fingerprint != plan.fingerprint:
             raise StoreError(
-                f"{self.uri} was made {difference(there.fingerprint, plan.fingerprint)}; choose another output folder, or delete "
-                f"{self.uri} and the stages after it to make them again"
+                f"{self.uri} was made {difference(stored.fingerprint, plan.fingerprint)}; choose another output folder, "
+                f"or delete {self.uri} and the stages after it to make them again"
             )
-        for folder in (self.uri, files.join(self.uri, "_parts")):
-            files.sweep(folder)
-        return there or plan
+        self.sweep()
+        return stored or plan
 
     def find_plan(self) -> Plan | None:
         """The stored plan, None where the stage was never prepared. Raises StoreError where it is damaged."""
-        data = files.read_bytes(self._at("_plan.json"))
-        if data is None:
-            return None
-        try:
-            return Plan.from_json(data)
-        except ValueError as error:
-            raise StoreError(
-                f"{self._at('_plan.json')} is damaged; delete the folder {self.uri} and run again"
-            ) from error
+        return self._books.read_plan()
 
     def plan(self) -> Plan:
-        """The stored plan. Raises StoreError where there is none."""
-        plan = self.find_plan()
+        """The plan as this object first read it. Raises StoreError where there is none."""
+        plan = self._books.plan
         if plan is None:
             raise StoreError(
                 f"there is no stage {self.name} in {self.run}; run `medad screen DATA --out {self.run}` first"
             )
         return plan
 
+    def sweep(self) -> None:
+        """Remove the temporary files that killed writers left. Raises StoreError."""
+        for folder in (self.uri, files.join(self.uri, PARTS)):
+            files.sweep(folder)
+
     # --- parts ------------------------------------------------------------------------------------------------------
 
     def pending(self) -> list[int]:
-        """Numbers of the planned parts that have no valid record, or whose file is not what its record says (sha256)."""
+        """Numbers of the planned parts that have no valid record, or whose file is not what its record says (sha256).
+
+        A file is hashed once, and again only where it was written to since.
+        """
         plan = self.plan()
-        found = []
+        records = self._books.records(plan)
+        stamps = files.list_files(self.uri)
+        pending = []
         for part in plan.parts:
-            fault = self._fault(plan, part)
-            if fault is not None:
-                found.append(part.number)
-                if fault != "no record":
-                    log.warning("%s part %d is made again: %s", self.name, part.number, fault)
-        return found
+            fault = self._fault(part.number, records.get(part.number), stamps.get(part_name(part.number)))
+            if fault is None:
+                continue
+            pending.append(part.number)
+            if fault != "no record":
+                log.warning("%s part %d is made again: %s", self.name, part.number, fault)
+        return pending
 
     def write_part(
         self,
@@ -104,29 +117,25 @@ class Stage:
         skipped: Sequence[Item] = (),
         failed: Sequence[Item] = (),
         seconds: float = 0.0,
-        requested: int | None = None,
     ) -> PartRecord:
         """Write a part, then its record.
 
         `rows`: a table, or an iterable of record batches (tables) that is consumed as it is written; cases in the planned
         order, the rows of a case together, slice_index rising; one row group a case. Every planned input must either have
-        rows, or be in `skipped` or `failed`. `requested`, where given, must be the number of planned inputs. Raises
-        StoreError, and nothing is recorded then. Errors of whoever makes the rows pass through.
+        rows, or be in `skipped` or `failed`; `failed` may grow while `rows` are consumed. `seconds` are added to those
+        that writing takes. Raises StoreError, and nothing is recorded then. Errors of whoever makes the rows pass through.
         """
         started = time.perf_counter()
         plan = self.plan()
-        part = self._planned(plan, number)
-        if requested not in (None, len(part.inputs)):
-            raise StoreError(
-                f"{self.name} part {number}: requested is {requested}, but {len(part.inputs)} inputs are planned"
-            )
+        part = self._planned(number)
+        where = f"{self.name} part {number}"
         # A part that is written again must not look complete meanwhile.
         self.forget(number)
-        uri = self._part_at(number)
-        with files.new_file(uri) as temporary:
-            count, cases = write_groups(temporary, rows, self.schema, f"{self.name} part {number}")
-            account(f"{self.name} part {number}", part, cases, skipped, failed)
-            size, digest = temporary.stat().st_size, files.sha256_file(str(temporary))
+        with files.new_file(self._part_at(number)) as temporary:
+            count, cases = write_groups(temporary, rows, self.schema, where)
+            account(where, part, cases, skipped, failed)
+            size = temporary.stat().st_size
+            digest = files.sha256_file(str(temporary))
         record = PartRecord(
             number=number,
             rows=count,
@@ -139,103 +148,86 @@ class Stage:
             failed=tuple(failed),
             plan_sha256=plan.sha256,
         )
-        files.write_bytes(self._record_at(number), record.to_json())
+        self._books.write_record(record)
         return record
 
     def begin(self, number: int) -> None:
-        """Note that a part is being made, until `leave` says that it is no more: what is noted and not being made killed its process, or shared it."""
-        files.write_bytes(self._begun_at(number), b"")
+        """Note that a part is being made, until `leave`. A note that stays behind says that its process ended meanwhile."""
+        self._books.write_note(number)
 
     def leave(self, number: int) -> None:
         """The part is not being made any more, whatever became of it."""
-        files.remove(self._begun_at(number))
+        self._books.remove_note(number)
 
-    def was_begun(self, number: int) -> bool:
-        """Whether a process ended in the middle of this part."""
-        return files.read_bytes(self._begun_at(number)) is not None
+    def begun(self) -> set[int]:
+        """The parts that are being made, or in the middle of which a process ended."""
+        return self._books.noted()
 
     def forget(self, number: int) -> None:
         """Let a part be pending again."""
-        files.remove(self._at("_manifest.json"))
-        files.remove(self._record_at(number))
+        self._books.remove_record(number)
 
     def records(self) -> dict[int, PartRecord]:
         """Sound records of this plan by part number, without reading the parts themselves."""
-        plan = self.plan()
-        found = {part.number: self._record(plan, part) for part in plan.parts}
-        return {number: record for number, record in found.items() if record is not None}
-
-    def verify(self, number: int) -> None:
-        """Check a part against its record, sha256 included. Raises StoreError."""
-        plan = self.plan()
-        fault = self._fault(plan, self._planned(plan, number))
-        if fault is not None:
-            raise StoreError(
-                f"{self.name} part {number} in {self.run}: {fault}; run the same command again to make it anew"
-            )
+        return self._books.records(self.plan())
 
     def done_inputs(self, number: int) -> tuple[str, ...]:
         """The cases of a part that have rows, in row order. Raises StoreError where the part is not done."""
         record = self._required(number)
-        gone = {item.key for item in (*record.skipped, *record.failed)}
-        return tuple(key for key in self.plan().parts[number].inputs if key not in gone)
+        without_rows = {item.key for item in (*record.skipped, *record.failed)}
+        return tuple(key for key in self._planned(number).inputs if key not in without_rows)
 
     # --- completion -------------------------------------------------------------------------------------------------
 
     def finish(self) -> StageManifest:
         """Write the manifest once every part is valid (sha256 checked). A second call changes nothing. Raises StoreError."""
-        plan = self.plan()
         pending = self.pending()
         if pending:
-            raise StoreError(self._unfinished(plan, pending))
-        records = self.records()
-        manifest = manifest_of(plan, [records[part.number] for part in plan.parts])
-        data = manifest.to_json()
-        if files.read_bytes(self._at("_manifest.json")) != data:
-            files.write_bytes(self._at("_manifest.json"), data)
+            raise StoreError(self._unfinished(pending))
+        manifest = manifest_of(self.plan(), list(self.records().values()))
+        self._books.write_manifest(manifest)
         return manifest
 
     def manifest(self) -> StageManifest | None:
         """The manifest, None where the stage is not finished (or its manifest is damaged, which `finish` mends)."""
-        data = files.read_bytes(self._at("_manifest.json"))
-        if data is None:
-            return None
-        try:
-            manifest = StageManifest.from_json(data)
-        except ValueError:
-            log.warning("%s is damaged; %s counts as unfinished", self._at("_manifest.json"), self.name)
-            return None
-        plan = self.find_plan()
-        return manifest if plan is not None and manifest.fingerprint == plan.fingerprint else None
+        plan = self._books.plan
+        return None if plan is None else self._books.manifest(plan)
 
     def is_finished(self) -> bool:
         """Whether a manifest is there and every part has the size it says. Reads no part; `pending` checks sha256."""
         manifest = self.manifest()
-        return manifest is not None and all(
-            files.size_of(self._part_at(part.number)) == part.bytes for part in manifest.parts
-        )
+        if manifest is None:
+            return False
+        stamps = files.list_files(self.uri)
+        sizes = (stamps.get(part_name(part.number)) for part in manifest.parts)
+        return all(stamp and stamp.size == part.bytes for stamp, part in zip(sizes, manifest.parts, strict=True))
 
     def require_finished(self) -> StageManifest:
         """The manifest of a finished stage. Raises StoreError saying what is missing and how to get it."""
         manifest = self.manifest() if self.is_finished() else None
         if manifest is None:
-            raise StoreError(self._unfinished(self.plan(), self.pending()))
+            raise StoreError(self._unfinished(self.pending()))
         return manifest
 
-    def progress(self) -> Progress:
-        """How far the stage is; cheap, for status lines. Raises StoreError where it was never prepared."""
-        records = list(self.records().values())
-        return Progress(
+    def progress(self) -> StageProgress:
+        """How far the stage is; cheap, for status lines. Raises StoreError where it was never prepared.
+
+        A stage whose manifest and files are there counts as finished; `is_finished` looks at their sizes too.
+        """
+        plan = self.plan()
+        manifest = self._books.whole_manifest(plan)
+        records = self._books.records(plan).values() if manifest is None else manifest.parts
+        return StageProgress(
             stage=self.name,
-            parts=len(self.plan().parts),
+            parts=len(plan.parts),
             parts_done=len(records),
             rows=sum(record.rows for record in records),
-            requested=sum(len(part.inputs) for part in self.plan().parts),
+            requested=sum(len(part.inputs) for part in plan.parts),
             done=sum(record.done for record in records),
             skipped=sum(len(record.skipped) for record in records),
             failed=sum(len(record.failed) for record in records),
             seconds=sum(record.seconds for record in records),
-            finished=self.is_finished(),
+            finished=manifest is not None,
         )
 
     # --- reading ----------------------------------------------------------------------------------------------------
@@ -253,65 +245,51 @@ class Stage:
 
     def read_case(self, case_id: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Rows of one case, from its own row group; none where it was skipped or failed. Raises StoreError where unknown."""
-        for part in self.plan().parts:
-            if case_id in part.inputs:
-                self._required(part.number)
-                return read_table(self._part_at(part.number), columns, case_id)
-        raise StoreError(f"there is no case {case_id!r} in stage {self.name} of {self.run}")
+        number = self.plan().part_of.get(case_id)
+        if number is None:
+            raise StoreError(f"there is no case {case_id!r} in stage {self.name} of {self.run}")
+        self._required(number)
+        return read_case_rows(self._part_at(number), case_id, columns)
 
     # --- within -----------------------------------------------------------------------------------------------------
 
-    def _at(self, name: str) -> str:
-        return files.join(self.uri, name)
-
     def _part_at(self, number: int) -> str:
-        return self._at(f"part-{number:05d}.parquet")
+        return files.join(self.uri, part_name(number))
 
-    def _begun_at(self, number: int) -> str:
-        return self._at(f"_parts/{number:05d}.begun")
-
-    def _record_at(self, number: int) -> str:
-        return files.join(self.uri, "_parts", f"{number:05d}.json")
-
-    def _planned(self, plan: Plan, number: int) -> PartPlan:
-        if not 0 <= number < len(plan.parts):
-            raise StoreError(f"stage {self.name} in {self.run} has {len(plan.parts)} parts; there is no part {number}")
-        return plan.parts[number]
-
-    def _record(self, plan: Plan, part: PartPlan) -> PartRecord | None:
-        data = files.read_bytes(self._record_at(part.number))
-        if data is None:
-            return None
-        try:
-            record = PartRecord.from_json(data)
-        except ValueError:
-            log.warning("%s is damaged; its part is made again", self._record_at(part.number))
-            return None
-        ours = (
-            record.plan_sha256 == plan.sha256 and record.number == part.number and record.requested == len(part.inputs)
-        )
-        return record if ours else None
+    def _planned(self, number: int) -> PartPlan:
+        parts = self.plan().parts
+        if not 0 <= number < len(parts):
+            raise StoreError(f"stage {self.name} in {self.run} has {len(parts)} parts; there is no part {number}")
+        return parts[number]
 
     def _required(self, number: int) -> PartRecord:
-        plan = self.plan()
-        record = self._record(plan, self._planned(plan, number))
+        self._planned(number)
+        record = self._books.record(self.plan(), number)
         if record is None or files.size_of(self._part_at(number)) != record.bytes:
-            raise StoreError(self._unfinished(plan, [number]))
+            raise StoreError(self._unfinished([number]))
         return record
 
-    def _fault(self, plan: Plan, part: PartPlan) -> str | None:
+    def _fault(self, number: int, record: PartRecord | None, stamp: FileStamp | None) -> str | None:
         """Why a part does not count, None for a good one."""
-        record = self._record(plan, part)
         if record is None:
             return "no record"
-        size = files.size_of(self._part_at(part.number))
-        if size is None:
+        if stamp is None:
             return "its file is missing"
-        if size != record.bytes or files.sha256_file(self._part_at(part.number)) != record.sha256:
+        if stamp.size != record.bytes or not self._is_intact(number, record.sha256, stamp):
             return "its file is not the one that was recorded"
         return None
 
-    def _unfinished(self, plan: Plan, pending: Sequence[int]) -> str:
+    def _is_intact(self, number: int, sha256: str, stamp: FileStamp) -> bool:
+        if self._intact.get(number) == (sha256, stamp):
+            return True
+        begun_ns = time.time_ns()
+        if files.sha256_file(self._part_at(number)) != sha256:
+            return False
+        if stamp.changed_ns < begun_ns - TICK_NS:
+            self._intact[number] = (sha256, stamp)
+        return True
+
+    def _unfinished(self, pending: Sequence[int]) -> str:
         shown = ", ".join(map(str, pending[:8])) + (", …" if len(pending) > 8 else "")
-        missing = f"part {shown} of {len(plan.parts)} parts pending" if pending else "no manifest"
+        missing = f"part {shown} of {len(self.plan().parts)} parts pending" if pending else "no manifest"
         return f"stage {self.name} in {self.run} is not finished ({missing}); run the same command again to go on"

@@ -7,11 +7,13 @@ time however long the part is.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from medad_core.errors import RowsError, StoreError
@@ -32,17 +34,47 @@ def read_table(uri: str, columns: Sequence[str] | None = None, case_id: str | No
     path = local_path(uri)
     fs, source = (None, str(path)) if path is not None else filesystem(uri)
     filters = [("case_id", "==", case_id)] if case_id is not None else None
-    with explained("read", uri):
-        try:
-            return pq.read_table(
-                source,
-                columns=list(columns) if columns is not None else None,
-                filters=filters,
-                filesystem=fs,
-                partitioning=None,
-            )
-        except pa.ArrowInvalid as error:
-            raise StoreError(f"cannot read {uri}: the file is damaged ({str(error).splitlines()[0]})") from error
+    with explained("read", uri), _damage_explained(uri):
+        return pq.read_table(
+            source,
+            columns=list(columns) if columns is not None else None,
+            filters=filters,
+            filesystem=fs,
+            partitioning=None,
+        )
+
+
+def read_case_rows(uri: str, case_id: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Rows of one case of a part that `write_groups` wrote: its row group alone is read. Raises StoreError as `read_table`."""
+    path = local_path(uri)
+    fs, source = (None, str(path)) if path is not None else filesystem(uri)
+    with (
+        explained("read", uri),
+        _damage_explained(uri),
+        pq.ParquetFile(source, filesystem=fs, memory_map=False) as file,
+    ):
+        place = file.schema_arrow.get_field_index("case_id")
+        groups = [
+            group for group in range(file.num_row_groups) if _may_hold(file.metadata.row_group(group), place, case_id)
+        ]
+        wanted = None if columns is None else [*dict.fromkeys((*columns, "case_id"))]
+        rows = file.read_row_groups(groups, columns=wanted)
+        rows = rows.filter(pc.equal(rows["case_id"], case_id))
+        return rows if columns is None else rows.select(list(columns))
+
+
+def _may_hold(group: Any, column: int, case_id: str) -> bool:
+    """Whether a row group may have rows of a case; one without statistics of the column may."""
+    statistics = group.column(column).statistics
+    return statistics is None or not statistics.has_min_max or statistics.min <= case_id <= statistics.max
+
+
+@contextmanager
+def _damage_explained(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        raise StoreError(f"cannot read {uri}: the file is damaged ({str(error).splitlines()[0]})") from error
 
 
 def write_groups(path: Path, rows: Rows, schema: pa.Schema, where: str) -> tuple[int, list[str]]:

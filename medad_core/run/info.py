@@ -1,0 +1,55 @@
+"""`RUN/run.json`: the settings and the data a run was started with, for people and for commands that come later.
+
+One decision: no fingerprint reads it. It holds the complete settings as YAML text, as `configs/` has them.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from medad_core.config import Settings, settings_from_yaml, settings_to_yaml
+from medad_core.errors import StoreError
+from medad_core.store import join
+from medad_core.store.files import make_folder, read_bytes, write_bytes
+from medad_core.store.records import Record
+
+NAME = "run.json"
+
+
+class RunInfo(Record):
+    """What the command was given. `versions` are those of the packages that matter."""
+
+    settings: str = Field(description="complete settings as YAML (medad_core.config.settings_from_yaml reads it)")
+    data_root: str
+    versions: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, settings: Settings, data_root: str, versions: dict[str, str]) -> RunInfo:
+        """The note of a run; the webhook's address is left out of its settings."""
+        return cls(settings=settings_to_yaml(settings), data_root=data_root, versions=versions)
+
+    def parsed_settings(self) -> Settings:
+        """The settings of the run. Raises ConfigError where this version does not know one of them."""
+        return settings_from_yaml(self.settings)
+
+
+def write_run_info(run: str, info: RunInfo) -> None:
+    """Write `RUN/run.json`, replacing an earlier one. Raises StoreError."""
+    make_folder(run)
+    write_bytes(join(run, NAME), info.to_json())
+
+
+def has_run_info(run: str) -> bool:
+    """Whether the run has its note already."""
+    return read_bytes(join(run, NAME)) is not None
+
+
+def read_run_info(run: str) -> RunInfo:
+    """Raises StoreError where `run` is no run of medad, or its note is damaged."""
+    data = read_bytes(join(run, NAME))
+    if data is None:
+        raise StoreError(f"{run} is not a run of medad (no run.json); make one with `medad screen DATA --out {run}`")
+    try:
+        return RunInfo.from_json(data)
+    except ValueError as error:
+        raise StoreError(f"{run}/run.json is damaged; run `medad screen DATA --out {run}` again") from error

@@ -108,7 +108,7 @@ def leave_behind(close: Callable[[], None]) -> None:
     """Ask all work of this process to stop, end the processes that work for it, and call `close`, waiting GRACE_S for it at most."""
     from medad_core import stopping
 
-    stopping.ask()
+    stopping.request_stop()
     _end_children()
     closing = threading.Thread(target=close, name="medad-closing", daemon=True)
     closing.start()

@@ -84,7 +84,7 @@ def range_count(settings: FlowSettings) -> int:
 def interruptible(runner: TaskRunner, tidy: Callable[[], None] = lambda: None) -> Iterator[TaskRunner]:
     """`runner`, opened. Leaving it waits for what runs in it, but after SIGTERM or Ctrl-C not for long: threads are left behind where they
     are in the middle of a batch, processes are ended, and `tidy` removes what they leave."""
-    stopping.withdraw()
+    stopping.withdraw_request()
     runner.__enter__()
     try:
         yield runner

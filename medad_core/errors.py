@@ -1,8 +1,11 @@
 """Errors a user can act on.
 
-One decision: the command line turns the class into an exit code (`UsageError` is 2, any other `MedadError` is 1), so a
-message is one line that names the case or key and the way out. Anything else that escapes is a bug and keeps its traceback.
+One decision: the command line turns the class into an exit code (`UsageError` is 2, any other `MedadError` is 1). So a
+message is one line that names the case or key, and the way out. Anything else that escapes is a bug and keeps its
+traceback.
 """
+
+from __future__ import annotations
 
 
 class MedadError(Exception):
@@ -18,14 +21,14 @@ class ConfigError(UsageError):
 
 
 class CaseError(MedadError):
-    """One case cannot be used; the run records it and goes on."""
+    """One case cannot be used; the run records it and goes on. Its text is "<case_id>: <reason>"."""
 
     def __init__(self, case_id: str, reason: str) -> None:
         super().__init__(f"{case_id}: {reason}")
         self.case_id = case_id
         self.reason = reason
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[CaseError], tuple[str, str]]:
         # Exceptions cross process boundaries by pickling their `args`, which hold the joined message only.
         return type(self), (self.case_id, self.reason)
 
@@ -35,18 +38,25 @@ class TruncatedError(CaseError):
 
 
 class PartError(MedadError):
-    """Something went wrong while one part was made, which no case and no setting is known to be at fault for; its cause is the error itself."""
+    """Something went wrong while one part was made, and no case or setting is known to be at fault.
+
+    Its cause is the error itself.
+    """
 
     def __init__(self, part: str, reason: str) -> None:
         super().__init__(f"{part}: {reason}")
-        self.part, self.reason = part, reason
+        self.part = part
+        self.reason = reason
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[PartError], tuple[str, str]]:
         return type(self), (self.part, self.reason)
 
 
 class StoreError(MedadError):
-    """Stage files that are missing, damaged or of another run; or a disk that fails (the system's own error is its cause)."""
+    """Stage files that are missing, damaged or of another run, or a disk that fails.
+
+    The system's own error is its cause.
+    """
 
 
 class RowsError(StoreError):

@@ -1,33 +1,41 @@
-"""A webhook that hears how a screening ended: its kind and name, and numbers.
+"""Posting to a webhook how a screening ended: its kind and name, and numbers.
 
-One decision: `Notification` has no field for anything but numbers and the two words that the operator chose, so no case id, path or
-reason can travel, whoever fills it in. A webhook never changes how a run ends: what goes wrong with it is a warning.
+One decision: `Notification` has no field for anything but numbers and the two words that the operator chose. No case
+id, path or reason can travel, whoever fills it in. A webhook never changes how a run ends: what goes wrong with it is a
+warning.
 
-The address may hold a token. It comes from `notify.webhook`, which is never written down again (`settings_to_yaml` leaves it out), or from the
-environment variable MEDAD_WEBHOOK, where workers find it; messages never name it.
+The address may hold a token. It comes from `notify.webhook`, which no dump of the settings holds, or from the
+environment variable MEDAD_WEBHOOK, where workers find it. No message and no log names it.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
+from functools import cache
 from typing import Annotated, Literal
 
+import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
 from medad_core.config import NotifySettings
 
 log = logging.getLogger(__name__)
-VARIABLE = "MEDAD_WEBHOOK"
-ATTEMPTS, PAUSE_S = 3, 1.0
+WEBHOOK_VARIABLE = "MEDAD_WEBHOOK"
+ATTEMPTS = 3
+PAUSE_S = 1.0
+_THREAD = "medad-webhook"
+_HTTP_LOGGERS = ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy", "httpcore.socks")
 
 
 class Notification(BaseModel):
-    """What is posted, as JSON. `name` is the last word of the run's or cohort's folder: do not name a folder after a patient."""
+    """What is posted, as JSON.
+
+    `name` is the last word of the run's or cohort's folder: do not name a folder after a patient.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -38,61 +46,76 @@ class Notification(BaseModel):
     counts: dict[str, Annotated[int, Field(ge=0)]] = {}
 
 
-def hold_webhook(settings: NotifySettings) -> None:
-    """Keep the address that settings name in this process's environment: settings travel as text, and that has no address."""
+def keep_webhook(settings: NotifySettings) -> None:
+    """Keep the address that settings name in this process's environment: settings that are sent on have it no more."""
     if settings.webhook is not None:
-        os.environ[VARIABLE] = settings.webhook.get_secret_value()
+        os.environ[WEBHOOK_VARIABLE] = settings.webhook.get_secret_value()
 
 
 def notify(notification: Notification, settings: NotifySettings, attempts: int = ATTEMPTS) -> bool:
-    """Post to the webhook, where there is one; whether it took it. Raises nothing, and takes (timeout_s + PAUSE_S) an attempt at most."""
-    address = settings.webhook.get_secret_value() if settings.webhook else os.environ.get(VARIABLE, "")
+    """Post to the webhook, where there is one. Returns whether it took the notification.
+
+    Raises nothing, and takes `timeout_s` + `PAUSE_S` seconds an attempt at most.
+    """
+    address = settings.webhook.get_secret_value() if settings.webhook else os.environ.get(WEBHOOK_VARIABLE, "")
     if not address:
         return False
-    body, told = notification.model_dump_json().encode(), threading.Event()
+    body = notification.model_dump_json().encode()
+    delivered = threading.Event()
     # A thread bounds the whole of it: a timeout of sockets neither counts the look-up of a name nor an answer in drips.
     sending = threading.Thread(
-        target=_send, args=(address, body, settings.timeout_s, attempts, told), name="medad-webhook", daemon=True
+        target=_send, args=(address, body, settings.timeout_s, attempts, delivered), name=_THREAD, daemon=True
     )
     sending.start()
     sending.join(attempts * (settings.timeout_s + PAUSE_S))
     if sending.is_alive():
         log.warning(
-            "the webhook did not answer in time; it was not told that %s %s", notification.name, notification.event
+            "the webhook did not answer in time; it does not know that %s %s", notification.name, notification.event
         )
-    return told.is_set()
+    return delivered.is_set()
 
 
-def _send(address: str, body: bytes, timeout_s: float, attempts: int, told: threading.Event) -> None:
+def _send(address: str, body: bytes, timeout_s: float, attempts: int, delivered: threading.Event) -> None:
+    for logger in _HTTP_LOGGERS:
+        logging.getLogger(logger).addFilter(_is_of_another_thread)
     for attempt in range(1, attempts + 1):
         fault = _post(address, body, timeout_s)
         if fault is None:
-            told.set()
+            delivered.set()
             return
-        if attempt == attempts or (
-            fault[0] in "34" and fault != "429"
-        ):  # 3xx and 4xx say that it will never take it here, 429 not now
-            log.warning("the webhook was not told, after %d attempts: %s", attempt, fault)
+        if attempt == attempts or _is_final(fault):
+            log.warning("the webhook took no notification, after %d attempts: %s", attempt, fault)
             return
         time.sleep(PAUSE_S)
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirected POST would go on as a GET without its body, and a page for logging in would pass for a webhook that took it."""
+def _is_of_another_thread(record: logging.LogRecord) -> bool:
+    """A filter: the libraries log the address of each request."""
+    return record.threadName != _THREAD
 
-    def redirect_request(self, *_) -> None:
-        return None
+
+def _is_final(fault: str) -> bool:
+    """Whether another attempt is in vain: 3xx and 4xx say that the address is wrong, 429 only that it is too early."""
+    return fault[0] in "34" and fault != "429"
 
 
 def _post(address: str, body: bytes, timeout_s: float) -> str | None:
-    """None where the webhook took it, else its status or the kind of error: the text of an error may quote the address."""
+    """None where the webhook took it, else its status or the kind of error: the text of an error may quote the address.
+
+    No redirect is followed: the POST would go on as a GET without its body, and a page for logging in would answer it.
+    """
+    headers = {"Content-Type": "application/json"}
     try:
-        request = urllib.request.Request(address, body, {"Content-Type": "application/json"}, method="POST")
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout_s):
-            return None
-    except urllib.error.HTTPError as error:
-        return str(error.code)
-    except urllib.error.URLError as error:
-        return type(error.reason).__name__
+        # Streamed: the status counts, and nobody waits for a body in drips.
+        with httpx.stream(
+            "POST", address, content=body, headers=headers, timeout=timeout_s, verify=_system_certificates()
+        ) as response:
+            return None if response.is_success else str(response.status_code)
     except Exception as error:  # an address can be wrong in many ways, and none of them may cost the run
         return type(error).__name__
+
+
+@cache  # a third of a second
+def _system_certificates() -> ssl.SSLContext:
+    """The certificates that the system trusts, a hospital's own among them; httpx would take those of certifi."""
+    return ssl.create_default_context()

@@ -1,16 +1,20 @@
 """Settings: what is accepted, what is refused, and in which words."""
 
+import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from medad_core.config import Settings, known_keys, load_settings, settings_from_yaml, settings_to_yaml
 from medad_core.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+SECRET = "https://hooks.example/s3cr3t"
 
 
 def _keys(tree: dict, prefix: str = "") -> list[str]:
@@ -171,3 +175,36 @@ def test_writing_and_reading_settings_gives_the_same_settings(first, weights, lo
         }
     )
     assert settings_from_yaml(settings_to_yaml(settings)) == settings
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_settings_survive_json_as_a_flow_parameter_does_and_fit_their_schema(file):
+    settings = load_settings(file)
+    dumped = json.loads(settings.model_dump_json())
+    assert Settings.model_validate(dumped) == settings
+    jsonschema.validate(dumped, Settings.model_json_schema(), jsonschema.Draft202012Validator)
+
+
+def test_the_schema_refuses_what_settings_refuse():
+    schema = Settings.model_json_schema()
+    for wrong in ({"data": {"modality": "flare"}}, {"data": {"modalty": "t2"}}, {"llm": {"batch_size": 0}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema, jsonschema.Draft202012Validator)
+
+
+def test_the_address_of_the_webhook_is_in_nothing_that_is_dumped():
+    settings = load_settings(None, [f"notify.webhook={SECRET}"])
+    assert settings.notify.webhook.get_secret_value() == SECRET
+    for level in (settings, settings.notify):
+        dumps = (level.model_dump(), level.model_dump(mode="json"), level.model_dump_json(), level.model_json_schema())
+        for text in (repr(level), str(level), *map(repr, dumps)):
+            assert "s3cr3t" not in text
+        assert "webhook" not in level.model_dump_json()
+    assert load_settings() == Settings.model_validate_json(settings.model_dump_json())
+
+
+@pytest.mark.parametrize("value", ["ftp://s3cr3t", ["s3cr3t"], {"s3cr3t": 1}])
+def test_an_error_of_the_model_itself_does_not_quote_the_address(value):
+    with pytest.raises(ValidationError) as caught:
+        Settings.model_validate({"notify": {"webhook": value}})
+    assert "s3cr3t" not in str(caught.value) + repr(caught.value)

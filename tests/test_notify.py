@@ -1,8 +1,9 @@
-"""The webhook: what it is told, what it is never told, and that it cannot hurt a run."""
+"""The webhook: what is posted to it, what never is, and that it cannot hurt a run."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from medad_core import notify as webhook
 from medad_core.config import NotifySettings, load_settings, settings_from_yaml, settings_to_yaml
 from medad_core.errors import ConfigError
-from medad_core.notify import VARIABLE, Notification, hold_webhook, notify
+from medad_core.notify import WEBHOOK_VARIABLE, Notification, keep_webhook, notify
 
 FINISHED = Notification(
     event="finished", kind="screen-cohort", name="ward", seconds=1.5, counts={"cases": 3, "rejected": 1}
@@ -23,12 +24,18 @@ TOKEN = "s3cr3t"
 
 
 class Hook(ThreadingHTTPServer):
-    """A webhook that keeps what it is sent, and answers with the statuses in `answers`, the last of them for ever; 0 never answers."""
+    """A webhook that keeps what is posted. It answers with the statuses in `answers`, the last of them for ever.
+
+    With status 0 it never answers.
+    """
 
     daemon_threads = True
 
     def __init__(self, *answers: int) -> None:
-        self.answers, self.bodies, self.headers, self.closing = list(answers), [], [], threading.Event()
+        self.answers = list(answers)
+        self.bodies = []
+        self.headers = []
+        self.closing = threading.Event()
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}/{TOKEN}"
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
@@ -65,16 +72,16 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(autouse=True)
-def hurried(monkeypatch):
+def short_pauses(monkeypatch):
     monkeypatch.setattr(webhook, "PAUSE_S", 0.05)
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(WEBHOOK_VARIABLE, raising=False)
 
 
 def settings(url: str, timeout_s: float = 5.0) -> NotifySettings:
     return NotifySettings(webhook=url, timeout_s=timeout_s)
 
 
-def test_a_webhook_is_told_in_json_once():
+def test_a_notification_is_posted_as_json_once():
     with Hook(204) as hook:
         assert notify(FINISHED, settings(hook.url))
     assert hook.bodies == [
@@ -91,10 +98,10 @@ def test_a_webhook_is_told_in_json_once():
 
 def test_the_environment_names_the_webhook_where_settings_do_not(monkeypatch):
     with Hook(200) as hook:
-        monkeypatch.setenv(VARIABLE, hook.url)
+        monkeypatch.setenv(WEBHOOK_VARIABLE, hook.url)
         assert notify(FINISHED, NotifySettings())
     assert len(hook.bodies) == 1
-    monkeypatch.delenv(VARIABLE)
+    monkeypatch.delenv(WEBHOOK_VARIABLE)
     assert not notify(FINISHED, NotifySettings())
 
 
@@ -112,7 +119,7 @@ def test_nothing_but_numbers_fits_into_a_notification(extra):
         Notification(**{**FINISHED.model_dump(), **extra})
 
 
-def test_a_webhook_that_stutters_is_told_at_last():
+def test_a_webhook_that_stutters_gets_the_notification_at_last():
     with Hook(500, 503, 200) as hook:
         assert notify(FINISHED, settings(hook.url))
     assert len(hook.bodies) == 3
@@ -143,6 +150,23 @@ def test_an_address_that_leads_nowhere_is_a_warning_that_does_not_name_it(url, c
     assert "webhook" in caplog.text and TOKEN not in caplog.text
 
 
+@pytest.mark.parametrize("status", [200, 404])
+def test_no_log_of_any_library_names_the_address_at_any_level(status, caplog):
+    caplog.set_level(logging.DEBUG)
+    with Hook(status) as hook:
+        notify(FINISHED, settings(hook.url))
+    assert len(hook.bodies) == 1
+    assert TOKEN not in caplog.text and str(hook.server_port) not in caplog.text
+
+
+def test_a_proxy_of_the_environment_is_used(monkeypatch):
+    with Hook(200) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.server_port}")
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_port}")
+        assert notify(FINISHED, settings("http://hooks.invalid/path"))
+    assert len(proxy.bodies) == 1
+
+
 def test_the_address_is_never_written_down():
     chosen = load_settings(None, [f"notify.webhook=https://hooks.example/{TOKEN}", "notify.timeout_s=2"])
     assert chosen.notify.webhook.get_secret_value().endswith(TOKEN)
@@ -152,11 +176,11 @@ def test_the_address_is_never_written_down():
 
 
 def test_an_address_in_settings_is_kept_for_the_flow_of_this_process(monkeypatch):
-    monkeypatch.setenv(VARIABLE, "")  # so that it is gone after the test
-    hold_webhook(settings("http://hooks.example"))
-    assert os.environ[VARIABLE] == "http://hooks.example"
-    hold_webhook(NotifySettings())
-    assert os.environ[VARIABLE] == "http://hooks.example"
+    monkeypatch.setenv(WEBHOOK_VARIABLE, "")  # so that it is gone after the test
+    keep_webhook(settings("http://hooks.example"))
+    assert os.environ[WEBHOOK_VARIABLE] == "http://hooks.example"
+    keep_webhook(NotifySettings())
+    assert os.environ[WEBHOOK_VARIABLE] == "http://hooks.example"
 
 
 @pytest.mark.parametrize("value", ["ftp://s3cr3t", "s3cr3t", "[s3cr3t]", "{s3cr3t: 1}"])

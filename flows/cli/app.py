@@ -74,14 +74,14 @@ def screen(
 ) -> int:
     """Screen every case below DATA, or what is new there; the same command again resumes."""
     from medad_core.config import load_settings, settings_to_yaml
-    from medad_core.notify import hold_webhook
+    from medad_core.notify import keep_webhook
 
     if (out is None) == (cohort is None):
         raise UsageError("give --out RUN to screen all of DATA, or --cohort FOLDER to screen what is new in it")
     if wait and cohort is None:
         raise UsageError("--wait goes with --cohort")
     settings, folder, data = load_settings(config, words or []), _absolute(out or cohort), _absolute(data)
-    hold_webhook(settings.notify)
+    keep_webhook(settings.notify)
     stdout, stderr = consoles(online=not settings.models.offline)
     from flows.cli.progress import watching
 

@@ -1,6 +1,6 @@
 """From a YAML file and `key=value` words to `Settings`, or to one line that says what is wrong.
 
-One decision: values are checked in pydantic's strict JSON mode, because YAML already gives typed values and lax mode would
+One decision: values are checked in pydantic's strict JSON mode. YAML already gives typed values, and lax mode would
 read `first_slice: yes` as slice 1.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from medad_core.config.settings import Settings
 from medad_core.config.yaml_reader import StrictLoader
@@ -24,8 +25,10 @@ from medad_core.errors import ConfigError
 def load_settings(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:
     """Read settings: defaults, then `file` where given, then `overrides` in order.
 
-    `overrides` are words like `data.first_slice=70`; keys are dotted, values are YAML (`null`, `1e-3`, `[a, b]`; a mapping
-    sets several keys of a section). Raises ConfigError: one line that names every wrong key or value and what is allowed.
+    `overrides` are words like `data.first_slice=70`. Keys are dotted; values are YAML (`null`, `1e-3`, `[a, b]`), and a
+    mapping sets several keys of a section.
+
+    Raises ConfigError: one line that names every wrong key or value and what is allowed.
     """
     tree = _read_file(Path(file)) if file is not None else {}
     for word in overrides:
@@ -41,7 +44,10 @@ def settings_from_yaml(text: str, source: str = "settings") -> Settings:
 
 
 def settings_to_yaml(settings: Settings) -> str:
-    """The complete settings as YAML in field order; `settings_from_yaml` gives the equal object back, less the webhook, which is secret."""
+    """The complete settings as YAML, in field order, less the webhook, which is secret.
+
+    `settings_from_yaml` gives equal settings back.
+    """
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -53,8 +59,9 @@ def known_keys(model: type[BaseModel] = Settings) -> tuple[str, ...]:
 def _walk(model: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _walk(field.annotation, f"{prefix}{name}.")
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _walk(kind, f"{prefix}{name}.")
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -95,14 +102,17 @@ def _parse_override(word: str) -> tuple[str, Any]:
 
 
 def _nest(path: Sequence[str], value: Any) -> dict[str, Any]:
-    return {path[0]: _nest(path[1:], value) if len(path) > 1 else value}
+    first, *rest = path
+    return {first: _nest(rest, value) if rest else value}
 
 
 def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in change.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(old, dict) and isinstance(value, dict):
+            value = _merge(old, value)
+        merged[key] = value
     return merged
 
 
@@ -112,11 +122,11 @@ def _validate(tree: Mapping[str, Any], source: str | None) -> Settings:
     try:
         return Settings.model_validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
-        lines = [_describe(item) for item in error.errors(include_url=False)]
-        raise ConfigError((f"{source}: " if source else "") + "; ".join(lines)) from error
+        faults = "; ".join(_describe(item) for item in error.errors(include_url=False))
+        raise ConfigError(f"{source}: {faults}" if source else faults) from error
 
 
-def _describe(item: Any) -> str:
+def _describe(item: ErrorDetails) -> str:
     key = ".".join(str(step) for step in item["loc"])
     if item["type"] == "extra_forbidden":
         return _unknown(key)
@@ -141,15 +151,26 @@ def _shown(value: Any) -> str:
 
 
 def _unknown(key: str) -> str:
-    known = known_keys()
-    last = key.rsplit(".", 1)[-1]
-    # The right name in the wrong section is the commonest slip; after it, the nearest spelling.
-    near = [name for name in known if name.rsplit(".", 1)[-1] == last] or difflib.get_close_matches(key, known, 1, 0.6)
-    if not near:
-        leaves = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
-        near = [leaves[match] for match in difflib.get_close_matches(last, leaves, 1, 0.6)]
+    near = _nearest_keys(key)
     if near:
         return f"unknown key {key}: did you mean {' or '.join(near[:3])}?"
-    return (
-        f"unknown key {key}: the sections are {', '.join(Settings.model_fields)} (configs/default.yaml has every key)"
-    )
+    sections = ", ".join(Settings.model_fields)
+    return f"unknown key {key}: the sections are {sections} (configs/default.yaml has every key)"
+
+
+def _nearest_keys(key: str) -> list[str]:
+    """Known keys that `key` may stand for: the right name in the wrong section first, then the nearest spelling."""
+    known = known_keys()
+    last = _last_word(key)
+    same_name = [name for name in known if _last_word(name) == last]
+    if same_name:
+        return same_name
+    spelt_alike = difflib.get_close_matches(key, known, 1, 0.6)
+    if spelt_alike:
+        return spelt_alike
+    by_last_word = {_last_word(name): name for name in reversed(known)}
+    return [by_last_word[match] for match in difflib.get_close_matches(last, by_last_word, 1, 0.6)]
+
+
+def _last_word(key: str) -> str:
+    return key.rsplit(".", 1)[-1]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from medad_core.config.base import Section
 
 RowName = Literal[
     "autoencoder",
@@ -21,11 +23,7 @@ RowName = Literal[
 ThresholdRule = Literal["max_recall", "youden", "f1"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class BaselineTraining(_Frozen):
+class BaselineTraining(Section):
     """The budget that the three reconstruction baselines share."""
 
     image_size: int = Field(64, ge=32, le=512, multiple_of=16, description="pixels a side")
@@ -36,10 +34,10 @@ class BaselineTraining(_Frozen):
     coreset: int = Field(2000, ge=1, description="patches that PatchCore keeps")
 
 
-class ReproduceSettings(_Frozen):
+class ReproduceSettings(Section):
     """What the table compares, and how it is measured."""
 
-    rows: tuple[RowName, ...] = Field(RowName.__args__, min_length=1)
+    rows: tuple[RowName, ...] = Field(get_args(RowName), min_length=1)
     seeds: tuple[int, ...] = Field(
         (0,), min_length=1, description="each trains everything anew; the table gives mean and standard deviation"
     )
@@ -62,7 +60,7 @@ class ReproduceSettings(_Frozen):
     baselines: BaselineTraining = BaselineTraining()
 
     @model_validator(mode="after")
-    def _sane(self):
+    def _sane(self) -> Self:
         if self.folds == 2:
             raise ValueError(
                 "folds (2) leaves no patients to validate on beside those trained on; choose 1, or 3 and more"
@@ -72,8 +70,7 @@ class ReproduceSettings(_Frozen):
         for name, values in (("rows", self.rows), ("seeds", self.seeds)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} names one twice")
-        if any(edge <= 0 for edge in self.lesion_area_mm2) or sorted(set(self.lesion_area_mm2)) != list(
-            self.lesion_area_mm2
-        ):
+        edges = self.lesion_area_mm2
+        if any(edge <= 0 for edge in edges) or list(edges) != sorted(set(edges)):
             raise ValueError("lesion_area_mm2 must rise, from above 0")
         return self

@@ -1,30 +1,27 @@
 """Every setting of a run, in one frozen tree.
 
-One decision: strict types and `extra="forbid"` everywhere, so that a misspelt key or a value of the wrong kind stops the
-command before any work, and nothing downstream has to ask whether a setting is sane. `configs/default.yaml` is this tree
-written out; a test holds the two together.
+One decision: every section refuses unknown keys and values of the wrong kind. A misspelt key stops the command before
+any work, and nothing downstream asks whether a setting is sane. `configs/default.yaml` is this tree written out; a test
+holds the two together.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
+from medad_core.config.base import Section
 from medad_core.config.reproduce import ReproduceSettings
 from medad_core.config.train import TrainSettings
 
 Modality = Literal["flair", "t1", "t1ce", "t2"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class ScalingSettings(Section):
+    """Intensity scaling of a volume by landmarks inside the brain of the reference slices.
 
-
-class ScalingSettings(_Frozen):
-    """Intensity scaling per volume inside the brain of a fixed slice range.
-
-    The reference range is a setting of its own so that a slice's pixels do not change with the range that is screened.
+    The reference range is a setting of its own: a slice's pixels do not depend on the range that is screened.
     """
 
     kind: Literal["percentile", "median"] = "median"
@@ -35,7 +32,7 @@ class ScalingSettings(_Frozen):
     reference_last: int = Field(100, ge=0, description="last slice of the reference range, inclusive")
 
     @model_validator(mode="after")
-    def _ordered(self):
+    def _ordered(self) -> Self:
         if self.low >= self.high:
             raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
         if self.reference_first > self.reference_last:
@@ -45,7 +42,7 @@ class ScalingSettings(_Frozen):
         return self
 
 
-class SplitSettings(_Frozen):
+class SplitSettings(Section):
     """Shares of the patients; slices of one patient never cross splits."""
 
     seed: int = 0
@@ -54,14 +51,14 @@ class SplitSettings(_Frozen):
     test: float = Field(0.1, ge=0, le=1)
 
     @model_validator(mode="after")
-    def _whole(self):
+    def _whole(self) -> Self:
         total = self.train + self.validation + self.test
         if abs(total - 1) > 1e-6:
             raise ValueError(f"train + validation + test must be 1, not {total:g}")
         return self
 
 
-class DataSettings(_Frozen):
+class DataSettings(Section):
     """Which slices of which volumes, and how they are scaled and split."""
 
     modality: Modality = "flair"
@@ -72,20 +69,20 @@ class DataSettings(_Frozen):
     cases_per_part: int = Field(4, ge=1, description="unit of work and of resume; does not change any row")
 
     @model_validator(mode="after")
-    def _ordered(self):
+    def _ordered(self) -> Self:
         if self.first_slice > self.last_slice:
             raise ValueError(f"first_slice ({self.first_slice}) must not be after last_slice ({self.last_slice})")
         return self
 
 
-class ImageScoreSettings(_Frozen):
+class ImageScoreSettings(Section):
     """How an anomaly map becomes one number; chosen on validation patients, never on test."""
 
     kind: Literal["max", "quantile", "mean"] = "quantile"
     quantile: float = Field(0.999, gt=0, le=1, description="used by kind quantile")
 
 
-class ModelSettings(_Frozen):
+class ModelSettings(Section):
     """Encoders, the weights of decoder and converter, and how they run."""
 
     encoder: str = Field("dinov2-small", min_length=1, description="a name that `medad models` lists")
@@ -111,7 +108,7 @@ class ModelSettings(_Frozen):
         raise ValueError(f"should be auto or a whole number from 1, not {value!r}")
 
 
-class LLMSettings(_Frozen):
+class LLMSettings(Section):
     """The language model and its engine."""
 
     model: str = Field("smollm2-135m", min_length=1, description="a name that `medad models` lists, or a local folder")
@@ -139,7 +136,7 @@ class LLMSettings(_Frozen):
     )
 
 
-class EvaluateSettings(_Frozen):
+class EvaluateSettings(Section):
     """Metrics and their intervals."""
 
     bootstrap: int = Field(1000, ge=0, description="replicates over patients; 0 gives no intervals")
@@ -147,7 +144,7 @@ class EvaluateSettings(_Frozen):
     map_threshold: float = Field(0.5, ge=0, le=1, description="for Dice")
 
 
-class FlowSettings(_Frozen):
+class FlowSettings(Section):
     """How Prefect runs the work; changes no row."""
 
     runner: Literal["thread", "process", "ray"] = "thread"
@@ -157,22 +154,25 @@ class FlowSettings(_Frozen):
     ray_address: str | None = Field(None, description="null starts Ray on this machine")
 
 
-class InboxSettings(_Frozen):
-    """How an inbox is looked into (`medad screen INBOX --cohort FOLDER`); changes no row."""
+class InboxSettings(Section):
+    """How an inbox is scanned (`medad screen INBOX --cohort FOLDER`); changes no row."""
 
     settle_s: float = Field(
-        10.0, ge=0, description="a file that was written to in the last seconds is looked at again after them"
+        10.0, ge=0, description="a file written to within the last `settle_s` seconds is checked again after them"
     )
     attempts: int = Field(3, ge=1, description="batches that try a case again after its part was quarantined")
 
 
-class NotifySettings(_Frozen):
-    """Whom a screening tells how it ended (medad_core.notify); changes no row."""
+class NotifySettings(Section):
+    """Where the outcome of a screening is reported (medad_core.notify); changes no row.
+
+    The address of the webhook may hold a token. It is read, but is in no dump, text or message of the settings.
+    """
 
     webhook: SecretStr | None = Field(
         None,
         exclude=True,
-        description="its address, which may hold a token: read, but never written down; null: $MEDAD_WEBHOOK",
+        description="address that may hold a token: read, but never written down; null: $MEDAD_WEBHOOK",
     )
     timeout_s: float = Field(5.0, gt=0, le=60)
 
@@ -185,8 +185,8 @@ class NotifySettings(_Frozen):
         raise ValueError("should start with http:// or https://, or be null")
 
 
-class Settings(_Frozen):
-    """All settings of a run."""
+class Settings(Section):
+    """All settings of a run. `model_dump_json` and `model_validate_json` give equal settings back, less the webhook."""
 
     data: DataSettings = DataSettings()
     models: ModelSettings = ModelSettings()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from medad_core.config.base import Section
 
 
-class DecoderTraining(_Frozen):
+class DecoderTraining(Section):
     """Focal and dice loss on cached patch features (METHOD section 3)."""
 
     steps: int = Field(400, ge=1)
@@ -24,7 +22,7 @@ class DecoderTraining(_Frozen):
     checkpoint_every: int = Field(100, ge=1)
     choose_steps: bool = Field(
         True,
-        description="stop where the loss on the patients held out is lowest, among the steps of checkpoints; false: after `steps`",
+        description="stop at the checkpoint with the lowest loss on the patients held out; false: after `steps`",
     )
 
     @property
@@ -32,7 +30,7 @@ class DecoderTraining(_Frozen):
         return self.steps
 
 
-class ConverterTraining(_Frozen):
+class ConverterTraining(Section):
     """Language-model loss through the frozen LLM (METHOD section 4), first on synthetic maps, then on real ones."""
 
     architecture: Literal["compact", "anomalygpt"] = Field(
@@ -60,7 +58,7 @@ class ConverterTraining(_Frozen):
         return self.synthetic_steps + self.real_steps
 
 
-class TrainSettings(_Frozen):
+class TrainSettings(Section):
     """How `medad train` makes a decoder and a converter."""
 
     seed: int = 0
@@ -70,7 +68,7 @@ class TrainSettings(_Frozen):
     last_slice: int = Field(130, ge=0)
     hold_out_test: bool = Field(
         True,
-        description="leave the patients of the split `test` out, so that screening the same cohort gives honest test numbers",
+        description="leave out the patients of the split `test`: screening the cohort then gives honest test numbers",
     )
     folds: int = Field(
         4, ge=2, description="patients are held out in turn, so the converter learns from maps of unseen patients"
@@ -83,7 +81,7 @@ class TrainSettings(_Frozen):
     converter: ConverterTraining = ConverterTraining()
 
     @model_validator(mode="after")
-    def _ordered(self):
+    def _ordered(self) -> Self:
         if self.first_slice > self.last_slice:
             raise ValueError(f"first_slice ({self.first_slice}) must not be after last_slice ({self.last_slice})")
         return self

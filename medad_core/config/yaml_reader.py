@@ -7,27 +7,31 @@ equal keys silently wins.
 from __future__ import annotations
 
 import re
-from typing import ClassVar
+from collections.abc import Hashable
+from typing import Any, ClassVar
 
 import yaml
+from yaml.constructor import ConstructorError
 
 
 class StrictLoader(yaml.SafeLoader):
-    """SafeLoader with the three differences named above, and without shared tables of resolvers."""
+    """SafeLoader with the three differences named above, and a table of resolvers of its own."""
 
-    yaml_implicit_resolvers: ClassVar = {
+    # PyYAML has it on the class, its type stubs on instances.
+    yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc]
         first: [(tag, pattern) for tag, pattern in entries if not tag.endswith((":timestamp", ":float"))]
         for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
-    def construct_mapping(self, node, deep=False):
-        seen = set()
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """The mapping of a node. Raises ConstructorError for a key that is no text, or given twice."""
+        seen: set[str] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
+                raise ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key} is given twice", key_node.start_mark)
+                raise ConstructorError(None, None, f"key {key} is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 

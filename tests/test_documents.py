@@ -1,7 +1,7 @@
 """Documents: what they tell a reader to type works, what they point to is there.
 
-One decision: a command that is cheap is run; one that is not is parsed by the very application that would run it, so an option, a
-command or a setting that does not exist fails here. What cannot be checked may not stand in a block of commands.
+One decision: a command that is cheap is run. One that is not is parsed by the very application that would run it, so
+an option, a command or a setting that does not exist fails here. What cannot be checked may not stand in a block.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ pytest_plugins = ("prefect_harness",)
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 METHOD = ROOT / "medad_core" / "README.md"
-GLOSSARY = "case study volume slice mask part range stage run batch cohort revision plan record manifest fingerprint quarantine"
+GLOSSARY = """
+    case study volume slice mask part range stage run batch cohort revision
+    plan record manifest fingerprint quarantine
+"""
 FENCE = "```"
 TOOLS = ("medad", "make", "prefect", "python", "ruff", "mypy", "export")
 VARIABLE = re.compile(r"[A-Z_]+=")
@@ -50,7 +53,7 @@ documents = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code. `language` is that of a fence, None of an indented block; `line` is its first, counted from 1."""
+    """A block of code: `line` is its first, from 1; `language` is that of a fence, None of an indented block."""
 
     document: Path
     line: int
@@ -109,7 +112,7 @@ PYTHON_BLOCKS = [block for block in BLOCKS if block.language == "python"]
 
 
 def resolve(words: list[str]) -> tuple[object, list[str]]:
-    """The command of `medad` that the words name, and the words after its name. Raises AssertionError where there is none."""
+    """The command of `medad` that the words name, as far as there is one, and the words after its name."""
     command = typer.main.get_command(app)
     words = [word for word in words if word != "--debug"]
     while words and words[0] in getattr(command, "commands", {}):

@@ -258,7 +258,9 @@ def naive_loop(
     text: Callable[[], torch.Tensor],
     settings: Settings,
 ) -> list[float]:
-    """Scores of `count` slices as METHOD section 8 warns of: one at a time, all sentences encoded again for each, nothing read ahead.
+    """Scores of `count` slices, one at a time, all sentences encoded again for each, nothing read ahead.
+
+    These are medad_core/README.md, "Mistakes that are not repeated".
 
     The encoder and its precision are ours, so the ratio says what the loop costs, not what slower kernels would.
     """

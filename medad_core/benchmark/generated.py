@@ -41,7 +41,8 @@ class Size:
     text: tuple[int, int, int] | None = None
 
 
-# DINOv2 (Oquab et al. 2023) up to L; H is OpenCLIP ViT-H/14, from which ImageBind-Huge was initialised (METHOD section 3).
+# DINOv2 (Oquab et al. 2023) up to L; H is OpenCLIP ViT-H/14, from which ImageBind-Huge was initialised.
+# See medad_core/README.md, "The image encoder".
 SIZES = {
     "vit-s-14": Size("dinov2", 384, 12, 6),
     "vit-b-14": Size("dinov2", 768, 12, 12),

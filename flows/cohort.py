@@ -21,7 +21,7 @@ from flows.preflight import note_run
 from flows.stages import answers, evaluate, maps, one_heartbeat, prompts, slices
 from flows.visible import Telling, told
 from medad_core.config import Settings, settings_from_yaml, settings_to_yaml
-from medad_core.inbox.records import BatchPlan, Planned
+from medad_core.inbox.records import BatchPlan, PlannedStudy
 from tasks.policy import SURE_IN_A_ROW, Suspect, machine_is_well
 
 FEW = SURE_IN_A_ROW  # parts; more that fail one after another are not at fault
@@ -72,14 +72,14 @@ def screen_cohort(inbox: str, cohort: str, settings: str = "", wait: bool = Fals
     """Screen what is new or changed in `inbox`; a second command on the same cohort is refused, or waits."""
     from medad_core.inbox.folder import CohortFolder
     from medad_core.inbox.lock import locked
-    from medad_core.inbox.look import look
+    from medad_core.inbox.scan import scan_inbox
 
     folder, source, given = CohortFolder(cohort, Path(inbox)), Path(inbox).resolve(), settings_from_yaml(settings)
     with locked(folder.folder, wait), told("screen-cohort", folder.folder.name, given) as telling:
         folder.reconcile()
         parsed, fingerprint = _settled(folder, given)
         batches, stuck = _screen_left(folder, source, parsed)
-        seen = look(source, parsed, folder.known_files())
+        seen = scan_inbox(source, parsed, folder.known_files())
         folder.write_ledger(source, seen)
         well = False
         for studies, apart in _sorted_out(folder, folder.pending(seen, parsed.inbox.attempts), stuck, parsed):
@@ -107,8 +107,8 @@ def _screen_left(folder, inbox: Path, settings: Settings) -> tuple[list[Screened
 
 
 def _sorted_out(
-    folder, pending: Sequence[Planned], stuck: Stuck | None, settings: Settings
-) -> list[tuple[tuple[Planned, ...], bool]]:
+    folder, pending: Sequence[PlannedStudy], stuck: Stuck | None, settings: Settings
+) -> list[tuple[tuple[PlannedStudy, ...], bool]]:
     """What is pending as up to two batches: what comes for the first time, and what went wrong before, apart. A batch that is stuck is let go of for it; its
     suspect is raised where it is so large that the machine must be at fault, or was tried apart and nothing else has come."""
     tried = {planned.study.content for planned in stuck.plan.studies} if stuck else set()

@@ -1,4 +1,4 @@
-"""Incremental cohorts: what is taken from an inbox, what a batch commits, and what is true after anything was interrupted."""
+"""Incremental cohorts: what is taken from an inbox, what a batch commits, and what is true after an interruption."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from medad_core.data.nifti import UNREADABLE, hash_whole
 from medad_core.errors import StoreError, UsageError
 from medad_core.inbox.folder import CohortFolder
 from medad_core.inbox.lock import LockedError, holder, locked
-from medad_core.inbox.look import Look, look
 from medad_core.inbox.prune import NOTE, prune
+from medad_core.inbox.scan import InboxScan, scan_inbox
 from medad_core.stages.common import QUARANTINED, stage_of
 from medad_core.store import PREDICTIONS, Item, write_table
 
@@ -57,40 +57,44 @@ def change(inbox: Path, case_id: str, seed: int) -> None:
     write_case(inbox, case_id, seed)
 
 
+def some_value(field: pa.Field) -> object:
+    """Any value that a column of predictions takes."""
+    if field.nullable:
+        return None
+    if pa.types.is_integer(field.type):
+        return 0
+    if pa.types.is_floating(field.type):
+        return 0.5
+    return True if pa.types.is_boolean(field.type) else "x"
+
+
 def finish(cohort: CohortFolder, plan, score: float, rejected: dict[str, str] | None = None) -> None:
-    """Give the run of a batch predictions, one row a case, and the reasons of the rejected; no model is needed to test what is committed."""
-    run, rejected = cohort.run_of(plan.number), rejected or {}
+    """Give the run of a batch predictions, one row a case, and the reasons of the rejected.
+
+    No model is needed to test what is committed.
+    """
+    run = cohort.run_of(plan.number)
+    rejected = rejected or {}
     case_ids = [planned.study.case_id for planned in plan.studies if planned.study.case_id not in rejected]
     stage = stage_of(str(run), "slices")
     stage.prepare({}, [tuple(rejected)])
     stage.write_part(0, [], failed=[Item(key=case_id, reason=reason) for case_id, reason in rejected.items()])
-    row = {
-        field.name: None
-        if field.nullable
-        else 0
-        if pa.types.is_integer(field.type)
-        else 0.5
-        if pa.types.is_floating(field.type)
-        else True
-        if pa.types.is_boolean(field.type)
-        else "x"
-        for field in PREDICTIONS
-    }
+    row = {field.name: some_value(field) for field in PREDICTIONS}
     rows = [row | {"case_id": case_id, "slice_index": 60, "anomaly_score": score} for case_id in case_ids]
     write_table(str(run / "predictions.parquet"), pa.Table.from_pylist(rows, schema=PREDICTIONS))
 
 
-def night(cohort: CohortFolder, inbox: Path, score: float, rejected: dict[str, str] | None = None) -> Look:
+def night(cohort: CohortFolder, inbox: Path, score: float, rejected: dict[str, str] | None = None) -> InboxScan:
     """What the flow does, with stages that take no time."""
     cohort.folder.mkdir(exist_ok=True)
     cohort.reconcile()
-    seen = look(inbox, SETTINGS, cohort.known_files())
-    if pending := cohort.pending(seen, attempts=2):
+    scan = scan_inbox(inbox, SETTINGS, cohort.known_files())
+    if pending := cohort.pending(scan, attempts=2):
         plan = cohort.plan_batch(inbox, pending, FINGERPRINT, SETTINGS)
         finish(cohort, plan, score, rejected)
         cohort.commit(inbox, plan)
-    cohort.write_ledger(inbox, seen)
-    return seen
+    cohort.write_ledger(inbox, scan)
+    return scan
 
 
 def view(cohort: CohortFolder) -> dict[str, tuple[float, int, int]]:
@@ -146,10 +150,12 @@ def test_a_new_mask_is_new_content(cohort, inbox):
 def test_unchanged_files_are_not_read_again(cohort, inbox):
     known = {
         file.path: file.model_copy(update={"sha256": "remembered"})
-        for study in look(inbox, SETTINGS, {}).studies
+        for study in scan_inbox(inbox, SETTINGS, {}).studies
         for file in study.files
     }
-    assert {file.sha256 for study in look(inbox, SETTINGS, known).studies for file in study.files} == {"remembered"}
+    assert {file.sha256 for study in scan_inbox(inbox, SETTINGS, known).studies for file in study.files} == {
+        "remembered"
+    }
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
@@ -165,8 +171,8 @@ def test_an_unfinished_copy_waits_and_is_screened_when_it_is_whole(cohort, inbox
         path = plain
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    seen = night(cohort, inbox, 0.25)
-    assert "truncated" in seen.waiting["BraTS2021_00000"] and not seen.unusable
+    scan = night(cohort, inbox, 0.25)
+    assert "truncated" in scan.waiting["BraTS2021_00000"] and not scan.unusable
     assert view(cohort) == {"BraTS2021_00001": (0.25, 1, 1)}
     path.write_bytes(whole)
     assert not night(cohort, inbox, 0.5).waiting
@@ -186,8 +192,8 @@ def test_a_file_without_end_and_without_header_is_one_study_that_cannot_be_used(
     endless = inbox / "BraTS2021_00005_flair.nii"
     endless.touch()
     os.truncate(endless, 1 << 40)
-    seen = look(inbox, SETTINGS, {})
-    assert "not a NIfTI" in seen.unusable["BraTS2021_00005"] and len(seen.studies) == 2
+    scan = scan_inbox(inbox, SETTINGS, {})
+    assert "not a NIfTI" in scan.unusable["BraTS2021_00005"] and len(scan.studies) == 2
 
 
 @pytest.mark.parametrize("error", [MemoryError(), ValueError("of one\nstudy"), TypeError("odd")])
@@ -197,10 +203,10 @@ def test_whatever_a_study_raises_it_waits_and_the_others_are_seen(inbox, monkeyp
             raise error
         return hash_whole(case_id, path)
 
-    monkeypatch.setattr("medad_core.inbox.look.hash_whole", fail)
-    seen = look(inbox, SETTINGS, {})
-    assert type(error).__name__ in seen.waiting["BraTS2021_00000"] and "\n" not in seen.waiting["BraTS2021_00000"]
-    assert [study.case_id for study in seen.studies] == ["BraTS2021_00001"]
+    monkeypatch.setattr("medad_core.inbox.scan.hash_whole", fail)
+    scan = scan_inbox(inbox, SETTINGS, {})
+    assert type(error).__name__ in scan.waiting["BraTS2021_00000"] and "\n" not in scan.waiting["BraTS2021_00000"]
+    assert [study.case_id for study in scan.studies] == ["BraTS2021_00001"]
 
 
 def test_a_file_that_is_still_growing_waits(inbox):
@@ -215,19 +221,19 @@ def test_a_file_that_is_still_growing_waits(inbox):
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        seen = look(
+        scan = scan_inbox(
             inbox, SETTINGS.model_copy(update={"inbox": SETTINGS.inbox.model_copy(update={"settle_s": 0.3})}), {}
         )
     finally:
         stop.set()
         writer.join()
-    assert set(seen.waiting) == {"BraTS2021_00000"} and [study.case_id for study in seen.studies] == ["BraTS2021_00001"]
+    assert set(scan.waiting) == {"BraTS2021_00000"} and [study.case_id for study in scan.studies] == ["BraTS2021_00001"]
 
 
 def test_an_inbox_may_be_empty_but_not_missing(tmp_path):
-    assert look(tmp_path, SETTINGS, {}) == Look((), {}, {})
+    assert scan_inbox(tmp_path, SETTINGS, {}) == InboxScan((), {}, {})
     with pytest.raises(UsageError, match="no such folder"):
-        look(tmp_path / "not-mounted", SETTINGS, {})
+        scan_inbox(tmp_path / "not-mounted", SETTINGS, {})
 
 
 def test_an_inbox_that_is_empty_all_at_once_is_asked_after(cohort, inbox, tmp_path, caplog):
@@ -244,8 +250,8 @@ def test_an_odd_folder_of_an_inbox_is_unusable_and_its_studies_are_seen(inbox):
     (inbox / "copy" / "dataset.json").write_text("{")
     (inbox / "scan").mkdir()
     (inbox / "scan" / "IM0001").touch()
-    seen = look(inbox, SETTINGS, {})
-    assert set(seen.unusable) == {"copy", "scan"} and len(seen.studies) == 2
+    scan = scan_inbox(inbox, SETTINGS, {})
+    assert set(scan.unusable) == {"copy", "scan"} and len(scan.studies) == 2
 
 
 def test_a_rejected_case_is_on_record_for_good_and_a_quarantined_one_is_tried_again(cohort, inbox):
@@ -270,8 +276,8 @@ def test_a_newer_content_that_is_rejected_takes_the_rows_of_the_older_away(cohor
 
 
 def test_a_case_that_changes_while_its_batch_runs_is_not_committed(cohort, inbox):
-    seen = look(inbox, SETTINGS, {})
-    plan = cohort.plan_batch(inbox, cohort.pending(seen, 2), FINGERPRINT, SETTINGS)
+    scan = scan_inbox(inbox, SETTINGS, {})
+    plan = cohort.plan_batch(inbox, cohort.pending(scan, 2), FINGERPRINT, SETTINGS)
     finish(cohort, plan, 0.25)
     change(inbox, "BraTS2021_00000", seed=7)
     batch = cohort.commit(inbox, plan)
@@ -289,7 +295,7 @@ def test_a_case_that_changes_while_its_batch_runs_is_not_committed(cohort, inbox
     ],
 )
 def test_a_case_whose_files_only_got_a_new_stamp_while_its_batch_ran_is_committed(cohort, inbox, tmp_path, do):
-    plan = cohort.plan_batch(inbox, cohort.pending(look(inbox, SETTINGS, {}), 2), FINGERPRINT, SETTINGS)
+    plan = cohort.plan_batch(inbox, cohort.pending(scan_inbox(inbox, SETTINGS, {}), 2), FINGERPRINT, SETTINGS)
     finish(cohort, plan, 0.25)
     before = volume(inbox, "BraTS2021_00000").stat()
     do(volume(inbox, "BraTS2021_00000"), tmp_path / "backup")
@@ -298,7 +304,7 @@ def test_a_case_whose_files_only_got_a_new_stamp_while_its_batch_ran_is_committe
 
 
 def test_other_content_of_the_same_length_is_a_change(cohort, inbox):
-    plan = cohort.plan_batch(inbox, cohort.pending(look(inbox, SETTINGS, {}), 2), FINGERPRINT, SETTINGS)
+    plan = cohort.plan_batch(inbox, cohort.pending(scan_inbox(inbox, SETTINGS, {}), 2), FINGERPRINT, SETTINGS)
     finish(cohort, plan, 0.25)
     content = bytearray(volume(inbox, "BraTS2021_00000").read_bytes())
     content[4] ^= 1  # the time in gzip's header
@@ -307,12 +313,12 @@ def test_other_content_of_the_same_length_is_a_change(cohort, inbox):
 
 
 def test_a_file_in_place_of_another_is_another_although_its_times_are_the_same(inbox):
-    study = look(inbox, SETTINGS, {}).studies[0]
+    study = scan_inbox(inbox, SETTINGS, {}).studies[0]
     assert study.volume.stamp.inode == volume(inbox, study.case_id).stat().st_ino
     twin = study.volume.model_copy(
         update={"stamp": study.volume.stamp.model_copy(update={"inode": 1}), "sha256": "remembered"}
     )
-    assert look(inbox, SETTINGS, {twin.path: twin}).studies[0] == study
+    assert scan_inbox(inbox, SETTINGS, {twin.path: twin}).studies[0] == study
 
 
 def test_a_ledger_of_before_inodes_were_kept_is_read(cohort, inbox):
@@ -381,14 +387,14 @@ def test_a_cohort_inside_its_inbox_is_refused(inbox):
 
 
 def test_a_plan_that_is_damaged_says_what_to_delete(cohort, inbox):
-    cohort.plan_batch(inbox, cohort.pending(look(inbox, SETTINGS, {}), 2), FINGERPRINT, SETTINGS)
+    cohort.plan_batch(inbox, cohort.pending(scan_inbox(inbox, SETTINGS, {}), 2), FINGERPRINT, SETTINGS)
     (cohort.run_of(1) / "_planned.json").write_text("{")
     with pytest.raises(StoreError, match=r"delete .*00001: nothing of it counts"):
         cohort.open_batch()
 
 
 def test_a_study_that_goes_before_it_is_planned_is_one_line(cohort, inbox):
-    pending = cohort.pending(look(inbox, SETTINGS, {}), 2)
+    pending = cohort.pending(scan_inbox(inbox, SETTINGS, {}), 2)
     shutil.rmtree(inbox / "BraTS2021_00000")
     with pytest.raises(StoreError, match="cannot plan a batch of"):
         cohort.plan_batch(inbox, pending, FINGERPRINT, SETTINGS)
@@ -418,7 +424,14 @@ def test_pruning_keeps_predictions_and_the_view_can_be_made_again(cohort, inbox)
     assert prune(str(cohort.folder), keep=1) == {}
 
 
-HOLD = "import sys, time\nfrom pathlib import Path\nfrom medad_core.inbox.lock import locked\nwith locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
+HOLD = """
+import sys, time
+from pathlib import Path
+from medad_core.inbox.lock import locked
+with locked(Path(sys.argv[1])):
+    print('held', flush=True)
+    time.sleep(60)
+"""
 
 
 @pytest.fixture

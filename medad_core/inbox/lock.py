@@ -1,7 +1,8 @@
 """One screening of a cohort at a time.
 
-One decision: the lock is the kernel's (`flock`), held by an open file. It ends with its process, however that dies, so there is no stale lock to recognise; what the
-file says is for people only.
+One decision: the lock is the kernel's (`flock`), held by an open file. It ends with its process, however that dies, so
+there is no stale lock to recognise; what the file says is for people only. The package filelock does not serve: it
+opens the file to write and empties it, which erases the holder's name and shuts out readers who may not write.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from medad_core.errors import MedadError
 from medad_core.store.files import explained
 
 POLL_S = 0.2
-GRACE_S = 1.0  # whoever asks for the holder shares the lock for a moment: no reason to refuse
+GRACE_S = 1.0  # whoever asks for the holder shares the lock for a moment, which is no reason to refuse
 
 
 class LockedError(MedadError):
@@ -29,7 +30,10 @@ class LockedError(MedadError):
 
 @contextmanager
 def locked(cohort: Path, wait: bool = False) -> Iterator[None]:
-    """Hold the cohort. Raises LockedError naming the holder where another process does, unless told to `wait`."""
+    """Hold the cohort's folder while the block runs. With `wait`, wait for another process that holds it.
+
+    Raises LockedError naming the holder otherwise, StoreError where the lock cannot be written.
+    """
     path = cohort / ".lock"
     with explained("lock", str(cohort)):
         cohort.mkdir(parents=True, exist_ok=True)
@@ -58,7 +62,7 @@ def check_free(cohort: Path) -> None:
 
 
 def holder(cohort: Path) -> str | None:
-    """Who holds the cohort, None where nobody does. Takes no more than to read the lock's file."""
+    """Who holds the cohort ("process 1 on host since …"), None where nobody does. Only reads the lock's file."""
     path = cohort / ".lock"
     with explained("read", str(path)):
         try:

@@ -1,6 +1,7 @@
 """Retention: older batches give up what lies between volumes and predictions.
 
-One decision: only the stages' folders go. Predictions, metrics, page, reasons and commits of every batch stay, so the cohort's view can be made again for ever.
+One decision: only the stages' folders go. Predictions, metrics, page, reasons and commits of every batch stay, so the
+cohort's view can always be made again.
 """
 
 from __future__ import annotations
@@ -17,20 +18,25 @@ from medad_core.store import write_text
 from medad_core.store.files import explained, sweep
 
 NOTE = "pruned.txt"
+_NOTE_TEXT = (
+    "Slices, maps, prompts and answers were removed by `medad prune` on {date}; "
+    "predictions, metrics and page are whole.\n"
+)
 
 
 def prune(cohort: str, keep: int) -> dict[int, int]:
-    """Prune all committed batches but the newest `keep`; bytes freed by batch number. Raises UsageError for a folder that is no cohort, LockedError where it is in use."""
+    """Prune all committed batches but the newest `keep`. Returns the bytes freed of each, by batch number.
+
+    Raises UsageError for a folder that is no cohort, LockedError where it is in use.
+    """
     if not is_cohort(cohort):
         raise UsageError(f"{cohort}: not the folder of a cohort; make one with `medad screen INBOX --cohort {cohort}`")
     folder = CohortFolder(cohort)
     with locked(folder.folder):
         numbers = [batch.number for batch in folder.batches()]
-        return {
-            number: freed
-            for number in numbers[: max(0, len(numbers) - keep)]
-            if (freed := _prune(folder.run_of(number)))
-        }
+        older = numbers[: max(0, len(numbers) - keep)]
+        freed = {number: _prune(folder.run_of(number)) for number in older}
+    return {number: size for number, size in freed.items() if size}
 
 
 def _prune(run: Path) -> int:
@@ -38,13 +44,14 @@ def _prune(run: Path) -> int:
     stages = [run / name for name in PART_STAGES if (run / name).is_dir()]
     if not stages:
         return 0
-    freed = sum(file.stat().st_size for stage in stages for file in stage.rglob("*") if file.is_file())
+    freed = sum(_size_of(stage) for stage in stages)
     # The note is first: a batch that lost half of its stages to a kill says so.
-    write_text(
-        str(run / NOTE),
-        f"Slices, maps, prompts and answers were removed by `medad prune` on {datetime.now(UTC):%Y-%m-%d}; predictions, metrics and page are whole.\n",
-    )
+    write_text(str(run / NOTE), _NOTE_TEXT.format(date=datetime.now(UTC).date()))
     with explained("prune", str(run)):
         for stage in stages:
             shutil.rmtree(stage)
     return freed
+
+
+def _size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

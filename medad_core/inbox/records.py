@@ -1,4 +1,4 @@
-"""What a cohort writes about itself: studies as they were seen, a batch's plan and its commit, the ledger."""
+"""What a cohort writes about itself: studies as they lay in the inbox, a batch's plan and its commit, the ledger."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from medad_core.store.records import Record, fingerprint_of
 
 
 class Stamp(Record):
-    """How a file lay on disk. ctime cannot be set by a copying program, so a file whose stamp is the same was not written to."""
+    """How a file lay on disk: length in bytes, times in ns.
+
+    A copying program cannot set ctime, so a file whose stamp is the same was not written to.
+    """
 
     size: int
     mtime_ns: int
@@ -19,7 +22,7 @@ class Stamp(Record):
 
 
 class StoredFile(Record):
-    """A volume: `path` relative to the inbox, channel of a 4-D file, and the content that was found there."""
+    """A volume: `path` relative to the inbox, channel of a 4-D file, and the SHA-256 (hex) of the file."""
 
     path: str
     channel: int | None
@@ -37,17 +40,22 @@ class Study(Record):
     @property
     def content(self) -> str:
         """Hash of the bytes and their roles. Where the files lie and what they are called does not count."""
-        return fingerprint_of(
-            {role: [file.sha256, file.channel] for role, file in (("volume", self.volume), ("mask", self.mask)) if file}
-        )
+        roles = {"volume": [self.volume.sha256, self.volume.channel]}
+        if self.mask is not None:
+            roles["mask"] = [self.mask.sha256, self.mask.channel]
+        return fingerprint_of(roles)
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
+        """The volume, and the mask where there is one."""
         return (self.volume,) if self.mask is None else (self.volume, self.mask)
 
 
-class Planned(Record):
-    """A study that a batch screens. `revision` counts contents of a case from 1, `attempt` the screenings of one content."""
+class PlannedStudy(Record):
+    """A study that a batch screens.
+
+    `revision` counts the contents of a case from 1, `attempt` the screenings of one content.
+    """
 
     study: Study
     revision: int = Field(ge=1)
@@ -55,13 +63,15 @@ class Planned(Record):
 
 
 class BatchPlan(Record):
-    """`_planned.json`: written once, before the batch begins; a batch that is resumed goes by it. In one whose studies went wrong before, each is a
-    part `apart`, so that none takes others with it."""
+    """`_planned.json`: written once, before the batch begins; a batch that is resumed goes by it.
+
+    In a batch whose studies went wrong before, each is a part of its own (`apart`), so that none takes others with it.
+    """
 
     number: int = Field(ge=1)
     opened: str
     fingerprint: dict[str, str]
-    studies: tuple[Planned, ...]
+    studies: tuple[PlannedStudy, ...]
     apart: bool = False
 
 
@@ -79,7 +89,10 @@ class Screening(Record):
 
 
 class Batch(Record):
-    """`_batch.json`: the commit. `changed` are cases whose files were no longer the planned ones at the end, or could not be read: they do not count."""
+    """`_batch.json`: the commit.
+
+    `changed` are cases that do not count: at the end their files were no longer the planned ones, or could not be read.
+    """
 
     number: int
     opened: str
@@ -91,14 +104,18 @@ class Batch(Record):
 
 
 class CaseHistory(Record):
-    """All screenings of a case, oldest first, and whether its files were in the inbox when last looked."""
+    """All screenings of a case, oldest first, and whether its files were in the inbox at the last scan."""
 
     present: bool
     screenings: tuple[Screening, ...]
 
 
 class Ledger(Record):
-    """`ledger.json`. `waiting` and `unusable` say of studies that were not screened why; `files` remembers contents, so that unchanged files are not read again."""
+    """`ledger.json`, written after each scan; `looked` is its time.
+
+    `waiting` and `unusable` say why studies were not screened. `files` remembers contents, so that unchanged files are
+    not read again.
+    """
 
     inbox: str
     looked: str

@@ -1,21 +1,21 @@
 """Who is screened: `RUN/cohort.json`, written once before the first stage.
 
 One decision: cases, their files, their split and the reasons of those that cannot be used are settled before any volume is
-read, in one file that every later stage and every resumed run goes by.
+read, in one file that every later stage and every resumed run goes by. Where the same files are there still, a resumed
+run takes it as it is, and opens no volume and no mask.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nibabel
 from pydantic import BaseModel, ConfigDict
 
 from medad_core.config import DataSettings
-from medad_core.data.cases import Case, VolumeRef, discover
+from medad_core.data.cases import Case, Discovery, VolumeRef, discover
 from medad_core.data.names import patient_of
 from medad_core.data.nifti import open_nifti
 from medad_core.data.split import split_cases
@@ -23,7 +23,7 @@ from medad_core.errors import CaseError, StoreError
 from medad_core.store import fingerprint_of, join, write_text
 from medad_core.store.files import make_folder, read_bytes
 
-log = logging.getLogger(__name__)
+NAME = "cohort.json"
 PHANTOM_NOTE = b"medad phantom"
 UNLABELLED = "screen"
 
@@ -58,11 +58,8 @@ class Cohort(BaseModel):
 
     @property
     def content(self) -> str:
-        """Hash of which files of which sizes play which part; the root does not count, so a moved cohort is the same cohort."""
+        """Hash of which files of which sizes play which part. The root does not count: a moved cohort is the same."""
         return fingerprint_of({member.case_id: member.model_dump() for member in self.members})
-
-    def member(self, case_id: str) -> Member:
-        return next(member for member in self.members if member.case_id == case_id)
 
     def case(self, member: Member, modality: str) -> Case:
         """A usable member as `read_slices` wants it."""
@@ -70,7 +67,26 @@ class Cohort(BaseModel):
         def ref(file: File) -> VolumeRef:
             return VolumeRef(str(Path(self.root) / file.path), file.channel)
 
+        assert member.volume is not None, f"{member.case_id} has no volume"
         return Case(member.case_id, {modality: ref(member.volume)}, ref(member.mask) if member.mask else None)
+
+    def at(self, root: str) -> Cohort:
+        """The same cohort, whose files lie below another root now."""
+        return self.model_copy(update={"root": root})
+
+
+def open_cohort(run: str, root: Path, discovery: Discovery, settings: DataSettings) -> Cohort:
+    """The cohort of what was discovered below `root`: the run's own where its files are the same, else settled now.
+
+    Raises StoreError naming the cases that changed.
+    """
+    stored = find_stored(run)
+    if stored is None or not _has_files_of(stored, root, discovery, settings.modality):
+        return settle_cohort(run, make_cohort(root, discovery, settings))
+    if stored.root != str(root):
+        stored = stored.at(str(root))
+        write_cohort(run, stored)
+    return stored
 
 
 def find_cohort(data: str | Path, settings: DataSettings) -> Cohort:
@@ -79,57 +95,90 @@ def find_cohort(data: str | Path, settings: DataSettings) -> Cohort:
     Raises UsageError where `data` is no folder of cases.
     """
     root = Path(data).resolve()
-    found = discover(root, settings.modality)
-    facts = {case.case_id: _has_tumour_free(case, settings) for case in found.cases}
+    return make_cohort(root, discover(root, settings.modality), settings)
+
+
+def make_cohort(root: Path, discovery: Discovery, settings: DataSettings) -> Cohort:
+    """The cohort of what was discovered below `root`. Opens every mask, and the header of every volume."""
+    facts = {case.case_id: _has_tumour_free(case, settings) for case in discovery.cases}
     splits = _split_patients(facts, settings)
-    members = [_member(root, case, settings.modality, splits[case.case_id]) for case in found.cases]
-    taken = {member.case_id for member in members}
-    for case in found.rejected:
-        members.append(Member(case_id=_untaken(case.case_id, taken), split=UNLABELLED, rejected=case.reason))
-    return Cohort(root=str(root), members=tuple(sorted(members, key=lambda member: member.case_id)))
+    usable = [_member(root, case, settings.modality, splits[case.case_id]) for case in discovery.cases]
+    return _sorted_cohort(root, usable, discovery)
 
 
 def members_of(root: Path, cases: Sequence[Case], settings: DataSettings) -> Cohort:
-    """A cohort of the given cases of an inbox. Nothing is trained on what comes into an inbox one by one, so nobody is dealt to a split."""
-    return Cohort(root=str(root), members=tuple(_member(root, case, settings.modality, UNLABELLED) for case in cases))
+    """A cohort of the given cases of an inbox.
+
+    Nothing is trained on what comes into an inbox one by one, so nobody is dealt to a split.
+    """
+    members = tuple(_member(root, case, settings.modality, UNLABELLED) for case in cases)
+    return Cohort(root=str(root), members=members)
+
+
+def _sorted_cohort(root: Path, usable: Sequence[Member], discovery: Discovery) -> Cohort:
+    members = list(usable)
+    taken = {member.case_id for member in members}
+    for case in discovery.rejected:
+        case_id = _untaken(case.case_id, taken)
+        members.append(Member(case_id=case_id, split=UNLABELLED, rejected=case.reason))
+    return Cohort(root=str(root), members=tuple(sorted(members, key=lambda member: member.case_id)))
+
+
+def _has_files_of(stored: Cohort, root: Path, discovery: Discovery, modality: str) -> bool:
+    """Whether `stored` is of the very files that were discovered, their contents and splits aside."""
+    unsettled = [_member(root, case, modality, UNLABELLED, phantom=False) for case in discovery.cases]
+    discovered = _sorted_cohort(root, unsettled, discovery)
+    without_facts = {"split": UNLABELLED, "phantom": False}
+    return [member.model_copy(update=without_facts) for member in stored.members] == list(discovered.members)
 
 
 def _untaken(case_id: str, taken: set[str]) -> str:
-    """`case_id`, numbered where another folder of the cohort has the same name: a rejected case must not stop the others."""
-    name, number = case_id, 2
+    """`case_id`, numbered where another folder has the same name: a rejected case must not stop the others."""
+    name = case_id
+    number = 2
     while name in taken:
-        name, number = f"{case_id} ({number})", number + 1
+        name = f"{case_id} ({number})"
+        number += 1
     taken.add(name)
     return name
 
 
-def _split_patients(facts: dict[str, bool | None], settings: DataSettings) -> dict[str, str]:
+def _split_patients(facts: Mapping[str, bool | None], settings: DataSettings) -> dict[str, str]:
     """Every visit of a patient goes where the patient goes; the unlabelled are apart."""
     patients: dict[str, bool] = {}
     for case_id, tumour_free in facts.items():
         if tumour_free is not None:
-            patients[patient_of(case_id)] = patients.get(patient_of(case_id), False) or tumour_free
+            patient = patient_of(case_id)
+            patients[patient] = patients.get(patient, False) or tumour_free
     share = settings.split
     dealt = split_cases(patients, ratios=(share.train, share.validation, share.test), seed=share.seed)
     return {case_id: UNLABELLED if fact is None else dealt[patient_of(case_id)] for case_id, fact in facts.items()}
 
 
 def _has_tumour_free(case: Case, settings: DataSettings) -> bool | None:
-    """Whether a labelled case has a slice without tumour in the range; None where it is unlabelled. A mask that cannot be read is judged later."""
+    """Whether a labelled case has a slice without tumour in the range; None where it is unlabelled.
+
+    A mask that cannot be read is judged when its case is.
+    """
     if case.mask is None:
         return None
     try:
         labels = open_nifti(case.case_id, case.mask).slices(settings.first_slice, settings.last_slice)
     except CaseError:
         return False
-    return bool((~(labels > 0).any(axis=(1, 2))).any())
+    with_tumour = (labels > 0).any(axis=(1, 2))
+    return not bool(with_tumour.all())
 
 
-def _member(root: Path, case: Case, modality: str, split: str) -> Member:
+def _member(root: Path, case: Case, modality: str, split: str, phantom: bool | None = None) -> Member:
+    """A member; whether it is a phantom is read from its header where it is not given."""
     volume = case.volumes[modality]
-    mask = _file(root, case.mask) if case.mask else None
     return Member(
-        case_id=case.case_id, split=split, phantom=_is_phantom(volume.path), volume=_file(root, volume), mask=mask
+        case_id=case.case_id,
+        split=split,
+        phantom=_is_phantom(volume.path) if phantom is None else phantom,
+        volume=_file(root, volume),
+        mask=_file(root, case.mask) if case.mask else None,
     )
 
 
@@ -146,36 +195,44 @@ def _is_phantom(path: str) -> bool:
 
 def cohort_of(run: str) -> Cohort:
     """The cohort of a run. Raises StoreError where there is none, or it is damaged."""
-    cohort = _find_settled(run)
+    cohort = find_stored(run)
     if cohort is None:
         raise StoreError(f"{run} has no cohort.json; make a run with `medad screen DATA --out {run}`")
     return cohort
 
 
-def _find_settled(run: str) -> Cohort | None:
-    path = join(run, "cohort.json")
+def find_stored(run: str) -> Cohort | None:
+    """The cohort that a run was settled on, None for a new one. Raises StoreError where it is damaged."""
+    path = join(run, NAME)
     data = read_bytes(path)
     try:
         return None if data is None else Cohort.model_validate_json(data)
     except ValueError as error:
         raise StoreError(
-            f"{path} is damaged ({str(error).splitlines()[0]}); bring it back from a backup, or delete it and run `medad screen DATA --out {run}` again"
+            f"{path} is damaged ({str(error).splitlines()[0]}); bring it back from a backup, or delete it and run "
+            f"`medad screen DATA --out {run}` again"
         ) from error
 
 
-def settle_cohort(run: str, cohort: Cohort) -> Cohort:
-    """Write `RUN/cohort.json`, or check that the one there is of the same cases. Raises StoreError naming what changed."""
-    old = _find_settled(run)
-    if old is not None:
-        if old.content == cohort.content:
-            if old.root != cohort.root:
-                write_text(join(run, "cohort.json"), cohort.model_dump_json(indent=1))
-            return cohort
-        before, now = ({member.case_id: member for member in side.members} for side in (old, cohort))
-        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        raise StoreError(
-            f"{run} was made of other data: {', '.join(changed[:5])}{' …' if len(changed) > 5 else ''} differ; choose another --out for the data as it is now"
-        )
+def write_cohort(run: str, cohort: Cohort) -> None:
+    """Write `RUN/cohort.json`, replacing an earlier one. Raises StoreError."""
     make_folder(run)
-    write_text(join(run, "cohort.json"), cohort.model_dump_json(indent=1))
+    write_text(join(run, NAME), cohort.model_dump_json(indent=1))
+
+
+def settle_cohort(run: str, cohort: Cohort) -> Cohort:
+    """Write `RUN/cohort.json`, or check that the stored one is of the same cases. Raises StoreError naming what changed."""
+    stored = find_stored(run)
+    if stored is not None and stored.content != cohort.content:
+        changed = _changed(stored, cohort)
+        some = ", ".join(changed[:5]) + (" …" if len(changed) > 5 else "")
+        raise StoreError(f"{run} was made of other data: {some} differ; choose another --out for the data as it is now")
+    if stored is None or stored.root != cohort.root:
+        write_cohort(run, cohort)
     return cohort
+
+
+def _changed(before: Cohort, after: Cohort) -> list[str]:
+    old = {member.case_id: member for member in before.members}
+    new = {member.case_id: member for member in after.members}
+    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))

@@ -9,46 +9,50 @@ from functools import partial
 
 import pyarrow as pa
 
-from medad_core.config import Settings
 from medad_core.llm.enduring import EnduringEngine, heard
 from medad_core.llm.engine import Engine, Generation, open_engine
 from medad_core.llm.grammar import parse
 from medad_core.models.converter import MAP_TOKENS
-from medad_core.stages.common import Progress, making, plan_after, stage_of
-from medad_core.stages.models import answers_fingerprint, device_of, load_converter_of, load_prompt_of
+from medad_core.models.device import device_of
+from medad_core.run.run import Run
+from medad_core.stages.loading import load_converter_of, load_prompt_of
+from medad_core.stages.parts import OnPart, ignore_part, making, plan_after
 from medad_core.stages.rows import tokens_of
 from medad_core.store import ANSWERS, PartRecord, Plan
 
 
-def plan(run: str, settings: Settings) -> Plan:
+def plan(run: Run) -> Plan:
     """One part of answers for each part of prompts."""
-    return plan_after(run, "prompts", "answers", answers_fingerprint(settings))
+    return plan_after(run, "prompts", "answers", run.models.answers)
 
 
 def run_parts(
-    run: str,
-    settings: Settings,
-    numbers: Sequence[int],
-    progress: Progress = lambda _: None,
-    engine: Engine | None = None,
+    run: Run, numbers: Sequence[int], on_part: OnPart = ignore_part, engine: Engine | None = None
 ) -> list[PartRecord]:
-    """Answer the prompts of the given parts. An engine is started where none is given, started anew once where it breaks down, and closed
-    again. Raises EngineError where it breaks down again, naming its log, `RUN/answers/engine.log`."""
+    """Answer the prompts of the given parts.
+
+    An engine is started where none is given, restarted once where it breaks down, and closed again. Raises EngineError where
+    it breaks down again, naming its log, `RUN/answers/engine.log`.
+    """
     if not numbers:
         return []
-    prompt, knowledge = load_prompt_of(settings), load_converter_of(settings).knowledge_tokens().numpy()
-    prompts, answers, records = stage_of(run, "prompts"), stage_of(run, "answers"), []
-    start = partial(open_engine, prompt, settings.llm, prompt.length(len(knowledge), MAP_TOKENS), device_of(settings))
-    with _engine(engine, start, answers.uri) as engine:
+    settings = run.settings
+    prompt = load_prompt_of(settings)
+    knowledge = load_converter_of(settings).knowledge_tokens().numpy()
+    prompts = run.stage("prompts")
+    answers = run.stage("answers")
+    positions = prompt.length(len(knowledge), MAP_TOKENS)
+    start = partial(open_engine, prompt, settings.llm, positions, device_of(settings))
+    records = []
+    with _engine(engine, start, answers.uri) as opened:
         for number in numbers:
             started = time.perf_counter()
             with making(answers, number):
                 table = prompts.read_part(number)
-                generations = engine.generate(prompt.assemble(knowledge, tokens_of(table))) if len(table) else []
-                records.append(
-                    answers.write_part(number, _answer_rows(table, generations), seconds=time.perf_counter() - started)
-                )
-            progress(records[-1])
+                generations = opened.generate(prompt.assemble(knowledge, tokens_of(table))) if len(table) else []
+                rows = _answer_rows(table, generations)
+                records.append(answers.write_part(number, rows, seconds=time.perf_counter() - started))
+            on_part(records[-1])
     return records
 
 
@@ -58,7 +62,7 @@ def _engine(given: Engine | None, start: Callable[[], Engine], folder: str) -> I
     if given is not None:
         yield given
         return
-    with heard(folder) as said, closing(EnduringEngine(start, said)) as engine:
+    with heard(folder) as log_file, closing(EnduringEngine(start, log_file)) as engine:
         yield engine
 
 

@@ -33,7 +33,7 @@ _END = object()
 
 
 @dataclass(frozen=True)
-class CaseSlices:
+class CaseImages:
     """Rows of one case and their pictures, uint8 (N, H, W). A case that cannot be used has a fault and no pictures."""
 
     case_id: str
@@ -43,17 +43,18 @@ class CaseSlices:
 
 
 @dataclass
-class Batch:
-    """Pictures of one size, uint8 (B, H, W) of which `filled` are there, and whose they are: cases in order, with how many slices of each."""
+class ImageBatch:
+    """Pictures of one size, uint8 (B, H, W), of which the first `filled` are set; `owners` has their cases and counts, in order."""
 
     images: Tensor
-    owners: list[tuple[CaseSlices, int]] = field(default_factory=list)
+    owners: list[tuple[CaseImages, int]] = field(default_factory=list)
     filled: int = 0
 
-    def fits(self, case: CaseSlices) -> bool:
+    def fits(self, case: CaseImages) -> bool:
+        """Whether the pictures of `case` have the size of those here."""
         return len(case.images) == 0 or self.images.shape[1:] == case.images.shape[1:]
 
-    def take(self, case: CaseSlices, start: int) -> int:
+    def take(self, case: CaseImages, start: int) -> int:
         """Copy as many slices of `case` as there is room for, from `start` on; returns their number."""
         count = min(len(case.images) - start, len(self.images) - self.filled)
         if count:
@@ -63,17 +64,17 @@ class Batch:
         return count
 
 
-def read_cases(slices: Stage, case_ids: Iterable[str]) -> Iterator[CaseSlices]:
+def read_cases(slices: Stage, case_ids: Iterable[str]) -> Iterator[CaseImages]:
     """The slices of the named cases. What is wrong with a case comes with it, in its turn."""
     for case_id in case_ids:
         try:
             table = slices.read_case(case_id, COLUMNS)
-            yield CaseSlices(case_id, table.select(COLUMNS[:2]), images_of(table))
+            yield CaseImages(case_id, table.select(COLUMNS[:2]), images_of(table))
         except MedadError as fault:
-            yield CaseSlices(case_id, None, np.zeros((0, 0, 0), np.uint8), fault)
+            yield CaseImages(case_id, None, np.zeros((0, 0, 0), np.uint8), fault)
 
 
-def batches_of(cases: Iterable[CaseSlices], size: int, pinned: bool = False) -> Iterator[Batch]:
+def batches_of(cases: Iterable[CaseImages], size: int, pinned: bool = False) -> Iterator[ImageBatch]:
     """Cut cases into batches of `size` slices; a batch holds fewer only at the end, and where the size of the pictures changes."""
     batch = None
     for case in cases:
@@ -83,7 +84,9 @@ def batches_of(cases: Iterable[CaseSlices], size: int, pinned: bool = False) -> 
         start, whole = 0, False
         while not whole:
             # torch keeps pinned memory, and gives it out again only when no copy reads from it any more.
-            batch = batch or Batch(torch.empty((size, *case.images.shape[1:]), dtype=torch.uint8, pin_memory=pinned))
+            batch = batch or ImageBatch(
+                torch.empty((size, *case.images.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
+            )
             start += batch.take(case, start)
             whole = start == len(case.images)
             if batch.filled == size:
@@ -93,7 +96,7 @@ def batches_of(cases: Iterable[CaseSlices], size: int, pinned: bool = False) -> 
         yield batch
 
 
-def ahead(items: Iterator[T], count: int = AHEAD) -> Iterator[T]:
+def made_ahead(items: Iterator[T], count: int = AHEAD) -> Iterator[T]:
     """The same items, made in a thread of their own, at most `count` before they are asked for. Errors are raised in their turn."""
     with ThreadPoolExecutor(1, "reader") as reader:
         made = deque(reader.submit(next, items, _END) for _ in range(count))
@@ -106,8 +109,8 @@ def ahead(items: Iterator[T], count: int = AHEAD) -> Iterator[T]:
 
 
 def compute_batches(
-    batches: Iterable[Batch], compute: Compute, device: torch.device
-) -> Iterator[tuple[Batch, list[np.ndarray]]]:
+    batches: Iterable[ImageBatch], compute: Compute, device: torch.device
+) -> Iterator[tuple[ImageBatch, list[np.ndarray]]]:
     """Every batch with its results. A GPU is given the next batch before the results of this one are waited for."""
     waiting = None
     for batch in batches:
@@ -120,7 +123,9 @@ def compute_batches(
         yield waiting()
 
 
-def _launch(batch: Batch, compute: Compute, device: torch.device) -> Callable[[], tuple[Batch, list[np.ndarray]]]:
+def _launch(
+    batch: ImageBatch, compute: Compute, device: torch.device
+) -> Callable[[], tuple[ImageBatch, list[np.ndarray]]]:
     """Queue a batch on the device; the returned function waits for it."""
     on_gpu = device.type == "cuda"
     results = compute(batch.images[: batch.filled].to(device, non_blocking=on_gpu)) if batch.filled else ()
@@ -130,7 +135,7 @@ def _launch(batch: Batch, compute: Compute, device: torch.device) -> Callable[[]
     ]
     done = torch.cuda.current_stream(device).record_event() if on_gpu else None
 
-    def wait() -> tuple[Batch, list[np.ndarray]]:
+    def wait() -> tuple[ImageBatch, list[np.ndarray]]:
         if done is not None:
             done.synchronize()
         return batch, [result.numpy() for result in here]
@@ -138,7 +143,9 @@ def _launch(batch: Batch, compute: Compute, device: torch.device) -> Callable[[]
     return wait
 
 
-def case_results(computed: Iterable[tuple[Batch, list[np.ndarray]]]) -> Iterator[tuple[CaseSlices, list[np.ndarray]]]:
+def case_results(
+    computed: Iterable[tuple[ImageBatch, list[np.ndarray]]],
+) -> Iterator[tuple[CaseImages, list[np.ndarray]]]:
     """Every case with its results, put together again across the borders of batches."""
     pieces: list[list[np.ndarray]] = []
     for batch, results in computed:
@@ -182,7 +189,7 @@ class InPieces:
         log.warning("out of memory on %s: going on with %d slices at once", self.key, self.size)
 
 
-def refuse_not_finite(case: CaseSlices, grids: np.ndarray) -> None:
+def refuse_not_finite(case: CaseImages, grids: np.ndarray) -> None:
     """Raise CaseError where half precision did not hold the map."""
     if not np.isfinite(grids).all():
         raise CaseError(

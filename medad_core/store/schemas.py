@@ -95,3 +95,6 @@ PREDICTIONS = pa.schema(
 
 # The view of an incremental cohort: which content of a case was screened, and in which batch.
 COHORT_PREDICTIONS = pa.schema([*PREDICTIONS, _field("revision", pa.int32()), _field("batch", pa.int32())])
+
+# The stages of a run, in their order: name and folder, and the rows in it.
+PART_STAGES = {"slices": SLICES, "maps": MAPS, "prompts": PROMPTS, "answers": ANSWERS}

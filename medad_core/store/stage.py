@@ -29,6 +29,7 @@ from medad_core.store.bookkeeping import PARTS, Bookkeeping, part_name
 from medad_core.store.files import FileStamp
 from medad_core.store.planning import account, difference, make_plan
 from medad_core.store.records import Item, PartPlan, PartRecord, Plan, StageManifest, StageProgress, manifest_of
+from medad_core.store.schemas import PART_STAGES
 from medad_core.store.tables import Rows, read_case_rows, read_table, write_groups
 
 log = logging.getLogger(__name__)
@@ -173,9 +174,11 @@ class Stage:
 
     def done_inputs(self, number: int) -> tuple[str, ...]:
         """The cases of a part that have rows, in row order. Raises StoreError where the part is not done."""
-        record = self._required(number)
-        without_rows = {item.key for item in (*record.skipped, *record.failed)}
-        return tuple(key for key in self._planned(number).inputs if key not in without_rows)
+        return self._done(self._required(number))
+
+    def finished_inputs(self) -> list[tuple[str, ...]]:
+        """`done_inputs` of every part. Raises StoreError where the stage is not finished."""
+        return [self._done(record) for record in self.require_finished().parts]
 
     # --- completion -------------------------------------------------------------------------------------------------
 
@@ -262,6 +265,10 @@ class Stage:
             raise StoreError(f"stage {self.name} in {self.run} has {len(parts)} parts; there is no part {number}")
         return parts[number]
 
+    def _done(self, record: PartRecord) -> tuple[str, ...]:
+        without_rows = {item.key for item in (*record.skipped, *record.failed)}
+        return tuple(key for key in self._planned(record.number).inputs if key not in without_rows)
+
     def _required(self, number: int) -> PartRecord:
         self._planned(number)
         record = self._books.record(self.plan(), number)
@@ -293,3 +300,13 @@ class Stage:
         shown = ", ".join(map(str, pending[:8])) + (", …" if len(pending) > 8 else "")
         missing = f"part {shown} of {len(self.plan().parts)} parts pending" if pending else "no manifest"
         return f"stage {self.name} in {self.run} is not finished ({missing}); run the same command again to go on"
+
+
+def stage_of(run: str, name: str) -> Stage:
+    """One of the stages slices, maps, prompts, answers of the run in the folder `run`."""
+    return Stage(run, name, PART_STAGES[name])
+
+
+def open_stages(run: str) -> dict[str, Stage]:
+    """All stages of the run in the folder `run`, by name, in their order."""
+    return {name: stage_of(run, name) for name in PART_STAGES}

@@ -1,0 +1,164 @@
+"""The parts of one stage are made, or quarantined, or the run stops.
+
+One decision: an executor makes ranges of parts and judges nothing; the supervisor judges and makes nothing. What it does, in
+order:
+
+1. A part in the middle of which this very process ended before is made apart, in a process of its own.
+2. All other parts are made side by side, in ranges.
+3. Of a range that failed, the first part that is not done is to blame: it is tried alone, and given up where it fails again.
+   The rest of the range is made once more. Where only worker processes died, for the first time, everything is made once more.
+4. Where many are given up one after another, the machine is in doubt: a part that went well before is made again, to prove it.
+   Where it fails, or there is none, the run stops.
+5. At the end those that were given up are quarantined.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Protocol
+
+from medad_core.faults.quarantine import quarantine
+from medad_core.faults.suspect import Suspect, suspect_of
+from medad_core.faults.trial import Trial
+from medad_core.store import Stage
+
+log = logging.getLogger(__name__)
+Range = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A range of parts that was not made to its end, and the error that it ended with."""
+
+    numbers: Range
+    error: Exception
+
+    @property
+    def is_death(self) -> bool:
+        """Whether a worker process died."""
+        return isinstance(self.error, BrokenProcessPool)
+
+
+class Executor(Protocol):
+    """Makes ranges of parts of one stage."""
+
+    @property
+    def is_own_process(self) -> bool:
+        """Whether parts are made in this very process, which a part may end."""
+
+    def make(self, ranges: Sequence[Range]) -> list[Failure]:
+        """Make the ranges side by side; those that failed. Errors that may heal were tried again already."""
+
+    def make_alone(self, number: int) -> Failure | None:
+        """Make one part once, beside no other; None where it was made."""
+
+    def make_apart(self, number: int) -> Failure | None:
+        """Make one part in a new process; None where it was made."""
+
+
+class Supervisor:
+    """Lets `executor` make parts of `stage`; `tries_alone` is how often a part is tried that is to blame."""
+
+    def __init__(self, stage: Stage, executor: Executor, tries_alone: int = 1, machine_is_well: bool = False) -> None:
+        self.stage = stage
+        self.executor = executor
+        self.tries_alone = max(1, tries_alone)
+        self.trial = Trial(machine_is_well)
+
+    def make(self, ranges: Sequence[Range]) -> None:
+        """Make every part of `ranges`, or quarantine it. Raises what stops the run."""
+        ranges = self._make_dangerous_apart(ranges)
+        deaths = 0
+        while ranges:
+            failures = self.executor.make(ranges)
+            if failures:
+                self.stage.sweep()  # after workers that died
+            deaths += any(failure.is_death for failure in failures)
+            undone = self._undone(failures)
+            if deaths == 1 and all(failure.is_death for failure in failures):
+                log.warning("a worker process of %s died; its parts are made again in new ones", self.stage.name)
+            else:
+                self._try_first_parts(undone, failures, deaths)
+                undone = [numbers[1:] for numbers in undone]
+            ranges = [numbers for numbers in undone if numbers]
+        self._quarantine()
+
+    def _make_dangerous_apart(self, ranges: Sequence[Range]) -> list[Range]:
+        """Make the parts that ended this process before in another one; the ranges without them."""
+        if not self.executor.is_own_process:
+            return list(ranges)
+        begun = self.stage.begun()
+        dangerous = [number for numbers in ranges for number in numbers if number in begun]
+        for number in dangerous:
+            log.warning(
+                "a process ended in the middle of %s part %d; the part is made in one of its own now",
+                self.stage.name,
+                number,
+            )
+            self._judge(number, self.executor.make_apart(number), attempts_before=1)
+        safe = ([number for number in numbers if number not in dangerous] for numbers in ranges)
+        return [numbers for numbers in safe if numbers]
+
+    def _undone(self, failures: Sequence[Failure]) -> list[Range]:
+        """Of each failed range the parts that are still to be made. Raises what stops the run."""
+        for failure in failures:
+            suspect_of(failure.error)
+        if not failures:
+            return []
+        given_up = {part.number for part in self.trial.given_up}
+        left = set(self.stage.pending()) - given_up
+        return [[number for number in failure.numbers if number in left] for failure in failures]
+
+    def _try_first_parts(self, undone: Sequence[Range], failures: Sequence[Failure], deaths: int) -> None:
+        """Try alone the first part of each range: the one that its error came from."""
+        for numbers, failure in zip(undone, failures, strict=True):
+            if numbers:
+                attempts_before = suspect_of(failure.error).attempts + (deaths > 1)
+                self._judge(numbers[0], self._alone(numbers[0]), attempts_before)
+
+    def _alone(self, number: int) -> Failure | None:
+        for _ in range(self.tries_alone):
+            failure = self.executor.make_alone(number)
+            if failure is None:
+                return None
+            self.stage.sweep()
+        suspect_of(failure.error).attempts = self.tries_alone
+        return failure
+
+    def _judge(self, number: int, failure: Failure | None, attempts_before: int) -> None:
+        """Give a part up, unless it was made after all. Raises the suspect where the machine fails and not the part."""
+        if failure is None:
+            return
+        suspect = suspect_of(failure.error)
+        if self.trial.give_up(number, attempts_before + suspect.attempts, suspect, self._made()):
+            self._prove_machine(suspect)
+
+    def _prove_machine(self, suspect: Suspect) -> None:
+        """Make a part again that went well once. Raises the suspect where there is none, or it does not go well now."""
+        good = [number for number, record in self.stage.records().items() if record.rows]
+        if not good:
+            raise suspect
+        log.warning(
+            "%s part %d is made again, to see whether it is the machine that fails",
+            self.stage.name,
+            good[-1],
+        )
+        self.stage.forget(good[-1])
+        if self._alone(good[-1]) is not None:
+            raise suspect
+        self.trial.trust()
+
+    def _quarantine(self) -> None:
+        """Record what was given up. Raises a suspect where the machine may have failed and not the part."""
+        made = self._made()
+        if self.trial.in_doubt(made):
+            self._prove_machine(self.trial.given_up[-1].suspect)
+        for part in self.trial.verdict(made):
+            quarantine(self.stage, part.number, part.attempts, part.suspect.reason)
+
+    def _made(self) -> int:
+        """How many parts have rows, of earlier lives of the run too."""
+        return sum(record.rows > 0 for record in self.stage.records().values())

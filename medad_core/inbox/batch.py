@@ -1,0 +1,119 @@
+"""One batch: which studies it takes, and what became of each once its run is finished.
+
+One decision: a case whose files are no longer those that were planned does not count; the next batch screens it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow.compute as pc
+
+from medad_core.data.cases import Case, VolumeRef
+from medad_core.data.nifti import UNREADABLE
+from medad_core.errors import StoreError
+from medad_core.inbox.records import Batch, BatchPlan, PlannedStudy, Screening, StoredFile, Study
+from medad_core.inbox.scan import unchanged
+from medad_core.stages.common import QUARANTINED, write_rejected
+from medad_core.store import read_table, sha256_file
+
+PREDICTIONS = "predictions.parquet"
+
+
+def histories_of(batches: Sequence[Batch]) -> dict[str, tuple[Screening, ...]]:
+    """All screenings of every case, oldest first, by case_id; `batches` are oldest first."""
+    screenings: dict[str, list[Screening]] = {}
+    for batch in batches:
+        for screening in batch.screenings:
+            screenings.setdefault(screening.case_id, []).append(screening)
+    return {case_id: tuple(screenings[case_id]) for case_id in sorted(screenings)}
+
+
+def next_screening(study: Study, history: tuple[Screening, ...], attempts: int) -> PlannedStudy | None:
+    """The screening that a study needs, None where its content is on record for good.
+
+    `history` are the screenings of its case, oldest first. A quarantined content is tried `attempts` times in all.
+    """
+    if not history:
+        return PlannedStudy(study=study, revision=1, attempt=1)
+    last = history[-1]
+    if last.content != study.content:
+        return PlannedStudy(study=study, revision=last.revision + 1, attempt=1)
+    quarantined = last.reason is not None and QUARANTINED in last.reason
+    if quarantined and last.attempt < attempts:
+        return PlannedStudy(study=study, revision=last.revision, attempt=last.attempt + 1)
+    return None
+
+
+def case_of(inbox: Path, study: Study, modality: str) -> Case:
+    """A study as `read_slices` wants it, with `inbox` where it is mounted."""
+
+    def ref(file: StoredFile) -> VolumeRef:
+        return VolumeRef(str(inbox / file.path), file.channel)
+
+    return Case(study.case_id, {modality: ref(study.volume)}, ref(study.mask) if study.mask else None)
+
+
+def finished_batch(run: Path, inbox: Path, plan: BatchPlan) -> Batch:
+    """The commit of a batch whose `run` is finished.
+
+    Raises StoreError where a case has neither rows nor a reason, or both.
+    """
+    predictions = str(run / PREDICTIONS)
+    rows = _rows_by_case(predictions)
+    reasons = {case_id: f"{stage}: {reason}" for case_id, stage, reason in write_rejected(str(run))}
+    changed = {planned.study.case_id for planned in plan.studies if _is_changed(inbox, planned.study, reasons)}
+    screenings = [
+        _screening(plan.number, planned, rows, reasons)
+        for planned in plan.studies
+        if planned.study.case_id not in changed
+    ]
+    return Batch(
+        number=plan.number,
+        opened=plan.opened,
+        committed=current_time(),
+        fingerprint=plan.fingerprint,
+        predictions_sha256=sha256_file(predictions),
+        screenings=tuple(screenings),
+        changed=tuple(planned.study.case_id for planned in plan.studies if planned.study.case_id in changed),
+    )
+
+
+def current_time() -> str:
+    """UTC in ISO format, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _is_changed(inbox: Path, study: Study, reasons: Mapping[str, str]) -> bool:
+    # A volume that was whole when it was hashed, and could not be read a moment later, is no fault of the study.
+    return UNREADABLE in reasons.get(study.case_id, "") or not unchanged(inbox, study)
+
+
+def _rows_by_case(predictions: str) -> dict[str, int]:
+    counts = pc.value_counts(read_table(predictions, ["case_id"])["case_id"])
+    return dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
+
+
+def _screening(
+    number: int, planned: PlannedStudy, rows_by_case: Mapping[str, int], reasons: Mapping[str, str]
+) -> Screening:
+    case_id = planned.study.case_id
+    rows = rows_by_case.get(case_id, 0)
+    if (rows > 0) == (case_id in reasons):
+        reason = "a reason" if case_id in reasons else "no reason"
+        raise StoreError(
+            f"batch {number}: {case_id} has {rows} rows and {reason} of rejection; "
+            "delete the batch's folder to screen it anew"
+        )
+    return Screening(
+        case_id=case_id,
+        batch=number,
+        revision=planned.revision,
+        attempt=planned.attempt,
+        content=planned.study.content,
+        state="screened" if rows else "rejected",
+        reason=reasons.get(case_id),
+        slices=rows,
+    )

@@ -1,0 +1,204 @@
+"""What determines the rows of each stage, as fields of its fingerprint, before any model is loaded.
+
+One decision: compatibility is settled from fingerprints when a run is opened, so a decoder of another encoder is refused
+before the first forward pass. The precision of maps is settled there too: whichever machine goes on with a run keeps to it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from medad_core.config import Settings
+from medad_core.errors import WeightsError
+from medad_core.llm.engine import llm_fingerprint, llm_folder
+from medad_core.llm.lora import check_lora
+from medad_core.llm.prompt import check_prompts, wording_sha256
+from medad_core.llm.sizing import resolved_dtype
+from medad_core.models.device import precision_of
+from medad_core.models.encoder import NO_JOINT, encoder_fingerprint, joint_width
+from medad_core.models.resolve import model_folder
+from medad_core.models.text import load_sentences, text_encoder_fingerprint
+from medad_core.models.weights import (
+    CONVERTER,
+    DECODER,
+    check_fit,
+    converter_facts,
+    weights_fingerprint,
+    weights_folder,
+)
+
+Fields = dict[str, str]
+
+
+@dataclass(frozen=True)
+class ResolvedModels:
+    """The models of a run: for each stage after `slices` what determines its rows."""
+
+    maps: Fields
+    prompts: Fields
+    answers: Fields
+
+    @classmethod
+    def of(cls, settings: Settings, stored_maps: Mapping[str, str] | None = None) -> ResolvedModels:
+        """The models that settings name; `stored_maps` is the fingerprint of maps that a run already has.
+
+        Raises UsageError or WeightsError where one is missing, or they do not fit together.
+        """
+        maps = maps_fingerprint(settings, stored_maps)
+        return cls(maps, prompts_fingerprint(settings), answers_fingerprint(settings))
+
+    @property
+    def precision(self) -> str:
+        """The precision in which maps are made."""
+        return settled_precision(self.maps)
+
+
+def run_fingerprint(settings: Settings, stored: Mapping[str, str] | None = None) -> Fields:
+    """All that determines the predictions of a case, its files aside; `stored` as `stored_maps` above."""
+    models = ResolvedModels.of(settings, stored)
+    return {**slices_fields(settings), **models.maps, **models.prompts, **models.answers}
+
+
+def slices_fields(settings: Settings) -> Fields:
+    """What of the settings determines the picture of a slice."""
+    return settings_fields(settings, "data.modality", "data.first_slice", "data.last_slice", "data.scaling")
+
+
+def settings_fields(settings: Settings, *keys: str) -> Fields:
+    """The named sections of the settings as fingerprint fields."""
+    tree = settings.model_dump(mode="json")
+    fields = {}
+    for key in keys:
+        value = tree
+        for name in key.split("."):
+            value = value[name]
+        fields[key] = str(value)
+    return fields
+
+
+def shared_fingerprint(settings: Settings) -> Fields:
+    """Fields that both decoder and converter were made for."""
+    text = text_encoder_fingerprint(settings.models.text_encoder, where=settings.models)
+    return {**text, "sentences_sha256": load_sentences().sha256, "scaling": _scaling_key(settings)}
+
+
+def _scaling_key(settings: Settings) -> str:
+    """What of modality and intensity scaling a decoder depends on."""
+    return json.dumps({"modality": settings.data.modality, **settings.data.scaling.model_dump()}, sort_keys=True)
+
+
+def maps_fingerprint(settings: Settings, stored: Mapping[str, str] | None = None) -> Fields:
+    """What determines maps: encoder, texts, decoder, score, and a precision other than float32.
+
+    `stored` is the fingerprint of maps that a run already has; precision `auto` keeps to theirs. Raises WeightsError where
+    decoder and encoder do not fit.
+    """
+    folder = weights_folder(settings.models.weights)
+    present = {
+        **encoder_fingerprint(settings.models.encoder, where=settings.models),
+        **shared_fingerprint(settings),
+    }
+    check_fit(folder / DECODER, present)
+    fields = {
+        **present,
+        **weights_fingerprint(folder, DECODER),
+        "image_score": settings.models.image_score.model_dump_json(),
+    }
+    joint = joint_of(settings)
+    if joint is not None:
+        fields["embedding"] = f"joint space, {joint} wide"
+    keeps_stored = stored is not None and settings.models.precision == "auto"
+    precision = settled_precision(stored) if keeps_stored and stored is not None else precision_of(settings)
+    if precision != "float32":
+        fields["precision"] = precision
+    return fields
+
+
+def settled_precision(fingerprint: Mapping[str, str]) -> str:
+    """The precision in which the maps of a fingerprint are made.
+
+    float32 is not written, so that maps older than the setting keep their fingerprint.
+    """
+    return fingerprint.get("precision", "float32")
+
+
+def joint_of(settings: Settings) -> int | None:
+    """Width of the image embedding that the converter asks for. Raises WeightsError where the encoder cannot give it."""
+    asked = converter_facts(weights_folder(settings.models.weights)).joint
+    if asked is None:
+        return None
+    given = joint_width(settings.models.encoder, where=settings.models)
+    if given is None:
+        raise WeightsError(NO_JOINT.format(name=settings.models.encoder))
+    if asked != given:
+        raise WeightsError(f"models.encoder: its joint space is {given} wide, the converter wants {asked}")
+    return asked
+
+
+def prompts_fingerprint(settings: Settings) -> Fields:
+    """What determines map tokens: the converter. Raises WeightsError where it was made for another LLM."""
+    folder = weights_folder(settings.models.weights)
+    check_fit(folder / CONVERTER, converter_surroundings(settings))
+    return weights_fingerprint(folder, CONVERTER)
+
+
+def converter_surroundings(settings: Settings) -> Fields:
+    """What a converter has to fit."""
+    llm = llm_fingerprint(settings.llm.model, settings.llm.lora, where=settings.models)
+    return {**llm, **shared_fingerprint(settings)}
+
+
+def answers_fingerprint(settings: Settings) -> Fields:
+    """What determines answers: how the LLM speaks, a template other than that of the weights, and how the user's own LLM spells it."""
+    fields = speech_fingerprint(settings)
+    model = model_folder(settings.llm.model, "language model", settings.models)
+    if not model.packaged:
+        fields["wording"] = wording_sha256(model.folder, *wording(settings))
+    template = settings.llm.template
+    if template not in ("auto", converter_facts(weights_folder(settings.models.weights)).template):
+        fields["template"] = template
+    return fields
+
+
+def speech_fingerprint(settings: Settings) -> Fields:
+    """The LLM, its limit, its type and whether it is held to the grammar; not the engine: engines give the same greedy answers.
+
+    float32 and free speech are not written, so that answers older than these settings keep their fingerprint.
+    """
+    llm = settings.llm
+    fields = {
+        **llm_fingerprint(llm.model, llm.lora, where=settings.models),
+        "max_new_tokens": str(llm.max_new_tokens),
+    }
+    dtype = resolved_dtype(llm_folder(llm.model, where=settings.models), llm.dtype)
+    if dtype != "float32":
+        fields["llm_dtype"] = dtype
+    if llm.structured:
+        fields["structured"] = "true"
+    return fields
+
+
+def wording(settings: Settings) -> tuple[str, bool]:
+    """The template that the LLM is asked in, and whether a slice has a token of its embedding."""
+    facts = converter_facts(weights_folder(settings.models.weights))
+    template = facts.template if settings.llm.template == "auto" else settings.llm.template
+    return template, facts.joint is not None
+
+
+def check_wording(settings: Settings) -> None:
+    """Raise WeightsError where the LLM cannot be asked in the template of settings and weights; loads a tokenizer only."""
+    check_llm(settings, *wording(settings))
+
+
+def check_llm(settings: Settings, template: str, image: bool = False) -> None:
+    """Raise WeightsError where an LLM cannot be asked in a template, or its LoRA does not fit it.
+
+    Reads a tokenizer and headers only.
+    """
+    folder = llm_folder(settings.llm.model, where=settings.models)
+    check_prompts(folder, template, image)
+    if settings.llm.lora is not None:
+        check_lora(folder, Path(settings.llm.lora).expanduser())

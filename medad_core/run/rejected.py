@@ -1,0 +1,34 @@
+"""`RUN/rejected.csv`: every case that some stage could not use, and why."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+
+from medad_core.store import Stage, join, write_text
+
+NAME = "rejected.csv"
+QUARANTINED = "quarantined after "  # how the reason of a case begins whose part was given up
+Rejected = tuple[str, str, str]  # case_id, stage, reason
+
+
+def rejected_cases(stages: Iterable[Stage]) -> list[Rejected]:
+    """Case, stage and reason of every case that failed, sorted. Raises StoreError where a plan is damaged."""
+    rows = []
+    for stage in stages:
+        if stage.find_plan() is not None:
+            failed = (item for record in stage.records().values() for item in record.failed)
+            rows += [(item.key, stage.name, item.reason) for item in failed]
+    return sorted(rows)
+
+
+def write_rejected(run: str, stages: Iterable[Stage]) -> list[Rejected]:
+    """Write `rejected.csv` of the run in the folder `run`; returns its rows. Raises StoreError."""
+    rows = rejected_cases(stages)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("case_id", "stage", "reason"))
+    writer.writerows(rows)
+    write_text(join(run, NAME), text.getvalue())
+    return rows

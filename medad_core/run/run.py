@@ -1,0 +1,95 @@
+"""A run, opened once: its settings, its cohort, its models, and the books of its stages.
+
+One decision: whoever opens a run hands it down, and nothing below discovers cases, parses plans or hashes models again.
+What crosses to another process is its folder and its settings, by which `Run.reopen` opens it there.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from medad_core.config import Settings
+from medad_core.data.cases import discover
+from medad_core.environment import package_versions
+from medad_core.llm.engine import check_engine
+from medad_core.models.device import device_of
+from medad_core.run.cohort import Cohort, cohort_of, open_cohort
+from medad_core.run.fingerprints import ResolvedModels, check_wording
+from medad_core.run.info import RunInfo, has_run_info, read_run_info, write_run_info
+from medad_core.run.rejected import Rejected, write_rejected
+from medad_core.store import Stage, check_writable, open_stages
+from medad_core.store.files import sweep
+
+
+class Run:
+    """One pass of a cohort through the stages, in its folder `uri`. Safe for one thread at a time."""
+
+    def __init__(self, uri: str, settings: Settings) -> None:
+        self.uri = uri
+        self.settings = settings
+        self.stages = open_stages(uri)
+
+    @classmethod
+    def open(cls, data: str, out: str, settings: Settings) -> Run:
+        """Open the run of the cases below `data` in the folder `out`, new or begun.
+
+        Everything that can be wrong with the command is found here, before work is spent: raises UsageError, StoreError or
+        WeightsError. A new run gets its `cohort.json` and `run.json`; of an old one only leftovers of killed writers go.
+        """
+        discovery = discover(data, settings.data.modality)
+        check_writable(out)
+        run = cls(out, settings)
+        check_models(settings)
+        _ = run.models
+        run.cohort = open_cohort(out, Path(data).resolve(), discovery, settings.data)
+        run.sweep()
+        if not has_run_info(out):
+            run.note(data)
+        return run
+
+    @classmethod
+    def reopen(cls, uri: str, settings: Settings | None = None) -> Run:
+        """A run that is there; without settings, by those that it was made with. Raises StoreError where it is none."""
+        return cls(uri, settings or read_run_info(uri).parsed_settings())
+
+    @cached_property
+    def cohort(self) -> Cohort:
+        """Who is screened. Raises StoreError where the run was never opened."""
+        return cohort_of(self.uri)
+
+    @cached_property
+    def models(self) -> ResolvedModels:
+        """What determines the rows of every stage. Raises UsageError or WeightsError where models are missing or do not fit."""
+        plan = self.stage("maps").find_plan()
+        return ResolvedModels.of(self.settings, plan and plan.fingerprint)
+
+    def stage(self, name: str) -> Stage:
+        """One of the stages slices, maps, prompts, answers."""
+        return self.stages[name]
+
+    def note(self, data: str) -> None:
+        """Write `run.json`: the command that the run was given.
+
+        For a run that is begun only once its stages have agreed to the settings: a command that is refused must not change
+        what the run says of itself.
+        """
+        info = RunInfo.of(self.settings, str(Path(data).resolve()), package_versions())
+        write_run_info(self.uri, info)
+
+    def sweep(self) -> None:
+        """Remove the temporary files that killed writers left. Raises StoreError."""
+        sweep(self.uri)
+        for stage in self.stages.values():
+            stage.sweep()
+
+    def write_rejected(self) -> list[Rejected]:
+        """Write `rejected.csv`; returns its rows. Raises StoreError."""
+        return write_rejected(self.uri, self.stages.values())
+
+
+def check_models(settings: Settings) -> None:
+    """Raise UsageError or WeightsError where the device, the engine or the LLM's template of settings cannot be had."""
+    device_of(settings)
+    check_engine(settings.llm)
+    check_wording(settings)

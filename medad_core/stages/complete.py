@@ -1,0 +1,39 @@
+"""A stage from its plan to its manifest: plan, let the supervisor make what is pending, finish."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from medad_core.faults.supervisor import Executor, Supervisor
+from medad_core.run.run import Run
+from medad_core.stages.parts import stage_module
+from medad_core.store import StageProgress
+
+
+def plan_stage(run: Run, name: str) -> None:
+    """Plan a stage of a run, or check that the stored plan is of the same. There is one planner a stage."""
+    stage_module(name).plan(run)
+
+
+def complete_stage(
+    run: Run, name: str, executor: Executor, ranges: int = 1, machine_is_well: bool = False
+) -> StageProgress:
+    """Make, through `executor` and in so many ranges, what is pending of a planned stage; finish it.
+
+    Raises what stops the run; a part that cannot be made is quarantined. `machine_is_well`: it worked a moment ago, with
+    other cases.
+    """
+    stage = run.stage(name)
+    supervisor = Supervisor(stage, executor, run.settings.flow.retries, machine_is_well)
+    supervisor.make(ranges_of(stage.pending(), ranges))
+    stage.finish()
+    run.write_rejected()
+    return stage.progress()
+
+
+def ranges_of(numbers: Sequence[int], count: int) -> list[list[int]]:
+    """`numbers` in at most `count` runs of nearly equal length, in order."""
+    count = min(count, len(numbers))
+    bounds = [len(numbers) * step // count for step in range(count + 1)] if count else []
+    return [list(numbers[start:stop]) for start, stop in itertools.pairwise(bounds)]

@@ -1,0 +1,85 @@
+"""The whole path in this process, without an orchestrator: cases in; predictions, metrics and page out.
+
+    from medad_core.config import Settings
+    from medad_core.stages.screen import screen
+
+    results = screen("DATA", "RUN", Settings())
+
+One decision: it differs from the flows in who calls the parts, and in nothing else; faults are supervised in the same way.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+from medad_core.config import Settings
+from medad_core.errors import MedadError
+from medad_core.faults.classify import can_heal
+from medad_core.faults.supervisor import Failure, Range
+from medad_core.run.run import Run
+from medad_core.stages.complete import complete_stage, plan_stage
+from medad_core.stages.evaluate import Results, evaluate_run
+from medad_core.stages.parts import make_parts
+from medad_core.store import PART_STAGES, StageProgress
+
+
+def screen(data: str, out: str, settings: Settings | None = None) -> Results:
+    """Screen every case below `data` into the folder `out`; call it again to resume. Raises MedadError."""
+    run = Run.open(data, out, settings or Settings())
+    for name in PART_STAGES:
+        plan_stage(run, name)
+        progress = complete_stage(run, name, LoopExecutor(run, name))
+        require_cases(run, progress)
+    run.note(data)
+    return evaluate_run(run)
+
+
+def require_cases(run: Run, progress: StageProgress) -> None:
+    """Raise MedadError where the stage `slices` left no case to go on with."""
+    if progress.stage == "slices" and progress.done == 0:
+        requested = progress.requested
+        raise MedadError(f"none of the {requested} cases could be used; {run.uri}/rejected.csv says why of each")
+
+
+class LoopExecutor:
+    """See `Executor`: ranges one after another, in this process."""
+
+    is_own_process = True
+
+    def __init__(self, run: Run, name: str) -> None:
+        self.run = run
+        self.name = name
+
+    def make(self, ranges: Sequence[Range]) -> list[Failure]:
+        """See `Executor.make`."""
+        failures = (self._make(numbers, self.run.settings.flow.retries) for numbers in ranges)
+        return [failure for failure in failures if failure is not None]
+
+    def make_alone(self, number: int) -> Failure | None:
+        """See `Executor.make_alone`."""
+        return self._make([number], retries=0)
+
+    def make_apart(self, number: int) -> Failure | None:
+        """See `Executor.make_apart`."""
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            error = pool.submit(make_parts, self.run.uri, self.run.settings, self.name, [number]).exception()
+        if isinstance(error, Exception):
+            return Failure([number], error)
+        if error is not None:
+            raise error
+        return None
+
+    def _make(self, numbers: Range, retries: int) -> Failure | None:
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                make_parts(self.run.uri, self.run.settings, self.name, numbers, attempt)
+                return None
+            except Exception as error:
+                if attempt > retries or not can_heal(error):
+                    return Failure(numbers, error)
+            time.sleep(self.run.settings.flow.retry_delay_s)

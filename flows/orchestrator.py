@@ -1,7 +1,7 @@
 """The Prefect server and the runners that settings name: what is there, and what cannot work.
 
-One decision: a runner that cannot work here, or a server that does not answer, costs one line before the run, never a failed
-flow run.
+One decision: a runner that cannot work here, or a server that does not answer, costs one line before the run, never a
+failed flow run.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ def server_url() -> str | None:
     return PREFECT_API_URL.value()
 
 
-def server_fault(url: str, timeout_s: float = SERVER_TIMEOUT_S) -> Exception | None:
-    """What keeps the Prefect server at `url` from answering, None where it answers."""
+def server_fault(url: str, timeout_s: float = SERVER_TIMEOUT_S, *, trust_env: bool = True) -> Exception | None:
+    """What keeps the Prefect server at `url` from answering, None where it answers.
+
+    `trust_env` False asks past the proxy of the environment.
+    """
     import httpx
 
     try:
-        httpx.get(f"{url}/health", timeout=timeout_s).raise_for_status()
-    except httpx.HTTPError as error:
+        httpx.get(f"{url}/health", timeout=timeout_s, trust_env=trust_env).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         return error
     return None
 

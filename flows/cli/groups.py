@@ -72,7 +72,7 @@ class Group:
                     self.print_line(f"{self.name} | {line}")
 
     def _is_new(self, line: str) -> bool:
-        """Whether a line says something new.
+        """Whether a line is new, numbers aside.
 
         Prefect's server on SQLite reports every write that it has to try again, with other numbers each time.
         """

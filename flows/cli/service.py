@@ -80,7 +80,8 @@ class Service:
 
     def stop(self) -> None:
         """End all: workers first, because their flow runs report to the server how they end."""
-        server, workers = self.groups[:1], self.groups[1:]
+        server = self.groups[:1]  # none where it could not be started
+        workers = self.groups[1:]
         server_runs = bool(server) and not server[0].has_ended()
         endings = [threading.Thread(target=group.end, args=(GRACE_S, self._at_once)) for group in workers]
         for ending in endings:

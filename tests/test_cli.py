@@ -156,7 +156,7 @@ def test_models_and_doctor_say_what_is_there():
 
 
 def test_phantoms_can_be_screened_cases(tmp_path):
-    from medad_core.data.cases import discover
+    from medad_core.data.discovery import discover
 
     assert medad("phantom", tmp_path / "cohort", "--cases", 1, "--seed", 3).exit_code == 0
     assert len(discover(tmp_path / "cohort").cases) == 1

@@ -15,7 +15,8 @@ import nibabel
 from pydantic import BaseModel, ConfigDict
 
 from medad_core.config import DataSettings
-from medad_core.data.cases import Case, Discovery, VolumeRef, discover
+from medad_core.data.cases import Case, Discovery, VolumeRef
+from medad_core.data.discovery import discover
 from medad_core.data.names import patient_of
 from medad_core.data.nifti import open_nifti
 from medad_core.data.split import split_cases

@@ -20,9 +20,9 @@ from medad_core.config import Settings
 from medad_core.data.cases import Case, Rejection
 from medad_core.data.read import read_slices
 from medad_core.errors import CaseError
+from medad_core.models.device import batch_size_of
 from medad_core.models.encoder import Encoder
 from medad_core.run.cohort import Cohort, Member
-from medad_core.stages.models import batch_size_of
 
 log = logging.getLogger(__name__)
 

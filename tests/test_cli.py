@@ -13,7 +13,7 @@ import pytest
 from prefect_harness import WORDS, break_case, write_case
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.cli.app import app
 from medad_core.models.weights import weights_folder
 
 pytest_plugins = ("prefect_harness",)

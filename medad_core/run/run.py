@@ -66,7 +66,7 @@ class Run:
         from medad_core.run.fingerprints import ResolvedModels
 
         plan = self.stage("maps").find_plan()
-        return ResolvedModels.of(self.settings, plan and plan.fingerprint)
+        return ResolvedModels.of(self.settings, None if plan is None else plan.fingerprint)
 
     def stage(self, name: str) -> Stage:
         """One of the stages slices, maps, prompts, answers."""

@@ -194,8 +194,9 @@ def test_commands_within_sentences_name_commands_options_and_settings_that_exist
         load_settings(None, [word for word in rest if SETTING.match(word)])
 
 
-@pytest.mark.parametrize("words", [["--help"], ["models"], ["doctor"], ["benchmark", "--help"]], ids=" ".join)
-def test_cheap_commands_run(words, untouched):
+# `medad models` and `medad doctor` are run in test_cli.py.
+@pytest.mark.parametrize("words", [["--help"], ["benchmark", "--help"], ["models", "import", "--help"]], ids=" ".join)
+def test_help_is_there_at_every_level(words, untouched):
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
 

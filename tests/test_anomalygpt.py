@@ -161,7 +161,7 @@ def settings(imported) -> Settings:
     return load_settings(
         None,
         [
-            *imported.words,
+            *imported.settings,
             "models.device=cpu",
             "llm.engine=transformers",
             "llm.max_new_tokens=5",

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from medad_core.stages.common import PART_STAGES, stage_of
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.preflight import check_orchestration, check_screening
@@ -23,6 +22,7 @@ from medad_core.models.converter import Converter
 from medad_core.models.decoder import Decoder
 from medad_core.models.encoder import VisionTransformerEncoder
 from medad_core.stages import maps as maps_stage
+from medad_core.stages.common import PART_STAGES, stage_of
 from tasks.policy import can_heal
 
 pytest_plugins = ("prefect_harness",)

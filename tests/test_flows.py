@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from flows.runner import check_runner, ranges_of
 from hypothesis import given
 from hypothesis import strategies as st
+from medad_core.stages.common import PART_STAGES, stage_of
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.preflight import check_orchestration, check_screening
-from flows.runner import check_runner, ranges_of
 from flows.screen import screen
 from flows.stages import maps, slices
 from medad_core.config import FlowSettings, load_settings, settings_to_yaml
@@ -22,7 +23,6 @@ from medad_core.models.converter import Converter
 from medad_core.models.decoder import Decoder
 from medad_core.models.encoder import VisionTransformerEncoder
 from medad_core.stages import maps as maps_stage
-from medad_core.stages.common import PART_STAGES, stage_of
 from tasks.policy import can_heal
 
 pytest_plugins = ("prefect_harness",)

@@ -19,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pytest
+from medad_core.stages.common import QUARANTINED, stage_of
 from prefect_harness import WORDS, write_case
 
 from medad_core.config import load_settings
@@ -28,7 +29,6 @@ from medad_core.inbox.folder import CohortFolder
 from medad_core.inbox.lock import LockedError, holder, locked
 from medad_core.inbox.prune import NOTE, prune
 from medad_core.inbox.scan import InboxScan, scan_inbox
-from medad_core.stages.common import QUARANTINED, stage_of
 from medad_core.store import PREDICTIONS, Item, write_table
 
 SETTINGS = load_settings(None, [*WORDS, "inbox.settle_s=0"])

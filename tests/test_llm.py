@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medad_core.config import LLMSettings, Settings, load_settings
-from medad_core.data.location import CELLS, anatomical, cell_of, neighbours, true_cell
+from medad_core.data.location import CELLS, anatomical, cell_of, true_cell
 from medad_core.errors import UsageError
 from medad_core.llm.engine import check_engine, llm_fingerprint, llm_folder, open_engine
 from medad_core.llm.grammar import GRAMMAR, NO, answer_to, parse, yes
@@ -24,6 +24,7 @@ from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Generation
 from medad_core.llm.sizing import gpu_share, model_size, resolved_dtype
 from medad_core.llm.transformers_engine import shared_prefix
+from medad_core.metrics.location import cell_steps
 from medad_core.models.memory import free_memory
 from medad_core.models.weights import load_converter, weights_folder
 from medad_core.run.fingerprints import answers_fingerprint, shared_fingerprint
@@ -99,8 +100,9 @@ def test_cells_of_an_oblong_slice_are_thirds_of_the_square_it_is_centred_on():
 
 
 def test_corner_has_three_neighbours_and_the_center_eight():
-    assert neighbours("top left") == {"top", "left", "center"}
-    assert len(neighbours("center")) == 8
+    steps = cell_steps(["top left"] * 9, CELLS)
+    assert {cell for cell, step in zip(CELLS, steps, strict=True) if step == 1} == {"top", "left", "center"}
+    assert (cell_steps(["center"] * 9, CELLS) == 1).sum() == 8
 
 
 @pytest.mark.parametrize("text", list(GRAMMAR))
@@ -181,7 +183,6 @@ import json, sys
 import numpy as np
 from medad_core.config import LLMSettings
 from medad_core.llm.engine import llm_folder, open_engine
-from medad_core.llm.prompt import Prompt
 from medad_core.llm.vllm_engine import sampling
 
 if __name__ == "__main__":

@@ -23,13 +23,19 @@ from medad_core.data.names import patient_of
 from medad_core.errors import ConfigError, MedadError, StoreError
 from medad_core.metrics import PixelHistogram
 from medad_core.reproduce.decisions import seed_of_row
+from medad_core.reproduce.experiment import (
+    Experiment,
+    ExperimentCase,
+    check_experiment,
+    experiment_fingerprint,
+    open_experiment,
+)
 from medad_core.reproduce.folds import Fold, deal
 from medad_core.reproduce.rows import derangement
 from medad_core.reproduce.schema import ROWS
-from medad_core.reproduce.study import Study, StudyCase, check_study, open_study, study_fingerprint
 from medad_core.reproduce.table import Cell, joined, make_table
 from medad_core.reproduce.units import (
-    Scored,
+    ScoredUnit,
     Unit,
     failure_of,
     is_done,
@@ -148,7 +154,7 @@ def histograms(case_ids, seed=0) -> dict[str, PixelHistogram]:
 def test_a_unit_comes_back_as_it_was_written(tmp_path):
     unit, scored = (
         Unit("autoencoder", 0, 1),
-        Scored(frame(["a", "b"]), histograms(["a", "b"]), {("a", 61): np.full((8, 8), 7, np.uint8)}),
+        ScoredUnit(frame(["a", "b"]), histograms(["a", "b"]), {("a", 61): np.full((8, 8), 7, np.uint8)}),
     )
     write_failure(str(tmp_path), unit, "no such luck")
     assert failure_of(str(tmp_path), unit) == "fold 0, seed 1: no such luck"
@@ -165,7 +171,7 @@ def test_a_unit_comes_back_as_it_was_written(tmp_path):
 
 def test_units_without_scores_are_pending_and_say_so(tmp_path):
     units = [Unit("autoencoder", 0, 0), Unit("autoencoder", 0, 1)]
-    write_unit(str(tmp_path), units[0], Scored(frame(["a"]), {}, {}))
+    write_unit(str(tmp_path), units[0], ScoredUnit(frame(["a"]), {}, {}))
     assert pending(str(tmp_path), units) == units[1:]
     assert failure_of(str(tmp_path), units[1]) == "fold 0, seed 1: not run yet"
 
@@ -182,31 +188,31 @@ def test_a_shuffled_slice_never_keeps_its_own_map(count, seed):
 # --- decisions ------------------------------------------------------------------------------------------------------
 
 
-def study_of(folds: int = 2) -> Study:
+def experiment_of(folds: int = 2) -> Experiment:
     names = [f"case_{number}" for number in range(6)]
     dealt = [Fold(train=(names[4],), validation=(names[fold],), test=(names[2 + fold],)) for fold in range(folds)]
     cases = tuple(
-        StudyCase(case_id=name, phantom=False, features="", pictures="", first_slice=60, pixel_mm2=1.0)
+        ExperimentCase(case_id=name, phantom=False, features="", pictures="", first_slice=60, pixel_mm2=1.0)
         for name in names
     )
-    return Study(root="somewhere", fingerprint={}, cases=cases, rejected=(), folds=tuple(dealt))
+    return Experiment(root="somewhere", fingerprint={}, cases=cases, rejected=(), folds=tuple(dealt))
 
 
-def scored_folds(study: Study, **changes) -> list[Scored]:
+def scored_folds(experiment: Experiment, **changes) -> list[ScoredUnit]:
     made = []
-    for number, fold in enumerate(study.folds):
+    for number, fold in enumerate(experiment.folds):
         both = pd.concat(
             [frame(fold.validation, "validation", seed=number), frame(fold.test, "test", seed=10 + number)],
             ignore_index=True,
         )
-        made.append(Scored(both.assign(**changes), histograms([*fold.validation, *fold.test], number), {}))
+        made.append(ScoredUnit(both.assign(**changes), histograms([*fold.validation, *fold.test], number), {}))
     return made
 
 
 def test_thresholds_come_from_the_validation_patients_of_the_same_fold():
-    study, chosen = study_of(), load_settings()
-    folds = scored_folds(study)
-    made = seed_of_row("autoencoder", "patients", study, folds, chosen)
+    experiment, chosen = experiment_of(), load_settings()
+    folds = scored_folds(experiment)
+    made = seed_of_row("autoencoder", "patients", experiment, folds, chosen)
     for number, scored in enumerate(folds):
         held = scored.frame[scored.frame["split"] == "validation"]
         [threshold] = [
@@ -218,7 +224,7 @@ def test_thresholds_come_from_the_validation_patients_of_the_same_fold():
         decided = dict(
             zip(
                 zip(made.frame["case_id"], made.frame["slice_index"], strict=True),
-                made.units.decisions[0].said,
+                made.units.decisions[0].verdict,
                 strict=True,
             )
         )
@@ -229,10 +235,10 @@ def test_thresholds_come_from_the_validation_patients_of_the_same_fold():
 
 
 def test_test_labels_change_no_threshold():
-    study, chosen = study_of(), load_settings()
-    folds = scored_folds(study)
+    experiment, chosen = experiment_of(), load_settings()
+    folds = scored_folds(experiment)
     turned = [
-        Scored(
+        ScoredUnit(
             scored.frame.assign(
                 label=scored.frame["label"].where(scored.frame["split"] == "validation", 1 - scored.frame["label"])
             ),
@@ -242,15 +248,15 @@ def test_test_labels_change_no_threshold():
         for scored in folds
     ]
     before, after = (
-        seed_of_row("autoencoder", "patients", study, given, chosen).thresholds for given in (folds, turned)
+        seed_of_row("autoencoder", "patients", experiment, given, chosen).thresholds for given in (folds, turned)
     )
     assert [item.threshold.value for item in before] == [item.threshold.value for item in after]
 
 
 def test_an_answer_that_cannot_be_read_is_wrong_whatever_the_label():
-    study, chosen = study_of(1), load_settings()
+    experiment, chosen = experiment_of(1), load_settings()
     unread = {"answer": "Perhaps.", "answer_parsed": False, "verdict": None}
-    made = seed_of_row("proposed", "patients", study, scored_folds(study, **unread), chosen)
+    made = seed_of_row("proposed", "patients", experiment, scored_folds(experiment, **unread), chosen)
     cells = {(cell.level, cell.metric, cell.rule): cell.values(np.ones((1, 1)))[0] for cell in made.statistics}
     assert cells["image", "accuracy", "answer"] == 0
     assert cells["text", "unparsed_share", ""] == 1
@@ -261,14 +267,14 @@ def test_an_answer_that_cannot_be_read_is_wrong_whatever_the_label():
 
 
 def test_validation_of_one_class_leaves_the_cells_empty_with_the_reason():
-    study, chosen = study_of(), load_settings()
-    folds = scored_folds(study)
-    folds[1] = Scored(
+    experiment, chosen = experiment_of(), load_settings()
+    folds = scored_folds(experiment)
+    folds[1] = ScoredUnit(
         folds[1].frame.assign(label=folds[1].frame["label"].where(folds[1].frame["split"] == "test", 1)),
         folds[1].histograms,
         {},
     )
-    made = seed_of_row("autoencoder", "patients", study, folds, chosen)
+    made = seed_of_row("autoencoder", "patients", experiment, folds, chosen)
     [cell] = [
         cell for cell in made.statistics if (cell.level, cell.metric, cell.rule) == ("image", "accuracy", "youden")
     ]
@@ -276,7 +282,7 @@ def test_validation_of_one_class_leaves_the_cells_empty_with_the_reason():
     assert cell.undefined == "fold 1: nothing tumour-free to validate on"
 
 
-def written(out: Path, study: Study, rows: tuple[str, ...], seeds=(0, 1), **changes) -> None:
+def written(out: Path, experiment: Experiment, rows: tuple[str, ...], seeds=(0, 1), **changes) -> None:
     answers = {
         "answer": "Yes, there is an anomaly at the left of the image.",
         "answer_parsed": True,
@@ -285,25 +291,25 @@ def written(out: Path, study: Study, rows: tuple[str, ...], seeds=(0, 1), **chan
         "map_score": 0.7,
     }
     for row in rows:
-        for fold, number in enumerate(range(len(study.folds))):
+        for fold, number in enumerate(range(len(experiment.folds))):
             for seed in seeds:
-                given = scored_folds(study, **(answers if row == "proposed" else {}), **changes)[number]
+                given = scored_folds(experiment, **(answers if row == "proposed" else {}), **changes)[number]
                 noise = np.random.default_rng([seed, len(row)]).random(len(given.frame)) * 0.2
                 write_unit(
                     str(out),
                     Unit(row, fold, seed),
-                    Scored(given.frame.assign(score=given.frame["score"] * 0.8 + noise), given.histograms, {}),
+                    ScoredUnit(given.frame.assign(score=given.frame["score"] * 0.8 + noise), given.histograms, {}),
                 )
 
 
 def test_a_table_averages_seeds_and_compares_with_the_proposed_scheme_on_the_same_slices(tmp_path):
-    study = study_of()
+    experiment = experiment_of()
     chosen = load_settings(
         None, ["reproduce.rows=[autoencoder, proposed]", "reproduce.seeds=[0, 1]", "evaluate.bootstrap=50"]
     )
-    written(tmp_path, study, ("autoencoder", "proposed"))
+    written(tmp_path, experiment, ("autoencoder", "proposed"))
     lines = (
-        make_table(str(tmp_path), study, chosen)
+        make_table(str(tmp_path), experiment, chosen)
         .lines.to_pandas()
         .set_index(["row", "level", "metric", "rule", "subset"])
         .sort_index()
@@ -332,14 +338,14 @@ def test_a_table_averages_seeds_and_compares_with_the_proposed_scheme_on_the_sam
 
 
 def test_a_row_of_which_one_unit_failed_has_no_numbers_at_all(tmp_path):
-    study = study_of()
+    experiment = experiment_of()
     chosen = load_settings(
         None, ["reproduce.rows=[autoencoder, patchcore]", "reproduce.seeds=[0, 1]", "evaluate.bootstrap=10"]
     )
-    written(tmp_path, study, ("autoencoder", "patchcore"))
+    written(tmp_path, experiment, ("autoencoder", "patchcore"))
     (tmp_path / "rows/patchcore/fold-1-seed-0.parquet").unlink()
     write_failure(str(tmp_path), Unit("patchcore", 1, 0), "out of luck")
-    table = make_table(str(tmp_path), study, chosen)
+    table = make_table(str(tmp_path), experiment, chosen)
     assert table.failed == {"patchcore": "fold 1, seed 0: out of luck"}
     assert set(table.lines["row"].to_pylist()) == {"autoencoder"}
 
@@ -348,12 +354,12 @@ def test_a_row_of_which_one_unit_failed_has_no_numbers_at_all(tmp_path):
     ("suffix", "damage"), [(".npz", b"junk"), (".npz", None), (".parquet", b""), (".npz", b"PK\x03\x04half")]
 )
 def test_a_damaged_file_costs_its_row_with_the_reason_and_the_next_run_makes_it_anew(tmp_path, suffix, damage):
-    study = study_of()
+    experiment = experiment_of()
     chosen = load_settings(None, ["reproduce.rows=[autoencoder, patchcore]", "evaluate.bootstrap=10"])
-    written(tmp_path, study, ("autoencoder", "patchcore"), seeds=(0,))
+    written(tmp_path, experiment, ("autoencoder", "patchcore"), seeds=(0,))
     file, unit = tmp_path / f"rows/patchcore/fold-1-seed-0{suffix}", Unit("patchcore", 1, 0)
     file.unlink() if damage is None else file.write_bytes(damage)
-    table = make_table(str(tmp_path), study, chosen)
+    table = make_table(str(tmp_path), experiment, chosen)
     assert set(table.failed) == {"patchcore"} and table.failed["patchcore"].startswith(
         "fold 1, seed 0: its files are damaged"
     )
@@ -363,7 +369,7 @@ def test_a_damaged_file_costs_its_row_with_the_reason_and_the_next_run_makes_it_
 
 
 def test_a_difference_is_taken_over_the_seeds_that_both_rows_have(tmp_path):
-    study = study_of()
+    experiment = experiment_of()
     chosen = load_settings(
         None,
         [
@@ -373,11 +379,11 @@ def test_a_difference_is_taken_over_the_seeds_that_both_rows_have(tmp_path):
             "evaluate.bootstrap=20",
         ],
     )
-    written(tmp_path, study, ("autoencoder",))
-    written(tmp_path, study, ("proposed",), seeds=(0,))
+    written(tmp_path, experiment, ("autoencoder",))
+    written(tmp_path, experiment, ("proposed",), seeds=(0,))
     alone = load_settings(None, ["reproduce.rows=[autoencoder, proposed]", "evaluate.bootstrap=20"])
     both, one = (
-        make_table(str(tmp_path), study, given)
+        make_table(str(tmp_path), experiment, given)
         .lines.to_pandas()
         .query("row == 'autoencoder'")
         .set_index(["level", "metric", "rule", "subset"])
@@ -397,13 +403,13 @@ def test_a_size_that_differs_between_seeds_is_not_given():
 
 
 def test_what_a_fold_says_of_everyone_is_at_chance_however_folds_differ(tmp_path):
-    study = study_of()
+    experiment = experiment_of()
     chosen = load_settings(None, ["reproduce.rows=[majority]", "evaluate.bootstrap=20"])
-    for fold, scored in enumerate(scored_folds(study)):
+    for fold, scored in enumerate(scored_folds(experiment)):
         write_unit(
-            str(tmp_path), Unit("majority", fold, 0), Scored(scored.frame.assign(score=0.6 + 0.3 * fold), {}, {})
+            str(tmp_path), Unit("majority", fold, 0), ScoredUnit(scored.frame.assign(score=0.6 + 0.3 * fold), {}, {})
         )
-    lines = make_table(str(tmp_path), study, chosen).lines.to_pandas().set_index(["level", "metric"]).sort_index()
+    lines = make_table(str(tmp_path), experiment, chosen).lines.to_pandas().set_index(["level", "metric"]).sort_index()
     [auroc] = lines.loc[[("image", "auroc")], "value"]
     assert auroc == 0.5
 
@@ -424,16 +430,16 @@ def test_settings_under_which_numbers_would_mean_something_else_are_refused(tmp_
 
 
 def test_scores_that_are_not_numbers_leave_cells_empty_with_the_reason(tmp_path):
-    study = study_of()
+    experiment = experiment_of()
     chosen = load_settings(None, ["reproduce.rows=[autoencoder]", "evaluate.bootstrap=10"])
-    written(tmp_path, study, ("autoencoder",), seeds=(0,))
+    written(tmp_path, experiment, ("autoencoder",), seeds=(0,))
     unit = Unit("autoencoder", 1, 0)
     broken = read_unit(str(tmp_path), unit)
     scores = broken.frame["score"].to_numpy(copy=True)
     scores[-1] = np.nan
-    write_unit(str(tmp_path), unit, Scored(broken.frame.assign(score=scores), broken.histograms, {}))
+    write_unit(str(tmp_path), unit, ScoredUnit(broken.frame.assign(score=scores), broken.histograms, {}))
     lines = (
-        make_table(str(tmp_path), study, chosen)
+        make_table(str(tmp_path), experiment, chosen)
         .lines.to_pandas()
         .set_index(["level", "metric", "rule", "subset"])
         .sort_index()
@@ -444,10 +450,10 @@ def test_scores_that_are_not_numbers_leave_cells_empty_with_the_reason(tmp_path)
 
 
 def test_intervals_need_two_patients_and_say_so(tmp_path):
-    study = study_of(1)
+    experiment = experiment_of(1)
     chosen = load_settings(None, ["reproduce.rows=[autoencoder]", "evaluate.bootstrap=10"])
-    written(tmp_path, study, ("autoencoder",), seeds=(0,))
-    lines = make_table(str(tmp_path), study, chosen).lines.to_pandas().set_index(["level", "metric"]).sort_index()
+    written(tmp_path, experiment, ("autoencoder",), seeds=(0,))
+    lines = make_table(str(tmp_path), experiment, chosen).lines.to_pandas().set_index(["level", "metric"]).sort_index()
     cell = lines.loc[[("image", "auroc")]].iloc[0]
     assert not np.isnan(cell["value"]) and np.isnan(cell["ci_low"])
     assert cell["reason"] == "no interval from one patient"
@@ -455,12 +461,14 @@ def test_intervals_need_two_patients_and_say_so(tmp_path):
 
 def test_a_study_of_other_settings_is_refused_by_name(tmp_path):
     chosen = load_settings()
-    study = study_of().model_copy(update={"fingerprint": study_fingerprint(chosen)})
-    (tmp_path / "study.json").write_text(study.model_dump_json())
-    check_study(str(tmp_path), study_fingerprint(chosen))
-    check_study(str(tmp_path), study_fingerprint(load_settings(None, ["reproduce.seeds=[7]", "evaluate.bootstrap=9"])))
+    experiment = experiment_of().model_copy(update={"fingerprint": experiment_fingerprint(chosen)})
+    (tmp_path / "study.json").write_text(experiment.model_dump_json())
+    check_experiment(str(tmp_path), experiment_fingerprint(chosen))
+    check_experiment(
+        str(tmp_path), experiment_fingerprint(load_settings(None, ["reproduce.seeds=[7]", "evaluate.bootstrap=9"]))
+    )
     with pytest.raises(StoreError, match=r"reproduce\.folds \(there 1, now 3\).*choose another --out"):
-        check_study(str(tmp_path), study_fingerprint(load_settings(None, ["reproduce.folds=3"])))
+        check_experiment(str(tmp_path), experiment_fingerprint(load_settings(None, ["reproduce.folds=3"])))
 
 
 # --- the whole command ----------------------------------------------------------------------------------------------
@@ -655,8 +663,8 @@ def test_the_same_study_refuses_other_cases(reproduced, cases, server, tmp_path)
 
 def test_study_file_holds_no_path_outside_and_reads_back(reproduced):
     out, _ = reproduced
-    study = open_study(str(out))
-    assert all(not Path(case.features).is_absolute() for case in study.cases)
+    experiment = open_experiment(str(out))
+    assert all(not Path(case.features).is_absolute() for case in experiment.cases)
     assert json.loads((out / "study.json").read_text())["folds"]
-    assert set(study.load(out)) == {f"BraTS2021_{number:05d}" for number in range(6)}
+    assert set(experiment.load(out)) == {f"BraTS2021_{number:05d}" for number in range(6)}
     assert set(CELLS) >= set(read_unit(str(out), Unit("proposed", 0, 0)).frame["location_true"].dropna())

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from medad_core.errors import StoreError
+from medad_core.metrics.printed import value_text
 from medad_core.reproduce.presentation import Facts, GalleryRow, GallerySlice, GroupFacts, ThresholdNote, write_results
 from medad_core.reproduce.presentation.figure import figure_png
 from medad_core.reproduce.presentation.gallery import render_gallery
@@ -19,7 +20,7 @@ from medad_core.reproduce.presentation.latex import escaped, render_latex
 from medad_core.reproduce.presentation.markdown import render_markdown
 from medad_core.reproduce.presentation.sheet import Sheet
 from medad_core.reproduce.presentation.wide import thresholds_csv, wide_csv
-from medad_core.reproduce.presentation.words import escape, number, p_value, signed, small
+from medad_core.reproduce.presentation.words import escape, p_value, signed, small
 from medad_core.reproduce.schema import ROWS, TABLE
 from medad_core.store import read_table
 
@@ -515,9 +516,9 @@ def test_what_latex_and_markdown_would_read_as_their_own_is_escaped():
 
 def test_numbers_are_written_without_false_zeros():
     assert [
-        number(None),
-        number(-0.0),
-        number(0.12345),
+        value_text(None),
+        value_text(-0.0),
+        value_text(0.12345),
         signed(-0.0004),
         signed(0.0004),
         signed(-0.25),

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from flows.visible import kind_of, progress_line, progress_shown, told, words_of
+from medad_core.stages.common import PART_STAGES, stage_of
 from prefect import flow, get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -27,9 +29,7 @@ from flows import visible
 from flows.gpu import LIMIT, gpu_slot
 from flows.screen import screen
 from flows.stages import maps
-from flows.visible import kind_of, progress_line, progress_shown, told, words_of
 from medad_core.config import Settings, load_settings, settings_to_yaml
-from medad_core.stages.common import PART_STAGES, stage_of
 from medad_core.store import Progress
 
 pytest_plugins = ("prefect_harness",)

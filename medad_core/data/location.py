@@ -34,17 +34,6 @@ def true_cell(mask: np.ndarray) -> str | None:
     return cell_of(rows.mean() + 0.5, columns.mean() + 0.5, *mask.shape)
 
 
-def neighbours(cell: str) -> frozenset[str]:
-    """The cells that share an edge or a corner with `cell`, without itself."""
-    row, column = divmod(CELLS.index(cell), 3)
-    near = {
-        3 * r + c
-        for r in range(max(0, row - 1), min(3, row + 2))
-        for c in range(max(0, column - 1), min(3, column + 2))
-    }
-    return frozenset(CELLS[index] for index in near) - {cell}
-
-
 def anatomical(cell: str) -> str:
     """A cell of the radiological picture in the patient's own terms: `top left` is `right anterior`."""
     row, column = divmod(CELLS.index(cell), 3)

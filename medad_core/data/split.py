@@ -39,6 +39,18 @@ def split_cases(
     return result
 
 
+def deal_like_cards(tumour_free: Mapping[str, int], hands: int, seed: int) -> list[list[str]]:
+    """Patients dealt in turn to at most `hands` hands, those with most tumour-free slices first.
+
+    `tumour_free` counts the slices of each patient. Hand 0 therefore holds the patient with most of them, and they spread as
+    widely as they can. Patients with equally many are shuffled by `seed`.
+    """
+    names = list(tumour_free)
+    shuffled = np.random.default_rng(seed).permutation(len(names))
+    order = sorted(shuffled, key=lambda index: -tumour_free[names[index]])
+    return [[names[index] for index in order[hand::hands]] for hand in range(min(hands, len(names)))]
+
+
 def _sizes(count: int, ratios: tuple[float, float, float]) -> dict[str, int]:
     """Whole numbers of patients, in sum `count`."""
     ideal = np.array(ratios) * count

@@ -1,9 +1,15 @@
-"""How good a run is: image, pixel, patient and text metrics with intervals over patients, and the table they go into."""
+"""How good a detector is: image, pixel, patient and text metrics with intervals over patients.
+
+One decision: there is one engine. `units` are what is judged. `scores`, `decisions`, `maps` and `answers` make
+statistics of them, which are functions of how often each patient counts. `bootstrap.estimate` gives their values and
+intervals. Screening (`evaluate`), the paper's table and the training card call it, with a `Policy` for what is missing.
+"""
 
 from medad_core.metrics.brightness import slice_brightness
 from medad_core.metrics.markdown import render_markdown
 from medad_core.metrics.pixel import PixelHistogram
-from medad_core.metrics.table import METRICS, MetricRow, evaluate, metric_rows, metrics_table
+from medad_core.metrics.screening import evaluate
+from medad_core.metrics.table import METRICS, MetricRow, metric_rows, metrics_table
 
 __all__ = [
     "METRICS",

@@ -6,9 +6,15 @@ One decision: it reads the very uint8 image the encoder sees, so a difference in
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
+
+from medad_core.metrics.arrays import BoolArray
 
 
-def slice_brightness(image: np.ndarray, brain: np.ndarray) -> float:
-    """99.5th percentile of the brain pixels of one slice: `image` uint8 (H, W), `brain` bool (H, W); 0 without brain."""
+def slice_brightness(image: npt.NDArray[np.uint8], brain: BoolArray) -> float:
+    """99.5th percentile of the brain pixels of one slice, 0 without any.
+
+    `image` uint8 (H, W), `brain` bool (H, W).
+    """
     inside = image[brain.astype(bool)]
     return float(np.percentile(inside, 99.5)) if inside.size else 0.0

@@ -1,8 +1,8 @@
 """Is one detector better than another on the same patients?
 
-One decision: two answers, with what each takes for granted. The paired bootstrap draws patients and holds for any metric;
-DeLong's test takes slices for independent, which they are not, and so gives the smaller p: it is there because readers ask for it.
-Sources: DeLong, DeLong and Clarke-Pearson 1988; Sun and Xu 2014 for the fast form.
+One decision: two answers, with what each takes for granted. The paired bootstrap draws patients and holds for any
+metric; DeLong's test takes slices for independent, which they are not, and so gives the smaller p: it is there
+because readers ask for it. Sources: DeLong, DeLong and Clarke-Pearson 1988; Sun and Xu 2014 for the fast form.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm, rankdata
 
+from medad_core.metrics.arrays import AnyArray, BoolArray, FloatArray
 from medad_core.metrics.bootstrap import interval
 
 
@@ -25,8 +26,8 @@ class Gap:
     reason: str | None
 
 
-def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> Gap:
-    """Gap between two metrics from their replicates (B,) of the same draws; draws where either is undefined are left out.
+def paired_difference(ours: FloatArray, theirs: FloatArray) -> Gap:
+    """Gap between two metrics from their replicates (B,) of the same draws, without those where either is undefined.
 
     p is twice the smaller share of draws on either side of zero, at least 2 / (B + 1): a bootstrap cannot show less.
     """
@@ -39,43 +40,46 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> Gap:
     return Gap(spread.low, spread.high, float(min(1.0, 2 * (tail + 1) / (len(defined) + 1))), spread.reason)
 
 
-def delong(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, strata: np.ndarray) -> Gap:
+def delong(ours: FloatArray, theirs: FloatArray, labels: BoolArray, strata: AnyArray) -> Gap:
     """DeLong's test of two AUROCs on the same N items: `ours`, `theirs` (N,) scores, `labels` (N,) bool, `strata` (N,).
 
-    Strata (folds) are independent samples, each ranked by itself; they weigh as many pairs as they have, as in `ranking.within_strata`.
+    Strata (folds) are independent samples, each ranked by itself; they weigh as many pairs as they have, as in
+    `ranking.within_strata`.
     """
     labels = np.asarray(labels, bool)
     scores = np.stack([np.asarray(ours, float), np.asarray(theirs, float)])
     if np.isnan(scores).any():
         return Gap(None, None, None, "scores that are not numbers")
-    own = [strata == stratum for stratum in np.unique(strata)]
-    pairs = {at: int(labels[part].sum()) * int((~labels[part]).sum()) for at, part in enumerate(own)}
-    ranked = [at for at, count in pairs.items() if count]
-    if not ranked or any(min(labels[own[at]].sum(), (~labels[own[at]]).sum()) < 2 for at in ranked):
+    parts = [strata == stratum for stratum in np.unique(strata)]
+    ranked = [part for part in parts if labels[part].any() and not labels[part].all()]
+    positives = np.array([labels[part].sum() for part in ranked])
+    negatives = np.array([(~labels[part]).sum() for part in ranked])
+    if not ranked or min(*positives, *negatives) < 2:
         return Gap(None, None, None, "fewer than two items of a class")
-    shares = np.array([pairs[at] for at in ranked]) / sum(pairs.values())
-    gaps, variances = np.array([_gap_and_variance(scores[:, own[at]], labels[own[at]]) for at in ranked]).T
-    gap, variance = float(shares @ gaps), float(shares**2 @ variances)
+    pairs = positives * negatives
+    shares = pairs / pairs.sum()
+    gaps, variances = np.array([_gap_and_variance(scores[:, part], labels[part]) for part in ranked]).T
+    gap = float(shares @ gaps)
+    variance = float(shares**2 @ variances)
     if variance <= 0:
-        # Two that separate or confuse the classes without exception: normal theory would claim certainty from any few items.
-        return (
-            Gap(0.0, 0.0, 1.0, None)
-            if gap == 0
-            else Gap(None, None, None, "no variance to test the difference against")
-        )
+        # Both separate, or confuse, the classes without exception: normal theory would claim certainty from few items.
+        if gap == 0:
+            return Gap(0.0, 0.0, 1.0, None)
+        return Gap(None, None, None, "no variance to test the difference against")
     half = norm.ppf(0.975) * np.sqrt(variance)
     return Gap(float(gap - half), float(gap + half), float(2 * norm.sf(abs(gap) / np.sqrt(variance))), None)
 
 
-def _gap_and_variance(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+def _gap_and_variance(scores: FloatArray, labels: BoolArray) -> tuple[float, float]:
     """Difference of the AUROCs of two scores (2, N), and its variance."""
     wins, losses = _placements(scores, labels)
     return float(wins.mean(axis=1) @ [1, -1]), _contrast(wins) / wins.shape[1] + _contrast(losses) / losses.shape[1]
 
 
-def _placements(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each score (2, N): the share of negatives below each positive (2, P), and of positives above each negative (2, Q), ties half."""
-    positive, negative = scores[:, labels], scores[:, ~labels]
+def _placements(scores: FloatArray, labels: BoolArray) -> tuple[FloatArray, FloatArray]:
+    """Share of negatives below each positive (2, P), and of positives above each negative (2, Q); ties count half."""
+    positive = scores[:, labels]
+    negative = scores[:, ~labels]
     pooled = rankdata(np.concatenate([positive, negative], axis=1), axis=1)
     count = positive.shape[1]
     wins = (pooled[:, :count] - rankdata(positive, axis=1)) / negative.shape[1]
@@ -83,6 +87,6 @@ def _placements(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.
     return wins, losses
 
 
-def _contrast(placements: np.ndarray) -> float:
+def _contrast(placements: FloatArray) -> float:
     """Variance of the difference of the two rows."""
     return float(np.array([1, -1]) @ np.cov(placements) @ np.array([1, -1]))

@@ -1,7 +1,7 @@
 """Distance between two cells of the 3 × 3 location grid.
 
-One decision: cells are compared by their place in the row-major list, so that a wrong cell next to the true one can be told
-from a wrong cell on the other side of the brain.
+One decision: cells are compared by their place in the row-major list, so that a wrong cell next to the true one can
+be told from a wrong cell on the other side of the brain.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from collections.abc import Iterable
 import numpy as np
 
 from medad_core.data.location import CELLS
+from medad_core.metrics.arrays import FloatArray
 
-_INDEX = {cell: index for index, cell in enumerate(CELLS)}
+_INDEX: dict[str | None, int] = {cell: index for index, cell in enumerate(CELLS)}
 
 
-def cell_steps(answered: Iterable[str | None], true: Iterable[str | None]) -> np.ndarray:
+def cell_steps(answered: Iterable[str | None], true: Iterable[str | None]) -> FloatArray:
     """King's moves between answered and true cells: 0 exact, 1 neighbouring, 2 far, NaN where either is absent.
 
     Returns float64 (N,). A name that is no cell counts as absent.

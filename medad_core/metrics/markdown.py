@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from medad_core.metrics.names import LEVELS, READING, SUBSETS, metric_name
+from medad_core.metrics.printed import interval_text, markdown_table, value_text
 from medad_core.metrics.table import MetricRow
 
 
@@ -29,13 +30,15 @@ def split_title(split: str) -> str:
 
 
 def _table(rows: Sequence[MetricRow]) -> str:
-    lines = ["| metric | value | 95 % interval | n | note |", "|---|---:|---:|---:|---|"]
-    return "\n".join([*lines, *(_line(row) for row in rows)])
+    return markdown_table(["metric", "value", "95 % interval", "n", "note"], map(_cells, rows), "lrrrl")
 
 
-def _line(row: MetricRow) -> str:
-    value = "–" if row.value is None else f"{row.value:.3f}"
-    between = "–" if row.ci_low is None or row.ci_high is None else f"{row.ci_low:.3f} to {row.ci_high:.3f}"
-    subset = f"{row.n:,} {SUBSETS.get(row.subset, row.subset)}".strip()
-    note = (row.reason or "").replace("|", "\\|")
-    return f"| {metric_name(row.metric)} | {value} | {between} | {subset} | {note} |"
+def _cells(row: MetricRow) -> list[str]:
+    subset = SUBSETS.get(row.subset, row.subset)
+    return [
+        metric_name(row.metric),
+        value_text(row.value),
+        interval_text(row.ci_low, row.ci_high),
+        f"{row.n:,} {subset}".strip(),
+        (row.reason or "").replace("|", "\\|"),
+    ]

@@ -1,6 +1,7 @@
 """The words for metrics, shared by `metrics.md` and the page.
 
-One decision: every metric has a plain name and a definition in one place, so that two outputs cannot explain it differently.
+One decision: every metric has a plain name and a definition in one place, so that two outputs cannot explain it
+differently.
 """
 
 from __future__ import annotations
@@ -19,6 +20,19 @@ SUBSETS = {
     "true_positive": "true positives",
     "parsed": "readable answers",
 }
+
+# The numbers that a run is known by, in the order in which they are shown: (metric, level).
+MAIN_METRICS = (
+    ("map_auroc", "image"),
+    ("p_yes_auroc", "image"),
+    ("verdict_balanced_accuracy", "image"),
+    ("verdict_accuracy", "image"),
+    ("majority_class_accuracy", "image"),
+    ("map_auroc", "pixel"),
+    ("map_dice", "pixel"),
+    ("location_exact", "text"),
+    ("unparsed_share", "text"),
+)
 
 _NAMES = {
     "map_auroc": "Map, AUROC",
@@ -44,16 +58,18 @@ _NAMES = {
 }
 
 READING = (
-    "A slice is positive when the expert mask holds any tumour in it. Intervals are 95 % percentile intervals of a bootstrap "
-    "over patients: patients are drawn with replacement, all slices of a patient together.",
+    "A slice is positive when the expert mask holds any tumour in it. Intervals are 95 % percentile intervals of a "
+    "bootstrap over patients: patients are drawn with replacement, all slices of a patient together.",
     "Map score is the highest anomaly probability of a slice, unless configured otherwise; p(yes) is the LLM's own "
     "probability of “Yes” against “No”. Brightness is the 99.5th percentile of the slice's brain pixels: "
     "a detector that does not beat it has learned little.",
-    "Accuracy means nothing without the line “always answering the commoner class”: most slices of a glioma cohort contain tumour. An answer that could not be read counts as wrong.",
-    "Patients: tumour in any slice, highest score of any slice, yes in any slice; Dice is taken per patient and averaged. "
-    "Pixels: all pixels pooled; Dice over slices with tumour only; AUPRO gives every connected lesion of a slice the same weight, however small. Locations: nine cells of the picture, judged among "
-    "the true positives.",
-    "A dash is a metric that this cohort leaves undefined; the note says why. Cases of the train split were seen in training when the weights were trained on this cohort, and flatter “all cases”.",
+    "Accuracy means nothing without the line “always answering the commoner class”: most slices of a glioma cohort "
+    "contain tumour. An answer that could not be read counts as wrong.",
+    "Patients: tumour in any slice, highest score of any slice, yes in any slice; Dice is taken per patient and "
+    "averaged. Pixels: all pixels pooled; Dice over slices with tumour only; AUPRO gives every connected lesion of a "
+    "slice the same weight, however small. Locations: nine cells of the picture, judged among the true positives.",
+    "A dash is a metric that this cohort leaves undefined; the note says why. Cases of the train split were seen in "
+    "training when the weights were trained on this cohort, and flatter “all cases”.",
 )
 
 

@@ -1,8 +1,8 @@
 """Area under the ROC and under the precision-recall curve from counts per score.
 
-One decision: both take the positives and negatives counted at each distinct score, in ascending order along the last axis.
-Slices weighted by a bootstrap, and histograms of millions of pixels, are then the same thing, and a whole batch of
-replicates is one array operation.
+One decision: both take the positives and negatives counted at each distinct score, in ascending order along the last
+axis. Slices weighted by a bootstrap, and histograms of millions of pixels, are then the same thing, and a whole batch
+of replicates is one array operation.
 """
 
 from __future__ import annotations
@@ -11,25 +11,29 @@ from collections.abc import Callable
 
 import numpy as np
 
+from medad_core.metrics.arrays import AnyArray, BoolArray, FloatArray, IntArray
+
 # 4 million float64 values are 32 MB, small beside a model and large enough for numpy to run at memory speed.
 _CHUNK_VALUES = 4_000_000
 
-Curve = Callable[[np.ndarray, np.ndarray], np.ndarray]
-Values = Callable[[np.ndarray], np.ndarray]
+Curve = Callable[[AnyArray, AnyArray], FloatArray]
+Values = Callable[[FloatArray], FloatArray]
 
 
-def auroc(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+def auroc(positives: AnyArray, negatives: AnyArray) -> FloatArray:
     """Probability that a positive scores above a negative, ties counted half (Mann-Whitney).
 
-    `positives`, `negatives`: (..., G) weights at G ascending scores. Returns (...,) in [0, 1]; NaN where a class is absent.
+    `positives`, `negatives`: (..., G) weights at G ascending scores. Returns (...,) in [0, 1]; NaN where a class is
+    absent.
     """
-    positives, negatives = np.asarray(positives, float), np.asarray(negatives, float)
+    positives = np.asarray(positives, float)
+    negatives = np.asarray(negatives, float)
     below = np.cumsum(negatives, axis=-1) - negatives / 2
     pairs = positives.sum(axis=-1) * negatives.sum(axis=-1)
     return ratio((positives * below).sum(axis=-1), pairs)
 
 
-def average_precision(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+def average_precision(positives: AnyArray, negatives: AnyArray) -> FloatArray:
     """Mean precision over the recall steps, as scikit-learn defines it (no interpolation).
 
     Shapes as in `auroc`; NaN where there is no positive, or no negative (it would be 1 whatever the score says).
@@ -38,31 +42,35 @@ def average_precision(positives: np.ndarray, negatives: np.ndarray) -> np.ndarra
     return _mean_precision(positives, negatives, hits, called)
 
 
-def average_precision_of_levels(positives: np.ndarray, negatives: np.ndarray, tied: np.ndarray) -> np.ndarray:
+def average_precision_of_levels(positives: AnyArray, negatives: AnyArray, tied: BoolArray) -> FloatArray:
     """`average_precision` of scores known only by their level; those of a level are one score where `tied` (G,) bool.
 
-    Counting any other level as a tie would be pessimistic by a thousandth. Its positives are taken to be spread evenly among
-    its negatives instead: the middle one has half of the level's negatives above it. Pure levels stay exact.
+    Counting any other level as a tie would be pessimistic by a thousandth. Its positives are taken to be spread
+    evenly among its negatives instead: the middle one has half of the level's negatives above it. Pure levels stay
+    exact.
     """
     positives, negatives, hits, called = _descending(positives, negatives)
     behind = np.where(tied[::-1], 0, np.maximum(positives - 1, 0) / 2)
-    return _mean_precision(
-        positives, negatives, hits - behind, called - behind - np.where(tied[::-1], 0, negatives / 2)
-    )
+    negatives_behind = np.where(tied[::-1], 0, negatives / 2)
+    return _mean_precision(positives, negatives, hits - behind, called - behind - negatives_behind)
 
 
-def aupro(found: np.ndarray, regions: np.ndarray, negatives: np.ndarray, limit: float) -> np.ndarray:
-    """Area under the per-region overlap curve up to a false positive rate of `limit`, divided by it (Bergmann et al. 2021).
+def aupro(region_share: FloatArray, regions: FloatArray, negatives: FloatArray, limit: float) -> FloatArray:
+    """AUPRO: area under the per-region overlap curve up to a false positive rate of `limit`, divided by it.
 
-    `found` (..., G): share of each region at G ascending levels, summed over regions; `regions` (...,) their number;
-    `negatives` (..., G) other pixels. Returns (...,) in [0, 1]; NaN without regions or without other pixels.
+    `region_share` (..., G): share of each region at G ascending levels, summed over regions; `regions` (...,) their
+    number; `negatives` (..., G) other pixels. Returns (...,) in [0, 1]; NaN without regions or without other pixels.
+    Source: Bergmann et al. 2021.
     """
-    found, negatives = np.asarray(found, float), np.asarray(negatives, float)
-    overlap = ratio(np.cumsum(found[..., ::-1], axis=-1), np.asarray(regions, float)[..., None])
+    region_share = np.asarray(region_share, float)
+    negatives = np.asarray(negatives, float)
+    overlap = ratio(np.cumsum(region_share[..., ::-1], axis=-1), np.asarray(regions, float)[..., None])
     rate = ratio(np.cumsum(negatives[..., ::-1], axis=-1), negatives.sum(axis=-1)[..., None])
     start = np.zeros((*rate.shape[:-1], 1))
-    overlap, rate = np.concatenate([start, overlap], axis=-1), np.concatenate([start, rate], axis=-1)
-    step, width = np.diff(overlap, axis=-1), np.diff(rate, axis=-1)
+    overlap = np.concatenate([start, overlap], axis=-1)
+    rate = np.concatenate([start, rate], axis=-1)
+    step = np.diff(overlap, axis=-1)
+    width = np.diff(rate, axis=-1)
     # The part of each trapezoid that lies left of the limit, its upper edge cut there.
     inside = np.clip(limit - rate[..., :-1], 0, width)
     share = np.divide(inside, width, out=np.zeros_like(width), where=width > 0)
@@ -70,22 +78,23 @@ def aupro(found: np.ndarray, regions: np.ndarray, negatives: np.ndarray, limit: 
     return np.where(np.isnan(overlap[..., -1]) | np.isnan(rate[..., -1]), np.nan, area / limit)
 
 
-def _descending(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray, ...]:
+def _descending(positives: AnyArray, negatives: AnyArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
     """Positives, negatives, positives so far and everything so far, from the highest score down."""
-    positives, negatives = np.asarray(positives, float)[..., ::-1], np.asarray(negatives, float)[..., ::-1]
+    positives = np.asarray(positives, float)[..., ::-1]
+    negatives = np.asarray(negatives, float)[..., ::-1]
     hits = np.cumsum(positives, axis=-1)
     return positives, negatives, hits, hits + np.cumsum(negatives, axis=-1)
 
 
-def _mean_precision(positives: np.ndarray, negatives: np.ndarray, hits: np.ndarray, called: np.ndarray) -> np.ndarray:
+def _mean_precision(positives: AnyArray, negatives: AnyArray, hits: FloatArray, called: FloatArray) -> FloatArray:
     precision = np.divide(hits, called, out=np.zeros_like(hits), where=called > 0)
     mean = ratio((positives * precision).sum(axis=-1), positives.sum(axis=-1))
     return np.where(negatives.sum(axis=-1) > 0, mean, np.nan)
 
 
 def weighted_curve(
-    curve: Curve, scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
+    curve: Curve, scores: FloatArray, labels: BoolArray, groups: IntArray, weights: FloatArray
+) -> FloatArray:
     """`curve` of N scored items, once for every row of weights over their groups (patients).
 
     `scores` (N,) float, `labels` (N,) bool, `groups` (N,) int column of `weights` (B, P). Returns (B,).
@@ -95,7 +104,8 @@ def weighted_curve(
         return np.full(replicates, np.nan)
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])
-    labels, groups = labels[order], groups[order]
+    labels = labels[order]
+    groups = groups[order]
     out = np.empty(replicates)
     step = max(1, _CHUNK_VALUES // len(scores))
     for first in range(0, replicates, step):
@@ -105,23 +115,25 @@ def weighted_curve(
     return out
 
 
-def within_strata(values: Values, pairs: Values, strata: np.ndarray) -> Values:
-    """A curve metric taken within each stratum and averaged, each weighing as many pairs as it has: a pair across strata is never ranked.
+def within_strata(values: Values, pairs: Values, strata: AnyArray) -> Values:
+    """A curve metric taken within each stratum and averaged, each weighing as many pairs as it has.
 
-    `values`, `pairs`: patient weights (B, P) to the metric and to the number of pairs it ranks (B,); `strata` (P,). Of AUROC this is the
-    share of right pairs among all within strata.
+    So no pair across strata is ever ranked. `values` and `pairs` map patient weights (B, P) to the metric (B,) and to
+    the number of pairs that it ranks (B,); `strata` (P,). Of AUROC this is the share of right pairs among all within
+    strata.
     """
     parts = [strata == stratum for stratum in np.unique(strata)]
 
-    def combined(weights: np.ndarray) -> np.ndarray:
-        found = np.array([values(weights * part) for part in parts])
-        sizes = np.where(np.isnan(found), 0.0, [pairs(weights * part) for part in parts])
-        return ratio((np.nan_to_num(found) * sizes).sum(axis=0), sizes.sum(axis=0))
+    def combined(weights: FloatArray) -> FloatArray:
+        within = np.array([values(weights * part) for part in parts])
+        sizes = np.where(np.isnan(within), 0.0, [pairs(weights * part) for part in parts])
+        return ratio((np.nan_to_num(within) * sizes).sum(axis=0), sizes.sum(axis=0))
 
     return combined if len(parts) > 1 else values
 
 
-def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def ratio(part: AnyArray, whole: AnyArray) -> FloatArray:
     """`part / whole` with NaN where `whole` is zero: an undefined metric, not a bad one."""
-    part, whole = np.broadcast_arrays(np.asarray(part, float), np.asarray(whole, float))
-    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+    numerator, denominator = np.broadcast_arrays(np.asarray(part, float), np.asarray(whole, float))
+    undefined = np.full(denominator.shape, np.nan)
+    return np.asarray(np.divide(numerator, denominator, out=undefined, where=denominator > 0))

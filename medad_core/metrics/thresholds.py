@@ -1,7 +1,8 @@
 """A score becomes a decision: thresholds chosen on validation data.
 
-One decision: a decision is `score >= threshold`, candidates are the scores that were seen, and among equally good ones the
-highest wins. Where validation data do not allow a choice there is no threshold, with the reason, and not a guess.
+One decision: a decision is `score >= threshold`, candidates are the scores that were seen, and among equally good
+ones the highest wins. Where validation data do not allow a choice there is no threshold, with the reason, and not a
+guess.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from medad_core.metrics.arrays import BoolArray, FloatArray
 from medad_core.metrics.pixel import PixelHistogram
 
 
@@ -22,13 +24,14 @@ class Threshold:
     reason: str | None = None
 
 
-def choose_threshold(scores: np.ndarray, labels: np.ndarray, rule: str) -> Threshold:
+def choose_threshold(scores: FloatArray, labels: BoolArray, rule: str) -> Threshold:
     """Threshold of scores (N,) with labels (N,) bool.
 
-    max_recall: the highest of those with the highest recall, which is the lowest score of a positive (the paper's rule).
-    youden: greatest sensitivity + specificity. f1: greatest F1.
+    max_recall: the highest of those with the highest recall, which is the lowest score of a positive (the paper's
+    rule). youden: greatest sensitivity + specificity. f1: greatest F1.
     """
-    scores, labels = np.asarray(scores, float), np.asarray(labels, bool)
+    scores = np.asarray(scores, float)
+    labels = np.asarray(labels, bool)
     reason = _why_not(scores, labels, rule)
     if reason:
         return Threshold(rule, None, reason)
@@ -36,10 +39,13 @@ def choose_threshold(scores: np.ndarray, labels: np.ndarray, rule: str) -> Thres
         return Threshold(rule, float(scores[labels].min()))
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # where the last of equal scores stands
-    hits, called = np.cumsum(labels[order])[ends], ends + 1
-    positives, negatives = labels.sum(), (~labels).sum()
-    # Whole numbers for Youden, because rounding would part equally good thresholds.
-    gain = hits * negatives - (called - hits) * positives if rule == "youden" else 2 * hits / (called + positives)
+    hits = np.cumsum(labels[order])[ends]
+    called = ends + 1
+    positives = labels.sum()
+    negatives = (~labels).sum()
+    # Youden's in whole numbers, because rounding would part equally good thresholds.
+    youden = hits * negatives - (called - hits) * positives
+    gain = youden if rule == "youden" else 2 * hits / (called + positives)
     return Threshold(rule, float(scores[order][ends[np.argmax(gain)]]))
 
 
@@ -51,7 +57,7 @@ def choose_pixel_threshold(histogram: PixelHistogram) -> Threshold:
     return Threshold("dice", float(histogram.edges[len(dice) - 1 - np.argmax(dice[::-1])]))
 
 
-def _why_not(scores: np.ndarray, labels: np.ndarray, rule: str) -> str | None:
+def _why_not(scores: FloatArray, labels: BoolArray, rule: str) -> str | None:
     if not len(scores):
         return "nothing to validate on"
     if np.isnan(scores).any():

@@ -1,1 +1,1 @@
-"""The paper's table, made again: every row trained and scored on the same patients, and what follows from the scores."""
+"""The paper's table, made again: every row is trained and scored on the same patients, and measured alike."""

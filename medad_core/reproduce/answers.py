@@ -1,7 +1,7 @@
 """Answers of the LLM for the rows that speak.
 
-One decision: the answers of all folds and seeds go through one engine, because starting one costs half a minute, and a process
-can hold but one.
+One decision: the answers of all folds and seeds go through one engine, because starting one costs half a minute, and
+a process can hold but one.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from medad_core.llm.grammar import parse
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Engine
 from medad_core.models.converter import MAP_TOKENS
+from medad_core.models.device import device_of, settle_torch
 from medad_core.models.text import load_sentences
+from medad_core.reproduce.experiment import open_experiment
 from medad_core.reproduce.proposed import grids_of, load_tokens
 from medad_core.reproduce.rows import drawn, frame_of, scored_slices
-from medad_core.reproduce.study import open_study
 from medad_core.reproduce.units import Unit, write_unit
-from medad_core.stages.models import device_of, settle_torch
 
 
 @contextmanager
@@ -41,11 +41,11 @@ def speaking(settings: Settings) -> Iterator[tuple[Engine, Prompt]]:
 
 def answer_unit(out: str, unit: Unit, settings: Settings, engine: Engine, prompt: Prompt) -> None:
     """Let the LLM answer for the test slices of a unit, and keep scores and answers. Its verdict needs no validation."""
-    study = open_study(out)
-    slices = scored_slices(study, unit.fold, study.load(out), settings)
+    experiment = open_experiment(out)
+    slices = scored_slices(experiment, unit.fold, experiment.load(out), settings)
     grids, converter = grids_of(out, unit.fold, unit.seed), load_tokens(out, unit)
     collected = drawn(slices, grids, settings)
-    frame = frame_of(study, unit.fold, slices, np.array(collected.scores))
+    frame = frame_of(experiment, unit.fold, slices, np.array(collected.scores))
     frame = frame.assign(map_score=frame["score"])
     test = np.flatnonzero(frame["split"] == "test")
     with torch.inference_mode():
@@ -60,4 +60,4 @@ def answer_unit(out: str, unit: Unit, settings: Settings, engine: Engine, prompt
         verdict=[answer and answer.verdict for answer in answers],
         location=[answer and answer.location for answer in answers],
     )
-    write_unit(out, unit, collected.scored(frame, study, settings.reproduce.gallery))
+    write_unit(out, unit, collected.scored(frame, experiment, settings.reproduce.gallery))

@@ -1,6 +1,7 @@
 """The proposed scheme on one fold: its decoder and converters.
 
-One decision: they are kept under `DIR/_work/fold-{f}-seed-{s}`, because several rows share them, and training them is most of the work.
+One decision: they are kept under `DIR/_work/fold-{f}-seed-{s}`, because several rows share them, and training them is
+most of the work.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from medad_core.config import Settings
 from medad_core.errors import MedadError, WeightsError
 from medad_core.llm.engine import llm_folder
 from medad_core.llm.prompt import Prompt
+from medad_core.models.device import device_of, settle_torch
 from medad_core.models.memory import free_memory
 from medad_core.models.text import load_sentences, load_text_encoder, text_features
 from medad_core.models.weights import AnyConverter, load_converter, save_converter
-from medad_core.reproduce.study import open_study
+from medad_core.reproduce.experiment import open_experiment
 from medad_core.reproduce.units import Unit
-from medad_core.stages.models import device_of, settle_torch
 from medad_core.training.decoder import train_decoder
 from medad_core.training.fitting import (
     Grids,
@@ -41,8 +42,8 @@ def fit_decoder(out: str, fold: int, seed: int, settings: Settings, progress: Pr
     if (work / "grids.npz").is_file():
         return
     settle_torch(settings)
-    study = open_study(out)
-    cases, dealt = study.load(out), study.folds[fold]
+    experiment = open_experiment(out)
+    cases, dealt = experiment.load(out), experiment.folds[fold]
     train, other = [cases[name] for name in dealt.train], [cases[name] for name in (*dealt.validation, *dealt.test)]
     check_kinds(train, (), "to train on")
     seeded = settings.train.model_copy(update={"seed": seed})
@@ -76,8 +77,8 @@ def fit_tokens(out: str, unit: Unit, settings: Settings, progress: Progress = la
     from medad_core.llm.transformers_engine import load_llm
 
     settle_torch(settings)
-    study = open_study(out)
-    cases, dealt, grids = study.load(out), study.folds[unit.fold], grids_of(out, unit.fold, unit.seed)
+    experiment = open_experiment(out)
+    cases, dealt, grids = experiment.load(out), experiment.folds[unit.fold], grids_of(out, unit.fold, unit.seed)
     train, validation = ([cases[name] for name in names] for names in (dealt.train, dealt.validation))
     check_kinds(validation, (), "to validate on")
     folder = llm_folder(settings.llm.model, settings.llm.lora, where=settings.models)

@@ -1,6 +1,7 @@
-"""The results of a study: `table.parquet` and everything printed from it, made from unit files alone.
+"""The results of an experiment: `table.parquet` and everything printed from it, made from unit files alone.
 
-One decision: no model is loaded here, so the table can be made again at any time, with other intervals or other rules, in seconds.
+One decision: no model is loaded here, so the table can be made again at any time, with other intervals or other
+rules, in seconds.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import numpy as np
 
 from medad_core.config import Settings, settings_to_yaml
 from medad_core.data.names import patient_of
+from medad_core.reproduce.experiment import Experiment, open_experiment
 from medad_core.reproduce.presentation import Facts, GalleryRow, GallerySlice, GroupFacts, ThresholdNote, write_results
 from medad_core.reproduce.schema import ROWS
-from medad_core.reproduce.study import Study, open_study
 from medad_core.reproduce.table import RowOfGroup, Table, make_table
 from medad_core.training.features import TrainingCase
 
@@ -32,41 +33,44 @@ class Results:
 
 
 def write(out: str, settings: Settings) -> Results:
-    """Make the table of a study anew. Raises StoreError where there is no study."""
-    study = open_study(out)
-    table = make_table(out, study, settings)
+    """Make the table of an experiment anew. Raises StoreError where there is no experiment."""
+    experiment = open_experiment(out)
+    table = make_table(out, experiment, settings)
     written = write_results(
-        out, table.lines, _facts(study, table, settings), list(_gallery(study, table, study.load(out), settings))
+        out,
+        table.lines,
+        _facts(experiment, table, settings),
+        list(_gallery(experiment, table, experiment.load(out), settings)),
     )
     return Results(
-        written.table, written.text, written.figure, written.gallery, tuple(table.failed.items()), study.rejected
+        written.table, written.text, written.figure, written.gallery, tuple(table.failed.items()), experiment.rejected
     )
 
 
-def _facts(study: Study, table: Table, settings: Settings) -> Facts:
+def _facts(experiment: Experiment, table: Table, settings: Settings) -> Facts:
     return Facts(
-        data=study.root.rstrip("/").rsplit("/", 1)[-1],
-        groups=tuple(_group_facts(study, table, group) for group in study.groups),
-        folds=len(study.folds),
+        data=experiment.root.rstrip("/").rsplit("/", 1)[-1],
+        groups=tuple(_group_facts(experiment, table, group) for group in experiment.groups),
+        folds=len(experiment.folds),
         seeds=settings.reproduce.seeds,
         rule=settings.reproduce.rule,
         patient_slices=settings.reproduce.patient_slices,
         failed={row: table.failed.get(row) for row in settings.reproduce.rows},
         thresholds=tuple(_threshold_notes(table)),
         settings=settings_to_yaml(settings),
-        notes=tuple(_notes(study, table, settings)),
+        notes=tuple(_notes(experiment, table, settings)),
     )
 
 
-def _notes(study: Study, table: Table, settings: Settings) -> Iterator[str]:
+def _notes(experiment: Experiment, table: Table, settings: Settings) -> Iterator[str]:
     yield "For research. Not a medical device."
-    if len(study.groups) > 1:
+    if len(experiment.groups) > 1:
         yield "Every row learns from the training patients and the training phantoms together; thresholds and numbers are of each kind alone."
-    if len(study.folds) > 1:
+    if len(experiment.folds) > 1:
         yield "Each fold has models of its own: curves rank slices within folds only, each fold weighing as many pairs as it has, and decisions use each fold's own threshold."
     if len(settings.reproduce.seeds) > 1:
         yield "A difference to the proposed scheme is taken over the seeds that both rows have; DeLong's test takes the first of them."
-    for row in (row for row in table.rows if row.group == study.groups[0] and row.first.training_errors):
+    for row in (row for row in table.rows if row.group == experiment.groups[0] and row.first.training_errors):
         errors = [error for seed in row.seeds.values() for error in seed.training_errors]
         warning = (
             "; at 1 or more, that picture would have done as well: a small budget, not the method, is measured"
@@ -74,17 +78,17 @@ def _notes(study: Study, table: Table, settings: Settings) -> Iterator[str]:
             else ""
         )
         yield f"{ROWS[row.row].title}: its training loss ended at {min(errors):.2f} to {max(errors):.2f} of that of the mean training picture{warning}."
-    if study.rejected:
+    if experiment.rejected:
         yield (
-            f"{len(study.rejected)} cases could not be used: "
-            + "; ".join(f"{case_id}, {reason}" for case_id, reason in study.rejected)
+            f"{len(experiment.rejected)} cases could not be used: "
+            + "; ".join(f"{case_id}, {reason}" for case_id, reason in experiment.rejected)
             + "."
         )
 
 
-def _group_facts(study: Study, table: Table, group: str) -> GroupFacts:
+def _group_facts(experiment: Experiment, table: Table, group: str) -> GroupFacts:
     """Patients in each part of the folds, and what was tested."""
-    cases = [case.case_id for case in study.cases if study.group_of(case.case_id) == group]
+    cases = [case.case_id for case in experiment.cases if experiment.group_of(case.case_id) == group]
     tested = next((row.first.frame for row in table.rows if row.group == group), None)
     return GroupFacts(
         name=group,
@@ -97,7 +101,7 @@ def _group_facts(study: Study, table: Table, group: str) -> GroupFacts:
                 len({patient_of(case) for case in getattr(fold, part) if case in cases})
                 for part in ("train", "validation", "test")
             )
-            for fold in study.folds
+            for fold in experiment.folds
         ),
     )
 
@@ -118,7 +122,9 @@ def _threshold_notes(table: Table) -> Iterator[ThresholdNote]:
                 )
 
 
-def _gallery(study: Study, table: Table, cases: dict[str, TrainingCase], settings: Settings) -> Iterator[GalleryRow]:
+def _gallery(
+    experiment: Experiment, table: Table, cases: dict[str, TrainingCase], settings: Settings
+) -> Iterator[GalleryRow]:
     """The worst errors of every row that decides by slices, by its first seed."""
     for row in table.rows:
         found = next(

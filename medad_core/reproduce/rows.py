@@ -1,7 +1,7 @@
 """How each row of the table comes to its scores.
 
-One decision: whatever a row is, it is trained on the same patients and seeds and gives the same frame of scores for the same
-validation and test slices. Nothing here knows a test label other than to write it beside the score.
+One decision: whatever a row is, it is trained on the same patients and seeds and gives the same frame of scores for
+the same validation and test slices. Nothing here knows a test label other than to write it beside the score.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from medad_core.data.location import true_cell
 from medad_core.errors import MedadError
 from medad_core.metrics import PixelHistogram
 from medad_core.models.decoder import image_scores, render_maps
+from medad_core.models.device import device_of, settle_torch
 from medad_core.models.encoder import load_encoder
 from medad_core.reproduce import proposed
+from medad_core.reproduce.experiment import Experiment, open_experiment
 from medad_core.reproduce.schema import PROPOSED
 from medad_core.reproduce.slices import Slices, to_native, tumour_free
-from medad_core.reproduce.study import Study, open_study
-from medad_core.reproduce.units import Key, Scored, Unit, failure_of, read_unit, write_unit
-from medad_core.stages.models import device_of, settle_torch
+from medad_core.reproduce.units import Key, ScoredUnit, Unit, failure_of, read_unit, write_unit
 from medad_core.training.features import TrainingCase
 
 Progress = Callable[[int, int], None]
@@ -33,22 +33,22 @@ Progress = Callable[[int, int], None]
 def run_unit(out: str, unit: Unit, settings: Settings, progress: Progress = lambda *_: None) -> None:
     """Score a unit that needs no answers of the LLM, and keep it. Raises MedadError where it cannot be done."""
     settle_torch(settings)
-    study = open_study(out)
-    cases = study.load(out)
+    experiment = open_experiment(out)
+    cases = experiment.load(out)
     makers = {"majority": _majority, "without-llm": _without_llm, "shuffled": _shuffled}
-    write_unit(out, unit, makers.get(unit.row, _detector)(out, unit, settings, study, cases, progress))
+    write_unit(out, unit, makers.get(unit.row, _detector)(out, unit, settings, experiment, cases, progress))
 
 
-def scored_slices(study: Study, fold: int, cases: dict[str, TrainingCase], settings: Settings) -> Slices:
+def scored_slices(experiment: Experiment, fold: int, cases: dict[str, TrainingCase], settings: Settings) -> Slices:
     """Validation and test slices of a fold within the screening range, case by case."""
-    dealt = study.folds[fold]
+    dealt = experiment.folds[fold]
     return Slices.of(
         (cases[name] for name in (*dealt.validation, *dealt.test)),
         lambda case: case.within(settings.data.first_slice, settings.data.last_slice),
     )
 
 
-def frame_of(study: Study, fold: int, slices: Slices, scores: np.ndarray) -> pd.DataFrame:
+def frame_of(experiment: Experiment, fold: int, slices: Slices, scores: np.ndarray) -> pd.DataFrame:
     """A frame of SCORES without text; `scores` (N,) in the order of `slices`."""
     rows = []
     for (case, position), score in zip(slices.picks, scores, strict=True):
@@ -58,7 +58,7 @@ def frame_of(study: Study, fold: int, slices: Slices, scores: np.ndarray) -> pd.
             (
                 case.case_id,
                 int(case.slice_index[position]),
-                study.folds[fold].split_of(case.case_id),
+                experiment.folds[fold].split_of(case.case_id),
                 int(pixels > 0),
                 pixels * case.pixel_mm2,
                 float(score),
@@ -93,13 +93,13 @@ class Collector:
         )
         self.scores.append(float(score))
 
-    def scored(self, frame: pd.DataFrame, study: Study, keep: int) -> Scored:
+    def scored(self, frame: pd.DataFrame, experiment: Experiment, keep: int) -> ScoredUnit:
         """The frame with histograms, and with thumbnails of the `keep` tumour-free test slices of highest score and tumour slices of lowest."""
         test = frame[frame["split"] == "test"].sort_values("score")
-        kinds = test.groupby([test["case_id"].map(study.group_of), "label"])
+        kinds = test.groupby([test["case_id"].map(experiment.group_of), "label"])
         worst = [rows.head(keep) if label else rows.tail(keep) for (_, label), rows in kinds]
         keys = {(row.case_id, row.slice_index) for rows in worst for row in rows.itertuples()}
-        return Scored(frame, self.histograms, {key: self.thumbnails[key] for key in sorted(keys)})
+        return ScoredUnit(frame, self.histograms, {key: self.thumbnails[key] for key in sorted(keys)})
 
 
 def drawn(slices: Slices, grids: proposed.Grids, settings: Settings) -> Collector:
@@ -112,8 +112,8 @@ def drawn(slices: Slices, grids: proposed.Grids, settings: Settings) -> Collecto
 
 
 def _detector(
-    out: str, unit: Unit, settings: Settings, study: Study, cases: dict[str, TrainingCase], progress: Progress
-) -> Scored:
+    out: str, unit: Unit, settings: Settings, experiment: Experiment, cases: dict[str, TrainingCase], progress: Progress
+) -> ScoredUnit:
     from medad_core.baselines import build
 
     device = device_of(settings)
@@ -124,63 +124,66 @@ def _detector(
         unit.seed,
         device,
     )
-    detector.fit(Slices.of((cases[name] for name in study.folds[unit.fold].train), tumour_free), progress)
-    slices = scored_slices(study, unit.fold, cases, settings)
+    detector.fit(Slices.of((cases[name] for name in experiment.folds[unit.fold].train), tumour_free), progress)
+    slices = scored_slices(experiment, unit.fold, cases, settings)
     collected = Collector(slices)
     for batch in detector.score(slices):
         for score, drawn in zip(batch.scores, batch.maps, strict=True):
             collected.add(score, to_native(drawn[None], *slices.mask(len(collected.scores)).shape)[0])
     scored = collected.scored(
-        frame_of(study, unit.fold, slices, np.array(collected.scores)), study, settings.reproduce.gallery
+        frame_of(experiment, unit.fold, slices, np.array(collected.scores)), experiment, settings.reproduce.gallery
     )
     return replace(scored, training_error=detector.training_error)
 
 
 def _majority(
-    out: str, unit: Unit, settings: Settings, study: Study, cases: dict[str, TrainingCase], progress: Progress
-) -> Scored:
+    out: str, unit: Unit, settings: Settings, experiment: Experiment, cases: dict[str, TrainingCase], progress: Progress
+) -> ScoredUnit:
     """Always the training patients' share of tumour slices, within the screening range."""
     first, last = settings.data.first_slice, settings.data.last_slice
     flags = [
-        case.has_tumour[case.within(first, last)] for case in (cases[name] for name in study.folds[unit.fold].train)
+        case.has_tumour[case.within(first, last)]
+        for case in (cases[name] for name in experiment.folds[unit.fold].train)
     ]
     if not flags:
         raise MedadError("no patients to train on")
-    slices = scored_slices(study, unit.fold, cases, settings)
-    return Scored(frame_of(study, unit.fold, slices, np.full(len(slices), np.concatenate(flags).mean())), {}, {})
+    slices = scored_slices(experiment, unit.fold, cases, settings)
+    return ScoredUnit(
+        frame_of(experiment, unit.fold, slices, np.full(len(slices), np.concatenate(flags).mean())), {}, {}
+    )
 
 
 def _without_llm(
-    out: str, unit: Unit, settings: Settings, study: Study, cases: dict[str, TrainingCase], progress: Progress
-) -> Scored:
+    out: str, unit: Unit, settings: Settings, experiment: Experiment, cases: dict[str, TrainingCase], progress: Progress
+) -> ScoredUnit:
     """The map's own score."""
-    slices = scored_slices(study, unit.fold, cases, settings)
+    slices = scored_slices(experiment, unit.fold, cases, settings)
     collected = drawn(slices, proposed.grids_of(out, unit.fold, unit.seed), settings)
     return collected.scored(
-        frame_of(study, unit.fold, slices, np.array(collected.scores)), study, settings.reproduce.gallery
+        frame_of(experiment, unit.fold, slices, np.array(collected.scores)), experiment, settings.reproduce.gallery
     )
 
 
 def _shuffled(
-    out: str, unit: Unit, settings: Settings, study: Study, cases: dict[str, TrainingCase], progress: Progress
-) -> Scored:
+    out: str, unit: Unit, settings: Settings, experiment: Experiment, cases: dict[str, TrainingCase], progress: Progress
+) -> ScoredUnit:
     """The proposed scheme with every slice given the map tokens of another slice of the same kind of case, drawn by the seed.
 
-    Greedy answers depend on nothing but the prompt, and a shuffled prompt is another slice's prompt: so its answer is the answer
-    that the other slice was given, and no LLM has to speak again.
+    Greedy answers depend on nothing but the prompt, and a shuffled prompt is another slice's prompt: so its answer is
+    the answer that the other slice was given, and no LLM has to speak again.
     """
     source = Unit(PROPOSED, unit.fold, unit.seed)
     missing = failure_of(out, source)
     if missing:
         raise MedadError(f"the proposed scheme has no answers to shuffle: {missing}")
     said = read_unit(out, source).frame
-    groups = said["case_id"].map(study.group_of) + "/" + said["split"]
+    groups = said["case_id"].map(experiment.group_of) + "/" + said["split"]
     order = np.arange(len(said))
     rng = np.random.default_rng([unit.seed, unit.fold])
     for _, rows in said.groupby(groups, sort=True).indices.items():
         order[rows] = derangement(rows, rng)
     moved = ["score", "map_score", "answer", "answer_parsed", "verdict", "location"]
-    return Scored(said.assign(**{column: said[column].to_numpy()[order] for column in moved}), {}, {})
+    return ScoredUnit(said.assign(**{column: said[column].to_numpy()[order] for column in moved}), {}, {})
 
 
 def derangement(rows: Sequence[int], rng: np.random.Generator) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The rows of the table, and the columns in which its numbers are kept.
 
-One decision: the table is kept long, one line a number, and every printed form of it (CSV, Markdown, LaTeX, figure) is made
-from these lines; a number that is undefined stays, null and with its reason.
+One decision: the table is kept long, one line a number, and every printed form of it (CSV, Markdown, LaTeX, figure)
+is made from these lines; a number that is undefined stays, null and with its reason.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Slices of many cases as one sequence, read from memory maps when they are asked for.
 
-One decision: whoever trains or scores sees positions 0 to n-1 and nothing of cases, so every row of the table gets the very
-same slices, whatever it makes of them.
+One decision: whoever trains or scores sees positions 0 to n-1 and nothing of cases, so every row of the table gets
+the very same slices, whatever it makes of them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """From the scores of all units to the long table.
 
-One decision: every number is a function of how often each patient counts, so its value, its interval and its paired difference
-to the proposed scheme come from the same lines and the same draws. Seeds are averaged within a draw; a difference is taken over the
-seeds that both rows have. Folds are never ranked against each other, and each has thresholds of its own validation patients.
+One decision: every number is a function of how often each patient counts, so its value, its interval and its paired
+difference to the proposed scheme come from the same lines and the same draws. Seeds are averaged within a draw. A
+difference is taken over the seeds that both rows have. Folds are never ranked against each other.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from medad_core.config import Settings
-from medad_core.metrics.bootstrap import interval, patient_weights
+from medad_core.metrics.bootstrap import estimate, interval, patient_weights
 from medad_core.metrics.comparison import delong, paired_difference
-from medad_core.metrics.rows import RuledStatistic
+from medad_core.metrics.statistic import Statistic
 from medad_core.reproduce.decisions import SeedOfRow, seed_of_row
+from medad_core.reproduce.experiment import Experiment
+from medad_core.reproduce.measures import RowUnits
 from medad_core.reproduce.schema import PROPOSED, ROWS, TABLE
-from medad_core.reproduce.study import Study
 from medad_core.reproduce.units import DamagedUnit, Unit, discard_unit, failure_of, read_unit, seeds_of
 
 CellKey = tuple[str, str, str, str]  # level, metric, rule, subset
@@ -27,7 +28,10 @@ CellKey = tuple[str, str, str, str]  # level, metric, rule, subset
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of one row: by seed its value (NaN where undefined) and bootstrap replicates (S, B); `n` None where seeds differ in it."""
+    """One number of one row, by seed: values (S,), NaN where undefined, and bootstrap replicates `draws` (S, B).
+
+    `n` is None where seeds differ in it.
+    """
 
     seeds: tuple[int, ...]
     values: np.ndarray
@@ -37,6 +41,7 @@ class Cell:
 
     @property
     def value(self) -> float:
+        """Mean over seeds; NaN where one is undefined."""
         return float(self.values.mean())
 
     def of(self, seeds: Sequence[int]) -> Cell:
@@ -56,6 +61,7 @@ class RowOfGroup:
 
     @property
     def first(self) -> SeedOfRow:
+        """The row with the first of its seeds."""
         return next(iter(self.seeds.values()))
 
 
@@ -68,64 +74,74 @@ class Table:
     failed: dict[str, str]
 
 
-def make_table(out: str, study: Study, settings: Settings) -> Table:
-    """The table of a study from its unit files. A row with a damaged file has failed, and the file makes way for the next run."""
-    failed = {row: reason for row in settings.reproduce.rows if (reason := _failure(out, study, row, settings))}
+def make_table(out: str, experiment: Experiment, settings: Settings) -> Table:
+    """The table of an experiment from its unit files.
+
+    A row with a damaged file has failed, and the file makes way for the next run.
+    """
     rows: list[RowOfGroup] = []
-    for row in (row for row in settings.reproduce.rows if row not in failed):
+    failed: dict[str, str] = {}
+    for row in settings.reproduce.rows:
+        reason = _failure(out, experiment, row, settings)
+        if reason:
+            failed[row] = reason
+    for row in settings.reproduce.rows:
+        if row in failed:
+            continue
         try:
-            rows += [_row(out, study, row, group, settings) for group in study.groups]
+            rows += [_row(out, experiment, row, group, settings) for group in experiment.groups]
         except DamagedUnit as error:
             discard_unit(out, error.unit, str(error))
             failed[row] = str(error)
-    lines = [line for group in study.groups for line in _lines([row for row in rows if row.group == group])]
-    rows.sort(key=lambda row: study.groups.index(row.group))
+    rows.sort(key=lambda row: experiment.groups.index(row.group))
+    lines: list[dict] = []
+    for group in experiment.groups:
+        lines += _lines([row for row in rows if row.group == group])
     return Table(pa.Table.from_pylist(lines, schema=TABLE), tuple(rows), failed)
 
 
-def _failure(out: str, study: Study, row: str, settings: Settings) -> str | None:
-    if not study.folds:
+def _failure(out: str, experiment: Experiment, row: str, settings: Settings) -> str | None:
+    """Why a row has no numbers; None for one whose units are all done."""
+    if not experiment.folds:
         return "no case with a segmentation could be used"
-    units = [Unit(row, fold, seed) for fold in range(len(study.folds)) for seed in seeds_of(row, settings.reproduce)]
-    reasons = [reason for unit in units if (reason := failure_of(out, unit))]
-    return reasons[0] if reasons else None
+    for fold in range(len(experiment.folds)):
+        for seed in seeds_of(row, settings.reproduce):
+            reason = failure_of(out, Unit(row, fold, seed))
+            if reason:
+                return reason
+    return None
 
 
-def _row(out: str, study: Study, row: str, group: str, settings: Settings) -> RowOfGroup:
+def _row(out: str, experiment: Experiment, row: str, group: str, settings: Settings) -> RowOfGroup:
     """One row; of each seed only what is printed is kept, because the histograms of a large cohort fill memory."""
     seeds: dict[int, SeedOfRow] = {}
     measured = []
     for seed in seeds_of(row, settings.reproduce):
-        made = seed_of_row(
-            row, group, study, [read_unit(out, Unit(row, fold, seed)) for fold in range(len(study.folds))], settings
-        )
-        weights = patient_weights(made.units.patients, settings.evaluate.bootstrap, settings.evaluate.seed)
-        measured.append([_measure(statistic, made.units.patients, weights) for statistic in made.statistics])
-        seeds[seed] = replace(made, statistics=(), units=replace(made.units, histograms=None))
+        folds = [read_unit(out, Unit(row, fold, seed)) for fold in range(len(experiment.folds))]
+        of_seed = seed_of_row(row, group, experiment, folds, settings)
+        weights = patient_weights(of_seed.units.patients, settings.evaluate.bootstrap, settings.evaluate.seed)
+        measured.append([_measure(statistic, weights) for statistic in of_seed.statistics])
+        seeds[seed] = replace(of_seed, statistics=(), units=replace(of_seed.units, histograms=None))
     cells = (joined(tuple(seeds), of_seeds) for of_seeds in zip(*measured, strict=True))
     return RowOfGroup(row, group, seeds, dict(cells))
 
 
-def _measure(statistic: RuledStatistic, patients: int, weights: np.ndarray) -> tuple[CellKey, Cell]:
-    value = statistic.values(np.ones((1, patients)))
-    draws = statistic.values(weights) if len(weights) and not np.isnan(value[0]) else np.full(len(weights), np.nan)
-    return (statistic.level, statistic.metric, statistic.rule, statistic.subset), Cell(
-        (0,), value, draws[None], statistic.n, statistic.undefined
-    )
+def _measure(statistic: Statistic, weights: np.ndarray) -> tuple[CellKey, Cell]:
+    key = (statistic.level, statistic.metric, statistic.rule, statistic.subset)
+    measured = estimate(statistic.values, weights)
+    values = np.array([measured.value])
+    return key, Cell((0,), values, measured.replicates[None], statistic.n, statistic.undefined)
 
 
 def joined(seeds: tuple[int, ...], of_seeds: Sequence[tuple[CellKey, Cell]]) -> tuple[CellKey, Cell]:
     """One cell of several seeds; undefined for the reason of the first that is."""
-    (key, first), cells = of_seeds[0], [cell for _, cell in of_seeds]
+    key, first = of_seeds[0]
+    cells = [cell for _, cell in of_seeds]
     undefined = next((cell.undefined for cell in cells if np.isnan(cell.value)), first.undefined)
     n = first.n if len({cell.n for cell in cells}) == 1 else None
-    return key, Cell(
-        seeds,
-        np.concatenate([cell.values for cell in cells]),
-        np.concatenate([cell.draws for cell in cells]),
-        n,
-        undefined,
-    )
+    values = np.concatenate([cell.values for cell in cells])
+    draws = np.concatenate([cell.draws for cell in cells])
+    return key, Cell(seeds, values, draws, n, undefined)
 
 
 def _lines(rows: Sequence[RowOfGroup]) -> Iterator[dict]:
@@ -159,26 +175,37 @@ def _value(cell: Cell, row: RowOfGroup) -> dict:
 
 
 def _difference(row: RowOfGroup, key: CellKey, cell: Cell, reference: RowOfGroup | None) -> dict:
-    """Against the proposed scheme on the same patients and seeds, whose decisions are the LLM's own. DeLong takes the first of the seeds."""
+    """Against the proposed scheme on the same patients and seeds. DeLong's test takes the first of the seeds."""
     if reference is None or row is reference:
         return {}
-    level, metric, rule, subset = key
-    *how, _ = rule.split("/")
-    other = reference.cells.get(key) or reference.cells.get((level, metric, "/".join([*how, "answer"]), subset))
+    other = _counterpart(reference, key)
     common = [seed for seed in cell.seeds if other is not None and seed in other.seeds]
-    if not common:
+    if other is None or not common:
         return {}
-    cell, other = cell.of(common), other.of(common)
+    cell = cell.of(common)
+    other = other.of(common)
     if np.isnan(cell.value) or np.isnan(other.value):
         return {}
-    found = {"difference": cell.value - other.value}
+    difference = {"difference": cell.value - other.value}
     if cell.draws.size:
         gap = paired_difference(cell.draws.mean(axis=0), other.draws.mean(axis=0))
-        found |= {"difference_low": gap.low, "difference_high": gap.high, "p_bootstrap": gap.p}
+        difference |= {"difference_low": gap.low, "difference_high": gap.high, "p_bootstrap": gap.p}
+    level, metric, _, _ = key
     if (level, metric) == ("image", "auroc"):
-        mine, theirs = row.seeds[common[0]].units, reference.seeds[common[0]].units
-        known = ~np.isnan(mine.label)
-        found["p_delong"] = delong(
-            mine.score[known], theirs.score[known], mine.label[known] == 1, mine.fold[mine.patient[known]]
-        ).p
-    return found
+        difference["p_delong"] = _delong_p(row.seeds[common[0]].units, reference.seeds[common[0]].units)
+    return difference
+
+
+def _counterpart(reference: RowOfGroup, key: CellKey) -> Cell | None:
+    """The same number of the reference; of a row that decides by a threshold, that of the reference's own answers."""
+    level, metric, rule, subset = key
+    *how, _ = rule.split("/")
+    answered = (level, metric, "/".join([*how, "answer"]), subset)
+    return reference.cells.get(key) or reference.cells.get(answered)
+
+
+def _delong_p(ours: RowUnits, theirs: RowUnits) -> float | None:
+    """p of the AUROCs of two rows over the same slices."""
+    labelled = ours.slices.labelled
+    strata = ours.fold[ours.patient[labelled]]
+    return delong(ours.score[labelled], theirs.score[labelled], ours.label[labelled] == 1, strata).p

@@ -1,7 +1,7 @@
 """What one row scored on one fold with one seed: `DIR/rows/{row}/fold-{f}-seed-{s}.parquet` and its pixel histograms beside.
 
-One decision: the histograms are written first and the scores last, so a unit whose scores are there is done. A unit that
-failed leaves a `.failed` file with its reason instead, and is tried again by the same command.
+One decision: the histograms are written first and the scores last, so a unit whose scores are there is done. A unit
+that failed leaves a `.failed` file with its reason instead, and is tried again by the same command.
 """
 
 from __future__ import annotations
@@ -58,9 +58,10 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Scores of a unit: a frame of SCORES; histograms by case_id, of validation and test alike; and thumbnails of some maps, uint8 at half
-    size (0 to 255 is 0 to 1). The last two are empty where a row has no maps. `training_error`: see `baselines.Detector`."""
+class ScoredUnit:
+    """Scores of a unit: a frame of SCORES; histograms by case_id, of validation and test alike; and thumbnails of
+    some maps, uint8 at half size (0 to 255 is 0 to 1). The last two are empty where a row has no maps.
+    `training_error`: see `baselines.Detector`."""
 
     frame: pd.DataFrame
     histograms: dict[str, PixelHistogram]
@@ -89,7 +90,7 @@ def pending(out: str, units: list[Unit]) -> list[Unit]:
     return [unit for unit in units if not is_done(out, unit)]
 
 
-def write_unit(out: str, unit: Unit, scored: Scored) -> None:
+def write_unit(out: str, unit: Unit, scored: ScoredUnit) -> None:
     """Keep what a unit scored."""
     make_folder(join(out, "rows", unit.row))
     packed = io.BytesIO()
@@ -109,7 +110,7 @@ class DamagedUnit(StoreError):
         self.unit = unit
 
 
-def read_unit(out: str, unit: Unit) -> Scored:
+def read_unit(out: str, unit: Unit) -> ScoredUnit:
     """What `write_unit` kept. Raises DamagedUnit where it cannot be read."""
     try:
         frame = read_table(_at(out, unit, ".parquet")).to_pandas()
@@ -144,7 +145,7 @@ def _at(out: str, unit: Unit, suffix: str) -> str:
     return join(out, "rows", unit.row, f"fold-{unit.fold}-seed-{unit.seed}{suffix}")
 
 
-def _packed(scored: Scored) -> Iterator[tuple[str, np.ndarray]]:
+def _packed(scored: ScoredUnit) -> Iterator[tuple[str, np.ndarray]]:
     for case_id, histogram in scored.histograms.items():
         for name, array in histogram.to_arrays().items():
             yield f"histogram/{case_id}/{name}", array
@@ -154,7 +155,7 @@ def _packed(scored: Scored) -> Iterator[tuple[str, np.ndarray]]:
         yield TRAINING_ERROR, np.array(scored.training_error)
 
 
-def _unpacked(frame: pd.DataFrame, stored: Mapping[str, np.ndarray]) -> Scored:
+def _unpacked(frame: pd.DataFrame, stored: Mapping[str, np.ndarray]) -> ScoredUnit:
     arrays: dict[str, dict[str, np.ndarray]] = {}
     thumbnails: dict[Key, np.ndarray] = {}
     error = float(stored[TRAINING_ERROR]) if TRAINING_ERROR in stored else None
@@ -165,6 +166,6 @@ def _unpacked(frame: pd.DataFrame, stored: Mapping[str, np.ndarray]) -> Scored:
             thumbnails[case_id, int(name)] = stored[key]
         else:
             arrays.setdefault(case_id, {})[name] = stored[key]
-    return Scored(
+    return ScoredUnit(
         frame, {case_id: PixelHistogram.from_arrays(found) for case_id, found in arrays.items()}, thumbnails, error
     )

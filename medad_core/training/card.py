@@ -9,16 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 
 from medad_core.config import Settings
-from medad_core.data.location import neighbours, true_cell
+from medad_core.data.location import true_cell
 from medad_core.data.names import patient_of
 from medad_core.llm.grammar import parse
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Generation
 from medad_core.llm.transformers_engine import TransformersEngine
-from medad_core.metrics.pixel import PixelHistogram
+from medad_core.metrics import PixelHistogram
+from medad_core.metrics.answers import Answers, answer_statistics
+from medad_core.metrics.decisions import decision_statistics
+from medad_core.metrics.location import cell_steps
+from medad_core.metrics.maps import pixel_statistics, pooled_dice
+from medad_core.metrics.scores import score_statistics
+from medad_core.metrics.statistic import COHORT, Statistic
+from medad_core.metrics.units import Units
 from medad_core.models.converter import Converter
 from medad_core.models.decoder import image_scores, render_maps
 from medad_core.training.features import TrainingCase
@@ -30,79 +36,117 @@ def cross_validated_scores(
     cases: Sequence[TrainingCase], grids: dict[str, np.ndarray], settings: Settings
 ) -> dict[str, float | int | None]:
     """Image and pixel scores of maps drawn by decoders that had not seen the patient, slices of the screening range."""
-    labels, scores, pixels = [], {kind: [] for kind in ("max", "quantile", "mean")}, PixelHistogram()
-    for case in cases:
-        for index in case.within(settings.data.first_slice, settings.data.last_slice):
-            mask = case.masks[index]
-            rendered = render_maps(torch.from_numpy(grids[case.case_id][index : index + 1]), *mask.shape)
-            pixels.accumulate(rendered[0].numpy(), mask)
-            labels.append(bool(mask.any()))
-            for kind, values in scores.items():
-                values.append(float(image_scores(rendered, kind, settings.models.image_score.quantile)))
-    both = 0 < sum(labels) < len(labels)
-    result: dict[str, float | int | None] = {
-        "slices": len(labels),
-        "tumour_free": len(labels) - sum(labels),
-        "patients": _patients(cases),
-    }
-    result |= {
-        f"image_auroc_{kind}": float(roc_auc_score(labels, values)) if both else None for kind, values in scores.items()
-    }
-    return result | {"pixel_auroc": pixels.auroc, "dice_at_0.5": pixels.dice(0.5)}
-
-
-def _patients(cases: Sequence[TrainingCase]) -> int:
-    return len({patient_of(case.case_id) for case in cases})
+    picks = _picks(cases, settings)
+    scores: dict[str, list[float]] = {kind: [] for kind in ("max", "quantile", "mean")}
+    pixels = PixelHistogram()
+    for case, index in picks:
+        mask = case.masks[index]
+        rendered = render_maps(torch.from_numpy(grids[case.case_id][index : index + 1]), *mask.shape)
+        pixels.accumulate(rendered[0].numpy(), mask)
+        for kind, values in scores.items():
+            values.append(float(image_scores(rendered, kind, settings.models.image_score.quantile)))
+    slices = _units(picks)
+    card = _counts(picks, slices)
+    for kind, values in scores.items():
+        auroc, _ = score_statistics(slices, np.array(values), COHORT)
+        card[f"image_auroc_{kind}"] = _value(auroc, slices.patients)
+    pixel_auroc, *_ = pixel_statistics([pixels])
+    card["pixel_auroc"] = _value(pixel_auroc, 1)
+    card["dice_at_0.5"] = _value(pooled_dice([pixels], np.array([0.5])), 1)
+    return card
 
 
 def verdict_scores(
     cases: Sequence[TrainingCase],
-    grids: dict,
+    grids: dict[str, np.ndarray],
     converter: Converter,
     prompt: Prompt,
     llm: torch.nn.Module,
     settings: Settings,
 ) -> dict[str, float | int | None]:
     """The LLM's answers on the patients of fold 0, whose maps the converter has not learned from, slices of the screening range."""
+    picks = _picks(cases, settings)
+    generations = _generations(picks, grids, converter, prompt, llm, settings)
+    slices = _units(picks)
+    answers = _answers(picks, generations)
+    p_yes_auroc, _ = score_statistics(slices, np.array([generation.p_yes for generation in generations]), COHORT)
+    statistics = [
+        *decision_statistics(slices, answers.decision, COHORT),
+        *answer_statistics(slices, answers, np.full(len(picks), np.nan), settings.evaluate.map_threshold),
+    ]
+    by_name = {statistic.metric: statistic for statistic in statistics}
+    card = _counts(picks, slices)
+    card["unparsed"] = int((~answers.says_yes & ~answers.says_no).sum())
+    card["p_yes_auroc"] = _value(p_yes_auroc, slices.patients)
+    for metric in ("sensitivity", "specificity", "balanced_accuracy", "location_exact", "location_exact_or_neighbour"):
+        card[metric] = _value(by_name[metric], slices.patients)
+    return card
+
+
+def _generations(
+    picks: Sequence[tuple[TrainingCase, int]],
+    grids: dict[str, np.ndarray],
+    converter: Converter,
+    prompt: Prompt,
+    llm: torch.nn.Module,
+    settings: Settings,
+) -> list[Generation]:
     engine = TransformersEngine(
         prompt, max_new_tokens=settings.llm.max_new_tokens, batch_size=settings.train.converter.batch_size, model=llm
     )
-    picks = [
-        (case, index) for case in cases for index in case.within(settings.data.first_slice, settings.data.last_slice)
-    ]
     generations: list[Generation] = []
     with torch.inference_mode():
         knowledge = converter.knowledge_tokens().numpy()
         for start in range(0, len(picks), AT_ONCE):  # prompts of a whole cohort would fill a machine's memory
             maps = np.stack([grids[case.case_id][index] for case, index in picks[start : start + AT_ONCE]])
-            generations += engine.generate(
-                prompt.assemble(knowledge, converter(torch.from_numpy(maps).float()).half().numpy())
-            )
-    truth = [true_cell(case.masks[index]) for case, index in picks]
-    answers = [parse(generation.text) for generation in generations]
-    tumour = np.array([cell is not None for cell in truth])
-    said_yes = np.array([answer is not None and answer.verdict == "yes" for answer in answers])
-    said_no = np.array([answer is not None and answer.verdict == "no" for answer in answers])
-    hits = [
-        (answer.location, cell)
-        for answer, cell in zip(answers, truth, strict=True)
-        if answer and answer.location and cell
-    ]
-    both = 0 < tumour.sum() < len(tumour)
+            tokens = converter(torch.from_numpy(maps).float()).half().numpy()
+            generations += engine.generate(prompt.assemble(knowledge, tokens))
+    return generations
+
+
+def _answers(picks: Sequence[tuple[TrainingCase, int]], generations: Sequence[Generation]) -> Answers:
+    parsed = [parse(generation.text) for generation in generations]
+    locations = [None if answer is None else answer.location for answer in parsed]
+    return Answers(
+        answered=np.ones(len(parsed), bool),
+        says_yes=np.array([answer is not None and answer.verdict == "yes" for answer in parsed], bool),
+        says_no=np.array([answer is not None and answer.verdict == "no" for answer in parsed], bool),
+        names_location=np.array([location is not None for location in locations], bool),
+        location_steps=cell_steps(locations, [true_cell(case.masks[index]) for case, index in picks]),
+    )
+
+
+def _picks(cases: Sequence[TrainingCase], settings: Settings) -> list[tuple[TrainingCase, int]]:
+    """The slices of the screening range: case and position in its arrays."""
+    first = settings.data.first_slice
+    last = settings.data.last_slice
+    return [(case, int(index)) for case in cases for index in case.within(first, last)]
+
+
+def _units(picks: Sequence[tuple[TrainingCase, int]]) -> Units:
+    patients = {patient: number for number, patient in enumerate(_patients(picks))}
+    patient = np.array([patients[patient_of(case.case_id)] for case, _ in picks], int)
+    label = np.array([case.masks[index].any() for case, index in picks], float)
+    # Every slice was scored by one decoder or another of the same recipe, and they are ranked together.
+    return Units("image", patient, np.zeros(len(patients), int), label)
+
+
+def _patients(picks: Sequence[tuple[TrainingCase, int]]) -> list[str]:
+    return list(dict.fromkeys(patient_of(case.case_id) for case, _ in picks))
+
+
+def _counts(picks: Sequence[tuple[TrainingCase, int]], slices: Units) -> dict[str, float | int | None]:
     return {
-        "slices": len(truth),
-        "tumour_free": int((~tumour).sum()),
-        "patients": _patients(cases),
-        "unparsed": sum(answer is None for answer in answers),
-        "p_yes_auroc": float(roc_auc_score(tumour, [generation.p_yes for generation in generations])) if both else None,
-        "sensitivity": float(said_yes[tumour].mean()) if tumour.any() else None,
-        "specificity": float(said_no[~tumour].mean()) if not tumour.all() else None,
-        "balanced_accuracy": float((said_yes[tumour].mean() + said_no[~tumour].mean()) / 2) if both else None,
-        "location_exact": float(np.mean([said == cell for said, cell in hits])) if hits else None,
-        "location_exact_or_neighbour": float(np.mean([said == cell or said in neighbours(cell) for said, cell in hits]))
-        if hits
-        else None,
+        "slices": len(picks),
+        "tumour_free": int(slices.negative.sum()),
+        "patients": slices.patients,
     }
+
+
+def _value(statistic: Statistic, patients: int) -> float | None:
+    """The value of a statistic; None where it is undefined."""
+    value = float(statistic.values(np.ones((1, patients)))[0])
+    return None if np.isnan(value) else value
 
 
 def write_card(

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pandas as pd
 import psutil
-
 from medad_core.stages.common import PART_STAGES, stage_of
 
 HERE = Path(__file__).parent

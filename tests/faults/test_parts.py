@@ -16,8 +16,9 @@ import pandas as pd
 import pytest
 import torch
 from disturbed import ends, gone, screening, start, temporary_files, until
-
 from flows.runner import range_count
+from medad_core.stages.common import PART_STAGES, QUARANTINED, stage_of
+
 from flows.stages import maps
 from medad_core.config import FlowSettings, load_settings
 from medad_core.errors import (
@@ -33,7 +34,6 @@ from medad_core.errors import (
 from medad_core.llm.transformers_engine import TransformersEngine
 from medad_core.stages import answers
 from medad_core.stages import maps as maps_stage
-from medad_core.stages.common import PART_STAGES, QUARANTINED, stage_of
 from tasks.policy import Suspect, Trial, can_heal, judged
 
 pytest_plugins = ("prefect_harness",)

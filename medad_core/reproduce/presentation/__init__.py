@@ -43,7 +43,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Written:
-    """Where everything is: `table` (Parquet, the long form), `csv`, `text` (Markdown), `latex`, `figure`, `gallery`, `thresholds`."""
+    """Where every printed form is; `table` is the long form in Parquet, `text` is Markdown."""
 
     table: str
     csv: str

@@ -1,7 +1,7 @@
 """Why cells are empty, in few lines.
 
-One decision: cells are named under their common reason, rows under their common cells and rules under their common metrics, since
-a reason such as "one class only" empties a hundred at once.
+One decision: cells are named under their common reason, rows under their common cells and rules under their common
+metrics, since a reason such as "one class only" empties a hundred at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from medad_core.reproduce.schema import ROWS
 
 @dataclass(frozen=True)
 class _Empty:
-    """One empty cell: its row, level and metric; `how` is the rule or lesion size where that matters, as it is said after the level."""
+    """One empty cell: its row, level and metric; `how` names the rule or lesion size where that matters."""
 
     reason: str
     row: str
@@ -29,26 +29,32 @@ class _Empty:
 
 def empty_cells(sheet: Sheet, group: str) -> list[str]:
     """One sentence a reason: failed rows, then numbers that are undefined, then those without an interval."""
-    failed = [f"{row.title} failed: {escape(reason)}" for row in sheet.rows if (reason := sheet.failed(row.name))]
-    alive = [row.name for row in sheet.rows if not sheet.failed(row.name)]
-    lines = [line for row in alive for line in sheet.of_row(group, row)]
-    empty = [_named(line, sheet, group, line.reason or "no reason given") for line in lines if line.value is None]
-    noted = [
-        _named(line, sheet, group, f"{line.reason} (the value stands)")
-        for line in lines
-        if line.value is not None and line.reason
-    ]
-    return failed + _sentences([*empty, *_absent(sheet, group, alive), *noted], alive)
+    failed: list[str] = []
+    alive: list[str] = []
+    for row in sheet.rows:
+        reason = sheet.failed(row.name)
+        if reason:
+            failed.append(f"{row.title} failed: {escape(reason)}")
+        else:
+            alive.append(row.name)
+    undefined: list[_Empty] = []
+    without_interval: list[_Empty] = []
+    for line in (line for row in alive for line in sheet.of_row(group, row)):
+        if line.value is None:
+            undefined.append(_named(line, sheet, group, line.reason or "no reason given"))
+        elif line.reason:
+            without_interval.append(_named(line, sheet, group, f"{line.reason} (the value stands)"))
+    return failed + _sentences([*undefined, *_absent(sheet, group, alive), *without_interval], alive)
 
 
 def undefined_thresholds(notes: Iterable[ThresholdNote]) -> list[str]:
     """One sentence a reason for thresholds that could not be chosen."""
-    found = [
+    empty = [
         _Empty(note.reason or "no reason given", note.row, note.level, "threshold", f", fold {note.fold}")
         for note in notes
         if note.value is None
     ]
-    return _sentences(found, [note.row for note in notes])
+    return _sentences(empty, [note.row for note in notes])
 
 
 def _absent(sheet: Sheet, group: str, rows: Iterable[str]) -> Iterator[_Empty]:
@@ -67,20 +73,18 @@ def _named(line: Line, sheet: Sheet, group: str, reason: str) -> _Empty:
         if (other.level, other.metric, other.is_area) == (line.level, line.metric, line.is_area)
     ]
     differ = len({(other.value is None, other.reason) for other in same}) > 1
-    how = (
-        f" for {line.subset}"
-        if line.is_area
-        else f" by {rule_words(line.rule, sheet.facts.patient_slices)}"
-        if differ and line.rule
-        else ""
-    )
+    how = ""
+    if line.is_area:
+        how = f" for {line.subset}"
+    elif differ and line.rule:
+        how = f" by {rule_words(line.rule, sheet.facts.patient_slices)}"
     return _Empty(reason, line.row, line.level, metric_words(line.metric), how)
 
 
-def _sentences(found: Iterable[_Empty], rows: Iterable[str]) -> list[str]:
+def _sentences(empty: Iterable[_Empty], rows: Iterable[str]) -> list[str]:
     """One "reason: cells (rows); cells (rows)" a reason, in the order in which reasons turn up."""
     by_reason: dict[str, dict[str, list[_Empty]]] = defaultdict(lambda: defaultdict(list))
-    for cell in found:
+    for cell in empty:
         by_reason[cell.reason][cell.row].append(cell)
     everyone = list(dict.fromkeys(rows))
     return [f"{escape(reason)}: {'; '.join(_shared(by_row, everyone))}." for reason, by_row in by_reason.items()]
@@ -100,9 +104,9 @@ def _cells(cells: Iterable[_Empty]) -> str:
     for cell in cells:
         metrics[cell.level, cell.how][cell.metric] = None
     places: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for (level, how), found in metrics.items():
-        places[level, ", ".join(found)].append(how)
-    return ", ".join(f"{found} at {level} level{' /'.join(hows)}" for (level, found), hows in places.items())
+    for (level, how), names in metrics.items():
+        places[level, ", ".join(names)].append(how)
+    return ", ".join(f"{names} at {level} level{' /'.join(hows)}" for (level, names), hows in places.items())
 
 
 def _titles(rows: list[str], everyone: list[str]) -> str:

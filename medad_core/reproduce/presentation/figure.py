@@ -1,24 +1,31 @@
 """`figure.png`: the main numbers with their intervals, as a forest plot.
 
-One decision: patients and phantoms have panels of their own and share the scale, so that they can be compared by eye and never
-be taken for each other. A row that failed keeps its place.
+One decision: patients and phantoms have panels of their own and share the scale, so that they can be compared by eye
+and never be taken for each other. A row that failed keeps its place.
 """
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from itertools import product
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from medad_core.metrics.printed import value_text
 from medad_core.reproduce.presentation.sheet import AUROC, BALANCED, MAIN, Column, Line, Sheet
-from medad_core.reproduce.presentation.words import RULES, between, heading, number
+from medad_core.reproduce.presentation.words import RULES, bracketed, heading
 from medad_core.reproduce.schema import PHANTOMS, PROPOSED
 
 _COLOURS = {"paper": "#34495e", "baseline": "#b0620c", "ablation": "#7d6b9e"}
-_HIGHLIGHT, _BAND, _SOFT = "#0b6e68", "#e4f2f0", "#6b7783"
-_WIDTH, _ROW, _FRAME, _DPI = 8.4, 0.27, 1.25, 180  # inches, inches, inches, dots an inch
+_HIGHLIGHT = "#0b6e68"
+_BAND = "#e4f2f0"
+_SOFT = "#6b7783"
+_WIDTH = 8.4  # inches
+_ROW = 0.27  # inches
+_FRAME = 1.25  # inches
+_DPI = 180
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,8 @@ class _Scale:
 
 def figure_png(sheet: Sheet) -> bytes:
     """PNG bytes, 1,512 pixels wide, with a pair of panels a group."""
-    groups, rows = sheet.groups, max(1, len(sheet.rows))
+    groups = sheet.groups
+    rows = max(1, len(sheet.rows))
     figure = Figure(figsize=(_WIDTH, max(1, len(groups)) * (rows * _ROW + _FRAME)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.12)
     panels = figure.subplots(len(groups), 2, squeeze=False) if groups else []
@@ -59,14 +67,11 @@ def figure_png(sheet: Sheet) -> bytes:
 
 
 def _lowest(sheet: Sheet) -> float:
-    lines = [
-        line
-        for group in sheet.groups
-        for row in sheet.rows
-        for column in (AUROC, BALANCED)
-        if (line := sheet.find(group.name, row.name, column))
-    ]
-    values = [value for line in lines for value in (line.value, line.ci_low) if value is not None]
+    values = []
+    for group, row, column in product(sheet.groups, sheet.rows, (AUROC, BALANCED)):
+        line = sheet.find(group.name, row.name, column)
+        if line is not None:
+            values += [value for value in (line.value, line.ci_low) if value is not None]
     return max(0.0, min(0.4, *values, 1.0) - 0.03)
 
 
@@ -100,8 +105,8 @@ def _mark(axes: Axes, place: int, line: Line | None, failed: str | None, colour:
         zorder=3,
         clip_on=False,
     )
-    spread = between(line.ci_low, line.ci_high)
-    axes.text(scale.high + 0.02, place, number(line.value) + (f" ({spread})" if spread else ""), color=colour, **text)
+    value = value_text(line.value) + bracketed(line.ci_low, line.ci_high)
+    axes.text(scale.high + 0.02, place, value, color=colour, **text)
 
 
 def _dress(axes: Axes, sheet: Sheet, column: Column, scale: _Scale) -> None:

@@ -1,7 +1,7 @@
 """`gallery.html`: the worst errors of every row, in one file that asks nothing of the network.
 
-One decision: a slice is stored once, however many rows got it wrong, and every card says at which threshold and score it is an
-error, so that a picture alone convinces nobody of anything.
+One decision: a slice is stored once, however many rows got it wrong, and every card says at which threshold and score
+it is an error, so that a picture alone convinces nobody of anything.
 """
 
 from __future__ import annotations
@@ -64,7 +64,10 @@ class _Section:
 
 
 def render_gallery(sheet: Sheet, rows: Sequence[GalleryRow]) -> str:
-    """The page as a string: UTF-8, self-contained, readable on a phone. Rows in the order of the table, patients first."""
+    """The page as a string: UTF-8, self-contained, readable on a phone.
+
+    Rows come in the order of the table, patients first.
+    """
     environment = Environment(
         loader=PackageLoader("medad_core.report"),
         autoescape=True,

@@ -1,7 +1,8 @@
 """`table.tex`: the main numbers for a paper, to be read in with `\\input`.
 
-One decision: it needs `booktabs` and nothing else, and is plain ASCII, so it sets in any class with any engine. Interval below
-value and words below words, because side by side they fit no page; as it is, it fits the text of an A4 article.
+One decision: it needs `booktabs` and nothing else, and is plain ASCII, so it sets in any class with any engine. The
+interval stands below the value and words below words, because side by side they fit no page; as it is, it fits the text
+of an A4 article. pandas writes neither rows of two lines nor headings between rows, so the lines are written here.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from medad_core.metrics.printed import interval_text, value_text
 from medad_core.reproduce.presentation.facts import GroupFacts
 from medad_core.reproduce.presentation.sheet import HEADLINE, Column, Sheet
 from medad_core.reproduce.presentation.words import GENERATED, KINDS, PAPER, RULES
@@ -80,17 +82,19 @@ def _table(sheet: Sheet, group: GroupFacts) -> str:
 
 def _caption(sheet: Sheet, group: GroupFacts) -> str:
     counted = f"{group.tested_patients} {group.name}, {group.slices} slices, {group.tumour_free} tumour-free"
-    sentences = [
-        f"{'Generated phantoms, not patients' if group.name == PHANTOMS else sheet.facts.data}: {counted}.",
-        *([GENERATED] if group.name == PHANTOMS else []),
-        "Mean over seeds ± standard deviation where there are several; below, 95 % intervals by bootstrap over patients.",
+    if group.name == PHANTOMS:
+        sentences = [f"Generated phantoms, not patients: {counted}.", GENERATED]
+    else:
+        sentences = [f"{sheet.facts.data}: {counted}."]
+    sentences += [
+        "Mean over seeds ± standard deviation where there are several; "
+        "below, 95 % intervals by bootstrap over patients.",
         f"Thresholds from validation patients (rule: {RULES[sheet.facts.rule]}) where the LLM does not answer itself.",
-        *(
-            ["Last column: the paper's own AUC, below it its accuracy, in %, from other patients and another split."]
-            if _has_paper(group)
-            else []
-        ),
     ]
+    if _has_paper(group):
+        sentences.append(
+            "Last column: the paper's own AUC, below it its accuracy, in %, from other patients and another split."
+        )
     return escaped(" ".join(sentences))
 
 
@@ -132,15 +136,17 @@ def _value(sheet: Sheet, group: str, row: Row, column: Column) -> str:
     line = sheet.find(group, row.name, column)
     if line is None or line.value is None:
         return "--"
-    text = f"{line.value:.3f}"
-    best = rf"\textbf{{{text}}}" if round(line.value, 3) == sheet.best(group, column) else text
-    return best + (rf"{{\tiny$\pm${line.sd:.3f}}}" if line.sd is not None else "")
+    text = escaped(value_text(line.value))
+    if round(line.value, 3) == sheet.best(group, column):
+        text = rf"\textbf{{{text}}}"
+    return text if line.sd is None else rf"{text}{{\tiny$\pm${value_text(line.sd)}}}"
 
 
 def _interval(sheet: Sheet, group: str, row: Row, column: Column) -> str:
     line = sheet.find(group, row.name, column)
-    known = line is not None and line.value is not None and line.ci_low is not None and line.ci_high is not None
-    return rf"{{\scriptsize {line.ci_low:.3f}--{line.ci_high:.3f}}}" if known else ""
+    if line is None or line.value is None or line.ci_low is None or line.ci_high is None:
+        return ""
+    return rf"{{\scriptsize {escaped(interval_text(line.ci_low, line.ci_high, between='–'))}}}"
 
 
 def _line(cells: list[str]) -> str:

@@ -1,7 +1,7 @@
 """The long table with its facts, as something that can be asked for a number.
 
-One decision: "main" is a rule like any other: it stands for the row's own way to decide (the LLM's answer, always, or else the
-threshold rule of the study), so no printed form chooses among rules by itself.
+One decision: "main" is a rule like any other: it stands for the row's own way to decide (the LLM's answer, always, or
+else the threshold rule of the experiment), so no printed form chooses among rules by itself.
 """
 
 from __future__ import annotations

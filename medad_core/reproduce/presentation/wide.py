@@ -5,10 +5,10 @@ One decision: an empty field is an undefined number; a failed row has its line, 
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, fields
+from dataclasses import asdict, fields
+
+import pandas as pd
 
 from medad_core.reproduce.presentation.facts import GroupFacts, ThresholdNote
 from medad_core.reproduce.presentation.sheet import BALANCED, DECIDED, MAIN, PIXEL, TEXT, Column, Sheet
@@ -32,16 +32,16 @@ _PARTS = {
 
 
 def wide_csv(sheet: Sheet) -> str:
-    """The text of `table.csv`: who, status, sizes, then value, interval, standard deviation over seeds, difference to the
-    proposed scheme and its p (paired bootstrap) of each headline number."""
+    """The text of `table.csv`: who, status, sizes, then value, interval, standard deviation over seeds, difference to
+    the proposed scheme and its p (paired bootstrap) of each headline number."""
     head = ["row", "title", "group", "status", "patients", "slices", "tumour_free", "seeds", "decision_rule"]
     numbers = [column.key + suffix for column in COLUMNS for suffix in _PARTS]
-    return _csv([[*head, *numbers], *(_record(sheet, group, row) for group in sheet.groups for row in sheet.rows)])
+    return _csv([*head, *numbers], [_record(sheet, group, row) for group in sheet.groups for row in sheet.rows])
 
 
 def thresholds_csv(notes: Iterable[ThresholdNote]) -> str:
     """The text of `thresholds.csv`: every threshold in full, the rule that chose it, or why there is none."""
-    return _csv([[field.name for field in fields(ThresholdNote)], *map(astuple, notes)])
+    return _csv([field.name for field in fields(ThresholdNote)], [list(asdict(note).values()) for note in notes])
 
 
 def _record(sheet: Sheet, group: GroupFacts, row: Row) -> list[object]:
@@ -72,7 +72,6 @@ def _numbers(sheet: Sheet, group: str, row: str) -> Iterator[float | None]:
             yield None if value is None else round(value, 6)
 
 
-def _csv(rows: Iterable[Iterable[object]]) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(rows)
-    return out.getvalue()
+def _csv(header: list[str], rows: list[list[object]]) -> str:
+    # As objects, because pandas would make 2 seeds 2.0 where another row has none.
+    return pd.DataFrame(rows, columns=header, dtype=object).to_csv(index=False, lineterminator="\n")

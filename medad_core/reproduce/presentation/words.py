@@ -1,17 +1,18 @@
 """How numbers and names are written.
 
-One decision: three decimals everywhere, because the intervals of a few dozen patients make a fourth meaningless; a percent
-sign stands only beside what the paper printed itself.
+One decision: three decimals everywhere, because the intervals of a few dozen patients make a fourth meaningless; a
+percent sign stands only beside what the paper printed itself.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 
+from medad_core.metrics.printed import DASH, interval_text, value_text
 from medad_core.reproduce.presentation.sheet import Line
 from medad_core.reproduce.schema import PHANTOMS
 
-DASH = "–"
 # Table 1 of the paper: AUC and accuracy in percent, on its own patients and split.
 PAPER = {
     "autoencoder": (49.98, 55.00),
@@ -40,37 +41,36 @@ def heading(group: str) -> str:
     return "Generated phantoms, not patients" if group == PHANTOMS else "Patients"
 
 
-def number(value: float | None) -> str:
-    """Three decimals, a dash for none."""
-    return DASH if value is None else f"{value + 0.0:.3f}".replace("-", "−")
-
-
 def small(value: float | None) -> str:
-    """As `number`, but a threshold close to 0 keeps two digits that count."""
-    return number(value) if value is None or value == 0 or abs(value) >= 0.001 else f"{value:.2g}".replace("-", "−")
+    """As `value_text`, but a threshold close to 0 keeps two digits that count."""
+    if value is None or value == 0 or abs(value) >= 0.001:
+        return value_text(value)
+    return f"{value:.2g}".replace("-", "−")
 
 
 def signed(value: float | None) -> str:
     """A difference, with its sign unless it is 0.000."""
-    text = number(value)
-    return text.lstrip("−") if text in ("−0.000", "0.000") else text if value is None or value < 0 else f"+{text}"
+    text = value_text(value)
+    if text in ("−0.000", "0.000"):
+        return "0.000"
+    return text if value is None or value < 0 else f"+{text}"
 
 
-def between(low: float | None, high: float | None, write=number) -> str:
-    """An interval in words, empty where there is none."""
-    return "" if low is None or high is None else f"{write(low)} to {write(high)}"
+def bracketed(low: float | None, high: float | None, write: Callable[[float | None], str] = value_text) -> str:
+    """An interval in brackets, with the space before them; empty where there is none."""
+    return "" if low is None or high is None else f" ({interval_text(low, high, write)})"
 
 
 def p_value(p: float | None) -> str:
     """A p-value, floored at what three decimals can say."""
-    return DASH if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "< 0.001" if p is not None and p < 0.001 else value_text(p)
 
 
 def mean(line: Line | None) -> str:
     """Value, and ± its standard deviation over seeds where there are several."""
     if line is None or line.value is None:
         return DASH
-    return number(line.value) + (f" ± {number(line.sd)}" if line.sd is not None else "")
+    return value_text(line.value) + (f" ± {value_text(line.sd)}" if line.sd is not None else "")
 
 
 def paper_numbers(row: str) -> str:
@@ -89,6 +89,11 @@ def metric_words(metric: str) -> str:
     """Name of a metric within a sentence."""
     short = {"auroc": "AUROC", "ap": "AP", "aupro": "AUPRO", "dice": "Dice", "f1": "F1", "ece": "calibration error"}
     return short.get(metric, metric.replace("_", " "))
+
+
+def bullets(sentences: Iterable[str]) -> str:
+    """A Markdown list."""
+    return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
 def escape(text: str) -> str:

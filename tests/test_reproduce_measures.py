@@ -10,7 +10,9 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1
 
 from medad_core.metrics import PixelHistogram
 from medad_core.metrics.bootstrap import patient_weights
-from medad_core.metrics.rows import Decision, RowUnits, RuledStatistic, row_statistics
+from medad_core.metrics.decisions import Decision
+from medad_core.metrics.statistic import Statistic
+from medad_core.reproduce.measures import RowUnits, row_statistics
 
 # Patient 0: three slices, two with tumour. Patient 1: three, one. Patient 2: two, none.
 PATIENT = np.array([0, 0, 0, 1, 1, 1, 2, 2])
@@ -36,7 +38,7 @@ ROW = RowUnits(
 )  # fmt: skip
 
 
-def found(row: RowUnits, edges=(100.0, 1000.0)) -> dict[tuple[str, str, str, str], RuledStatistic]:
+def found(row: RowUnits, edges=(100.0, 1000.0)) -> dict[tuple[str, str, str, str], Statistic]:
     return {(s.level, s.metric, s.rule, s.subset): s for s in row_statistics(row, edges)}
 
 

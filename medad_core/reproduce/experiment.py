@@ -1,7 +1,7 @@
-"""A study on disk: `DIR/study.json` says which cases were encoded, how they are dealt to folds, and with which settings.
+"""An experiment on disk: `DIR/study.json` says which cases were encoded, how they are dealt to folds, and with which settings.
 
-One decision: it is written once, after the cases were read and encoded, and everything later opens it. Row files beside it
-are of this study and of no other; a command with other settings is refused.
+One decision: it is written once, after the cases were read and encoded, and everything later opens it. Row files
+beside it are of this experiment and of no other; a command with other settings is refused.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from pydantic import BaseModel, ConfigDict
 from medad_core.config import Settings
 from medad_core.data.names import patient_of
 from medad_core.errors import StoreError
+from medad_core.models.device import device_of, settle_torch
 from medad_core.models.encoder import encoder_fingerprint, load_encoder
 from medad_core.reproduce.folds import Fold, deal
 from medad_core.reproduce.schema import PATIENTS, PHANTOMS
 from medad_core.run.cohort import find_cohort, settle_cohort
-from medad_core.stages.models import device_of, settle_torch, shared_fingerprint, speech_fingerprint
+from medad_core.run.fingerprints import shared_fingerprint, speech_fingerprint
 from medad_core.store import join, write_text
 from medad_core.store.files import read_bytes
 from medad_core.training.features import TrainingCase, encode_cohort
 
 
-class StudyCase(BaseModel):
+class ExperimentCase(BaseModel):
     """One encoded case: where its arrays are (below DIR), which slices they hold."""
 
     model_config = ConfigDict(frozen=True)
@@ -37,13 +38,13 @@ class StudyCase(BaseModel):
     pixel_mm2: float
 
 
-class Study(BaseModel):
+class Experiment(BaseModel):
     """What `DIR/study.json` holds. `rejected` are (case_id, reason)."""
 
     model_config = ConfigDict(frozen=True)
     root: str
     fingerprint: dict[str, str]
-    cases: tuple[StudyCase, ...]
+    cases: tuple[ExperimentCase, ...]
     rejected: tuple[tuple[str, str], ...]
     folds: tuple[Fold, ...]
 
@@ -66,39 +67,41 @@ class Study(BaseModel):
         return len({patient_of(case_id) for case_id in tested if self.group_of(case_id) == group})
 
 
-def open_study(out: str) -> Study:
+def open_experiment(out: str) -> Experiment:
     """Raises StoreError where there is none."""
     data = read_bytes(join(out, "study.json"))
     if data is None:
         raise StoreError(f"{out} has no study.json; make one with `medad reproduce DATA --out {out}`")
-    return Study.model_validate_json(data)
+    return Experiment.model_validate_json(data)
 
 
-def prepare(data: str, out: str, settings: Settings, progress: Callable[[int, int], None] = lambda *_: None) -> Study:
+def prepare(
+    data: str, out: str, settings: Settings, progress: Callable[[int, int], None] = lambda *_: None
+) -> Experiment:
     """Read, encode and deal the labelled cases below `data`; one that is there already is checked and given back.
 
     Raises UsageError where `data` is no folder of cases, StoreError where `out` was made of other cases or settings.
     """
     settle_torch(settings)
-    fingerprint = study_fingerprint(settings)
-    check_study(out, fingerprint)
+    fingerprint = experiment_fingerprint(settings)
+    check_experiment(out, fingerprint)
     cohort = settle_cohort(out, find_cohort(data, settings.data))
     if read_bytes(join(out, "study.json")) is not None:
-        return open_study(out)
+        return open_experiment(out)
     encoder = load_encoder(settings.models.encoder, device_of(settings), where=settings.models)
     cases, rejected = encode_cohort(
         cohort, cohort.members, settings, encoder, Path(out) / "_work" / "features", progress
     )
     phantoms = {member.case_id for member in cohort.members if member.phantom}
-    study = Study(
+    experiment = Experiment(
         root=cohort.root,
         fingerprint=fingerprint,
         cases=tuple(_note(case, case.case_id in phantoms, Path(out)) for case in cases),
         rejected=tuple((item.case_id, item.reason) for item in rejected),
         folds=deal(tumour_free_counts(cases, settings), phantoms, settings.reproduce.folds, settings.data.split),
     )
-    write_text(join(out, "study.json"), study.model_dump_json(indent=1))
-    return study
+    write_text(join(out, "study.json"), experiment.model_dump_json(indent=1))
+    return experiment
 
 
 def tumour_free_counts(cases: Iterable[TrainingCase], settings: Settings) -> dict[str, int]:
@@ -107,7 +110,7 @@ def tumour_free_counts(cases: Iterable[TrainingCase], settings: Settings) -> dic
     return {case.case_id: int((~case.has_tumour[case.within(first, last)]).sum()) for case in cases}
 
 
-def study_fingerprint(settings: Settings) -> dict[str, str]:
+def experiment_fingerprint(settings: Settings) -> dict[str, str]:
     """What determines the scores of a unit. Rows and seeds are not among it: more of them may be asked for later."""
     reproduce = settings.reproduce
     return {
@@ -123,11 +126,11 @@ def study_fingerprint(settings: Settings) -> dict[str, str]:
     }
 
 
-def check_study(out: str, fingerprint: dict[str, str]) -> None:
-    """Raise StoreError where `out` holds a study with another fingerprint, naming what differs."""
+def check_experiment(out: str, fingerprint: dict[str, str]) -> None:
+    """Raise StoreError where `out` holds an experiment with another fingerprint, naming what differs."""
     if read_bytes(join(out, "study.json")) is None:
         return
-    there = open_study(out).fingerprint
+    there = open_experiment(out).fingerprint
     wrong = [
         f"{key} (there {there.get(key)}, now {fingerprint.get(key)})"
         for key in sorted(there.keys() | fingerprint.keys())
@@ -137,10 +140,10 @@ def check_study(out: str, fingerprint: dict[str, str]) -> None:
         raise StoreError(f"{out} was made with other settings: {'; '.join(wrong)}; choose another --out")
 
 
-def _note(case: TrainingCase, phantom: bool, out: Path) -> StudyCase:
+def _note(case: TrainingCase, phantom: bool, out: Path) -> ExperimentCase:
     files = (str(Path(array.filename).resolve().relative_to(out.resolve())) for array in (case.features, case.images))
     features, pictures = files
-    return StudyCase(
+    return ExperimentCase(
         case_id=case.case_id,
         phantom=phantom,
         features=features,
@@ -150,7 +153,7 @@ def _note(case: TrainingCase, phantom: bool, out: Path) -> StudyCase:
     )
 
 
-def _load(out: Path, case: StudyCase) -> TrainingCase:
+def _load(out: Path, case: ExperimentCase) -> TrainingCase:
     features, (images, brain, masks) = (
         np.load(out / case.features, mmap_mode="r"),
         np.load(out / case.pictures, mmap_mode="r"),

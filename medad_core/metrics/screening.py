@@ -1,0 +1,123 @@
+"""What a run is worth: every metric of its predictions, split by split.
+
+One decision: a cohort is measured by what there is of it. A slice without label, score or answer does not count where
+that is needed; an answer that could not be read counts as wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from medad_core.data.names import patient_of
+from medad_core.metrics.answers import answer_statistics
+from medad_core.metrics.arrays import FloatArray
+from medad_core.metrics.bootstrap import patient_weights
+from medad_core.metrics.columns import answers_of, numbers, slice_units
+from medad_core.metrics.decisions import Decision, decision_statistics, majority_class_accuracy
+from medad_core.metrics.maps import mean_dice, pixel_statistics, pooled_dice
+from medad_core.metrics.patients import highest_scores, patient_units, vote
+from medad_core.metrics.pixel import PixelHistogram
+from medad_core.metrics.scores import score_statistics
+from medad_core.metrics.statistic import COHORT, Statistic
+from medad_core.metrics.table import MetricRow
+from medad_core.metrics.units import Units
+
+if TYPE_CHECKING:
+    from medad_core.config import EvaluateSettings
+
+Brightness = Mapping[tuple[str, int], float]
+
+
+def evaluate(
+    predictions: pd.DataFrame,
+    pixel: Mapping[str, PixelHistogram] | None,
+    settings: EvaluateSettings,
+    brightness: Brightness | None = None,
+) -> list[MetricRow]:
+    """Every metric for every split present and for "all", with 95 % intervals by bootstrap over patients.
+
+    `predictions` has the columns of the predictions file; `pixel` one histogram a labelled case; `brightness` maps
+    (case_id, slice_index) to `slice_brightness`. The same predictions and seed give the same table;
+    no predictions give none.
+    """
+    # Sorted, so that a table does not depend on the order in which parts happened to be read.
+    ordered = predictions.sort_values(["case_id", "slice_index"], kind="stable", ignore_index=True)
+    if ordered.empty:
+        return []
+    frames = {"all": ordered}
+    for split in sorted(ordered["split"].dropna().unique()):
+        frames[split] = ordered[ordered["split"] == split]
+    rows = []
+    for split, frame in frames.items():
+        statistics = _statistics(frame, pixel or {}, settings.map_threshold, brightness or {})
+        weights = patient_weights(slice_units(frame).patients, settings.bootstrap, settings.seed)
+        rows += [MetricRow.of(statistic, split, weights) for statistic in statistics]
+    return rows
+
+
+def _statistics(
+    frame: pd.DataFrame, pixel: Mapping[str, PixelHistogram], map_threshold: float, brightness: Brightness
+) -> list[Statistic]:
+    slices = slice_units(frame)
+    patients = patient_units(slices)
+    answers = answers_of(frame)
+    scores = _scores(frame, brightness)
+    scores_of_patients = {name: highest_scores(slices, score, 1, COHORT) for name, score in scores.items()}
+    histograms = _by_patient(pixel, pd.unique(frame["case_id"]))
+    thresholds = np.full(slices.patients, map_threshold)
+    return [
+        *_scored(slices, scores),
+        *_decided(slices, answers.decision),
+        *_named("map", [*pixel_statistics(histograms), pooled_dice(histograms, thresholds)]),
+        *_scored(patients, scores_of_patients),
+        *_decided(patients, vote(slices, answers.decision, least=1)),
+        *_named("map", [mean_dice(histograms, thresholds)]),
+        *answer_statistics(slices, answers, scores["map"], map_threshold),
+    ]
+
+
+def _scores(frame: pd.DataFrame, brightness: Brightness) -> dict[str, FloatArray]:
+    """Scores (N,) by name, NaN where absent."""
+    keys = zip(frame["case_id"], frame["slice_index"], strict=True)
+    return {
+        "map": numbers(frame["anomaly_score"]),
+        "p_yes": numbers(frame["p_yes"]),
+        "brightness": np.array([brightness.get((case, int(index)), np.nan) for case, index in keys], float),
+    }
+
+
+def _scored(units: Units, scores: Mapping[str, FloatArray]) -> list[Statistic]:
+    """Curves of every score; of brightness only where it was measured."""
+    statistics = []
+    for name, score in scores.items():
+        if name != "brightness" or not np.isnan(score).all():
+            statistics += _named(name, score_statistics(units, score, COHORT))
+    return statistics
+
+
+def _decided(units: Units, decision: Decision) -> list[Statistic]:
+    return [
+        *_named("verdict", decision_statistics(units, decision, COHORT)),
+        majority_class_accuracy(units, decision),
+    ]
+
+
+def _named(prefix: str, statistics: Sequence[Statistic]) -> list[Statistic]:
+    return [replace(statistic, metric=f"{prefix}_{statistic.metric}") for statistic in statistics]
+
+
+def _by_patient(pixel: Mapping[str, PixelHistogram], cases: Sequence[str]) -> list[PixelHistogram]:
+    """One histogram a patient, the visits of one added up, in the order in which `slice_units` numbers patients."""
+    # A case without a histogram gets an empty one of as many levels as the others have.
+    levels = next((histogram.levels for histogram in pixel.values()), 4)
+    histograms: dict[str, PixelHistogram] = {}
+    for case in cases:
+        patient = patient_of(case)
+        so_far = histograms.get(patient, PixelHistogram(levels))
+        histograms[patient] = so_far + pixel.get(case, PixelHistogram(levels))
+    return list(histograms.values())

@@ -19,7 +19,15 @@ from medad_core.errors import MedadError
 from medad_core.reproduce.units import LLM_ROWS, THROUGH_LLM, Unit, pending, units_of
 from medad_core.run.info import RunInfo, write_run_info
 from tasks.policy import with_policy
-from tasks.reproduce import Reproduced, answer_units, fit_converter, fit_decoder, prepare_experiment, score_unit, write_table
+from tasks.reproduce import (
+    Reproduced,
+    answer_units,
+    fit_converter,
+    fit_decoder,
+    prepare_experiment,
+    score_unit,
+    write_table,
+)
 
 ON_THE_DECODER = (*THROUGH_LLM, "without-llm")
 Item = dict[str, Any]  # the arguments of one task, beside those that all share

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from medad_core.stages.common import stage_of
 from safetensors.torch import load_file
 
 from medad_core.config import Settings, load_settings
@@ -33,6 +32,7 @@ from medad_core.run.fingerprints import converter_surroundings, maps_fingerprint
 from medad_core.stages import answers, maps, prompts, slices
 from medad_core.stages.loading import load_converter_of, load_map_models, load_prompt_of
 from medad_core.stages.rows import embeddings_of, grids_of, images_of, tokens_of
+from medad_core.store import stage_of
 
 WIDTH, JOINT, TEXT, LLM = 32, 48, 384, 64
 CONVOLUTIONS = {0: (1, 4), 3: (4, 16), 6: (16, 64), 9: (64, 256), 12: (256, 1024)}
@@ -565,7 +565,7 @@ def test_anomalygpts_own_sentences_are_read(text, answer):
 def test_the_command_imports_and_says_how_to_go_on(kit, tmp_path):
     from typer.testing import CliRunner
 
-    from flows.cli import app
+    from flows.cli.app import app
 
     named = ["--encoder", kit.clip, "--text-encoder", "minilm", "--llm", kit.llama, "--lora-alpha", str(ALPHA)]
     result = CliRunner().invoke(

@@ -19,7 +19,6 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pytest
-from medad_core.stages.common import QUARANTINED, stage_of
 from prefect_harness import WORDS, write_case
 
 from medad_core.config import load_settings
@@ -29,7 +28,8 @@ from medad_core.inbox.folder import CohortFolder
 from medad_core.inbox.lock import LockedError, holder, locked
 from medad_core.inbox.prune import NOTE, prune
 from medad_core.inbox.scan import InboxScan, scan_inbox
-from medad_core.store import PREDICTIONS, Item, write_table
+from medad_core.run.rejected import QUARANTINED
+from medad_core.store import PREDICTIONS, Item, stage_of, write_table
 
 SETTINGS = load_settings(None, [*WORDS, "inbox.settle_s=0"])
 FINGERPRINT = {"model": "one"}
@@ -290,7 +290,7 @@ def test_a_case_that_changes_while_its_batch_runs_is_not_committed(cohort, inbox
     "do",
     [
         lambda path, _: path.chmod(0o600),
-        lambda path, backup: os.link(path, backup),
+        os.link,
         lambda path, backup: path.write_bytes(path.read_bytes()),
     ],
 )

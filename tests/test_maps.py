@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from medad_core.stages.common import stage_of
 from torch._dynamo.testing import CompileCounter
 
 from medad_core.config import load_settings
@@ -24,7 +23,7 @@ from medad_core.stages import maps
 from medad_core.stages.batches import Batch, CaseSlices, InPieces, ahead, batches_of, case_results, compute_batches
 from medad_core.stages.loading import load_map_models
 from medad_core.stages.rows import grids_of, slice_rows
-from medad_core.store import SLICES
+from medad_core.store import SLICES, stage_of
 
 CPU = torch.device("cpu")
 WORDS = ("models.threads=2", "models.device=cpu")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from medad_core.stages.common import PART_STAGES, stage_of
 from rich.table import Table
 
 from flows.cli.tables import plain_table, status_table

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from medad_core.metrics.printed import interval_text, value_text
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from medad_core.metrics.names import MAIN_METRICS, metric_name
+from medad_core.metrics.printed import interval_text, value_text
 from medad_core.store import StageProgress
 
 PAPER_COLUMNS = (

@@ -2,7 +2,7 @@
 
 One decision: batch n is drawn from a generator seeded by (seed, n) alone, so a run that resumes goes on with the
 batches it would have had. The constant prefix runs through the LLM once a step and is expanded over the batch,
-gradients and all. Source: METHOD section 4.
+gradients and all. Source: medad_core/README.md, "The converter".
 """
 
 from __future__ import annotations

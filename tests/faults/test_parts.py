@@ -16,9 +16,8 @@ import pandas as pd
 import pytest
 import torch
 from disturbed import ends, gone, screening, start, temporary_files, until
-from flows.runner import range_count
-from medad_core.stages.common import PART_STAGES, QUARANTINED, stage_of
 
+from flows.executor import range_count
 from flows.stages import maps
 from medad_core.config import FlowSettings, load_settings
 from medad_core.errors import (
@@ -31,10 +30,14 @@ from medad_core.errors import (
     RowsError,
     StoreError,
 )
+from medad_core.faults.classify import can_heal
+from medad_core.faults.suspect import Suspect, accuse
+from medad_core.faults.trial import Trial
 from medad_core.llm.transformers_engine import TransformersEngine
+from medad_core.run.rejected import QUARANTINED
 from medad_core.stages import answers
 from medad_core.stages import maps as maps_stage
-from tasks.policy import Suspect, Trial, can_heal, judged
+from medad_core.store import PART_STAGES, stage_of
 
 pytest_plugins = ("prefect_harness",)
 CASE = "BraTS2021_00001"
@@ -61,7 +64,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
     ],
 )
 def test_what_is_not_a_parts_own_fault_stops_the_run(error):
-    assert judged(error, attempts=1) is error
+    assert accuse(error, attempts=1) is error
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,7 @@ def test_what_is_not_a_parts_own_fault_stops_the_run(error):
     ],
 )
 def test_a_parts_own_fault_makes_it_suspect_and_a_full_machine_or_a_broken_engine_only_perhaps(error, unsure):
-    suspect = judged(error, attempts=2)
+    suspect = accuse(error, attempts=2)
     assert (
         isinstance(suspect, Suspect)
         and suspect.unsure is unsure
@@ -264,7 +267,7 @@ def test_a_worker_killed_while_it_writes_to_the_pools_queue_does_not_keep_the_co
     # Such a worker takes the queue's lock with it, one time in ten or so; here the lock is taken for sure.
     program = """
 from prefect.task_runners import ProcessPoolTaskRunner
-from flows.runner import interruptible
+from flows.executor import interruptible
 with interruptible(ProcessPoolTaskRunner(max_workers=1)) as runner:
     runner._subprocess_message_queue._wlock.acquire()
 """
@@ -383,4 +386,4 @@ def test_an_engine_that_cannot_be_opened_at_all_is_no_fault_of_a_part(screened, 
     monkeypatch.setattr(answers, "open_engine", start)
     with pytest.raises(EngineStartError, match="could not be started") as raised:
         answers.run_parts(unanswered, load_settings(None, screened.words), [0])
-    assert judged(raised.value, attempts=1) is raised.value and not can_heal(raised.value)
+    assert accuse(raised.value, attempts=1) is raised.value and not can_heal(raised.value)

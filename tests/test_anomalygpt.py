@@ -29,6 +29,7 @@ from medad_core.models.text import load_text_encoder
 from medad_core.models.weights import CONVERTER, converter_facts, load_converter
 from medad_core.run.cohort import find_cohort, settle_cohort
 from medad_core.run.fingerprints import converter_surroundings, maps_fingerprint, prompts_fingerprint
+from medad_core.run.run import Run
 from medad_core.stages import answers, maps, prompts, slices
 from medad_core.stages.loading import load_converter_of, load_map_models, load_prompt_of
 from medad_core.stages.rows import embeddings_of, grids_of, images_of, tokens_of
@@ -323,15 +324,11 @@ def screened(kit, settings) -> str:
     run = str(kit.folder / "run")
     generate_cohort(kit.folder / "phantoms", 1, 0)
     settle_cohort(run, find_cohort(str(kit.folder / "phantoms"), settings.data))
-    from medad_core.run.cohort import cohort_of
-
-    slices.plan(run, settings, cohort_of(run))
-    slices.run_parts(run, settings, [0])
-    stage_of(run, "slices").finish()
-    for name, stage in (("maps", maps), ("prompts", prompts), ("answers", answers)):
-        stage.plan(run, settings)
-        stage.run_parts(run, settings, stage_of(run, name).pending())
-        stage_of(run, name).finish()
+    for name, stage in (("slices", slices), ("maps", maps), ("prompts", prompts), ("answers", answers)):
+        opened = Run.reopen(run, settings)
+        stage.plan(opened)
+        stage.run_parts(opened, opened.stage(name).pending())
+        opened.stage(name).finish()
     return run
 
 
@@ -374,8 +371,8 @@ def test_maps_carry_the_embedding_only_where_the_weights_ask_for_it(screened, se
     default = load_settings(None, ["models.device=cpu", "data.first_slice=80", "data.last_slice=80"])
     run = str(tmp_path / "run")
     shutil.copytree(Path(screened) / "slices", Path(run) / "slices")
-    maps.plan(run, default)
-    maps.run_parts(run, default, [0])
+    maps.plan(Run.reopen(run, default))
+    maps.run_parts(Run.reopen(run, default), [0])
     assert embeddings_of(stage_of(run, "maps").read()) is None and "embedding" not in maps_fingerprint(default)
 
 

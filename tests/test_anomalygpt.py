@@ -1,4 +1,7 @@
-"""AnomalyGPT checkpoints: a small one with random weights in the exact layout of the real ones, against plain torch written from the paper."""
+"""AnomalyGPT checkpoints: a small one against plain torch written from the paper.
+
+It has random weights in the exact layout of the real ones.
+"""
 
 from __future__ import annotations
 
@@ -173,7 +176,7 @@ def settings(imported) -> Settings:
 
 
 def reference_texts() -> torch.Tensor:
-    """(2, TEXT): 7 normal × 2 and 5 abnormal × 2 sentences about an object, averaged and normalised, as the paper has them."""
+    """(2, TEXT): 7 normal × 2 and 5 abnormal × 2 sentences about an object, averaged and normalised."""
     states = [
         [
             "{}",
@@ -274,7 +277,8 @@ def reference_llm(kit: Kit) -> torch.nn.Module:
     for name, parameter in model.named_parameters():
         stem = f"llama_model.base_model.model.{name.removesuffix('.weight')}"
         if f"{stem}.lora_A.default.weight" in delta:
-            parameter += ALPHA / RANK * delta[f"{stem}.lora_B.default.weight"] @ delta[f"{stem}.lora_A.default.weight"]
+            product = delta[f"{stem}.lora_B.default.weight"] @ delta[f"{stem}.lora_A.default.weight"]
+            parameter.add_(ALPHA / RANK * product)
     return model
 
 
@@ -348,11 +352,11 @@ def test_a_screened_phantom_is_answered_as_plain_torch_answers_it(kit, settings,
 
     model, tokenizer = reference_llm(kit), prompt.tokenizer
     logits = model(inputs_embeds=assembled).logits[:, -1]
-    said = model.generate(
+    tokens = model.generate(
         inputs_embeds=assembled, attention_mask=torch.ones(assembled.shape[:2]), max_new_tokens=5, do_sample=False
     )
     answers = stage_of(screened, "answers").read()
-    assert answers["answer"].to_pylist() == tokenizer.batch_decode(said, skip_special_tokens=True)
+    assert answers["answer"].to_pylist() == tokenizer.batch_decode(tokens, skip_special_tokens=True)
     yes_token, no_token = (
         tokenizer(text, add_special_tokens=False).input_ids[0] for text in ("Yes, there", "No, there")
     )

@@ -1,4 +1,7 @@
-"""Presets: what is named is found on this machine first, and fetched only where that is allowed. The hub is a server of this test."""
+"""Presets: what is named is found on this machine first, and fetched only where that is allowed.
+
+The hub is a server of this test.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,9 @@ FILES = {
     "config.json": b'{"model_type": "llama"}',
     "model-00001-of-00002.safetensors": b"first",
     "model-00002-of-00002.safetensors": b"second",
-    "model.safetensors.index.json": b'{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}',
+    "model.safetensors.index.json": (
+        b'{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}'
+    ),
     "tokenizer.json": b"{}",
     "tokenizer.model": b"sentencepiece",
     "pytorch_model.bin": b"a pickle",
@@ -196,9 +201,11 @@ def hub():
 
 
 def resolve(address: str, home: Path, offline: bool, **environment: str) -> subprocess.CompletedProcess:
-    """Ask for llama-3.2-1b in a process of its own, because the hub's library reads its environment when it is imported."""
+    """Ask for llama-3.2-1b in a process of its own: the hub's library reads its environment when it is imported."""
     code = (
-        "from medad_core.config import ModelSettings; from medad_core.models.resolve import model_folder; from medad_core.errors import MedadError\n"
+        "from medad_core.config import ModelSettings\n"
+        "from medad_core.errors import MedadError\n"
+        "from medad_core.models.resolve import model_folder\n"
         f"try: print(model_folder('llama-3.2-1b', 'language model', ModelSettings(offline={offline})).folder)\n"
         "except MedadError as error: raise SystemExit(f'{type(error).__name__}: {error}')"
     )

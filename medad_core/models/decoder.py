@@ -40,10 +40,7 @@ class Decoder(nn.Module):
 
 
 def upsample(grid: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, taps, gh, gw) to (B, taps, H, W), bilinear, corners aligned: it comes *before* the sigmoid.
-
-    Source: medad_core/README.md, "The decoder".
-    """
+    """Grids (B, taps, gh, gw) to (B, taps, H, W): bilinear, corners aligned, *before* the sigmoid."""
     return F.interpolate(grid, size=size, mode="bilinear", align_corners=True)
 
 
@@ -85,6 +82,8 @@ def peaks(maps: Tensor) -> Tensor:
 
 def focal_dice_loss(grid: Tensor, masks: Tensor) -> Tensor:
     """Sum over taps of focal loss (γ = 2, smooth 1e-5) and dice loss (smooth 1); a scalar.
+
+    See medad_core/README.md, "The decoder".
 
     `grid` (B, taps, gh, gw) holds logit differences. `masks` (B, H, W) are float in [0, 1], all zero for a normal
     slice. Dice is taken over the batch, because a slice without tumour has no overlap of its own.

@@ -21,6 +21,7 @@ from medad_core.reproduce.experiment import open_experiment
 from medad_core.reproduce.units import Unit
 from medad_core.training.decoder import train_decoder
 from medad_core.training.fitting import (
+    ConverterData,
     Grids,
     check_kinds,
     cross_fit,
@@ -92,9 +93,7 @@ def fit_tokens(out: str, unit: Unit, settings: Settings, progress: Progress = la
     free_memory()
     llm = load_llm(prompt.folder, arithmetic.dtype).to(arithmetic.device)
     converter, _ = fit_converter(
-        knowledge,
-        labelled(train, grids),
-        labelled(validation, grids),
+        ConverterData(knowledge, labelled(train, grids), labelled(validation, grids)),
         prompt,
         llm,
         seeded,

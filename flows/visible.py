@@ -28,10 +28,10 @@ from prefect.artifacts import (
 )
 from prefect.context import FlowRunContext, TagsContext
 
-from flows.cli.tables import MAIN_METRICS
 from flows.runner import server_url
 from medad_core.config import Settings
-from medad_core.metrics.names import metric_name
+from medad_core.metrics.names import MAIN_METRICS, metric_name
+from medad_core.metrics.printed import interval_text, markdown_table, value_text
 from medad_core.notify import ATTEMPTS, Notification, notify
 from medad_core.store import Progress, Stage, join, read_table
 from medad_core.store.files import read_bytes
@@ -189,13 +189,17 @@ def _metrics(run: str) -> Iterator[str]:
     if not rows:
         yield "No metrics: they need segmentations."
         return
-    lines = ["| metric | level | value | 95 % interval | n |", "|---|---|---|---|---|"]
-    for row in rows:
-        interval = "–" if row["ci_low"] is None else f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"
-        lines.append(
-            f"| {metric_name(row['metric'])} | {row['level']} | {row['value']:.3f} | {interval} | {row['n']} |"
-        )
-    yield "\n".join(lines)
+    lines = [
+        [
+            metric_name(row["metric"]),
+            row["level"],
+            value_text(row["value"]),
+            interval_text(row["ci_low"], row["ci_high"]),
+            str(row["n"]),
+        ]
+        for row in rows
+    ]
+    yield markdown_table(["metric", "level", "value", "95 % interval", "n"], lines, "lllll")
 
 
 def _rejected(run: str) -> Iterator[str]:

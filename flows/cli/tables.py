@@ -9,20 +9,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from medad_core.metrics.names import metric_name
+from medad_core.metrics.names import MAIN_METRICS, metric_name
+from medad_core.metrics.printed import interval_text, value_text
 from medad_core.store import Progress
-
-MAIN_METRICS = (
-    ("map_auroc", "image"),
-    ("p_yes_auroc", "image"),
-    ("verdict_balanced_accuracy", "image"),
-    ("verdict_accuracy", "image"),
-    ("majority_class_accuracy", "image"),
-    ("map_auroc", "pixel"),
-    ("map_dice", "pixel"),
-    ("location_exact", "text"),
-    ("unparsed_share", "text"),
-)
 
 PAPER_COLUMNS = (
     ("image", "auroc", "AUROC"),
@@ -86,8 +75,8 @@ def metrics_rows(rows: Iterable[Mapping]) -> Table:
         if row["value"] is None:
             table.add_row(metric_name(key[0]), key[1], "–", row["reason"] or "undefined", str(row["n"]))
             continue
-        interval = "–" if row["ci_low"] is None else f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"
-        table.add_row(metric_name(key[0]), key[1], f"{row['value']:.3f}", interval, str(row["n"]))
+        interval = interval_text(row["ci_low"], row["ci_high"])
+        table.add_row(metric_name(key[0]), key[1], value_text(row["value"]), interval, str(row["n"]))
     return table
 
 
@@ -120,9 +109,7 @@ def paper_table(lines: Iterable[Mapping], failed: Mapping[str, str], rule: str) 
         table = plain_table(group, *(title for _, _, title in PAPER_COLUMNS))
         for row in dict.fromkeys(key[1] for key in found if key[0] == group):
             cells = [found.get((group, row, level, metric)) for level, metric, _ in PAPER_COLUMNS]
-            table.add_row(
-                row, *["–" if cell is None or cell["value"] is None else f"{cell['value']:.3f}" for cell in cells]
-            )
+            table.add_row(row, *[value_text(cell and cell["value"]) for cell in cells])
         for row in failed:
             table.add_row(row, "failed")
         yield table

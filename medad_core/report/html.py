@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from medad_core.metrics import MetricRow
 from medad_core.metrics.markdown import split_title
 from medad_core.metrics.names import LEVELS, READING, SUBSETS, metric_name
+from medad_core.metrics.printed import interval_text, value_text
 from medad_core.report.colour import legend_gradient
 from medad_core.report.figures import OUTLINE, View, brain_view, map_uri, outline_path, slice_uri
 from medad_core.report.gallery import OUTCOMES, GalleryItem
@@ -66,7 +67,7 @@ def render_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(metric=metric_name, split=split_title, number=_number)
+    environment.filters.update(metric=metric_name, split=split_title, number=value_text, interval=interval_text)
     split = main_split(rows)
     return environment.get_template("report.html.j2").render(
         summary=summary,
@@ -103,7 +104,7 @@ def _baseline(found: dict[tuple[str, str], MetricRow], level: str, metric: str) 
     """The trivial detector's value, beside each score that it can also produce."""
     bright = found.get(("image", "brightness_auroc"))
     comparable = (level, metric) in {("image", "map_auroc"), ("image", "p_yes_auroc")}
-    return f"brightness alone: {bright.value:.3f}" if comparable and bright and bright.value is not None else None
+    return f"brightness alone: {value_text(bright.value)}" if comparable and bright else None
 
 
 def _groups(gallery: Sequence[GalleryItem]) -> list[tuple[str, str, list[_Card]]]:
@@ -119,7 +120,3 @@ def _card(item: GalleryItem, key: str, view: View) -> _Card:
     height, width = item.image.shape
     outline = None if item.mask is None else outline_path(item.mask)
     return _Card(item, key, width, height, view, slice_uri(item.image), map_uri(item.anomaly_map), outline)
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"

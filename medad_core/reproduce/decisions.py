@@ -1,4 +1,4 @@
-"""The scores of one row and seed, all folds together, as what the metrics take: thresholds, decisions, units, statistics.
+"""The scores of one row and seed, all folds together, become thresholds, decisions and statistics.
 
 One decision: a threshold is chosen on the validation patients of the same fold and the same group and nowhere else.
 Where they do not allow one, the decisions of that fold are undefined, and so is every number that would rest on them.
@@ -56,6 +56,12 @@ class SeedOfRow:
     thumbnails: dict[tuple[str, int], np.ndarray]
     training_errors: tuple[float, ...]
 
+    def threshold(self, fold: int, level: str, rule: str) -> float | None:
+        """The threshold of a fold; None where it has none."""
+        wanted = (fold, level, rule)
+        chosen = (item.threshold for item in self.thresholds if (item.fold, item.level, item.threshold.rule) == wanted)
+        return next((threshold.value for threshold in chosen), None)
+
 
 def seed_of_row(
     row: str, group: str, experiment: Experiment, folds: Sequence[ScoredUnit], settings: Settings
@@ -97,7 +103,7 @@ def _of_group(histograms: Histograms, group: str, experiment: Experiment) -> His
 def _thresholds(
     row: str, validation: pd.DataFrame, histograms: Sequence[Histograms], experiment: Experiment
 ) -> Iterator[Chosen]:
-    """Thresholds of each fold: of slices and patients by every rule, where the row does not decide itself, and of pixels."""
+    """Thresholds of each fold: for slices and patients by every rule, unless the row decides itself, and for pixels."""
     for fold, of_fold in enumerate(histograms):
         if row not in (*THROUGH_LLM, "majority"):
             slices = validation[validation["fold"] == fold]

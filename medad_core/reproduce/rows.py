@@ -6,7 +6,7 @@ the same validation and test slices. Nothing here knows a test label other than 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,13 +24,11 @@ from medad_core.reproduce import proposed
 from medad_core.reproduce.experiment import Experiment, open_experiment
 from medad_core.reproduce.schema import PROPOSED
 from medad_core.reproduce.slices import Slices, to_native, tumour_free
-from medad_core.reproduce.units import Key, ScoredUnit, Unit, failure_of, read_unit, write_unit
+from medad_core.reproduce.units import ReportProgress, ScoredUnit, SliceKey, Unit, failure_of, read_unit, write_unit
 from medad_core.training.features import TrainingCase
 
-Progress = Callable[[int, int], None]
 
-
-def run_unit(out: str, unit: Unit, settings: Settings, progress: Progress = lambda *_: None) -> None:
+def run_unit(out: str, unit: Unit, settings: Settings, progress: ReportProgress = lambda *_: None) -> None:
     """Score a unit that needs no answers of the LLM, and keep it. Raises MedadError where it cannot be done."""
     settle_torch(settings)
     experiment = open_experiment(out)
@@ -78,10 +76,13 @@ class Collector:
         self.slices = slices
         self.scores: list[float] = []
         self.histograms: dict[str, PixelHistogram] = {}
-        self.thumbnails: dict[Key, np.ndarray] = {}
+        self.thumbnails: dict[SliceKey, np.ndarray] = {}
 
     def add(self, score: float, anomaly_map: np.ndarray) -> None:
-        """The next slice: its score, and its map (H, W) in [0, 1]. Raises MedadError for a map that is no probability."""
+        """Take the score of the next slice, and its map (H, W) float in [0, 1].
+
+        Raises MedadError for a map that is no probability.
+        """
         at = len(self.scores)
         case, position = self.slices.picks[at]
         try:
@@ -94,7 +95,10 @@ class Collector:
         self.scores.append(float(score))
 
     def scored(self, frame: pd.DataFrame, experiment: Experiment, keep: int) -> ScoredUnit:
-        """The frame with histograms, and with thumbnails of the `keep` tumour-free test slices of highest score and tumour slices of lowest."""
+        """The frame with histograms, and with thumbnails of the worst `keep` test slices of each kind.
+
+        Those are the tumour-free slices of highest score and the tumour slices of lowest.
+        """
         test = frame[frame["split"] == "test"].sort_values("score")
         kinds = test.groupby([test["case_id"].map(experiment.group_of), "label"])
         worst = [rows.head(keep) if label else rows.tail(keep) for (_, label), rows in kinds]
@@ -104,7 +108,8 @@ class Collector:
 
 def drawn(slices: Slices, grids: proposed.Grids, settings: Settings) -> Collector:
     """The decoder's maps of `slices`, from grids in half precision as screening keeps them."""
-    collected, kind = Collector(slices), settings.models.image_score
+    collected = Collector(slices)
+    kind = settings.models.image_score
     for case, position in slices.picks:
         rendered = render_maps(torch.from_numpy(grids[case.case_id][position : position + 1]), *case.masks.shape[1:])
         collected.add(float(image_scores(rendered, kind.kind, kind.quantile)), rendered[0].numpy())
@@ -112,7 +117,12 @@ def drawn(slices: Slices, grids: proposed.Grids, settings: Settings) -> Collecto
 
 
 def _detector(
-    out: str, unit: Unit, settings: Settings, experiment: Experiment, cases: dict[str, TrainingCase], progress: Progress
+    out: str,
+    unit: Unit,
+    settings: Settings,
+    experiment: Experiment,
+    cases: dict[str, TrainingCase],
+    progress: ReportProgress,
 ) -> ScoredUnit:
     from medad_core.baselines import build
 
@@ -128,8 +138,9 @@ def _detector(
     slices = scored_slices(experiment, unit.fold, cases, settings)
     collected = Collector(slices)
     for batch in detector.score(slices):
-        for score, drawn in zip(batch.scores, batch.maps, strict=True):
-            collected.add(score, to_native(drawn[None], *slices.mask(len(collected.scores)).shape)[0])
+        for score, square in zip(batch.scores, batch.maps, strict=True):
+            height, width = slices.mask(len(collected.scores)).shape
+            collected.add(score, to_native(square[None], height, width)[0])
     scored = collected.scored(
         frame_of(experiment, unit.fold, slices, np.array(collected.scores)), experiment, settings.reproduce.gallery
     )
@@ -137,7 +148,12 @@ def _detector(
 
 
 def _majority(
-    out: str, unit: Unit, settings: Settings, experiment: Experiment, cases: dict[str, TrainingCase], progress: Progress
+    out: str,
+    unit: Unit,
+    settings: Settings,
+    experiment: Experiment,
+    cases: dict[str, TrainingCase],
+    progress: ReportProgress,
 ) -> ScoredUnit:
     """Always the training patients' share of tumour slices, within the screening range."""
     first, last = settings.data.first_slice, settings.data.last_slice
@@ -154,7 +170,12 @@ def _majority(
 
 
 def _without_llm(
-    out: str, unit: Unit, settings: Settings, experiment: Experiment, cases: dict[str, TrainingCase], progress: Progress
+    out: str,
+    unit: Unit,
+    settings: Settings,
+    experiment: Experiment,
+    cases: dict[str, TrainingCase],
+    progress: ReportProgress,
 ) -> ScoredUnit:
     """The map's own score."""
     slices = scored_slices(experiment, unit.fold, cases, settings)
@@ -165,10 +186,16 @@ def _without_llm(
 
 
 def _shuffled(
-    out: str, unit: Unit, settings: Settings, experiment: Experiment, cases: dict[str, TrainingCase], progress: Progress
+    out: str,
+    unit: Unit,
+    settings: Settings,
+    experiment: Experiment,
+    cases: dict[str, TrainingCase],
+    progress: ReportProgress,
 ) -> ScoredUnit:
-    """The proposed scheme with every slice given the map tokens of another slice of the same kind of case, drawn by the seed.
+    """The proposed scheme with every slice given the map tokens of another slice, drawn by the seed.
 
+    The other slice is of a case of the same kind, patient or phantom.
     Greedy answers depend on nothing but the prompt, and a shuffled prompt is another slice's prompt: so its answer is
     the answer that the other slice was given, and no LLM has to speak again.
     """
@@ -176,14 +203,14 @@ def _shuffled(
     missing = failure_of(out, source)
     if missing:
         raise MedadError(f"the proposed scheme has no answers to shuffle: {missing}")
-    said = read_unit(out, source).frame
-    groups = said["case_id"].map(experiment.group_of) + "/" + said["split"]
-    order = np.arange(len(said))
+    answered = read_unit(out, source).frame
+    groups = answered["case_id"].map(experiment.group_of) + "/" + answered["split"]
+    order = np.arange(len(answered))
     rng = np.random.default_rng([unit.seed, unit.fold])
-    for _, rows in said.groupby(groups, sort=True).indices.items():
+    for _, rows in answered.groupby(groups, sort=True).indices.items():
         order[rows] = derangement(rows, rng)
-    moved = ["score", "map_score", "answer", "answer_parsed", "verdict", "location"]
-    return ScoredUnit(said.assign(**{column: said[column].to_numpy()[order] for column in moved}), {}, {})
+    moved = ("score", "map_score", "answer", "answer_parsed", "verdict", "location")
+    return ScoredUnit(answered.assign(**{column: answered[column].to_numpy()[order] for column in moved}), {}, {})
 
 
 def derangement(rows: Sequence[int], rng: np.random.Generator) -> np.ndarray:

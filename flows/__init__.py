@@ -1,1 +1,1 @@
-"""Prefect flows: what follows what. Every flow takes references and settings as YAML text (empty for the defaults)."""
+"""Prefect flows: what follows what, where tasks run, and what a server is shown. Flows take references and settings."""

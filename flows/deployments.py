@@ -1,41 +1,25 @@
-"""What `configs/deploy/prefect.yaml` says, on a Prefect server: work pools, the GPU's limit, deployments, and what is there besides.
+"""What `configs/deploy/prefect.yaml` says, registered on a Prefect server: work pools, the GPU's limit, deployments.
 
-One decision: the file is Prefect's own, read by Prefect's own model, so `prefect deploy` takes it too. What it lacks for a command line is added
-here: a deployment whose schedule would run without its folders is not registered, and what the server has of us beyond the file is named.
+One decision: the file is Prefect's own, read by Prefect's own model, so `prefect deploy` takes it too. What it lacks for a
+command line is added here: settings, and that a deployment whose schedule would run without its folders is not registered.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
-from uuid import UUID
-from zoneinfo import ZoneInfo
 
 import yaml
+from prefect import Flow
 from prefect.cli.deploy._models import PrefectYamlModel
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate, GlobalConcurrencyLimitCreate, WorkPoolCreate
-from prefect.client.schemas.filters import (
-    DeploymentFilter,
-    DeploymentFilterId,
-    DeploymentFilterTags,
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    WorkerFilter,
-    WorkerFilterStatus,
-)
-from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
-from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.flows import load_flow_from_entrypoint
@@ -46,14 +30,12 @@ from pydantic import ValidationError
 
 import medad_core
 from flows.gpu import LIMIT
+from medad_core.config import Settings
 from medad_core.config.yaml_reader import StrictLoader
 from medad_core.errors import ConfigError
 
 # Beside the package, in a checkout as in an installation.
 FILE = Path(medad_core.__file__).parent.parent / "configs" / "deploy" / "prefect.yaml"
-TAG = "medad"
-SCHEDULER_S = 20.0  # in which a server's scheduler makes the runs of a schedule that is new to it
-LOOK_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -69,27 +51,19 @@ class Entry:
         return f"{self.flow.name}/{_without_placeholders(self.config['name'])}"
 
     @property
-    def flow(self):
+    def flow(self) -> Flow:
+        """The flow that the deployment runs."""
         return load_flow_from_entrypoint(self.config["entrypoint"], use_placeholder_flow=False)
 
     @property
     def pool(self) -> str:
+        """Its work pool."""
         return self.config["work_pool"]["name"]
 
     @property
     def slugs(self) -> set[str]:
+        """Names of its schedules."""
         return {schedule["slug"] for schedule in self.config.get("schedules", ())}
-
-
-@dataclass(frozen=True)
-class Standing:
-    """A deployment as the server has it, and what is to be said about it."""
-
-    name: str
-    pool: str | None
-    schedule: str
-    next_run: str
-    remarks: tuple[str, ...]
 
 
 def read_entries(
@@ -101,42 +75,48 @@ def read_entries(
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise ConfigError(f"{file}: no deployments can be read from it: {' '.join(str(error).split())}") from error
     configs = [deployment.model_dump(exclude_unset=True, mode="json") for deployment in model.deployments]
+    given = {key: value for key, value in (("cron", cron), ("timezone", timezone)) if value}
     for config in configs:
         config["work_pool"]["name"] = pool or config["work_pool"]["name"]
         for schedule in config.get("schedules", ()):
-            schedule.update({key: value for key, value in (("cron", cron), ("timezone", timezone)) if value})
+            schedule.update(given)
     return [_entry(config) for config in configs]
 
 
 def _entry(config: dict[str, Any]) -> Entry:
-    """A parameter that is not given can be given when a run is started, but not where a schedule starts it. Settings have defaults."""
-    unset = {key: names for key, value in config.get("parameters", {}).items() if (names := _unset(value))}
-    needed = [
-        config["name"],
-        *config.get("tags", ()),
-        *(unset[key] for key in unset if key != "settings" and config.get("schedules")),
-    ]
-    missing = dict.fromkeys(name for part in needed for name in (_unset(part) if isinstance(part, str) else part))
-    given = {key: value for key, value in config.get("parameters", {}).items() if key not in unset}
-    return Entry({**config, "parameters": given}, tuple(missing))
+    """A parameter that is not given can be given when a run is started, but not where a schedule starts it."""
+    parameters = config.get("parameters", {})
+    unset = {key: _unset(value) for key, value in parameters.items()}
+    given = {key: value for key, value in parameters.items() if not unset[key]}
+    texts = [config["name"], *config.get("tags", ())]
+    needed = [name for text in texts for name in _unset(text)]
+    if config.get("schedules"):
+        needed += [name for names in unset.values() for name in names]
+    return Entry({**config, "parameters": given}, tuple(dict.fromkeys(needed)))
 
 
-def register(client: SyncPrefectClient, entries: Sequence[Entry], version: str) -> list[str]:
-    """Make pools and limit where they are missing, and every deployment that can be made, new or as it is now. Gives their names."""
+def register(
+    client: SyncPrefectClient, entries: Sequence[Entry], version: str, settings: Settings | None = None
+) -> list[str]:
+    """Make pools and limit where they are missing, and every deployment that can be made, new or changed.
+
+    Their runs have `settings` where some are given. Returns the names of the deployments.
+    """
     for pool in dict.fromkeys(entry.pool for entry in entries):
         _ensure_pool(client, pool)
     _ensure_limit(client)
-    return [_register(client, entry, version) for entry in entries if not entry.missing]
+    return [_register(entry, version, settings) for entry in entries if not entry.missing]
 
 
-def _register(client: SyncPrefectClient, entry: Entry, version: str) -> str:
+def _register(entry: Entry, version: str, settings: Settings | None) -> str:
     config = apply_values(dict(entry.config), {})
+    chosen = {} if settings is None else {"settings": settings.model_dump(mode="json")}
     limit = config["concurrency_limit"]
     deployment: RunnerDeployment = entry.flow.to_deployment(
         name=config["name"],
         description=config["description"],
         tags=config["tags"],
-        parameters=config["parameters"],
+        parameters={**config["parameters"], **chosen},
         schedules=[_schedule(schedule) for schedule in config.get("schedules", ())],
         concurrency_limit=ConcurrencyLimitConfig(
             limit=limit["limit"], collision_strategy=ConcurrencyLimitStrategy(limit["collision_strategy"])
@@ -182,78 +162,6 @@ def _ensure_limit(client: SyncPrefectClient) -> None:
         client.read_global_concurrency_limit_by_name(LIMIT)
     except ObjectNotFound:
         client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=LIMIT, limit=1))
-
-
-def standing(client: SyncPrefectClient, entries: Sequence[Entry], file: Path = FILE) -> list[Standing]:
-    """All deployments of the server that carry our tag, the orphaned ones too, by name."""
-    found = client.read_deployments(deployment_filter=DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG])))
-    names = {deployment.id: f"{client.read_flow(deployment.flow_id).name}/{deployment.name}" for deployment in found}
-    soon, by_pattern = _next_runs(client, found), {entry.pattern: entry for entry in entries}
-    rows = []
-    for deployment in found:
-        name = names[deployment.id]
-        entry = next((entry for pattern, entry in by_pattern.items() if fnmatch.fnmatchcase(name, pattern)), None)
-        remarks = (*_orphaned(deployment, name, entry, file), *_idle(client, deployment))
-        rows.append(Standing(name, deployment.work_pool_name, _schedules(deployment), _when(deployment, soon), remarks))
-    return sorted(rows, key=lambda row: row.name)
-
-
-def _next_runs(client: SyncPrefectClient, found: Sequence[DeploymentResponse]) -> dict[UUID, datetime]:
-    """When the server will start each next. Its scheduler looks at new schedules every few seconds, so it is waited for."""
-    due = {
-        deployment.id
-        for deployment in found
-        if not deployment.paused and any(schedule.active for schedule in deployment.schedules)
-    }
-    soon, until = {}, time.monotonic() + SCHEDULER_S
-    while due - set(soon) and time.monotonic() < until:
-        for deployment in due - set(soon):
-            runs = client.read_flow_runs(
-                deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment])),
-                flow_run_filter=FlowRunFilter(
-                    state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED]))
-                ),
-                sort=FlowRunSort.EXPECTED_START_TIME_ASC,
-                limit=1,
-            )
-            if runs:
-                soon[deployment] = runs[0].expected_start_time
-        time.sleep(LOOK_S if due - set(soon) else 0)
-    return soon
-
-
-def _orphaned(deployment: DeploymentResponse, name: str, entry: Entry | None, file: Path) -> Iterator[str]:
-    if entry is None:
-        yield f"orphaned, {file.name} does not have it: prefect deployment delete '{name}'"
-        return
-    for schedule in deployment.schedules:
-        if schedule.slug not in entry.slugs:
-            yield f"schedule {schedule.slug or schedule.id} is orphaned, {file.name} does not have it: prefect deployment schedule delete '{name}' {schedule.id}"
-
-
-def _idle(client: SyncPrefectClient, deployment: DeploymentResponse) -> Iterator[str]:
-    pool = deployment.work_pool_name
-    if deployment.paused:
-        yield f"paused: prefect deployment schedule resume '{deployment.name}'"
-    if pool is None or not client.read_workers_for_work_pool(
-        pool, worker_filter=WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
-    ):
-        yield f"no worker is online for it: medad serve --pool {pool}, or prefect worker start --pool {pool}"
-
-
-def _schedules(deployment: DeploymentResponse) -> str:
-    return ", ".join(
-        f"{schedule.schedule.cron} {schedule.schedule.timezone}{'' if schedule.active else ' (off)'}"
-        for schedule in deployment.schedules
-    )
-
-
-def _when(deployment: DeploymentResponse, soon: Mapping[UUID, datetime]) -> str:
-    """In the zone of the deployment's first schedule."""
-    if deployment.id not in soon:
-        return "–"
-    zone = deployment.schedules[0].schedule.timezone if deployment.schedules else None
-    return f"{soon[deployment.id].astimezone(ZoneInfo(zone or 'UTC')):%Y-%m-%d %H:%M %Z}"
 
 
 def _unset(text: str) -> list[str]:

@@ -1,10 +1,11 @@
 """SIGTERM and Ctrl-C: the process ends within seconds, whatever it is doing.
 
-One decision: state on disk is sound at every moment, so nothing has to be waited for. Work is asked to stop and given GRACE_S; what has not
-stopped by then is left where it is. After LAST_S the process ends in the middle of whatever it still does.
+One decision: state on disk is sound at every moment, so nothing has to be waited for. Work is asked to stop and given
+GRACE_S; what has not stopped by then is left where it is. After LAST_S the process ends in the middle of whatever it
+still does.
 
-Prefect puts a handler of its own in place of ours while a flow runs: it raises TerminationSignal in the main thread, the engine marks the
-run as crashed on its server, and then the signal is sent again, to us.
+Prefect puts a handler of its own in place of ours while a flow runs: it raises TerminationSignal in the main thread, the
+engine marks the run as crashed on its server, and then the signal is sent again, to us.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-GRACE_S, HURRY_S, LAST_S = 3.0, 0.5, 8.0
+GRACE_S = 3.0
+SOON_S = 0.5
+LAST_S = 8.0
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number, as shells have it
+WORDS = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
 _ending: list[threading.Timer] = []
 _left_behind: list[threading.Thread] = []
-_said: list[int] = []
+_announced: list[int] = []
 
 
 class Terminated(SystemExit):
@@ -29,24 +33,27 @@ class Terminated(SystemExit):
 
 
 @contextmanager
-def signals_heard() -> Iterator[None]:
-    """While the block runs, SIGTERM raises Terminated and Ctrl-C KeyboardInterrupt in the main thread, and the process ends in LAST_S."""
+def signals_as_errors() -> Iterator[None]:
+    """While the block runs, SIGTERM raises Terminated and Ctrl-C KeyboardInterrupt in the main thread.
 
-    def terminate(*_) -> None:
+    The process then ends in LAST_S.
+    """
+
+    def terminate(*_: object) -> None:
         end_in(code=TERMINATED)
         raise Terminated(TERMINATED)
 
-    def interrupt(*_) -> None:
+    def interrupt(*_: object) -> None:
         end_in(code=INTERRUPTED)
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _said.clear()
+    _announced.clear()
     before = {
-        number: signal.signal(number, handler)
-        for number, handler in ((signal.SIGTERM, terminate), (signal.SIGINT, interrupt))
+        signal.SIGTERM: signal.signal(signal.SIGTERM, terminate),
+        signal.SIGINT: signal.signal(signal.SIGINT, interrupt),
     }
     try:
         yield
@@ -66,24 +73,28 @@ def end_in(seconds: float = LAST_S, *, code: int) -> None:
     _ending.append(timer)
 
 
-def deafen() -> None:
-    """Ignore further SIGTERMs until Prefect has its own handler taken away: a worker that ends and its group send two, and the second would cut the clean-up short."""
+def end_soon(code: int) -> None:
+    """End a process that is ending already in SOON_S: it has nothing more to wait for."""
+    if _ending:
+        end_in(SOON_S, code=code)
+
+
+def ignore_sigterm() -> None:
+    """Ignore further SIGTERMs until Prefect has taken its own handler away.
+
+    A worker that ends and its group send two, and the second would cut the clean-up short.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def hurry(code: int) -> None:
-    """A process that is ending has nothing more to wait for."""
-    if _ending:
-        end_in(HURRY_S, code=code)
-
-
-def say(code: int) -> None:
+def announce(code: int) -> None:
     """One line on stderr, once."""
-    if code not in _said:
-        _said.append(code)
-        word = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}[code]
-        print(f"medad: {word}; the same command goes on where it stopped", file=sys.stderr, flush=True)
+    if code not in _announced:
+        _announced.append(code)
+        line = f"medad: {WORDS[code]}; the same command goes on where it stopped\n"
+        sys.stderr.write(line)
+        sys.stderr.flush()
 
 
 def end(code: int) -> None:
@@ -92,7 +103,7 @@ def end(code: int) -> None:
 
     _end_children()
     sweep_own()
-    say(code)
+    announce(code)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -105,7 +116,7 @@ def end_if_left_behind(code: int) -> None:
 
 
 def leave_behind(close: Callable[[], None]) -> None:
-    """Ask all work of this process to stop, end the processes that work for it, and call `close`, waiting GRACE_S for it at most."""
+    """Ask all work of this process to stop, end its child processes, and call `close`, waiting GRACE_S for it at most."""
     from medad_core import stopping
 
     stopping.request_stop()

@@ -1,4 +1,8 @@
-"""The whole path: a cohort in; slices, maps, prompts, answers, predictions, metrics and page out."""
+"""The whole path: a cohort in, or what is new in an inbox; slices, maps, prompts, answers, predictions, metrics, page out.
+
+One decision: what is checked and opened before a flow begins is handed to it (`screen_run`); a deployment, which has only
+references, opens it itself (`screen`).
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,30 @@ from pathlib import Path
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.preflight import note_run, open_run
-from flows.stages import answers, evaluate, maps, one_heartbeat, prompts, slices
-from flows.visible import told, words_of
-from medad_core.config import settings_from_yaml
-from medad_core.errors import MedadError
-from medad_core.store import Progress
+from flows.artifacts import name_parts
+from flows.outcome import Report, outcome_reported
+from flows.stages import evaluate_within, stage_within
+from medad_core.config import Settings
+from medad_core.inbox.folder import CohortFolder
+from medad_core.inbox.lock import locked
+from medad_core.inbox.screening import CohortOutcome, screen_inbox
+from medad_core.run.run import Run
+from medad_core.stages.complete import require_cases
+from medad_core.store import PART_STAGES
 from tasks.whole import Outcome
 
 
 def _run_name() -> str:
-    return f"screen-{Path(flow_run.parameters['data']).name}-{date.today()}"
+    return run_name(flow_run.parameters["data"])
+
+
+def _cohort_run_name() -> str:
+    return run_name(flow_run.parameters["cohort"])
+
+
+def run_name(folder: str) -> str:
+    """Such as `screen-ward-2026-02-03`."""
+    return f"screen-{Path(folder).name}-{date.today()}"
 
 
 @flow(
@@ -27,24 +44,51 @@ def _run_name() -> str:
     persist_result=False,
     flow_run_name=_run_name,
 )
-def screen(data: str, run: str, settings: str = "") -> Outcome:
+def screen(data: str, run: str, settings: Settings = Settings()) -> Outcome:
     """Screen every case below `data`; run it again to resume."""
-    parsed, (name, *_) = settings_from_yaml(settings), words_of(run)
-    with told("screen", name, parsed) as telling, one_heartbeat():
-        open_run(data, run, parsed)
-        _require_cases(run, slices(run, settings))
-        maps(run, settings)
-        prompts(run, settings)
-        answers(run, settings)
-        note_run(data, run, parsed)
-        outcome = evaluate(run, settings)
-        telling.runs, telling.counts = (
-            (run,),
-            {"cases": outcome.cases, "slices": outcome.slices, "rejected": len(outcome.rejected)},
-        )
+    with outcome_reported("screen", name_parts(run)[0], settings) as report:
+        return _screen(Run.open(data, run, settings), data, report)
+
+
+def screen_run(run: Run, data: str) -> Outcome:
+    """Screen an opened run of the cases below `data`, as a flow run like those of `screen`."""
+
+    def work() -> Outcome:
+        with outcome_reported("screen", name_parts(run.uri)[0], run.settings) as report:
+            return _screen(run, data, report)
+
+    opened = flow(name="screen", description=screen.description, flow_run_name=run_name(data), persist_result=False)
+    return opened(work)()
+
+
+def _screen(run: Run, data: str, report: Report) -> Outcome:
+    for name in PART_STAGES:
+        require_cases(run, stage_within(run, name))
+    run.note(data)
+    outcome = evaluate_within(run)
+    report.runs = (run.uri,)
+    report.counts = {"cases": outcome.cases, "slices": outcome.slices, "rejected": len(outcome.rejected)}
+    return outcome
+
+
+@flow(
+    name="screen-cohort",
+    description="New and changed studies of an inbox to predictions of a cohort.",
+    persist_result=False,
+    flow_run_name=_cohort_run_name,
+)
+def screen_cohort(inbox: str, cohort: str, settings: Settings = Settings(), wait: bool = False) -> CohortOutcome:
+    """Screen what is new or changed in `inbox`; a second command on the same cohort is refused, or waits."""
+    folder = CohortFolder(cohort, Path(inbox))
+    with locked(folder.folder, wait), outcome_reported("screen-cohort", folder.folder.name, settings) as report:
+        outcome = screen_inbox(folder, Path(inbox).resolve(), settings, _screen_batch)
+        report.counts = outcome.counts()
+        report.runs = tuple(str(folder.run_of(batch.batch)) for batch in outcome.batches)
         return outcome
 
 
-def _require_cases(run: str, now: Progress) -> None:
-    if now.done == 0:
-        raise MedadError(f"none of the {now.requested} cases could be used; {run}/rejected.csv says why of each")
+def _screen_batch(run: Run, machine_is_well: bool) -> str:
+    """Run the stages of a batch; its page."""
+    for name in PART_STAGES:
+        stage_within(run, name, machine_is_well)
+    return evaluate_within(run).page

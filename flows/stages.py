@@ -1,98 +1,113 @@
-"""The stages of a run as flows: plan, work off what is pending, finish.
+"""The stages of a run as flows: plan, make what is pending, finish.
 
-One decision: each flow asks the stage files what is left, so running one again is the way to resume it, and running a finished
-one does nothing. Plans are made here and not in tasks: there is one planner a stage.
+One decision: each flow asks the stage files what is left, so running one again is the way to resume it, and running a
+finished one does nothing. Plans are made here and not in tasks: there is one planner a stage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
-from prefect import Task, flow
+from prefect import flow
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
+from flows.artifacts import name_parts, progress_shown
+from flows.executor import FlowExecutor, range_count
 from flows.gpu import gpu_slot
-from flows.runner import range_count, ranges_of, work_off
-from flows.visible import progress_shown, untagged, words_of
-from medad_core.config import settings_from_yaml
-from medad_core.store import Progress, read_run_info
-from tasks.parts import convert_parts, generate_parts, map_parts, preprocess_parts
+from flows.outcome import untagged
+from medad_core.config import Settings
+from medad_core.run.run import Run
+from medad_core.stages.complete import complete_stage, plan_stage
+from medad_core.store import StageProgress
 from tasks.policy import with_policy
-from tasks.whole import Outcome, evaluate_run
+from tasks.whole import Outcome
+from tasks.whole import evaluate_run as evaluate_task
+
+Result = TypeVar("Result")
 
 
 def _run_name() -> str:
     """Such as `maps-run7` or, of a batch of a cohort, `maps-cohort7-00001`."""
-    return "-".join([flow_run.flow_name, *words_of(flow_run.parameters["run"])])
+    return stage_run_name(flow_run.flow_name, flow_run.parameters["run"])
 
 
-@contextmanager
-def one_heartbeat() -> Iterator[None]:
-    """For flows within a flow: the outer one's heartbeat says that the process lives, and to end another takes up to a second."""
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        yield
+def stage_run_name(stage: str, run: str) -> str:
+    """Such as `maps-run7` or, of a batch of a cohort, `maps-cohort7-00001`."""
+    return "-".join([stage, *name_parts(run)])
 
 
 OPTIONS = {"persist_result": False, "flow_run_name": _run_name}
 
 
 @flow(name="slices", description="Volumes to slices.", **OPTIONS)
-def slices(run: str, settings: str = "") -> Progress:
+def slices(run: str, settings: Settings = Settings()) -> StageProgress:
     """Cut the cohort of a run into slices."""
-    from medad_core.run.cohort import cohort_of
-    from medad_core.stages import slices
-
-    slices.plan(run, settings_from_yaml(settings), cohort_of(run))
-    return _complete("slices", preprocess_parts, run, settings)
+    return make_stage(Run.reopen(run, settings), "slices")
 
 
 @flow(name="maps", description="Slices to anomaly maps.", **OPTIONS)
-def maps(run: str, settings: str = "") -> Progress:
+def maps(run: str, settings: Settings = Settings()) -> StageProgress:
     """Draw an anomaly map of every slice."""
-    from medad_core.stages import maps
-
-    maps.plan(run, settings_from_yaml(settings))
-    return _complete("maps", map_parts, run, settings)
+    return make_stage(Run.reopen(run, settings), "maps")
 
 
 @flow(name="prompts", description="Anomaly maps to prompt embeddings.", **OPTIONS)
-def prompts(run: str, settings: str = "") -> Progress:
+def prompts(run: str, settings: Settings = Settings()) -> StageProgress:
     """Turn every map into tokens that the LLM can read."""
-    from medad_core.stages import prompts
-
-    prompts.plan(run, settings_from_yaml(settings))
-    return _complete("prompts", convert_parts, run, settings)
+    return make_stage(Run.reopen(run, settings), "prompts")
 
 
 @flow(name="answers", description="Prompt embeddings to answers.", **OPTIONS)
-def answers(run: str, settings: str = "") -> Progress:
+def answers(run: str, settings: Settings = Settings()) -> StageProgress:
     """Let the LLM say for every slice whether and where something is wrong."""
-    from medad_core.stages import answers
-
-    answers.plan(run, settings_from_yaml(settings))
-    # An engine takes seconds to start and fills a device: all that is pending goes to one.
-    return _complete("answers", generate_parts, run, settings, ranges=1)
+    return make_stage(Run.reopen(run, settings), "answers")
 
 
 @flow(name="evaluate", description="Stage files to predictions, metrics and page.", **OPTIONS)
-def evaluate(run: str, settings: str = "") -> Outcome:
+def evaluate(run: str, settings: Settings | None = None) -> Outcome:
     """Write predictions, metrics and page of a finished run; without settings, by those that the run was made with."""
-    settings = settings or read_run_info(run).settings
+    return evaluate_run(Run.reopen(run, settings))
+
+
+def make_stage(run: Run, name: str, machine_is_well: bool = False) -> StageProgress:
+    """Plan and make one stage of an opened run, within a flow run. Raises what stops the run."""
+    from medad_core.models.device import device_of  # torch takes seconds, and a deployment imports this module
+
+    plan_stage(run, name)
+    device = "cpu" if name == "slices" else device_of(run.settings)
+    # An engine takes seconds to start and fills a device: all answers that are pending go to one.
+    ranges = 1 if name == "answers" else range_count(run.settings.flow)
+    with untagged(), progress_shown(run.stage(name)), gpu_slot(device):
+        return complete_stage(run, name, FlowExecutor(run, name), ranges, machine_is_well)
+
+
+def evaluate_run(run: Run) -> Outcome:
+    """Predictions, metrics and page of an opened run, within a flow run."""
     with untagged():
-        return with_policy(evaluate_run, "evaluate", settings_from_yaml(settings).flow)(run, settings)
+        return with_policy(evaluate_task, "evaluate", run.settings.flow)(run.uri, run.settings)
 
 
-def _complete(name: str, task: Task, run: str, settings: str, ranges: int | None = None) -> Progress:
-    from medad_core.stages.common import stage_of, write_rejected
-    from medad_core.stages.models import device_of
+def stage_within(run: Run, name: str, machine_is_well: bool = False) -> StageProgress:
+    """A stage as a flow run of its own, within the one of a screening that has opened the run."""
+    return flow_within(name, stage_run_name(name, run.uri), lambda: make_stage(run, name, machine_is_well))
 
-    stage = stage_of(run, name)
-    chosen = settings_from_yaml(settings)
-    device = "cpu" if name == "slices" else device_of(chosen)
-    with untagged(), progress_shown(stage), gpu_slot(device):
-        work_off(task, run, settings, ranges_of(stage.pending(), ranges or range_count(chosen.flow)))
-    stage.finish()
-    write_rejected(run)
-    return stage.progress()
+
+def evaluate_within(run: Run) -> Outcome:
+    """The evaluation as a flow run of its own, within the one of a screening that has opened the run."""
+    return flow_within("evaluate", stage_run_name("evaluate", run.uri), lambda: evaluate_run(run))
+
+
+def flow_within(name: str, run_name: str, work: Callable[[], Result]) -> Result:
+    """Run `work` as a flow run of its own. It has no parameters: what is opened crosses no boundary of Prefect."""
+    with _one_heartbeat():
+        return flow(name=name, flow_run_name=run_name, persist_result=False)(work)()
+
+
+@contextmanager
+def _one_heartbeat() -> Iterator[None]:
+    """For flows within a flow: the outer one's heartbeat says that the process lives, and to end another takes a second."""
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield

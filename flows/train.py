@@ -8,7 +8,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.gpu import gpu_slot
-from medad_core.config import settings_from_yaml
+from medad_core.config import Settings
 from tasks.policy import with_policy
 from tasks.whole import Trained, train_weights
 
@@ -18,10 +18,9 @@ def _run_name() -> str:
 
 
 @flow(name="train", description="Labelled cases to weights.", persist_result=False, flow_run_name=_run_name)
-def train(data: str, out: str, settings: str = "", licence: str = "not stated") -> Trained:
+def train(data: str, out: str, settings: Settings = Settings(), licence: str = "not stated") -> Trained:
     """Train decoder and converter on every labelled case below `data`; run it again to resume."""
-    from medad_core.stages.models import device_of
+    from medad_core.models.device import device_of
 
-    chosen = settings_from_yaml(settings)
-    with gpu_slot(device_of(chosen)):
-        return with_policy(train_weights, "train", chosen.flow)(data, out, settings, licence)
+    with gpu_slot(device_of(settings)):
+        return with_policy(train_weights, "train", settings.flow)(data, out, settings, licence)

@@ -1,39 +1,57 @@
-"""One task a part-wise stage: a run, settings as YAML text and part numbers in, counts out."""
+"""The task of the four stages: a run, its settings, a stage and part numbers in, counts out."""
 
 from __future__ import annotations
 
-from prefect import task
+from collections.abc import Sequence
 
-from tasks.policy import OPTIONS, Report, do_parts
+from prefect import Task, task
+from prefect.runtime import task_run
+from pydantic import BaseModel, ConfigDict
 
-# The core's stage modules import torch; they are imported where a task runs, so that importing tasks stays light.
+from medad_core.config import FlowSettings, Settings
+from medad_core.store import PartRecord
+from tasks.policy import OPTIONS, with_policy
 
-
-@task(name="slices", description="Read, turn and scale the volumes of a range of parts.", **OPTIONS)
-def preprocess_parts(run: str, settings: str, numbers: list[int]) -> Report:
-    from medad_core.stages import slices
-
-    return do_parts("slices", slices.run_parts, run, settings, numbers)
-
-
-@task(name="maps", description="Encode and decode the slices of a range of parts.", **OPTIONS)
-def map_parts(run: str, settings: str, numbers: list[int]) -> Report:
-    from medad_core.stages import maps
-
-    return do_parts("maps", maps.run_parts, run, settings, numbers)
+DESCRIPTIONS = {
+    "slices": "Read, turn and scale the volumes of a range of parts.",
+    "maps": "Encode and decode the slices of a range of parts.",
+    "prompts": "Convert the maps of a range of parts into prompt embeddings.",
+    "answers": "Let the LLM answer the prompts of a range of parts; one engine a process.",
+}
 
 
-@task(name="prompts", description="Convert the maps of a range of parts into prompt embeddings.", **OPTIONS)
-def convert_parts(run: str, settings: str, numbers: list[int]) -> Report:
-    from medad_core.stages import prompts
+class PartsReport(BaseModel):
+    """What crosses the boundary between a task and its flow: counts, never rows."""
 
-    return do_parts("prompts", prompts.run_parts, run, settings, numbers)
+    model_config = ConfigDict(frozen=True)
+    stage: str
+    parts: int
+    rows: int
+    done: int
+    failed: int
+
+    @classmethod
+    def of(cls, stage: str, records: Sequence[PartRecord]) -> PartsReport:
+        """The sums over the records of a stage's parts."""
+        return cls(
+            stage=stage,
+            parts=len(records),
+            rows=sum(record.rows for record in records),
+            done=sum(record.done for record in records),
+            failed=sum(len(record.failed) for record in records),
+        )
 
 
-@task(
-    name="answers", description="Let the LLM answer the prompts of a range of parts; one engine a process.", **OPTIONS
-)
-def generate_parts(run: str, settings: str, numbers: list[int]) -> Report:
-    from medad_core.stages import answers
+@task(name="parts", **OPTIONS)
+def make_parts(run: str, settings: Settings, stage: str, numbers: list[int]) -> PartsReport:
+    """Make parts of a stage; a retry makes those that the attempt before did not finish."""
+    # The core's stage modules import torch; it is imported where a task runs, so that importing tasks stays light.
+    from medad_core.stages import parts
 
-    return do_parts("answers", answers.run_parts, run, settings, numbers)
+    return PartsReport.of(stage, parts.make_parts(run, settings, stage, numbers, task_run.run_count or 1))
+
+
+def task_of_range(stage: str, numbers: Sequence[int], settings: FlowSettings) -> Task:
+    """The task that makes a range of parts, named such as `maps-00012-00015`."""
+    named = make_parts.with_options(name=stage, description=DESCRIPTIONS[stage])
+    return with_policy(named, f"{stage}-{numbers[0]:05d}-{numbers[-1]:05d}", settings)

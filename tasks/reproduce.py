@@ -1,4 +1,4 @@
-"""One task a unit of the paper's table: fit, answer, score. A unit that fails leaves its reason and does not stop the others."""
+"""One task a unit of the paper's table: fit, answer, score. A unit that fails leaves its reason; the others go on."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from prefect import task
 from pydantic import BaseModel, ConfigDict
 
 from medad_core import stopping
-from medad_core.config import settings_from_yaml
+from medad_core.config import Settings
 from medad_core.errors import MedadError, Stopped
+from medad_core.faults.classify import can_heal
 from medad_core.reproduce.units import Unit, pending, units_of, write_failure
-from tasks.policy import OPTIONS, can_heal
+from tasks.policy import OPTIONS
 
 log = logging.getLogger(__name__)
 
@@ -31,99 +32,107 @@ class Reproduced(BaseModel):
 
 
 @task(name="prepare", description="Read, encode and deal the cases.", **OPTIONS)
-def prepare_study(data: str, out: str, settings: str) -> int:
+def prepare_experiment(data: str, out: str, settings: Settings) -> int:
+    """Prepare the experiment; returns its number of folds."""
     from medad_core.reproduce.experiment import prepare
 
-    return len(prepare(data, out, settings_from_yaml(settings), _progress("cases")).folds)
+    return len(prepare(data, out, settings, _progress("cases")).folds)
 
 
 @task(name="decoder", description="Train the decoder of one fold and seed.", **OPTIONS)
-def fit_decoder(out: str, settings: str, fold: int, seed: int, rows: list[str]) -> bool:
+def fit_decoder(out: str, settings: Settings, fold: int, seed: int, rows: list[str]) -> bool:
+    """Train the decoder that `rows` wait for; returns whether it went well."""
     from medad_core.reproduce.proposed import fit_decoder
 
-    with _noting(out, [Unit(row, fold, seed) for row in rows]) as went:
-        fit_decoder(out, fold, seed, settings_from_yaml(settings), _progress(f"decoder f{fold} s{seed}"))
-    return went()
+    with _noting_failure(out, [Unit(row, fold, seed) for row in rows]) as went_well:
+        fit_decoder(out, fold, seed, settings, _progress(f"decoder f{fold} s{seed}"))
+    return went_well()
 
 
 @task(name="converter", description="Train the converter of one row, fold and seed.", **OPTIONS)
-def fit_converter(out: str, settings: str, row: str, fold: int, seed: int) -> bool:
+def fit_converter(out: str, settings: Settings, row: str, fold: int, seed: int) -> bool:
+    """Train the converter of a unit; returns whether it went well."""
     from medad_core.reproduce.proposed import fit_tokens
 
     unit = Unit(row, fold, seed)
-    with _noting(out, [unit]) as went:
-        fit_tokens(out, unit, settings_from_yaml(settings), _progress(f"{row} f{fold} s{seed}"))
-    return went()
+    with _noting_failure(out, [unit]) as went_well:
+        fit_tokens(out, unit, settings, _progress(f"{row} f{fold} s{seed}"))
+    return went_well()
 
 
 @task(name="answers", description="Let the LLM answer for all units that wait for it; one engine.", **OPTIONS)
-def answer_units(out: str, settings: str, units: list[tuple[str, int, int]]) -> bool:
+def answer_units(out: str, settings: Settings, units: list[tuple[str, int, int]]) -> bool:
+    """Answer for all units; returns whether all went well."""
     from medad_core.reproduce.answers import answer_unit, speaking
 
-    chosen, parsed, all_went = [Unit(*unit) for unit in units], settings_from_yaml(settings), True
-    with _noting(out, chosen) as went, speaking(parsed) as (engine, prompt):
-        for number, unit in enumerate(chosen, 1):
-            with _noting(out, [unit]) as answered:
-                answer_unit(out, unit, parsed, engine, prompt)
-            all_went &= answered()
-            _progress("answers")(number, len(chosen))
-            _count_units(out, settings)
-    return went() and all_went
+    waiting = [Unit(*unit) for unit in units]
+    all_went_well = True
+    with _noting_failure(out, waiting) as went_well, speaking(settings) as (engine, prompt):
+        for number, unit in enumerate(waiting, 1):
+            with _noting_failure(out, [unit]) as unit_went_well:
+                answer_unit(out, unit, settings, engine, prompt)
+            all_went_well &= unit_went_well()
+            _progress("answers")(number, len(waiting))
+            _report_units(out, settings)
+    return went_well() and all_went_well
 
 
 @task(name="row", description="Fit and score one row on one fold with one seed.", **OPTIONS)
-def score_unit(out: str, settings: str, row: str, fold: int, seed: int) -> bool:
+def score_unit(out: str, settings: Settings, row: str, fold: int, seed: int) -> bool:
+    """Fit and score a unit; returns whether it went well."""
     from medad_core.reproduce.rows import run_unit
 
     unit = Unit(row, fold, seed)
-    with _noting(out, [unit]) as went:
-        run_unit(out, unit, settings_from_yaml(settings), _progress(f"{row} f{fold} s{seed}"))
-    _count_units(out, settings)
-    return went()
+    with _noting_failure(out, [unit]) as went_well:
+        run_unit(out, unit, settings, _progress(f"{row} f{fold} s{seed}"))
+    _report_units(out, settings)
+    return went_well()
 
 
 @task(name="table", description="The table, its figure and its gallery, from the scores alone.", **OPTIONS)
-def write_table(out: str, settings: str) -> Reproduced:
+def write_table(out: str, settings: Settings) -> Reproduced:
+    """Write the table and what goes with it."""
     from medad_core.reproduce.results import write
 
-    made = write(out, settings_from_yaml(settings))
+    written = write(out, settings)
     _progress("table")(1, 1)
-    return Reproduced(**vars(made))
+    return Reproduced(**vars(written))
 
 
 def _progress(name: str) -> Callable[[int, int], None]:
-    def tell(done: int, of: int) -> None:
+    def report(done: int, of: int) -> None:
         stopping.check()
         # The console reads these arguments and draws bars from them.
         log.info("%s %d of %d", name, done, of)
 
-    return tell
+    return report
 
 
-def _count_units(out: str, settings: str) -> None:
-    """Tell how much of the whole is done."""
+def _report_units(out: str, settings: Settings) -> None:
+    """Report how much of the whole is done."""
     from medad_core.reproduce.experiment import open_experiment
 
-    units = units_of(settings_from_yaml(settings).reproduce, len(open_experiment(out).folds))
+    units = units_of(settings.reproduce, len(open_experiment(out).folds))
     _progress("units")(len(units) - len(pending(out, units)), len(units))
 
 
 @contextmanager
-def _noting(out: str, units: list[Unit]) -> Iterator[Callable[[], bool]]:
-    """Keep the reason of a failure with the units that it costs, and go on with the others; the result says whether it went well.
+def _noting_failure(out: str, units: list[Unit]) -> Iterator[Callable[[], bool]]:
+    """Keep the reason of a failure with the units that it costs, and go on with the others.
 
-    What may heal passes through, so that Prefect tries again.
+    What it gives says whether all went well. What may heal passes through, so that Prefect tries again.
     """
     stopping.end_with_parent()
-    failed: list[str] = []
+    reasons: list[str] = []
     try:
-        yield lambda: not failed
+        yield lambda: not reasons
     except Stopped:
         raise
     except Exception as error:
-        failed.append(str(error) if isinstance(error, MedadError) else f"{type(error).__name__}: {error}")
-        log.warning("%s: %s", "; ".join(map(str, units)), failed[0], exc_info=not isinstance(error, MedadError))
+        reasons.append(str(error) if isinstance(error, MedadError) else f"{type(error).__name__}: {error}")
+        traceback = not isinstance(error, MedadError)
+        log.warning("%s: %s", "; ".join(map(str, units)), reasons[0], exc_info=traceback)
         for unit in units:
-            write_failure(out, unit, failed[0])
+            write_failure(out, unit, reasons[0])
         if can_heal(error):
             raise

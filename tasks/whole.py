@@ -7,7 +7,7 @@ import logging
 from prefect import task
 from pydantic import BaseModel, ConfigDict
 
-from medad_core.config import settings_from_yaml
+from medad_core.config import Settings
 from tasks.policy import OPTIONS
 
 log = logging.getLogger(__name__)
@@ -35,31 +35,34 @@ class Trained(BaseModel):
 
 
 @task(name="evaluate", description="Predictions, metrics and page from stage files.", **OPTIONS)
-def evaluate_run(run: str, settings: str) -> Outcome:
+def evaluate_run(run: str, settings: Settings) -> Outcome:
+    """Write predictions, metrics and page of a finished run."""
+    from medad_core.run.run import Run
     from medad_core.stages import evaluate
 
-    found = evaluate.run(run, settings_from_yaml(settings))
+    results = evaluate.evaluate_run(Run.reopen(run, settings))
     return Outcome(
-        predictions=found.predictions,
-        metrics=found.metrics,
-        page=found.page,
-        slices=found.slices,
-        cases=found.cases,
-        rejected=tuple(found.rejected),
+        predictions=results.predictions,
+        metrics=results.metrics,
+        page=results.page,
+        slices=results.slices,
+        cases=results.cases,
+        rejected=tuple(results.rejected),
     )
 
 
 @task(name="train", description="Decoder and converter from labelled cases; resumes where it stopped.", **OPTIONS)
-def train_weights(data: str, out: str, settings: str, licence: str) -> Trained:
+def train_weights(data: str, out: str, settings: Settings, licence: str) -> Trained:
+    """Train decoder and converter on the labelled cases below `data`."""
     from medad_core.training.pipeline import train
 
-    def progress(step: str, done: int, of: int) -> None:
+    def report_progress(step: str, done: int, of: int) -> None:
         # The console reads these arguments and draws bars from them.
         log.info("%s %d of %d", step, done, of)
 
-    made = train(data, out, settings_from_yaml(settings), progress, licence)
+    trained = train(data, out, settings, report_progress, licence)
     return Trained(
-        folder=str(made.folder),
-        rejected=tuple((case.case_id, case.reason) for case in made.rejected),
-        scores=made.scores,
+        folder=str(trained.folder),
+        rejected=tuple((case.case_id, case.reason) for case in trained.rejected),
+        scores=trained.scores,
     )

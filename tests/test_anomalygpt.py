@@ -28,17 +28,11 @@ from medad_core.models.pack import packaged
 from medad_core.models.text import load_text_encoder
 from medad_core.models.weights import CONVERTER, converter_facts, load_converter
 from medad_core.run.cohort import find_cohort, settle_cohort
+from medad_core.run.fingerprints import converter_surroundings, maps_fingerprint, prompts_fingerprint
 from medad_core.stages import answers, maps, prompts, slices
-from medad_core.stages.common import stage_of
-from medad_core.stages.models import (
-    _beside_converter,
-    load_converter_of,
-    load_map_models,
-    load_prompt_of,
-    maps_fingerprint,
-    prompts_fingerprint,
-)
+from medad_core.stages.loading import load_converter_of, load_map_models, load_prompt_of
 from medad_core.stages.rows import embeddings_of, grids_of, images_of, tokens_of
+from medad_core.store import stage_of
 
 WIDTH, JOINT, TEXT, LLM = 32, 48, 384, 64
 CONVOLUTIONS = {0: (1, 4), 3: (4, 16), 6: (16, 64), 9: (64, 256), 12: (256, 1024)}
@@ -507,7 +501,7 @@ def test_a_converter_of_an_architecture_that_is_not_known_is_refused(settings, i
         load_file(imported.folder / CONVERTER), tmp_path / CONVERTER, metadata={"fits": "{}", "architecture": "compact"}
     )
     with pytest.raises(WeightsError, match="not those of this architecture"):
-        load_converter(tmp_path, _beside_converter(settings))
+        load_converter(tmp_path, converter_surroundings(settings))
 
 
 def test_lora_of_another_model_is_refused(kit, tmp_path):

@@ -8,17 +8,18 @@ import time
 import numpy as np
 import pytest
 import torch
+from flows.cli.benchmark import report_json, report_tables
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from flows.cli.benchmark import report_json, report_tables
 from medad_core.benchmark.encode import Effort, benchmark_encode
 from medad_core.benchmark.flops import Shape, flops_per_slice, shape_of
 from medad_core.benchmark.generated import SIZES, Size, bytes_per_slice, random_encoder, text_of, write_run
 from medad_core.benchmark.timing import GEMM_SIDES, Spread, in_turns, rate
 from medad_core.config import load_settings
 from medad_core.models.encoder import FAMILIES, VisionTransformerEncoder, load_encoder
-from medad_core.stages.common import stage_of
+from medad_core.models.vision import FAMILIES
+from medad_core.store import stage_of
 
 CPU = torch.device("cpu")
 

@@ -11,19 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.orchestrator import check_runner
 from flows.preflight import check_orchestration, check_screening
-from flows.runner import check_runner, ranges_of
 from flows.screen import screen
 from flows.stages import maps, slices
 from medad_core.config import FlowSettings, load_settings, settings_to_yaml
 from medad_core.errors import ConfigError, StoreError, UsageError
+from medad_core.faults.classify import can_heal
 from medad_core.llm.transformers_engine import TransformersEngine
 from medad_core.models.converter import Converter
 from medad_core.models.decoder import Decoder
 from medad_core.models.encoder import VisionTransformerEncoder
 from medad_core.stages import maps as maps_stage
-from medad_core.stages.common import PART_STAGES, stage_of
-from tasks.policy import can_heal
+from medad_core.stages.complete import ranges_of
+from medad_core.store import PART_STAGES, stage_of
 
 pytest_plugins = ("prefect_harness",)
 

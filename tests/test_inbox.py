@@ -28,8 +28,8 @@ from medad_core.inbox.folder import CohortFolder
 from medad_core.inbox.lock import LockedError, holder, locked
 from medad_core.inbox.prune import NOTE, prune
 from medad_core.inbox.scan import InboxScan, scan_inbox
-from medad_core.stages.common import QUARANTINED, stage_of
-from medad_core.store import PREDICTIONS, Item, write_table
+from medad_core.run.rejected import QUARANTINED
+from medad_core.store import PREDICTIONS, Item, stage_of, write_table
 
 SETTINGS = load_settings(None, [*WORDS, "inbox.settle_s=0"])
 FINGERPRINT = {"model": "one"}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medad_core.stages.common import PART_STAGES, stage_of
+from medad_core.store import PART_STAGES, stage_of
 
 pytest_plugins = ("prefect_harness",)
 DEADLINE_S = 180.0

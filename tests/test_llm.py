@@ -17,15 +17,17 @@ from hypothesis import strategies as st
 from medad_core.config import LLMSettings, Settings, load_settings
 from medad_core.data.location import CELLS, anatomical, cell_of, true_cell
 from medad_core.errors import UsageError
-from medad_core.llm.engine import Generation, check_engine, free_memory, llm_fingerprint, llm_folder, open_engine
+from medad_core.llm.engine import check_engine, llm_fingerprint, llm_folder, open_engine
 from medad_core.llm.grammar import GRAMMAR, NO, answer_to, parse, yes
 from medad_core.llm.parallel import gpu_shares
 from medad_core.llm.prompt import Prompt
+from medad_core.llm.protocol import Generation
 from medad_core.llm.sizing import gpu_share, model_size, resolved_dtype
 from medad_core.llm.transformers_engine import shared_prefix
 from medad_core.metrics.location import cell_steps
+from medad_core.models.memory import free_memory
 from medad_core.models.weights import load_converter, weights_folder
-from medad_core.stages.models import answers_fingerprint, shared_fingerprint
+from medad_core.run.fingerprints import answers_fingerprint, shared_fingerprint
 from medad_core.training.maps import cell_at, draw, label_maps, move
 
 PROMPTS = 40
@@ -130,8 +132,8 @@ def test_prompt_is_constant_text_knowledge_map_and_header_in_this_order(prompt):
         np.stack([np.full((9, prompt.width), value, np.float32) for value in (3, 4)]),
     )
     whole = prompt.assemble(knowledge, maps)
-    before = len(prompt.before)
-    assert whole.shape == (2, before + 8 + 9 + len(prompt.after), prompt.width)
+    before = len(prompt.pieces[0])
+    assert whole.shape == (2, before + 8 + 9 + len(prompt.pieces[-1]), prompt.width)
     assert (whole[:, before : before + 8] == 2).all() and (whole[1, before + 8 : before + 17] == 4).all()
     assert shared_prefix(whole) == before + 8
 

@@ -16,14 +16,14 @@ from medad_core.data.read import CaseSlices as ReadSlices
 from medad_core.errors import StoreError
 from medad_core.models.blocks import Block
 from medad_core.models.decoder import render_maps
+from medad_core.models.device import worker_device
 from medad_core.models.encoder import load_encoder
 from medad_core.models.pack import packaged
 from medad_core.stages import maps
 from medad_core.stages.batches import Batch, CaseSlices, InPieces, ahead, batches_of, case_results, compute_batches
-from medad_core.stages.common import stage_of
-from medad_core.stages.models import load_map_models, worker_device
+from medad_core.stages.loading import load_map_models
 from medad_core.stages.rows import grids_of, slice_rows
-from medad_core.store import SLICES
+from medad_core.store import SLICES, stage_of
 
 CPU = torch.device("cpu")
 WORDS = ("models.threads=2", "models.device=cpu")

@@ -20,12 +20,13 @@ from medad_core.config import load_settings
 from medad_core.errors import WeightsError
 from medad_core.llm.engine import llm_fingerprint
 from medad_core.llm.lora import check_lora, merged, save_lora
-from medad_core.llm.prompt import Prompt, word
+from medad_core.llm.prompt import Prompt
+from medad_core.llm.template import word
 from medad_core.llm.transformers_engine import load_llm
 from medad_core.models.cache import sha256_of
 from medad_core.models.encoder import encoder_fingerprint
 from medad_core.models.text import text_encoder_fingerprint, text_encoder_folder
-from medad_core.stages.models import answers_fingerprint
+from medad_core.run.fingerprints import answers_fingerprint
 
 DATED = "{{ bos_token }}{%- if not date_string is defined %}{%- if strftime_now is defined %}{%- set date_string = strftime_now('%d %b %Y') %}{%- else %}{%- set date_string = '26 Jul 2024' %}{%- endif %}{%- endif %}Today Date: {{ date_string }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{% endfor %}"
 
@@ -90,7 +91,7 @@ def test_tied_heads_are_not_missed(tmp_path):
 
 def test_a_chat_template_that_tells_the_date_tells_the_same_one_tomorrow(llm):
     (llm / "chat_template.jinja").write_text(DATED)
-    assert "Today Date: 26 Jul 2024<" in word(llm, "chat", False)[2]
+    assert "Today Date: 26 Jul 2024<" in word(llm, "chat", False).text
 
 
 def test_a_truncated_llm_is_one_line_wherever_it_is_looked_into(llm):

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.cli.app import app
 from medad_core.config import ModelSettings
 from medad_core.errors import ConfigError, WeightsError
 from medad_core.llm.engine import llm_fingerprint, llm_folder

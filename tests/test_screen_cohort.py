@@ -13,13 +13,13 @@ from prefect_harness import AFFINE, SIZE, WORDS
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.cohort import screen_cohort
+from flows.screen import screen_cohort
 from medad_core.config import load_settings, settings_to_yaml
+from medad_core.faults.suspect import Suspect
 from medad_core.inbox.folder import CohortFolder
 from medad_core.inbox.lock import locked
+from medad_core.run.rejected import QUARANTINED
 from medad_core.stages import slices
-from medad_core.stages.common import QUARANTINED
-from tasks.policy import Suspect
 
 pytest_plugins = ("prefect_harness",)
 COHORT_WORDS = [*WORDS, "inbox.settle_s=0"]

@@ -15,10 +15,12 @@ from medad_core.config import Settings
 from medad_core.errors import WeightsError
 from medad_core.models.converter import new_converter
 from medad_core.models.decoder import Decoder
-from medad_core.models.encoder import CLIP_MEAN, CLIP_STD, encoder_fingerprint, load_encoder
+from medad_core.models.encoder import encoder_fingerprint, load_encoder
 from medad_core.models.text import load_text_encoder, text_encoder_fingerprint
+from medad_core.models.vision import CLIP_MEAN, CLIP_STD
 from medad_core.models.weights import save_converter, save_decoder
-from medad_core.stages.models import load_map_models, maps_fingerprint, shared_fingerprint
+from medad_core.run.fingerprints import maps_fingerprint, shared_fingerprint
+from medad_core.stages.loading import load_map_models
 
 VISION = {
     "hidden_size": 32,

@@ -24,13 +24,12 @@ from prefect_harness import WORDS, Screened
 from test_notify import Hook
 
 from flows import visible
+from flows.artifacts import kind_of, progress_line, progress_shown
 from flows.gpu import LIMIT, gpu_slot
 from flows.screen import screen
 from flows.stages import maps
-from flows.visible import kind_of, progress_line, progress_shown, told, words_of
 from medad_core.config import Settings, load_settings, settings_to_yaml
-from medad_core.stages.common import PART_STAGES, stage_of
-from medad_core.store import Progress
+from medad_core.store import PART_STAGES, Progress, stage_of
 
 pytest_plugins = ("prefect_harness",)
 

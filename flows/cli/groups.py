@@ -20,23 +20,28 @@ GRACE_S = 10.0  # a flow run that is told to end does so in 8 s
 POLL_S = 0.1
 LINES = 15  # of the log of what died
 RECORD = re.compile(r"\d\d:\d\d:\d\d\.\d+ \| ")  # how a record of Prefect's logs begins; what follows it are tracebacks
-LAST_WILL = f'read -r _; kill -TERM "-$0"; sleep {GRACE_S:.0f}; kill -KILL "-$0"'
+GUARD = f'read -r _; kill -TERM "-$0"; sleep {GRACE_S:.0f}; kill -KILL "-$0"'
 
 
 class Group:
-    """A command as the head of a process group. What its log says goes to `say`, with `once` nothing twice; the last lines are kept as they are."""
+    """A command as the head of a process group.
+
+    Records of its log go to `print_line`, with `once` nothing twice; the last lines are kept as they are.
+    """
 
     def __init__(
         self,
         name: str,
         words: Sequence[str],
         environment: Mapping[str, str],
-        say: Callable[[str], None],
+        print_line: Callable[[str], None],
         once: bool = False,
     ) -> None:
-        self.name, self.say, self.once = name, say, once
+        self.name = name
+        self.print_line = print_line
+        self.once = once
         self.last: deque[str] = deque(maxlen=LINES)
-        self.said: set[str] = set()
+        self.printed: set[str] = set()
         self.process = subprocess.Popen(
             words,
             env=environment,
@@ -48,7 +53,7 @@ class Group:
             start_new_session=True,
         )
         self.guard = subprocess.Popen(
-            ["sh", "-c", LAST_WILL, str(self.process.pid)],
+            ["sh", "-c", GUARD, str(self.process.pid)],
             stdin=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -57,22 +62,26 @@ class Group:
         self.reader.start()
 
     def _read(self) -> None:
-        for line in self.process.stdout:
-            line = line.rstrip()
+        for raw in self.process.stdout or ():
+            line = raw.rstrip()
             if line:
                 self.last.append(line)
             if RECORD.match(line) and self._is_new(line):
-                with suppress(
-                    Exception
-                ):  # a terminal that is gone, a full disk: nobody would empty the pipe any more, and all would stand still
-                    self.say(f"{self.name} | {line}")
+                # A terminal that is gone, a full disk: nobody would empty the pipe any more, and all would stand still.
+                with suppress(Exception):
+                    self.print_line(f"{self.name} | {line}")
 
     def _is_new(self, line: str) -> bool:
-        """Prefect's server on SQLite tells of every write that it has to try again, for as long as it lives, with other numbers each time."""
-        told = re.sub(r"[0-9a-f.:-]*\d[0-9a-f.:-]*|\s", "", line)
-        known = self.once and told in self.said
-        self.said.update({told} if self.once else ())
-        return not known
+        """Whether a line says something new.
+
+        Prefect's server on SQLite reports every write that it has to try again, with other numbers each time.
+        """
+        if not self.once:
+            return True
+        without_numbers = re.sub(r"[0-9a-f.:-]*\d[0-9a-f.:-]*|\s", "", line)
+        is_new = without_numbers not in self.printed
+        self.printed.add(without_numbers)
+        return is_new
 
     def lives(self) -> bool:
         """Whether any process of the group does."""
@@ -83,11 +92,11 @@ class Group:
         """Whether the command itself has."""
         return self.process.poll() is not None
 
-    def end(self, grace_s: float, hurried: Callable[[], bool]) -> None:
-        """SIGTERM to the group, SIGKILL to what is left of it after `grace_s`, or at once when `hurried` says so."""
+    def end(self, grace_s: float, at_once: Callable[[], bool]) -> None:
+        """SIGTERM to the group, SIGKILL to what is left of it after `grace_s`, or at once when `at_once` says so."""
         until = time.monotonic() + grace_s
         self._signal(signal.SIGTERM)
-        while self.lives() and time.monotonic() < until and not hurried():
+        while self.lives() and time.monotonic() < until and not at_once():
             time.sleep(POLL_S)
         self._signal(signal.SIGKILL)
         self.process.wait()

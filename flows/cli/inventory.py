@@ -5,7 +5,6 @@ One decision: looking never loads, converts or imports a model library, so it ta
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.resources import files
@@ -15,6 +14,7 @@ from medad_core.models.cache import RECORD, cache_root
 from medad_core.models.pack import PACK
 from medad_core.models.presets import Preset, presets
 from medad_core.models.resolve import LOCAL, find_preset
+from medad_core.store import sha256_file
 
 WEIGHTS = ("decoder.safetensors", "converter.safetensors")
 
@@ -46,10 +46,10 @@ def known_presets() -> list[Known]:
 
 def packaged_models() -> list[Packaged]:
     """Every packaged model, in the order it is used."""
-    return [_look(name) for name in PACK]
+    return [_packaged(name) for name in PACK]
 
 
-def _look(name: str) -> Packaged:
+def _packaged(name: str) -> Packaged:
     model = PACK[name]
     try:
         source = Path(str(distribution(model.distribution).locate_file(model.file)))
@@ -57,7 +57,7 @@ def _look(name: str) -> Packaged:
         source = None
     if source is not None and not source.is_file():
         source = None
-    folder = cache_root() / f"{name}-{_digest(source)[:12]}" if source else None
+    folder = cache_root() / f"{name}-{sha256_file(str(source))[:12]}" if source else None
     return Packaged(
         name,
         model.role,
@@ -66,11 +66,6 @@ def _look(name: str) -> Packaged:
         source,
         folder if folder and (folder / RECORD).is_file() else None,
     )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def embedded_weights() -> Path | None:

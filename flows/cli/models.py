@@ -46,8 +46,10 @@ def _list() -> None:
         soft_wrap=True,
     )
     console.print(
-        "Others: models.encoder takes a local transformers folder of a DINOv2, CLIP or SigLIP vision model, models.text_encoder one of a BERT sentence encoder or of "
-        "CLIP's or SigLIP's text model, llm.model one of a causal LM (Llama, Mistral, Qwen, Gemma, Phi, GPT-2, …); models.weights then names a folder that `medad train` made for them.",
+        "Others: models.encoder takes a local transformers folder of a DINOv2, CLIP or SigLIP vision model, "
+        "models.text_encoder one of a BERT sentence encoder or of CLIP's or SigLIP's text model, llm.model one of a "
+        "causal LM (Llama, Mistral, Qwen, Gemma, Phi, GPT-2, …); models.weights then names a folder that `medad train` "
+        "made for them.",
     )
 
 

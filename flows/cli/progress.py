@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from medad_core.errors import MedadError
+from medad_core.store import Stage, open_stages
 
 POLL_S = 0.5
-STAGES = ("slices", "maps", "prompts", "answers")  # names of stages.common.PART_STAGES, which imports pyarrow
 OPENING, CLOSING = "cases", "results"
 
 
@@ -73,9 +73,10 @@ class RunWatcher:
     """Looks at the stage files of the run that `find` names, None for none yet, and moves the bars."""
 
     def __init__(self, find: Callable[[], str | None], board: Board) -> None:
-        self.find, self.board = find, board
+        self.find = find
+        self.board = board
         self.run: str | None = None
-        self._finished: set[str] = set()
+        self._unfinished: list[Stage] = []
 
     def look(self) -> None:
         """One look. Files that are being replaced are looked at again next time."""
@@ -83,28 +84,24 @@ class RunWatcher:
             self._look()
 
     def _look(self) -> None:
-        from medad_core.stages.common import stage_of
-
         run = self.find()
         if run is None:
             return
         if run != self.run:
-            self.run, self._finished = run, set()
-        for name in STAGES:
-            if name in self._finished:
-                continue
-            stage = stage_of(self.run, name)
+            self.run = run
+            self._unfinished = list(open_stages(run).values())
+        while self._unfinished:
+            stage = self._unfinished[0]
             if stage.find_plan() is None:
                 return
-            now = stage.progress()
+            progress = stage.progress()
             self.board.end(OPENING)
-            rejected = f", {now.failed} rejected" if now.failed else ""
-            self.board.show(
-                name, now.parts_done, now.parts, f"{now.done} of {now.requested} cases{rejected}, {now.rows} slices"
-            )
-            if not now.finished:
+            rejected = f", {progress.failed} rejected" if progress.failed else ""
+            cases = f"{progress.done} of {progress.requested} cases{rejected}"
+            self.board.show(stage.name, progress.parts_done, progress.parts, f"{cases}, {progress.rows} slices")
+            if not progress.finished:
                 return
-            self._finished.add(name)
+            self._unfinished.pop(0)
         self.board.begin(CLOSING)
 
 

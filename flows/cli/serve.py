@@ -40,7 +40,7 @@ OF_COMMANDS = (
 )  # that flow runs need as well
 
 
-class House:
+class Service:
     """The server, and a worker for every pool."""
 
     def __init__(self, host: str, port: int, pools: Sequence[str], console) -> None:
@@ -97,17 +97,17 @@ class House:
     def close(self) -> None:
         """End all: workers first, because their flow runs have something to tell the server. A second signal means at once."""
         served = bool(self.groups) and not self.groups[0].ended()
-        ending = [threading.Thread(target=group.end, args=(GRACE_S, self._hurried)) for group in self.groups[1:]]
+        ending = [threading.Thread(target=group.end, args=(GRACE_S, self._at_once)) for group in self.groups[1:]]
         for thread in ending:
             thread.start()
         for thread in ending:
             thread.join()
-        if served and ending and not self._hurried():
+        if served and ending and not self._at_once():
             mark_crashed(self.url, self.workers.values())
         for server in self.groups[:1]:
-            server.end(SERVER_GRACE_S, self._hurried)
+            server.end(SERVER_GRACE_S, self._at_once)
 
-    def _hurried(self) -> bool:
+    def _at_once(self) -> bool:
         return len(self.asked) > 1
 
     def _start(self, name: str, *words: str) -> None:
@@ -116,12 +116,12 @@ class House:
                 name,
                 [sys.executable, "-m", "prefect", "--no-prompt", *words],
                 self.environment,
-                self._say,
+                self._print,
                 once=name == "server",
             )
         )
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self.console.print(line, markup=False, soft_wrap=True)
 
 
@@ -146,20 +146,20 @@ def serve(
 
     _check_port(host, port)
     stdout, stderr = terminal(), terminal(stderr=True)
-    house = House(host, port, pool or ["medad-cpu"], stderr)
-    with _signals(house.asked):
+    service = Service(host, port, pool or ["medad-cpu"], stderr)
+    with _noted_signals(service.asked):
         try:
-            if house.open():
+            if service.open():
                 stdout.print(
-                    f"Prefect server {house.url} with {_database()}; work pools {', '.join(house.workers)}; Ctrl-C ends both",
+                    f"Prefect server {service.url} with {_database()}; work pools {', '.join(service.workers)}; Ctrl-C ends both",
                     soft_wrap=True,
                 )
-                stdout.print(f"elsewhere: export PREFECT_API_URL={house.url}/api", soft_wrap=True)
-            while house.stands():
+                stdout.print(f"elsewhere: export PREFECT_API_URL={service.url}/api", soft_wrap=True)
+            while service.stands():
                 time.sleep(POLL_S)
-            lost = None if house.asked else house.lost()
+            lost = None if service.asked else service.lost()
         finally:
-            house.close()
+            service.close()
     if lost is None:
         return OK
     for line in lost.last:
@@ -210,7 +210,7 @@ def mark_crashed(url: str, workers: Collection[str]) -> None:
 
 
 @contextmanager
-def _signals(asked: list[int]) -> Iterator[None]:
+def _noted_signals(asked: list[int]) -> Iterator[None]:
     """Note SIGTERM and SIGINT that come while the block runs."""
     before = {
         number: signal.signal(number, lambda number, _: asked.append(number))

@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 
-from flows.runner import server_url
+from flows.orchestrator import server_url
 
 POLL_S = 0.01
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from medad_core.metrics.names import MAIN_METRICS, metric_name
 from medad_core.metrics.printed import interval_text, value_text
-from medad_core.store import Progress
+from medad_core.store import StageProgress
 
 PAPER_COLUMNS = (
     ("image", "auroc", "AUROC"),
@@ -43,39 +43,36 @@ def plain_table(*columns: str) -> Table:
     return table
 
 
-def status_table(stages: Iterable[tuple[str, Progress | None]]) -> Table:
+def status_table(stages: Iterable[tuple[str, StageProgress | None]]) -> Table:
     """One line a stage; None is a stage that was not planned yet."""
     table = plain_table("stage", "parts", "cases", "done", "rejected", "slices", "seconds", "state")
     for column in table.columns[1:7]:
         column.justify = "right"
-    for name, now in stages:
-        if now is None:
+    for name, progress in stages:
+        if progress is None:
             table.add_row(name, *[""] * 6, "not started")
             continue
-        counts = (
-            f"{now.parts_done} of {now.parts}",
-            now.requested,
-            now.done,
-            now.failed,
-            now.rows,
-            f"{now.seconds:.1f}",
+        counts = (progress.requested, progress.done, progress.failed, progress.rows)
+        table.add_row(
+            name,
+            f"{progress.parts_done} of {progress.parts}",
+            *map(str, counts),
+            f"{progress.seconds:.1f}",
+            "finished" if progress.finished else "unfinished",
         )
-        table.add_row(name, *map(str, counts), "finished" if now.finished else "unfinished")
     return table
 
 
 def metrics_rows(rows: Iterable[Mapping]) -> Table:
     """The main metrics over all cases with their intervals; the undefined with their reason."""
-    found = {(row["metric"], row["level"]): row for row in rows if row["split"] == "all"}
+    by_name = {(row["metric"], row["level"]): row for row in rows if row["split"] == "all"}
     table = plain_table("metric", "level", "value", "95 % interval", "n")
     for key in MAIN_METRICS:
-        row = found.get(key)
+        row = by_name.get(key)
         if row is None:
             continue
-        if row["value"] is None:
-            table.add_row(metric_name(key[0]), key[1], "–", row["reason"] or "undefined", str(row["n"]))
-            continue
-        interval = interval_text(row["ci_low"], row["ci_high"])
+        undefined = row["value"] is None
+        interval = row["reason"] or "undefined" if undefined else interval_text(row["ci_low"], row["ci_high"])
         table.add_row(metric_name(key[0]), key[1], value_text(row["value"]), interval, str(row["n"]))
     return table
 
@@ -100,16 +97,14 @@ def presets_table(presets: Iterable[tuple[str, Iterable[str], str, str, Path | N
 
 def paper_table(lines: Iterable[Mapping], failed: Mapping[str, str], rule: str) -> Iterator[Table]:
     """The main columns of the paper's table, one table a group; decisions by `rule` where a row has thresholds."""
-    found = {
-        (line["group"], line["row"], line["level"], line["metric"]): line
-        for line in lines
-        if line["rule"] in ("", rule, "answer", "always", "validation") and _main(line)
-    }
-    for group in dict.fromkeys(key[0] for key in found):
+    rules = ("", rule, "answer", "always", "validation")
+    shown = [line for line in lines if line["rule"] in rules and _main(line)]
+    by_cell = {(line["group"], line["row"], line["level"], line["metric"]): line for line in shown}
+    for group in dict.fromkeys(key[0] for key in by_cell):
         table = plain_table(group, *(title for _, _, title in PAPER_COLUMNS))
-        for row in dict.fromkeys(key[1] for key in found if key[0] == group):
-            cells = [found.get((group, row, level, metric)) for level, metric, _ in PAPER_COLUMNS]
-            table.add_row(row, *[value_text(cell and cell["value"]) for cell in cells])
+        for row in dict.fromkeys(key[1] for key in by_cell if key[0] == group):
+            cells = [by_cell.get((group, row, level, metric)) for level, metric, _ in PAPER_COLUMNS]
+            table.add_row(row, *(value_text(cell and cell["value"]) for cell in cells))
         for row in failed:
             table.add_row(row, "failed")
         yield table

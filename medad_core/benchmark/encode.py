@@ -23,10 +23,11 @@ from medad_core.benchmark.timing import Spread, Work, best_gemm, in_turns, rate
 from medad_core.config import Settings
 from medad_core.models.blocks import PRECISIONS
 from medad_core.models.decoder import image_scores, peaks, render_maps
+from medad_core.models.device import device_of, precision_of, settle_torch
 from medad_core.stages import maps
 from medad_core.stages.batches import batches_of, read_cases
-from medad_core.stages.common import stage_of
-from medad_core.stages.models import MapModels, device_of, precision_of, settle_torch
+from medad_core.stages.loading import MapModels
+from medad_core.store import stage_of
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str], None]

@@ -18,14 +18,15 @@ from medad_core.config import ModelSettings
 from medad_core.data.read import CaseSlices
 from medad_core.models.blocks import PRECISIONS, cast_products
 from medad_core.models.decoder import Decoder
-from medad_core.models.encoder import FAMILIES, VisionTransformerEncoder, load_encoder
+from medad_core.models.encoder import VisionTransformerEncoder, load_encoder
 from medad_core.models.resolve import LOCAL
 from medad_core.models.text import load_sentences, text_encoder_folder
+from medad_core.models.vision import FAMILIES
 from medad_core.stages.batches import COLUMNS
-from medad_core.stages.common import plan_after, stage_of
-from medad_core.stages.models import MapModels
+from medad_core.stages.loading import MapModels
+from medad_core.stages.parts import plan_after
 from medad_core.stages.rows import slice_rows
-from medad_core.store import Stage
+from medad_core.store import Stage, stage_of
 
 SIDE, CASES_PER_PART, TEXT_TOKENS = 240, 4, 77  # BraTS slices; the default part; CLIP's context
 

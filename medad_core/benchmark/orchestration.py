@@ -1,7 +1,8 @@
-"""What orchestration costs: the stages `slices` and `maps` as a plain loop and through Prefect's flows and tasks: `medad benchmark orchestration`.
+"""What orchestration costs: the stages `slices` and `maps` in a plain loop and through Prefect.
 
-One decision: every measurement is a process of its own, because memory is its peak and start-up belongs to neither; loop and flows take turns,
-so that both have the same neighbours. This module has the cohort, the loop and the arithmetic; the flows are handed in by who may import them.
+One decision: every measurement is a process of its own, because memory is its peak and start-up belongs to neither; loop and
+flows take turns, so that both have the same neighbours. This module has the cohort, the loop and the arithmetic; the flows
+are handed in by who may import them (`flows.cli.orchestration`).
 """
 
 from __future__ import annotations
@@ -16,14 +17,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from medad_core.benchmark.timing import Spread
-from medad_core.config import Settings, settings_from_yaml, settings_to_yaml
+from medad_core.benchmark.memory import peak_mb
+from medad_core.benchmark.spread import Spread
+from medad_core.config import Settings, settings_to_yaml
 from medad_core.errors import MedadError
+from medad_core.run.cohort import find_cohort, settle_cohort
+from medad_core.run.run import Run
+from medad_core.stages.complete import complete_stage, plan_stage
+from medad_core.stages.screen import LoopExecutor
 
 PARTS = (1, 10, 100)
 WAYS = ("loop", "flows")
 DRAWN = 4  # different phantoms; the cohort repeats them
-Way = Callable[[str, str], float]  # (run, settings) to start-up seconds, with which work has nothing to do
+STAGES = ("slices", "maps")
+Way = Callable[[Run], float]  # to the seconds of a start-up, which is no work
 
 
 @dataclass(frozen=True)
@@ -73,28 +80,22 @@ def benchmark_orchestration(
         sizes = []
         for count in parts:
             data = repeated(phantoms, drawn, Path(scratch) / f"cohort-{count}", count * settings.data.cases_per_part)
-            measured = []
-            for turn in range(turns):
-                order = WAYS[:: -1 if turn % 2 else 1]  # what comes second finds the files in memory
-                measured.append(
-                    {
-                        way: _measured(
-                            way,
-                            data,
-                            Path(scratch),
-                            settings,
-                            progress,
-                            f"{count} parts, {way}, turn {turn + 1} of {turns}",
-                        )
-                        for way in order
-                    }
-                )
+            measured = [_turn(data, settings, turn, f"{count} parts", progress) for turn in range(turns)]
             sizes.append(_size(count, measured))
     slices = settings.data.last_slice - settings.data.first_slice + 1
     growth = sizes[-1].flows_mb.median / sizes[-2].flows_mb.median - 1 if len(sizes) > 1 else 0.0
-    return OrchestrationReport(
-        settings.data.cases_per_part, slices, tuple(sizes), growth, time.perf_counter() - started
-    )
+    elapsed_s = time.perf_counter() - started
+    return OrchestrationReport(settings.data.cases_per_part, slices, tuple(sizes), growth, elapsed_s)
+
+
+def _turn(data: Path, settings: Settings, turn: int, what: str, progress: Callable[[str], None]) -> dict[str, Measured]:
+    """Both ways once. What comes second finds the files in memory, so they take turns in going first."""
+    measured = {}
+    for way in WAYS[:: -1 if turn % 2 else 1]:
+        progress(f"{what}, {way}, turn {turn + 1}")
+        with tempfile.TemporaryDirectory(dir=data.parent) as folder:
+            measured[way] = _in_process(way, data, Path(folder) / "run", settings_to_yaml(settings))
+    return measured
 
 
 def repeated(phantoms: Path, drawn: Sequence[str], cohort: Path, cases: int) -> Path:
@@ -108,66 +109,35 @@ def repeated(phantoms: Path, drawn: Sequence[str], cohort: Path, cases: int) -> 
     return cohort
 
 
-def loop(run: str, settings: str) -> float:
+def loop(run: Run) -> float:
     """The plain loop: what anybody would write around the core."""
-    from medad_core.run.cohort import cohort_of
-    from medad_core.stages import maps, slices
-    from medad_core.stages.common import stage_of, write_rejected
-
-    chosen = settings_from_yaml(settings)
-    slices.plan(run, chosen, cohort_of(run))
-    for name, module in (("slices", slices), ("maps", maps)):
-        if module is maps:
-            maps.plan(run, chosen)
-        stage = stage_of(run, name)
-        module.run_parts(run, chosen, stage.pending())
-        stage.finish()
-        write_rejected(run)
+    for name in STAGES:
+        plan_stage(run, name)
+        complete_stage(run, name, LoopExecutor(run, name))
     return 0.0
 
 
-def measure(way: Way, data: str, run: str, settings: str) -> Measured:
-    """Do the work in this process and say what it took."""
+def measure(way: Way, data: str, run: str, settings: Settings) -> Measured:
+    """Do the work in this process and measure it. Models are loaded by the stages; torch is imported before."""
     import torch  # noqa: F401  (imports are no work of either)
 
-    from medad_core.run.cohort import find_cohort, settle_cohort
     from medad_core.stages import maps, slices  # noqa: F401
 
-    settle_cohort(run, find_cohort(data, settings_from_yaml(settings).data))
+    settle_cohort(run, find_cohort(data, settings.data))
+    opened = Run.reopen(run, settings)
     started = time.perf_counter()
-    start_s = way(run, settings)
+    start_s = way(opened)
     return Measured(time.perf_counter() - started - start_s, start_s, peak_mb())
-
-
-def peak_mb() -> float:
-    """Peak resident memory of this process in MB; of this program alone, where the system says so (Linux counts the parent's before exec elsewhere)."""
-    try:
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024 / 1e6
-    except (OSError, StopIteration):
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
-
-
-def _measured(
-    way: str, data: Path, scratch: Path, settings: Settings, progress: Callable[[str], None], what: str
-) -> Measured:
-    progress(what)
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        return _in_process(way, data, Path(folder) / "run", settings_to_yaml(settings))
 
 
 def _in_process(way: str, data: Path, run: Path, settings: str) -> Measured:
     # By its name: the core must not import the flows, and a process of its own can.
     command = [sys.executable, "-m", "flows.cli.orchestration", way, str(data), str(run)]
-    done = subprocess.run(
-        command, input=settings, capture_output=True, text=True, env={**os.environ, "PREFECT_LOGGING_LEVEL": "CRITICAL"}
-    )
+    environment = {**os.environ, "PREFECT_LOGGING_LEVEL": "CRITICAL"}
+    done = subprocess.run(command, input=settings, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
-        raise MedadError(
-            f"the {way} failed: {(done.stderr.strip().splitlines() or [f'its process ended with {done.returncode}'])[-1]}"
-        )
+        lines = done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"]
+        raise MedadError(f"the {way} failed: {lines[-1]}")
     return Measured(**json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -6,29 +6,13 @@ taken alone says as much of the neighbours as of the code.
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 import torch
 
 GEMM_SIDES = {"cuda": (2048, 4096, 8192, 16384), "cpu": (512, 1024, 2048), "mps": (1024, 2048, 4096)}
 Work = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median, least and greatest of `n` measurements."""
-
-    median: float
-    low: float
-    high: float
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        return cls(statistics.median(values), min(values), max(values), len(values))
 
 
 def wait(device: torch.device) -> None:

@@ -15,7 +15,7 @@ order:
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Protocol
@@ -42,6 +42,9 @@ class Failure:
         return isinstance(self.error, BrokenProcessPool)
 
 
+OnFailure = Callable[[Failure], None]
+
+
 class Executor(Protocol):
     """Makes ranges of parts of one stage."""
 
@@ -49,8 +52,11 @@ class Executor(Protocol):
     def is_own_process(self) -> bool:
         """Whether parts are made in this very process, which a part may end."""
 
-    def make(self, ranges: Sequence[Range]) -> list[Failure]:
-        """Make the ranges side by side; those that failed. Errors that may heal were tried again already."""
+    def make(self, ranges: Sequence[Range], on_failure: OnFailure) -> list[Failure]:
+        """Make the ranges side by side; those that failed. Errors that may heal were tried again already.
+
+        `on_failure` is called as soon as a range has failed; where it raises, what has not begun is left.
+        """
 
     def make_alone(self, number: int) -> Failure | None:
         """Make one part once, beside no other; None where it was made."""
@@ -73,7 +79,7 @@ class Supervisor:
         ranges = self._make_dangerous_apart(ranges)
         deaths = 0
         while ranges:
-            failures = self.executor.make(ranges)
+            failures = self.executor.make(ranges, _raise_what_stops_the_run)
             if failures:
                 self.stage.sweep()  # after workers that died
             deaths += any(failure.is_death for failure in failures)
@@ -98,14 +104,13 @@ class Supervisor:
                 self.stage.name,
                 number,
             )
-            self._judge(number, self.executor.make_apart(number), attempts_before=1)
+            failure = self.executor.make_apart(number)
+            self._judge(number, failure and suspect_of(failure.error), attempts_before=1)
         safe = ([number for number in numbers if number not in dangerous] for numbers in ranges)
         return [numbers for numbers in safe if numbers]
 
     def _undone(self, failures: Sequence[Failure]) -> list[Range]:
-        """Of each failed range the parts that are still to be made. Raises what stops the run."""
-        for failure in failures:
-            suspect_of(failure.error)
+        """Of each failed range the parts that are still to be made."""
         if not failures:
             return []
         given_up = {part.number for part in self.trial.given_up}
@@ -119,20 +124,22 @@ class Supervisor:
                 attempts_before = suspect_of(failure.error).attempts + (deaths > 1)
                 self._judge(numbers[0], self._alone(numbers[0]), attempts_before)
 
-    def _alone(self, number: int) -> Failure | None:
+    def _alone(self, number: int) -> Suspect | None:
+        """Try a part by itself; None where it was made. Raises what stops the run."""
+        suspect = None
         for _ in range(self.tries_alone):
             failure = self.executor.make_alone(number)
             if failure is None:
                 return None
             self.stage.sweep()
-        suspect_of(failure.error).attempts = self.tries_alone
-        return failure
+            suspect = suspect_of(failure.error)
+            suspect.attempts = self.tries_alone
+        return suspect
 
-    def _judge(self, number: int, failure: Failure | None, attempts_before: int) -> None:
+    def _judge(self, number: int, suspect: Suspect | None, attempts_before: int) -> None:
         """Give a part up, unless it was made after all. Raises the suspect where the machine fails and not the part."""
-        if failure is None:
+        if suspect is None:
             return
-        suspect = suspect_of(failure.error)
         if self.trial.give_up(number, attempts_before + suspect.attempts, suspect, self._made()):
             self._prove_machine(suspect)
 
@@ -162,3 +169,7 @@ class Supervisor:
     def _made(self) -> int:
         """How many parts have rows, of earlier lives of the run too."""
         return sum(record.rows > 0 for record in self.stage.records().values())
+
+
+def _raise_what_stops_the_run(failure: Failure) -> None:
+    suspect_of(failure.error)

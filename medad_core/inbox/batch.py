@@ -16,8 +16,8 @@ from medad_core.data.nifti import UNREADABLE
 from medad_core.errors import StoreError
 from medad_core.inbox.records import Batch, BatchPlan, PlannedStudy, Screening, StoredFile, Study
 from medad_core.inbox.scan import unchanged
-from medad_core.stages.common import QUARANTINED, write_rejected
-from medad_core.store import read_table, sha256_file
+from medad_core.run.rejected import QUARANTINED, write_rejected
+from medad_core.store import open_stages, read_table, sha256_file
 
 PREDICTIONS = "predictions.parquet"
 
@@ -63,7 +63,8 @@ def finished_batch(run: Path, inbox: Path, plan: BatchPlan) -> Batch:
     """
     predictions = str(run / PREDICTIONS)
     rows = _rows_by_case(predictions)
-    reasons = {case_id: f"{stage}: {reason}" for case_id, stage, reason in write_rejected(str(run))}
+    rejected = write_rejected(str(run), open_stages(str(run)).values())
+    reasons = {case_id: f"{stage}: {reason}" for case_id, stage, reason in rejected}
     changed = {planned.study.case_id for planned in plan.studies if _is_changed(inbox, planned.study, reasons)}
     screenings = [
         _screening(plan.number, planned, rows, reasons)

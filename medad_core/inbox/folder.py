@@ -17,9 +17,8 @@ from medad_core.inbox.batch import PREDICTIONS, case_of, current_time, finished_
 from medad_core.inbox.records import Batch, BatchPlan, CaseHistory, Ledger, PlannedStudy, Screening, StoredFile
 from medad_core.inbox.scan import InboxScan
 from medad_core.inbox.view import write_predictions
-from medad_core.run.cohort import cohort_of, members_of, settle_cohort
-from medad_core.stages.common import sweep_run
-from medad_core.store import join, write_bytes, write_text
+from medad_core.run.cohort import cohort_of, members_of, settle_cohort, write_cohort
+from medad_core.store import open_stages, write_bytes
 from medad_core.store.files import explained, move_folder, read_bytes, sweep
 from medad_core.store.planning import difference
 from medad_core.store.records import Record
@@ -183,10 +182,11 @@ class CohortFolder:
             cohort = cohort_of(run)
         except StoreError as error:
             raise StoreError(f"{run} is damaged; delete it: {_DELETE_BATCH}") from error
-        sweep_run(run)
+        sweep(run)
+        for stage in open_stages(run).values():
+            stage.sweep()
         if cohort.root != str(inbox):
-            moved = cohort.model_copy(update={"root": str(inbox)})
-            write_text(join(run, "cohort.json"), moved.model_dump_json(indent=1))
+            write_cohort(run, cohort.at(str(inbox)))
         return plan
 
     def withdraw(self, plan: BatchPlan) -> None:

@@ -13,8 +13,7 @@ from pathlib import Path
 from medad_core.errors import UsageError
 from medad_core.inbox.folder import CohortFolder, is_cohort
 from medad_core.inbox.lock import locked
-from medad_core.stages.common import PART_STAGES
-from medad_core.store import write_text
+from medad_core.store import PART_STAGES, write_text
 from medad_core.store.files import explained, sweep
 
 NOTE = "pruned.txt"

@@ -1,7 +1,7 @@
-"""What the LLM is taught to say, and how what it says is read.
+"""The answers that the LLM is taught, and how an answer is parsed.
 
-One decision: the grammar is ten whole sentences, and those that AnomalyGPT is taught. Anything else is kept as it is and counted
-as unparsed, never guessed: a search for "No" would also find it in "Now" (METHOD section 8).
+One decision: the grammar is ten whole sentences, and those that AnomalyGPT is taught. Anything else is kept as it is
+and counted as unparsed, never guessed: a search for "No" would also find it in "Now" (METHOD section 8).
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ GRAMMAR: dict[str, Answer] = {NO: Answer("no", None)} | {yes(cell): Answer("yes"
 ANOMALYGPT_GRAMMAR: dict[str, Answer] = {
     f"Yes, there is an anomaly in the image, at the {cell} of the image.": Answer("yes", cell) for cell in CELLS
 }
+_CELL = f"({'|'.join(CELLS)})"
 _SEVERAL = re.compile(
-    rf"Yes, there are \d+ anomalies in the image, they are at the ({'|'.join(CELLS)})(?: and ({'|'.join(CELLS)}))? of the image\."
+    rf"Yes, there are \d+ anomalies in the image, they are at the {_CELL}(?: and {_CELL})? of the image\."
 )
 
 

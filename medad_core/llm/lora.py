@@ -1,8 +1,9 @@
-"""LoRA adapters: low-rank changes of an LLM's weights, in PEFT's layout (`adapter_config.json`, `adapter_model.safetensors`).
+"""LoRA adapters: low-rank changes of an LLM's weights, in PEFT's layout.
 
-One decision: an adapter is merged into a copy of the LLM in the cache, once: W + (alpha / r) · B A, computed in float32 and rounded
-to the type that W is stored in. Both engines and training then load a plain model, so they cannot differ in how they apply
-an adapter, and no token costs more. Source: Hu et al. 2021, section 4.1.
+One decision: an adapter is merged into a copy of the LLM in the cache, once: W + (alpha / r) · B A, computed in float32
+and rounded to the type that W is stored in. Both engines and training then load a plain model, so they cannot differ in
+how they apply an adapter, and no token costs more. PEFT itself merges only into a model that is loaded whole; here one
+file of weights is in memory at a time. Source: Hu et al. 2021, section 4.1.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import logging
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -21,9 +23,11 @@ from medad_core.models.loading import open_tensors
 from medad_core.models.resolve import weight_files
 
 log = logging.getLogger(__name__)
-CONFIG, MODEL = "adapter_config.json", "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+MODEL = "adapter_model.safetensors"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 PREFIX = "base_model.model."
+LICENCE = "that of the model and of the adapter"
 # What PEFT can do beside plain LoRA, and would change what is merged.
 UNSUPPORTED = (
     "use_dora",
@@ -36,12 +40,23 @@ UNSUPPORTED = (
     "use_qalora",
     "alora_invocation_tokens",
 )
-# Others (PiSSA, OLoRA, …) begin by changing the model, so that what they add fits the changed one only.
+# Other ways to begin (PiSSA, OLoRA, …) change the model first, so that their adapter fits the changed model only.
 PLAIN_BEGINNINGS = (True, False, "gaussian", None)
 
 
+@dataclass(frozen=True)
+class _Scale:
+    """The rank r and alpha of an adapter's configuration."""
+
+    rank: int
+    alpha: float
+
+
 def save_lora(folder: Path, tensors: dict[str, Tensor], alpha: float) -> None:
-    """Write an adapter; `tensors` are named as in PEFT (`base_model.model.…q_proj.lora_A.weight`)."""
+    """Write an adapter into `folder`; `tensors` are named as in PEFT (`base_model.model.…q_proj.lora_A.weight`).
+
+    Raises WeightsError where the matrices have several ranks.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,76 +78,104 @@ def save_lora(folder: Path, tensors: dict[str, Tensor], alpha: float) -> None:
 
 
 def lora_sha256(folder: Path) -> str:
-    """Hash of all that determines an adapter. Raises WeightsError where one of its files is missing, or it is more than plain LoRA."""
-    _scale(folder)
-    return hashlib.sha256(f"{sha256_of(folder / CONFIG)} {sha256_of(folder / MODEL)}".encode()).hexdigest()
+    """Hash of all that determines an adapter.
+
+    Raises WeightsError where one of its files is missing, or where it is more than plain LoRA.
+    """
+    _check_files(folder)
+    _read_scale(folder)
+    return _sha256(f"{sha256_of(folder / CONFIG)} {sha256_of(folder / MODEL)}")
 
 
 def merged(llm: Path, lora: Path) -> Path:
-    """The cached folder of an LLM with an adapter merged into it, made on first use. Raises WeightsError where they do not fit."""
+    """The cached folder of an LLM with an adapter merged into it, made on first use.
+
+    Raises WeightsError where the two do not fit, or the cache cannot be written.
+    """
     weights = weight_files(llm)
     check_lora(llm, lora)
-    beside = sorted(
-        file for file in llm.iterdir() if file.is_file() and file.suffix not in WEIGHTS and file.name != RECORD
-    )
-    both = hashlib.sha256(
-        " ".join([*(sha256_of(file) for file in (*weights, *beside)), lora_sha256(lora)]).encode()
-    ).hexdigest()
-    folder = cache_root() / f"{llm.name}-lora-{both[:12]}"
+    others = sorted(file for file in llm.iterdir() if _is_kept(file))
+    hashes = [sha256_of(file) for file in (*weights, *others)]
+    source = _sha256(" ".join([*hashes, lora_sha256(lora)]))
+    folder = cache_root() / f"{llm.name}-lora-{source[:12]}"
     if folder.is_dir():
         return folder
     log.info("merging %s into a copy of %s, once", lora, llm.name)
     folder.parent.mkdir(parents=True, exist_ok=True)
 
     def write(scratch: Path) -> None:
-        for file in beside:
+        for file in others:
             shutil.copyfile(file, scratch / file.name)
         _merge(weights, lora, scratch)
 
     try:
-        write_converted(
-            ConvertedModel(folder.name, folder, str(lora), both, "that of the model and of the adapter", {}), write
-        )
+        write_converted(ConvertedModel(folder.name, folder, str(lora), source, LICENCE, {}), write)
     except OSError as error:
         if not folder.is_dir():  # otherwise another process was faster
             raise WeightsError(
-                f"llm.lora: cannot merge {lora} into a copy of {llm.name}: {error}; the cache {folder.parent} needs as much room as the model"
+                f"llm.lora: cannot merge {lora} into a copy of {llm.name}: {error}; "
+                f"the cache {folder.parent} needs as much room as the model"
             ) from error
     return folder
+
+
+def check_lora(llm: Path, lora: Path) -> None:
+    """Raise WeightsError where an adapter changes tensors that an LLM lacks, or adds a matrix of another shape.
+
+    Of the LLM only headers are read.
+    """
+    rank = _read_scale(lora).rank
+    shapes = _shapes(llm)
+    for name, (down, up) in _read_pairs(lora).items():
+        if len(down) != rank:
+            raise WeightsError(
+                f"llm.lora: {lora / CONFIG} says rank {rank}, its matrix for {name} has {len(down)}; "
+                "the two files do not belong together"
+            )
+        if shapes.get(name) != (up.shape[0], down.shape[1]) or up.shape[1] != down.shape[0]:
+            product = f"{up.shape[0]} × {up.shape[1]} · {down.shape[0]} × {down.shape[1]}"
+            raise WeightsError(
+                f"llm.lora: {lora} adds {product} to {name}, which is {shapes.get(name, 'absent')} in {llm.name}; "
+                "it was made for another model"
+            )
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_kept(file: Path) -> bool:
+    """Whether a file of the LLM goes into the merged copy as it is."""
+    return file.is_file() and file.suffix not in WEIGHTS and file.name != RECORD
 
 
 def _merge(weights: list[Path], lora: Path, out: Path) -> None:
     """Write every file of weights with what the adapter adds to it."""
     from safetensors.torch import load_file, save_file
 
-    pairs, scale = _pairs(lora), _scale(lora)
+    pairs = _read_pairs(lora)
+    scale = _read_scale(lora)
+    factor = scale.alpha / scale.rank
     for file in weights:
         state = load_file(file)
         for name in state.keys() & pairs.keys():
             down, up = pairs[name]
-            state[name] = (state[name].float() + scale * (up.float() @ down.float())).to(state[name].dtype)
+            changed = state[name].float() + factor * (up.float() @ down.float())
+            state[name] = changed.to(state[name].dtype)
         save_file(state, out / file.name, metadata={"format": "pt"})
 
 
-def check_lora(llm: Path, lora: Path) -> None:
-    """Raise WeightsError where an adapter changes what an LLM does not have, or as something of another shape; reads headers of the LLM only."""
-    shapes, rank = {}, _rank_and_alpha(lora)[0]
+def _shapes(llm: Path) -> dict[str, tuple[int, ...]]:
+    """Tensor name to shape, from headers."""
+    shapes = {}
     for file in weight_files(llm):
         with open_tensors(file) as tensors:
-            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 (a safetensors handle is no mapping)
-    for name, (down, up) in _pairs(lora).items():
-        if len(down) != rank:
-            raise WeightsError(
-                f"llm.lora: {lora / CONFIG} says rank {rank}, its matrix for {name} has {len(down)}; the two files do not belong together"
-            )
-        if shapes.get(name) != (up.shape[0], down.shape[1]) or up.shape[1] != down.shape[0]:
-            what = f"{up.shape[0]} × {up.shape[1]} · {down.shape[0]} × {down.shape[1]}"
-            raise WeightsError(
-                f"llm.lora: {lora} adds {what} to {name}, which is {shapes.get(name, 'absent')} in {llm.name}; it was made for another model"
-            )
+            for name in tensors.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
+                shapes[name] = tuple(tensors.get_slice(name).get_shape())
+    return shapes
 
 
-def _pairs(lora: Path) -> dict[str, tuple[Tensor, Tensor]]:
+def _read_pairs(lora: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """Name of the weight that is changed → (A (r, in), B (out, r))."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -147,43 +190,37 @@ def _pairs(lora: Path) -> dict[str, tuple[Tensor, Tensor]]:
         raise WeightsError(f"llm.lora: {lora / MODEL} holds what is no matrix: {', '.join(sorted(odd)[:4])}")
     names = {name.split(".lora_")[0] for name in tensors}
     expected = {f"{name}.lora_{half}.weight" for name in names for half in "AB"}
-    if expected != set(tensors):
-        raise WeightsError(
-            f"llm.lora: {lora} holds more or less than pairs of lora_A and lora_B: {', '.join(sorted(expected ^ set(tensors))[:4])}"
-        )
+    if odd := sorted(expected ^ set(tensors)):
+        raise WeightsError(f"llm.lora: {lora} holds more or less than pairs of lora_A and lora_B: {', '.join(odd[:4])}")
     return {f"{name}.weight": (tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]) for name in names}
 
 
-def _scale(lora: Path) -> float:
-    """alpha / r."""
+def _check_files(lora: Path) -> None:
     for name in (CONFIG, MODEL):
         if not (lora / name).is_file():
             raise WeightsError(
                 f"llm.lora: {lora} holds no {name}; name a folder of a LoRA adapter as PEFT saves it, in safetensors"
             )
-    rank, alpha = _rank_and_alpha(lora)
-    return alpha / rank
 
 
-def _rank_and_alpha(lora: Path) -> tuple[int, float]:
+def _read_scale(lora: Path) -> _Scale:
     """Raises WeightsError for a configuration that is damaged, or of more than plain LoRA."""
     try:
         config = json.loads((lora / CONFIG).read_text())
+        scale = _Scale(int(config["r"]), float(config["lora_alpha"]))
         odd = [key for key in UNSUPPORTED if config.get(key)]
-        odd += (
-            []
-            if config.get("init_lora_weights") in PLAIN_BEGINNINGS
-            else [f"init_lora_weights {config['init_lora_weights']}"]
-        )
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
+        beginning = config.get("init_lora_weights")
+        if beginning not in PLAIN_BEGINNINGS:
+            odd.append(f"init_lora_weights {beginning}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(
             f"llm.lora: {lora / CONFIG} is damaged ({type(error).__name__}: {error}); get the adapter again"
         ) from error
-    if rank < 1:
-        raise WeightsError(f"llm.lora: {lora / CONFIG}: r is {rank}; an adapter has a rank of at least 1")
+    if scale.rank < 1:
+        raise WeightsError(f"llm.lora: {lora / CONFIG}: r is {scale.rank}; an adapter has a rank of at least 1")
     if config.get("peft_type") != "LORA" or odd:
         raise WeightsError(
-            f"llm.lora: {lora} is no plain LoRA adapter ({', '.join(odd) or config.get('peft_type')}); merge it with PEFT and name the merged model as llm.model"
+            f"llm.lora: {lora} is no plain LoRA adapter ({', '.join(odd) or config.get('peft_type')}); "
+            "merge it with PEFT and name the merged model as llm.model"
         )
-    return rank, alpha
+    return scale

@@ -1,54 +1,87 @@
 """Several copies of the LLM, each in a process and on GPUs of its own.
 
-One decision: vLLM refuses data parallelism within one process, and copies need nothing of each other, so a copy is a whole engine in a
-spawned process and prompts are dealt in equal runs. A process sees only its GPUs, from before CUDA starts there.
+One decision: vLLM refuses data parallelism within one process, and copies need nothing of each other. So a copy is a
+whole engine in a spawned process, and prompts are dealt in equal runs. A process sees only its GPUs, from before CUDA
+starts there.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from dataclasses import dataclass
+from multiprocessing import Queue, get_context
+from pathlib import Path
 
 import numpy as np
+import torch
 
 from medad_core import stopping
 from medad_core.config import LLMSettings
 from medad_core.errors import EngineError
-from medad_core.llm.engine import Engine, Generation, open_engine
 from medad_core.llm.prompt import Prompt
+from medad_core.llm.protocol import Engine, Generation
 
 log = logging.getLogger(__name__)
+OpenEngine = Callable[[Prompt, LLMSettings, int, str], Engine]
 _engine: Engine | None = None  # of a child process
 
 
+@dataclass(frozen=True)
+class _Copy:
+    """All that a process needs to open its engine; pickled to get there."""
+
+    open_engine: OpenEngine
+    folder: Path
+    template: str
+    image: bool
+    settings: LLMSettings
+    positions: int
+    device: str
+    copies: int
+
+
 class ParallelEngine:
-    """See `Engine`. `data_parallel_size` engines of the settings; an engine that cannot start raises at the first prompts."""
+    """See `Engine`.
+
+    `data_parallel_size` engines of the settings; an engine that cannot start raises at the first prompts.
+    """
 
     name = "parallel"
 
-    def __init__(self, prompt: Prompt, settings: LLMSettings, positions: int, device: str) -> None:
+    def __init__(
+        self, prompt: Prompt, settings: LLMSettings, positions: int, device: str, open_engine: OpenEngine
+    ) -> None:
+        """`open_engine` opens one engine; it must be a function of a module, so that it can be pickled."""
         self.copies = settings.data_parallel_size
         context = get_context("spawn")  # a fork would inherit a CUDA that is already started
         shares = context.Queue()
         for share in gpu_shares(self.copies, settings.tensor_parallel_size):
             shares.put(share)
-        single = settings.model_copy(update={"data_parallel_size": 1})
-        words = (prompt.folder, prompt.template.name, prompt.image)
-        self.pool = ProcessPoolExecutor(
-            self.copies, context, _start, (shares, words, single, positions, device.split(":")[0], self.copies)
+        copy = _Copy(
+            open_engine,
+            prompt.folder,
+            prompt.template.name,
+            prompt.image,
+            settings.model_copy(update={"data_parallel_size": 1}),
+            positions,
+            device.split(":")[0],
+            self.copies,
         )
+        self.pool = ProcessPoolExecutor(self.copies, context, _start, (shares, copy))
 
     def generate(self, prompts: np.ndarray) -> list[Generation]:
-        """See `Engine.generate`."""
+        """See `Engine.generate`. Raises EngineError where a process ends by itself."""
         runs = [run for run in np.array_split(prompts, self.copies) if len(run)]
         try:
             return [answer for answers in self.pool.map(_generate, runs) for answer in answers]
         except BrokenProcessPool as error:
             raise EngineError(
-                "llm.data_parallel_size: a process of the LLM ended by itself; its own message is above (often GPU memory that was full)"
+                "llm.data_parallel_size: a process of the LLM ended by itself; "
+                "its own message is above (often GPU memory that was full)"
             ) from error
 
     def close(self) -> None:
@@ -57,29 +90,25 @@ class ParallelEngine:
 
 
 def gpu_shares(copies: int, each: int) -> list[str]:
-    """For every copy its value of CUDA_VISIBLE_DEVICES, out of those that are visible here; empty where there is no GPU."""
-    import torch
-
-    visible = (
-        os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        if os.environ.get("CUDA_VISIBLE_DEVICES")
-        else [str(number) for number in range(torch.cuda.device_count())]
-    )
+    """The value of CUDA_VISIBLE_DEVICES for every copy, `each` of the GPUs visible here; empty where there is none."""
+    if chosen := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        visible = chosen.split(",")
+    else:
+        visible = [str(number) for number in range(torch.cuda.device_count())]
     return [",".join(visible[copy * each : (copy + 1) * each]) for copy in range(copies)]
 
 
-def _start(shares, words: tuple, settings: LLMSettings, positions: int, device: str, copies: int) -> None:
+def _start(shares: Queue, copy: _Copy) -> None:
     """Open this process's engine."""
     global _engine
     stopping.end_with_parent()
     share = shares.get()
     if share:
         os.environ["CUDA_VISIBLE_DEVICES"] = share
-    import torch
-
-    if not share:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // copies))
-    _engine = open_engine(Prompt(*words), settings, positions, device)
+    else:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // copy.copies))
+    prompt = Prompt(copy.folder, copy.template, copy.image)
+    _engine = copy.open_engine(prompt, copy.settings, copy.positions, copy.device)
     log.info("engine on %s", share or "CPU")
 
 

@@ -1,12 +1,16 @@
 """How large an LLM is, and what follows for its engine.
 
-One decision: sizes come from safetensors headers and config.json, so nothing is loaded to choose. The rules: up to a billion parameters
-float32 and 256 prompts at once; above, the 16-bit type that the weights are stored in (bfloat16 where they are float32), and 128
-prompts, 64 above 15 billion. A GPU gives what weights, the cache of that many whole prompts and 4 GiB for activations need.
+One decision: sizes come from safetensors headers and config.json, so nothing is loaded to choose. The rules:
+
+* up to a billion parameters: float32, and 256 prompts at once;
+* above: the 16-bit type that the weights are stored in, bfloat16 where they are float32;
+* above, too: 128 prompts at once, 64 above 15 billion parameters;
+* a GPU gives what the weights, the cache of that many whole prompts, and 4 GiB for activations need.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -26,7 +30,7 @@ STORED = {"BF16": "bfloat16", "F16": "float16"}
 
 @dataclass(frozen=True)
 class ModelSize:
-    """An LLM's parameters, the type that most of them are stored in, and the numbers that a position takes in the cache."""
+    """Number of parameters of an LLM, their most frequent type on disk, and the numbers in the cache for a position."""
 
     parameters: int
     stored: str
@@ -43,31 +47,40 @@ class ModelSize:
 
 
 def model_size(folder: Path) -> ModelSize:
-    """The size of the LLM in a `transformers` folder."""
-    return _size(folder, tuple((file.name, file.stat().st_mtime_ns) for file in weight_files(folder)))
+    """The size of the LLM in a `transformers` folder. Raises WeightsError where a file is missing or damaged."""
+    states = [(file.name, file.stat().st_mtime_ns) for file in weight_files(folder)]
+    return _model_size(folder, tuple(states))
 
 
 @lru_cache(maxsize=8)
-def _size(folder: Path, files: tuple[tuple[str, int], ...]) -> ModelSize:
-    counts: dict[str, int] = {}
+def _model_size(folder: Path, files: tuple[tuple[str, int], ...]) -> ModelSize:
+    """The size from files of the given names; their modification times make a changed file a new key of the cache."""
+    counts: Counter[str] = Counter()
     for file, _ in files:
         with open_tensors(folder / file) as tensors:
             for name in tensors.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
                 tensor = tensors.get_slice(name)
-                counts[tensor.get_dtype()] = counts.get(tensor.get_dtype(), 0) + prod(tensor.get_shape())
+                counts[tensor.get_dtype()] += prod(tensor.get_shape())
+    most_frequent = max(counts, key=counts.__getitem__)
+    return ModelSize(counts.total(), STORED.get(most_frequent, "float32"), _cache_numbers(folder))
+
+
+def _cache_numbers(folder: Path) -> int:
+    """Numbers of the keys and values of one position, over all layers."""
     config = read_config(folder).get_text_config()
     heads = config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kept = (
-        2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * head
-    )  # keys and values
-    return ModelSize(sum(counts.values()), STORED.get(max(counts, key=counts.__getitem__), "float32"), kept)
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    key_value_heads = getattr(config, "num_key_value_heads", None) or heads
+    return 2 * config.num_hidden_layers * key_value_heads * width
 
 
-def resolved_dtype(folder: Path, asked: str) -> str:
-    """`auto` as the module says; it depends on the model alone, so that a run means the same on every machine."""
-    if asked != "auto":
-        return asked
+def resolved_dtype(folder: Path, requested: str) -> str:
+    """The type to compute in.
+
+    `auto` follows the rules above from the model alone, so that a run means the same on every machine.
+    """
+    if requested != "auto":
+        return requested
     size = model_size(folder)
     if size.parameters <= BILLION:
         return "float32"

@@ -1,50 +1,53 @@
 """Answers held to the grammar, for Transformers: what vLLM's structured outputs do.
 
-One decision: what may follow is decided by spelling, not by one tokenization: any token that goes on with some sentence is allowed, and
-after a whole sentence only the LLM's end. Greedy choice among those is then the same as vLLM's.
+One decision: spelling decides what may follow, not one tokenization. Any token that continues some sentence is allowed,
+and after a whole sentence only the LLM's end token. Greedy choice among those is then the same as vLLM's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 
-import torch
 from torch import Tensor
 
 from medad_core.llm.prompt import Prompt
 
 
-class Choice:
-    """Which tokens may follow what was said."""
+class AllowedTokens:
+    """Which tokens may follow: a `prefix_allowed_tokens_fn` of Transformers."""
 
     def __init__(self, prompt: Prompt) -> None:
-        self.sentences, self.end = prompt.spelled_sentences(), prompt.tokenizer.eos_token_id
-        special = set(prompt.tokenizer.all_special_ids)
-        parts = {
-            sentence[start:stop]
-            for sentence in self.sentences
-            for start in range(len(sentence))
-            for stop in range(start + 1, len(sentence) + 1)
-        }
-        self.spelling = {
-            token: text
-            for token in range(len(prompt.tokenizer))
-            if token not in special and (text := prompt.token_text(token)) in parts
-        }
-        self.allowed = lru_cache(maxsize=None)(self._allowed)
+        self.sentences = prompt.spelled_sentences()
+        self.end = prompt.tokenizer.eos_token_id
+        self.spelling = _spelling(prompt, self.sentences)
+        self.after = lru_cache(maxsize=None)(self._after)
 
-    def _allowed(self, said: str) -> tuple[int, ...]:
-        """Tokens that may follow `said`."""
-        if said in self.sentences:
-            return (self.end,)
-        left = {sentence[len(said) :] for sentence in self.sentences if sentence.startswith(said)}
-        return tuple(token for token, text in self.spelling.items() if any(rest.startswith(text) for rest in left))
+    def __call__(self, _row: int, tokens: Tensor) -> list[int]:
+        """Ids that may follow `tokens` (1 + t,): the end token in place of the prompt, then t generated tokens."""
+        generated = tokens[1:].tolist()
+        if self.end in generated:
+            return [self.end]  # an answer that has ended keeps on ending while others go on
+        return self.after("".join(self.spelling[token] for token in generated))
 
-    def bias(self, tokens: list[list[int]], logits: Tensor) -> Tensor:
-        """0 for tokens that may follow each row of `tokens`, −∞ for all others, shaped like `logits` (n, vocabulary)."""
-        bias = torch.full_like(logits, float("-inf"))
-        for row, said in enumerate(tokens):
-            # A row that has ended keeps on ending, while others still speak.
-            text = self.sentences[0] if self.end in said else "".join(self.spelling[token] for token in said)
-            bias[row, list(self.allowed(text))] = 0
-        return bias
+    def _after(self, text: str) -> list[int]:
+        """Token ids that may follow the beginning `text` of a sentence."""
+        if text in self.sentences:
+            return [self.end]
+        endings = [sentence[len(text) :] for sentence in self.sentences if sentence.startswith(text)]
+        beginnings = {ending[:stop] for ending in endings for stop in range(1, len(ending) + 1)}
+        return [token for token, piece in self.spelling.items() if piece in beginnings]
+
+
+def _spelling(prompt: Prompt, sentences: Iterable[str]) -> dict[int, str]:
+    """What the tokens spell that occur in some sentence, special tokens aside."""
+    parts = set().union(*map(_substrings, sentences))
+    special = set(prompt.tokenizer.all_special_ids)
+    usual = (token for token in range(len(prompt.tokenizer)) if token not in special)
+    texts = {token: prompt.token_text(token) for token in usual}
+    return {token: text for token, text in texts.items() if text in parts}
+
+
+def _substrings(text: str) -> set[str]:
+    length = len(text)
+    return {text[start:stop] for start in range(length) for stop in range(start + 1, length + 1)}

@@ -1,30 +1,37 @@
-"""Greedy generation with Transformers: the reference, and the engine where vLLM cannot be had.
+"""Greedy generation with Transformers: the reference, and the engine where vLLM is not installed.
 
-One decision: the prefix that all prompts of a call share is computed once and its keys and values are expanded over the
-batch, as vLLM's prefix cache does.
+One decision: the prefix that all prompts of a call share is computed once, and its keys and values are expanded over
+the batch, as vLLM's prefix cache does.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from medad_core import stopping
-from medad_core.llm.engine import Generation
 from medad_core.llm.prompt import Prompt
-from medad_core.llm.structured import Choice
+from medad_core.llm.protocol import Generation
+from medad_core.llm.structured import AllowedTokens
 from medad_core.models.loading import load_tower
+
+if TYPE_CHECKING:
+    from transformers import Cache, LogitsProcessor
 
 
 def load_llm(folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    """A frozen causal LM from a local folder. Raises WeightsError where a weight is missing or a file is damaged."""
+    """A frozen causal LM from a local folder, on the CPU.
+
+    Raises WeightsError where a weight is missing or a file is damaged.
+    """
     return load_tower("AutoModelForCausalLM", folder, dtype=dtype, trust_remote_code=False).eval().requires_grad_(False)
 
 
-def prefix_cache(model: torch.nn.Module, prefix: Tensor, batch: int):
+def prefix_cache(model: torch.nn.Module, prefix: Tensor, batch: int) -> Cache:
     """Keys and values of a prefix (P, width), expanded to `batch` rows; gradients flow back into the prefix."""
     from transformers import DynamicCache
 
@@ -32,12 +39,13 @@ def prefix_cache(model: torch.nn.Module, prefix: Tensor, batch: int):
         inputs_embeds=prefix.unsqueeze(0), past_key_values=DynamicCache(config=model.config), use_cache=True
     ).past_key_values
     for layer in cache.layers:
-        layer.keys, layer.values = layer.keys.expand(batch, -1, -1, -1), layer.values.expand(batch, -1, -1, -1)
+        layer.keys = layer.keys.expand(batch, -1, -1, -1)
+        layer.values = layer.values.expand(batch, -1, -1, -1)
     return cache
 
 
 def shared_prefix(prompts: np.ndarray) -> int:
-    """How many leading positions are the same in all prompts (n, L, width); at least one position is left to compute."""
+    """How many leading positions are the same in all prompts (n, L, width); at most L - 1, so that one is computed."""
     same = (prompts == prompts[:1]).all(axis=(0, 2))
     return min(int(np.argmin(same)) if not same.all() else len(same), prompts.shape[1] - 1)
 
@@ -53,48 +61,49 @@ class TransformersEngine:
         *,
         max_new_tokens: int,
         batch_size: int,
-        model: torch.nn.Module | None = None,
+        model: torch.nn.Module,
         structured: bool = False,
     ) -> None:
-        self.prompt, self.max_new_tokens, self.batch_size = prompt, max_new_tokens, batch_size
-        self.model = model or load_llm(prompt.folder)
-        self.choice = Choice(prompt) if structured else None
+        """`model` is the causal LM of the prompt's folder, on its device; `structured` holds answers to the grammar."""
+        self.prompt = prompt
+        self.max_new_tokens = max_new_tokens
+        self.batch_size = batch_size
+        self.model = model
+        self.constraint = _constraint(prompt) if structured else None
 
     def generate(self, prompts: np.ndarray) -> list[Generation]:
-        """See `Engine.generate`."""
-        batches = range(0, len(prompts), self.batch_size)
-        return [answer for start in batches for answer in self._batch(prompts[start : start + self.batch_size])]
+        """See `Engine.generate`. Raises Stopped where the process was asked to stop."""
+        starts = range(0, len(prompts), self.batch_size)
+        batches = (prompts[start : start + self.batch_size] for start in starts)
+        return [answer for batch in batches for answer in self._answer(batch)]
 
     @torch.inference_mode()
-    def _batch(self, prompts: np.ndarray) -> list[Generation]:
+    def _answer(self, prompts: np.ndarray) -> list[Generation]:
+        """Answers to one batch of prompts."""
+        embeddings = torch.from_numpy(prompts).to(self.model.device, self.model.dtype)
         shared = shared_prefix(prompts)
-        device = self.model.device
-        embeddings = torch.from_numpy(prompts).to(device, self.model.dtype)
         cache = prefix_cache(self.model, embeddings[0, :shared], len(prompts)) if shared else None
-        inputs, tokens, finished = (
-            {"inputs_embeds": embeddings[:, shared:]},
-            [],
-            torch.zeros(len(prompts), dtype=torch.bool, device=device),
-        )
-        ends = torch.tensor(self.prompt.end_tokens, device=device)
-        for step in range(self.max_new_tokens):
+        inputs = {"inputs_embeds": embeddings[:, shared:]}
+        ends = torch.tensor(self.prompt.end_tokens, device=self.model.device)
+        # The first column stands for the prompt, which has no token ids.
+        tokens = ends[-1].expand(len(prompts), 1)
+        p_yes: list[float] = []
+        while tokens.shape[1] <= self.max_new_tokens and not torch.isin(tokens[:, 1:], ends).any(1).all():
             stopping.check()
             out = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache, logits = out.past_key_values, out.logits[:, -1].float()
-            if step == 0:
-                p_yes = (logits[:, self.prompt.yes_token] - logits[:, self.prompt.no_token]).sigmoid()
-            if self.choice is not None:
-                logits += self.choice.bias(
-                    torch.stack(tokens, dim=1).tolist() if tokens else [[]] * len(prompts), logits
-                )
-            tokens.append(logits.argmax(-1))
-            finished |= torch.isin(tokens[-1], ends)
-            if finished.all():
-                break
-            inputs = {"input_ids": tokens[-1].unsqueeze(1)}
-        return [
-            self._generation(row, float(p)) for row, p in zip(torch.stack(tokens, dim=1).tolist(), p_yes, strict=True)
-        ]
+            cache = out.past_key_values
+            logits = out.logits[:, -1].float()
+            p_yes = p_yes or self._p_yes(logits)
+            if self.constraint is not None:
+                logits = self.constraint(tokens, logits)
+            chosen = logits.argmax(-1, keepdim=True)
+            tokens = torch.cat([tokens, chosen], dim=1)
+            inputs = {"input_ids": chosen}
+        return [self._generation(row, p) for row, p in zip(tokens[:, 1:].tolist(), p_yes, strict=True)]
+
+    def _p_yes(self, logits: Tensor) -> list[float]:
+        """P("Yes") / (P("Yes") + P("No")) from the first token's logits (n, vocabulary)."""
+        return (logits[:, self.prompt.yes_token] - logits[:, self.prompt.no_token]).sigmoid().tolist()
 
     def _generation(self, tokens: list[int], p_yes: float) -> Generation:
         text, ended, count = self.prompt.read_answer(tokens)
@@ -103,3 +112,10 @@ class TransformersEngine:
     def close(self) -> None:
         """See `Engine.close`."""
         del self.model
+
+
+def _constraint(prompt: Prompt) -> LogitsProcessor:
+    """Allows an answer only the tokens that continue one of the template's sentences."""
+    from transformers import PrefixConstrainedLogitsProcessor
+
+    return PrefixConstrainedLogitsProcessor(AllowedTokens(prompt), num_beams=1)

@@ -1,8 +1,8 @@
 """The blocks of a frozen vision transformer, rebuilt for inference.
 
-One decision: precision is a matter of weights, not of a context. Matrix products run in the type of their weights (float32,
-bfloat16 or float16); everything that adds up or normalises (residuals, LayerNorm, softmax) is float32. That is what autocast
-does, without casting every weight at every call and every activation three times for q, k and v.
+One decision: precision is a matter of weights, not of a context. Matrix products run in the type of their weights
+(float32, bfloat16 or float16); everything that adds up or normalises (residuals, LayerNorm, softmax) is float32. That
+is what autocast does, without casting every weight at every call and every activation three times for q, k and v.
 """
 
 from __future__ import annotations
@@ -17,14 +17,19 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 class Block(nn.Module):
-    """One pre-norm block of `transformers` (DINOv2, CLIP and their like), with q, k and v as one product and layer scales folded
-    into the weights before them. The same function as the block it is made of, up to rounding. Raises WeightsError for a
-    block of another layout."""
+    """One pre-norm block of `transformers` (DINOv2, CLIP and their like).
+
+    q, k and v are one product, and layer scales are folded into the weights before them. It computes the same function
+    as the block it is made of, up to rounding.
+    """
 
     def __init__(self, block: nn.Module) -> None:
+        """Raises WeightsError for a block of another layout."""
         super().__init__()
-        attention, self.mlp = _part(block, "attention", "self_attn"), _part(block, "mlp")
-        self.norm1, self.norm2 = _part(block, "norm1", "layer_norm1"), _part(block, "norm2", "layer_norm2")
+        attention = _part(block, "attention", "self_attn")
+        self.mlp = _part(block, "mlp")
+        self.norm1 = _part(block, "norm1", "layer_norm1")
+        self.norm2 = _part(block, "norm2", "layer_norm2")
         self.qkv = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
         self.projection = _part(attention, "o_proj", "out_proj")
         self.head_width = attention.head_dim
@@ -32,7 +37,7 @@ class Block(nn.Module):
         _fold(getattr(block, "layer_scale2", None), _part(self.mlp, "fc2", "down_proj"))
 
     def forward(self, hidden: Tensor, *_args, **_kwargs) -> Tensor:
-        """float32 (B, tokens, width) to the same."""
+        """Hidden states (B, tokens, width) float32 to those after the block, same shape and dtype."""
         heads = self.qkv(self._cast(self.norm1(hidden))).unflatten(-1, (3, -1, self.head_width))
         query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
@@ -52,6 +57,7 @@ def cast_products(model: nn.Module, precision: str) -> nn.Module:
 
 
 def _part(module: nn.Module, *names: str) -> nn.Module:
+    """The submodule of the first name that `module` has."""
     for name in names:
         if hasattr(module, name):
             return getattr(module, name)
@@ -61,22 +67,21 @@ def _part(module: nn.Module, *names: str) -> nn.Module:
 
 
 def _joined(*layers: nn.Linear) -> nn.Linear:
-    """Linear layers of one input as one layer; a bias that is missing (CLIP variants have q and v alone) counts as zero."""
-    whole = nn.Linear(
-        layers[0].in_features,
-        sum(layer.out_features for layer in layers),
-        device=layers[0].weight.device,
-        dtype=layers[0].weight.dtype,
-    )
+    """Linear layers of one input as one layer.
+
+    A missing bias counts as zero: some CLIP variants have that of q and v.
+    """
+    first = layers[0]
+    width = sum(layer.out_features for layer in layers)
+    whole = nn.Linear(first.in_features, width, device=first.weight.device, dtype=first.weight.dtype)
+    biases = [layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.data for layer in layers]
     whole.weight.data = torch.cat([layer.weight.data for layer in layers])
-    whole.bias.data = torch.cat(
-        [layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.data for layer in layers]
-    )
+    whole.bias.data = torch.cat(biases)
     return whole.requires_grad_(False)
 
 
 def _fold(scale: nn.Module | None, layer: nn.Linear) -> None:
-    """diag(s)(Wx + b) = (diag(s)W)x + diag(s)b."""
+    """Fold a layer scale s into the layer before it: diag(s)(Wx + b) = (diag(s)W)x + diag(s)b."""
     if scale is None:
         return
     layer.weight.data = layer.weight.data * scale.lambda1.data[:, None]

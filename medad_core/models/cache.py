@@ -1,12 +1,11 @@
 """A cache of converted models, each beside a record of the file it came from.
 
-One decision: a converted folder appears by one rename, after everything in it is written, so a folder that exists is whole.
-Its `source.json` holds the sha256 of the source and of every converted file; both go into the run's fingerprint.
+One decision: a converted folder appears by one rename, after everything in it is written, so a folder that exists is
+whole. Its `source.json` holds the sha256 of the source and of every converted file.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from medad_core.errors import WeightsError
+from medad_core.store.files import sha256_file
 
 log = logging.getLogger(__name__)
 RECORD = "source.json"
@@ -31,23 +31,22 @@ def cache_root() -> Path:
 
 
 @lru_cache(maxsize=64)
-def _sha256(path: str, size: int, modified_ns: int) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+def _sha256(path: str, _size: int, _modified_ns: int) -> str:
+    return sha256_file(path)
 
 
 def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file; remembered within the process while size and modification time stay the same."""
+    """Hex sha256 of a file; remembered within the process while size and modification time stay the same.
+
+    Raises OSError where there is no such file, StoreError where it cannot be read.
+    """
     stat = path.stat()
     return _sha256(str(path), stat.st_size, stat.st_mtime_ns)
 
 
 @dataclass(frozen=True)
 class ConvertedModel:
-    """A folder that `transformers` loads, and where it came from."""
+    """A folder that `transformers` loads, and where it came from; `files` maps the name of a file to its sha256."""
 
     name: str
     folder: Path
@@ -77,30 +76,33 @@ def converted(name: str, source: Path, licence: str, convert: Callable[[Path, Pa
 
 def _convert_once(name: str, source: Path, source_sha256: str, licence: str, convert: Callable, folder: Path) -> None:
     log.info("converting %s once into %s", name, folder)
+    _check_writable(name, folder.parent)
+    model = ConvertedModel(name, folder, source.name, source_sha256, licence, {})
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder.parent).close()
-    except OSError as error:
-        raise WeightsError(
-            f"{name}: cannot write the model cache {folder.parent} ({error.strerror}); set MEDAD_CACHE to a writable folder"
-        ) from error
-    try:
-        shutil.rmtree(
-            folder, ignore_errors=True
-        )  # without its record it is what a killed conversion of an older medad left
-        write_converted(
-            ConvertedModel(name, folder, source.name, source_sha256, licence, {}),
-            lambda scratch: convert(source, scratch),
-        )
+        # A folder without a record is what a killed conversion of an older medad left.
+        shutil.rmtree(folder, ignore_errors=True)
+        write_converted(model, lambda scratch: convert(source, scratch))
     except OSError as error:
         if not (folder / RECORD).is_file():  # otherwise another process was faster
             raise WeightsError(f"{name}: converting {source.name} failed: {error}") from error
 
 
+def _check_writable(name: str, root: Path) -> None:
+    """Make the folder of converted models and try to write in it. Raises WeightsError with the way out."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=root).close()
+    except OSError as error:
+        raise WeightsError(
+            f"{name}: cannot write the model cache {root} ({error.strerror}); set MEDAD_CACHE to a writable folder"
+        ) from error
+
+
 def write_converted(model: ConvertedModel, convert: Callable[[Path], None]) -> ConvertedModel:
     """Run `convert(scratch)`, add the record, and make `model.folder` of it by one rename: complete or not at all.
 
-    Returns the model with the sha256 of every file. Raises OSError where the folder cannot be written, or is there and not empty.
+    Returns the model with the sha256 of every file. Raises OSError where the folder cannot be written, or exists and is
+    not empty.
     """
     parent = Path(tempfile.mkdtemp(prefix=f".{model.folder.name}-", dir=model.folder.parent))
     scratch = parent / "model"  # a folder of its own, because mkdtemp's is closed to everyone else
@@ -118,11 +120,3 @@ def write_converted(model: ConvertedModel, convert: Callable[[Path], None]) -> C
     finally:
         shutil.rmtree(parent, ignore_errors=True)
     return model
-
-
-def verify(model: ConvertedModel) -> None:
-    """Check every file of a converted model against its record; raises WeightsError naming the first that differs."""
-    for file, expected in model.files.items():
-        path = model.folder / file
-        if not path.is_file() or sha256_of(path) != expected:
-            raise WeightsError(f"{model.name}: {file} in the cache is damaged; delete {model.folder} and run again")

@@ -1,9 +1,9 @@
 """The embedding converter: anomaly maps and medical knowledge become tokens in the LLM's embedding space.
 
-One decision: an architecture is a module with four things in common, which is all that training and stages know of it: soft
-tokens of a slice (`forward`), tokens that every prompt shares (`knowledge_tokens`), what its convolutions see (`cells`), and
-how it is built from its own tensors (`of_state`). `compact` is ours, `anomalygpt` is that of AnomalyGPT (Gu et al. 2023), so
-that its checkpoints can be used. Source: METHOD section 4.
+One decision: an architecture is a module with four things in common, and training and stages know no more of it. They
+are the soft tokens of a slice (`forward`), the tokens that every prompt shares (`knowledge_tokens`), the features of
+its convolutions (`cells`), and how it is built from its own tensors (`of_state`). `compact` is ours; `anomalygpt` is
+that of AnomalyGPT (Gu et al. 2023), so that its checkpoints can be used. Source: METHOD section 4.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ CHANNELS = (1, 32, 64, 128, 192)
 
 
 class _Scaled(nn.Module):
-    """LayerNorm, then one learned factor: soft tokens must be as long as the LLM's own embeddings to be heard (METHOD section 4)."""
+    """LayerNorm, then one learned factor.
+
+    Soft tokens that are shorter than the LLM's own embeddings have no effect on it (METHOD section 4).
+    """
 
     def __init__(self, width: int, scale: float) -> None:
         super().__init__()
@@ -30,15 +33,16 @@ class _Scaled(nn.Module):
         self.scale = nn.Parameter(torch.tensor(float(scale)))
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (…, width) to scaled ones of the same shape."""
         return self.norm(tokens) * self.scale
 
 
 class Converter(nn.Module):
     """`compact`: map tokens from grids, knowledge tokens from sentence embeddings.
 
-    The map is rendered at 48×48, so four halvings end in 3×3: nine tokens, one a cell of the grid that the answers speak of.
-    `knowledge` (K, text_width) holds the encoded sentences and is stored with the weights; `embedding_std` is the standard
-    deviation of the LLM's embedding table (0.136 for SmolLM2-135M).
+    The map is rendered at 48×48, so four halvings end in 3×3: nine tokens, one for each cell of the answers' grid.
+    `knowledge` (K, text_width) holds the encoded sentences and is stored with the weights; `embedding_std` is the
+    standard deviation of the LLM's embedding table (0.136 for SmolLM2-135M).
     """
 
     architecture = "compact"
@@ -46,13 +50,12 @@ class Converter(nn.Module):
 
     def __init__(self, knowledge: Tensor, width: int, embedding_std: float) -> None:
         super().__init__()
-        stages = [
-            layer for a, b in pairwise(CHANNELS) for layer in (nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GELU())
-        ]
-        self.convolutions = nn.Sequential(*stages)
-        self.mix = nn.Conv2d(
-            CHANNELS[-1], CHANNELS[-1], 3, padding=1
-        )  # lets each cell see all nine: the centroid is a global fact
+        layers: list[nn.Module] = []
+        for before, after in pairwise(CHANNELS):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GELU()]
+        self.convolutions = nn.Sequential(*layers)
+        # It lets each cell see all nine: the centroid is a global fact.
+        self.mix = nn.Conv2d(CHANNELS[-1], CHANNELS[-1], 3, padding=1)
         self.to_width = nn.Conv2d(CHANNELS[-1], width, 1)
         self.scale = _Scaled(width, embedding_std)
         self.positions = nn.Parameter(torch.randn(MAP_TOKENS, width) * 0.1 * embedding_std)
@@ -67,10 +70,11 @@ class Converter(nn.Module):
 
     def forward(self, grid: Tensor, embedding: None = None) -> Tensor:
         """Logit-difference grids (B, taps, gh, gw) to map tokens (B, 9, width)."""
-        return self.scale(self.to_width(self.cells(grid)).flatten(2).transpose(1, 2)) + self.positions
+        tokens = self.to_width(self.cells(grid)).flatten(2).transpose(1, 2)
+        return self.scale(tokens) + self.positions
 
     def cells(self, grid: Tensor) -> Tensor:
-        """What the convolutions see in each of the nine cells (B, 192, 3, 3)."""
+        """Grids (B, taps, gh, gw) to the convolutions' features of the nine cells (B, 192, 3, 3)."""
         maps = upsample(grid.float(), (MAP_SIZE, MAP_SIZE)).sigmoid().mean(dim=1, keepdim=True)
         cells = self.convolutions(maps)
         return cells + nn.functional.gelu(self.mix(cells))
@@ -89,11 +93,12 @@ ANOMALYGPT_CHANNELS = (1, 4, 16, 64, 256, 1024)
 
 
 class AnomalyGPTConverter(nn.Module):
-    """`anomalygpt`: nine learned base tokens shared by all prompts, nine map tokens, and one of the image's joint-space embedding.
+    """`anomalygpt`: nine base tokens that all prompts share, nine map tokens, and a token of the image's embedding.
 
-    The mean over taps of the abnormal probability at 224×224 is halved five times (3×3 convolution, ReLU, maximum of 2×2) to
-    1,024 channels of 7×7, and a 5×5 convolution gives 3×3 tokens. Source: AnomalyGPT, section 3.3, and the layout of its
-    checkpoints. `joint` is the width of the image's embedding, None where it is not asked for (as when trained by medad).
+    The mean over taps of the abnormal probability at 224×224 is halved five times (3×3 convolution, ReLU, maximum of
+    2×2) to 1,024 channels of 7×7, and a 5×5 convolution gives 3×3 tokens. `joint` is the width of the image's embedding
+    in the joint space, None where it is not used (as when trained by medad). Source: AnomalyGPT, section 3.3, and the
+    layout of its checkpoints.
     """
 
     architecture = "anomalygpt"
@@ -101,12 +106,10 @@ class AnomalyGPTConverter(nn.Module):
     def __init__(self, width: int, joint: int | None = None, embedding_std: float = 1.0) -> None:
         super().__init__()
         self.joint = joint
-        halving = [
-            layer
-            for a, b in pairwise(ANOMALYGPT_CHANNELS)
-            for layer in (nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
-        ]
-        self.convolutions = nn.Sequential(*halving)
+        layers: list[nn.Module] = []
+        for before, after in pairwise(ANOMALYGPT_CHANNELS):
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        self.convolutions = nn.Sequential(*layers)
         self.to_width = nn.Conv2d(ANOMALYGPT_CHANNELS[-1], width, 5)
         self.base = nn.Parameter(torch.randn(MAP_TOKENS, width) * embedding_std)
         self.image = nn.Linear(joint, width) if joint else None
@@ -114,25 +117,30 @@ class AnomalyGPTConverter(nn.Module):
     @classmethod
     def of_state(cls, state: Mapping[str, Tensor]) -> AnomalyGPTConverter:
         """A converter that the tensors of another fit into."""
-        return cls(state["base"].shape[1], state["image.weight"].shape[1] if "image.weight" in state else None)
+        joint = state["image.weight"].shape[1] if "image.weight" in state else None
+        return cls(state["base"].shape[1], joint)
 
     def forward(self, grid: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """Grids (B, taps, gh, gw), and embeddings (B, joint) where asked for, to the image's token, if any, and map tokens (B, 9 or 10, width)."""
+        """Grids (B, taps, gh, gw) to map tokens (B, 9, width).
+
+        Where the converter takes the image's embedding (B, joint), its token comes first: (B, 10, width).
+        """
         tokens = self.to_width(self.cells(grid)).flatten(2).transpose(1, 2)
-        return tokens if self.image is None else torch.cat([self.image(embedding.float()).unsqueeze(1), tokens], dim=1)
+        if self.image is None:
+            return tokens
+        return torch.cat([self.image(embedding.float()).unsqueeze(1), tokens], dim=1)
 
     def cells(self, grid: Tensor) -> Tensor:
-        """What the convolutions make of the map (B, 1024, 7, 7)."""
-        return self.convolutions(
-            upsample(grid.float(), (ANOMALYGPT_MAP_SIZE, ANOMALYGPT_MAP_SIZE)).sigmoid().mean(dim=1, keepdim=True)
-        )
+        """Grids (B, taps, gh, gw) to the convolutions' features (B, 1024, 7, 7)."""
+        size = (ANOMALYGPT_MAP_SIZE, ANOMALYGPT_MAP_SIZE)
+        return self.convolutions(upsample(grid.float(), size).sigmoid().mean(dim=1, keepdim=True))
 
     def trunk(self) -> Iterator[nn.Parameter]:
         """The parameters behind `cells`."""
         return self.convolutions.parameters()
 
     def knowledge_tokens(self) -> Tensor:
-        """The base tokens (9, width): what stands where `compact` has its knowledge."""
+        """The base tokens (9, width), in the place of the knowledge tokens of `compact`."""
         return self.base
 
 
@@ -142,9 +150,10 @@ ARCHITECTURES = {kind.architecture: kind for kind in (Converter, AnomalyGPTConve
 def new_converter(
     architecture: str, knowledge: Tensor, width: int, embedding_std: float
 ) -> Converter | AnomalyGPTConverter:
-    """A converter to train. `anomalygpt` learns its base tokens and has no use for `knowledge`."""
-    return (
-        Converter(knowledge, width, embedding_std)
-        if architecture == "compact"
-        else AnomalyGPTConverter(width, None, embedding_std)
-    )
+    """A converter to train; parameters as in `Converter`.
+
+    `anomalygpt` learns its base tokens and ignores `knowledge`.
+    """
+    if architecture == Converter.architecture:
+        return Converter(knowledge, width, embedding_std)
+    return AnomalyGPTConverter(width, None, embedding_std)

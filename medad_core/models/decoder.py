@@ -1,8 +1,8 @@
 """The decoder: patch features compared with "normal" and "abnormal", and its maps.
 
-One decision: the map is kept as the grid of logit differences (taps, grid_h, grid_w). A softmax over two logits is the sigmoid
-of their difference and interpolation is linear, so the grid *is* the map, in 2 kB instead of 100 kB; it is rendered on demand.
-Source: METHOD section 3; AnomalyGPT (Gu et al. 2023) and WinCLIP-style text comparison.
+One decision: the map is kept as the grid of logit differences (taps, gh, gw). A softmax over two logits is the sigmoid
+of their difference and interpolation is linear, so the grid *is* the map, in 2 kB instead of 100 kB; it is rendered on
+demand. Source: METHOD section 3; AnomalyGPT (Gu et al. 2023) and WinCLIP-style text comparison.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ LOGIT_SCALE = 100.0
 class Decoder(nn.Module):
     """One linear layer a tap into the text space, then 100 · cosine with both texts.
 
-    `text` is the (2, text_width) pair of unit vectors, 0 normal and 1 abnormal; it is stored with the weights, which only
-    fit those texts.
+    `text` is the (2, text_width) pair of unit vectors, 0 normal and 1 abnormal. It is stored with the weights, which
+    fit those texts only. `taps` is the number of tapped blocks, `width` that of a patch's features.
     """
 
     def __init__(self, taps: int, width: int, text: Tensor) -> None:
@@ -50,20 +50,20 @@ def render_maps(grid: Tensor, height: int, width: int) -> Tensor:
     The encoder saw the slice centred on a square of side max(height, width); the same margins are cut off here.
     """
     side = max(height, width)
-    top, left = (side - height) // 2, (side - width) // 2
+    top = (side - height) // 2
+    left = (side - width) // 2
     maps = upsample(grid.float(), (side, side)).sigmoid().mean(dim=1)
     return maps[:, top : top + height, left : left + width]
 
 
 def render_map(grid: np.ndarray, height: int, width: int) -> np.ndarray:
     """One slice of `render_maps`: (taps, gh, gw) float16 or float32 to (height, width) float32."""
-    return render_maps(torch.from_numpy(np.ascontiguousarray(grid, dtype=np.float32)).unsqueeze(0), height, width)[
-        0
-    ].numpy()
+    batch = torch.from_numpy(np.ascontiguousarray(grid, dtype=np.float32)).unsqueeze(0)
+    return render_maps(batch, height, width)[0].numpy()
 
 
 def image_scores(maps: Tensor, kind: str, quantile: float) -> Tensor:
-    """Anomaly score a slice from maps (B, H, W): the maximum, a high quantile of the pixels, or the mean."""
+    """Anomaly scores (B,) from maps (B, H, W); `kind` is "max", "mean", or "quantile" for `quantile` of the pixels."""
     pixels = maps.flatten(1)
     if kind == "max":
         return pixels.amax(1)
@@ -81,10 +81,10 @@ def peaks(maps: Tensor) -> Tensor:
 
 
 def focal_dice_loss(grid: Tensor, masks: Tensor) -> Tensor:
-    """Sum over taps of focal loss (γ = 2, smooth 1e-5) and dice loss (smooth 1), METHOD section 3.
+    """Sum over taps of focal loss (γ = 2, smooth 1e-5) and dice loss (smooth 1), METHOD section 3; a scalar.
 
-    grid (B, taps, gh, gw) logit differences; masks (B, H, W) float in [0, 1], all zero for a normal slice. Dice is taken over
-    the batch: a slice without tumour has no overlap of its own to score.
+    `grid` (B, taps, gh, gw) holds logit differences. `masks` (B, H, W) are float in [0, 1], all zero for a normal
+    slice. Dice is taken over the batch, because a slice without tumour has no overlap of its own.
     """
     logits = upsample(grid, tuple(masks.shape[-2:]))
     target = masks.unsqueeze(1).expand_as(logits)

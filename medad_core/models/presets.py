@@ -1,13 +1,14 @@
 """Presets: models that are named rather than shipped, as data in `configs/models/NAME.yaml`.
 
-One decision: a preset says what a model is, where it is published and under which licence; it holds no path, so one file serves every
-machine. Where its folder lies is found by `medad_core.models.resolve`, how its engine runs follows from its size (`medad_core.llm.sizing`).
+One decision: a preset says what a model is, where it is published and under which licence. It holds no path, so one
+file serves every machine. `medad_core.models.resolve` finds its folder, `medad_core.llm.sizing` how its engine runs.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -38,7 +39,7 @@ class Preset(BaseModel):
     misnomers: list[str] = Field([], description="names people use for it although nothing of that name was released")
 
     @model_validator(mode="after")
-    def _complete(self):
+    def _complete(self) -> Self:
         if self.hub is None and self.get is None:
             raise ValueError("get: needed where there is no hub")
         return self
@@ -51,22 +52,26 @@ def presets() -> dict[str, Preset]:
 
 
 def preset_of(name: str) -> Preset | None:
-    """The preset of this name; None where there is none. Raises ConfigError for a name that nothing was released under."""
+    """The preset of this name; None where there is none.
+
+    Raises ConfigError for a name that nothing was released under.
+    """
     for preset in presets().values():
         if name in preset.misnomers:
             raise ConfigError(
-                f"{name}: no model of that name was released; the one meant is probably {preset.name} ({preset.hub}), name that"
+                f"{name}: no model of that name was released; "
+                f"the one meant is probably {preset.name} ({preset.hub}), name that"
             )
     return presets().get(name)
 
 
 def _read(path: Path) -> Preset:
     try:
-        return Preset.model_validate(
-            {"name": path.stem, **yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)}
-        )
+        facts = yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)
+        return Preset.model_validate({"name": path.stem, **facts})
     except (OSError, TypeError, yaml.YAMLError) as error:
         raise ConfigError(f"preset {path}: cannot be read ({error})") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise ConfigError(f"preset {path}: {'.'.join(map(str, first['loc'])) or 'preset'}: {first['msg']}") from error
+        key = ".".join(map(str, first["loc"])) or "preset"
+        raise ConfigError(f"preset {path}: {key}: {first['msg']}") from error

@@ -1,7 +1,8 @@
 """From the name of a model to its folder: packaged name, preset, local folder, in this order.
 
-One decision: nothing is fetched unless `models.offline` is false. A preset is looked for in `models.folder`/NAME, then in the hub's cache
-on this machine, and only then, if allowed, at the hub; only safetensors, json and tokenizer files are ever fetched.
+One decision: nothing is fetched unless `models.offline` is false. A preset is looked for in `models.folder`/NAME, then
+in the hub's cache on this machine, and only then, if allowed, at the hub. Only safetensors, json and tokenizer files
+are ever fetched.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,13 +29,13 @@ KEYS: dict[Role, str] = {
     "text encoder": "models.text_encoder",
     "language model": "llm.model",
 }
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 FETCHED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt"]
 # Folders (Meta's own format), and the same weights once more for OpenCLIP's or Mistral's code.
-NOT_SAID = frozenset(
-    {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_commit_hash"}
-)  # settings decide the type
 NOT_FETCHED = ["*/*", "open_clip*", "consolidated*"]
+# Keys of a config.json that change nothing in what the model computes; the type follows from the settings.
+NOT_HASHED = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_commit_hash"})
 
 
 @dataclass(frozen=True)
@@ -48,18 +50,21 @@ class ModelFolder:
 def model_folder(name: str, role: Role, where: ModelSettings = LOCAL) -> ModelFolder:
     """The folder of a model that settings name. `where` gives `models.folder` and `models.offline`.
 
-    Raises UsageError or WeightsError, one line with the way out, where there is none, or none with a config.json and safetensors.
+    Raises UsageError or WeightsError, one line with the way out, where there is no such model, or its folder lacks a
+    config.json or safetensors.
     """
     preset = preset_of(name)
-    roles = (PACK[name].role,) if name in PACK else preset.roles if preset else (role,)
-    if role not in roles:
-        raise ConfigError(f"{KEYS[role]}: {name} is no {role} but {' and '.join(roles)}; see `medad models`")
     if name in PACK:
+        _check_role(name, role, [PACK[name].role])
         return ModelFolder(name, packaged(name).folder, packaged=True)
     if preset is not None:
-        return _checked(ModelFolder(name, find_preset(preset, where) or _fetch(preset, where)), name, role)
-    folder = Path(name).expanduser()
-    return _checked(ModelFolder(folder.absolute().name, folder), name, role)
+        _check_role(name, role, preset.roles)
+        model = ModelFolder(name, find_preset(preset, where) or _fetch(preset, where))
+    else:
+        folder = Path(name).expanduser()
+        model = ModelFolder(folder.absolute().name, folder)
+    _check_folder(model.folder, name, role)
+    return model
 
 
 def models_root(where: ModelSettings) -> Path | None:
@@ -91,58 +96,68 @@ def weight_files(folder: Path) -> list[Path]:
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
         raise WeightsError(
-            f"{folder}: {len(missing)} of {len(files)} weight files are missing ({', '.join(missing[:3])}); get the model again"
+            f"{folder}: {len(missing)} of {len(files)} weight files are missing ({', '.join(missing[:3])}); "
+            "get the model again"
         )
     return files
 
 
-def model_sha256(found: ModelFolder, *, tokenizer: bool = False) -> str:
-    """Hash of all that a model computes by: its weights, shard for shard, and its configuration; where texts go into it, its tokenizer too.
+def model_sha256(model: ModelFolder, *, tokenizer: bool = False) -> str:
+    """Hashes of all that determines what a model computes: its weights, shard for shard, and its configuration.
 
-    A packaged model is converted by us, so its weights say it all.
+    `tokenizer` adds its tokenizer, for a model that takes texts. A packaged model is converted by us, so its weights
+    suffice.
     """
-    hashes = [sha256_of(file) for file in weight_files(found.folder)]
-    if found.packaged:
+    folder = model.folder
+    hashes = [sha256_of(file) for file in weight_files(folder)]
+    if model.packaged:
         return " ".join(hashes)
-    hashes.append("config " + _config_sha256(found.folder / "config.json"))
+    hashes.append("config " + _config_sha256(folder / "config.json"))
     if tokenizer:
-        hashes += [
-            f"{name} {sha256_of(found.folder / name)}" for name in VOCABULARIES if (found.folder / name).is_file()
-        ]
+        hashes += [f"{name} {sha256_of(folder / name)}" for name in VOCABULARIES if (folder / name).is_file()]
     return " ".join(hashes)
 
 
 def _config_sha256(path: Path) -> str:
-    """Hash of what a config.json says, without who wrote it where."""
+    """Hash of a config.json, without the keys of `NOT_HASHED`."""
     try:
-        facts = json.loads(path.read_text())
-        said = {key: value for key, value in facts.items() if key not in NOT_SAID}
+        config = json.loads(path.read_text())
+        facts = {key: value for key, value in config.items() if key not in NOT_HASHED}
     except (ValueError, AttributeError) as error:
         raise WeightsError(f"{path}: is damaged ({error}); get the model again") from error
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _checked(found: ModelFolder, name: str, role: Role) -> ModelFolder:
-    if not (found.folder / "config.json").is_file():
-        known = [each for each, model in PACK.items() if role == model.role] + [
-            each for each, preset in presets().items() if role in preset.roles
-        ]
+def _check_role(name: str, role: Role, roles: Sequence[Role]) -> None:
+    if role not in roles:
+        raise ConfigError(f"{KEYS[role]}: {name} is no {role} but {' and '.join(roles)}; see `medad models`")
+
+
+def _check_folder(folder: Path, name: str, role: Role) -> None:
+    """Raise WeightsError where a folder holds no model of `transformers`."""
+    if not (folder / "config.json").is_file():
+        known = [packaged for packaged, model in PACK.items() if role == model.role]
+        known += [preset for preset, facts in presets().items() if role in facts.roles]
         raise WeightsError(
-            f"{KEYS[role]}: {name} is neither a known {role} ({', '.join(known)}) nor a transformers folder with a config.json"
+            f"{KEYS[role]}: {name} is neither a known {role} ({', '.join(known)}) "
+            "nor a transformers folder with a config.json"
         )
-    weight_files(found.folder)
-    return found
+    weight_files(folder)
 
 
 def _fetch(preset: Preset, where: ModelSettings) -> Path:
-    """Download a preset into the hub's cache, where that is allowed and possible; otherwise the error that says what to do."""
+    """Download a preset into the hub's cache.
+
+    Raises WeightsError or UsageError where that is not allowed or possible.
+    """
     if where.offline or preset.hub is None:
         raise WeightsError(_absent(preset, where))
     log.info("downloading %s (%s)", preset.hub, preset.licence)
     folder = _snapshot(preset, local_files_only=False)
     if folder is None:
+        revision = preset.revision or "main"
         raise WeightsError(
-            f"{preset.name}: {preset.hub} has no safetensors weights at revision {preset.revision or 'main'}; {preset.note}"
+            f"{preset.name}: {preset.hub} has no safetensors weights at revision {revision}; {preset.note}"
         )
     return folder
 
@@ -155,13 +170,12 @@ def _absent(preset: Preset, where: ModelSettings) -> str:
         ways.append(f"make that folder with `{preset.get.format(folder=folder)}`")
     elif where.offline:
         ways.append(f"set models.offline=false to download {preset.hub}")
-    return (
-        f"{preset.name} is not on this machine: {'; or '.join(ways)} (licence: {preset.licence}). {preset.note}".strip()
-    )
+    message = f"{preset.name} is not on this machine: {'; or '.join(ways)} (licence: {preset.licence}). {preset.note}"
+    return message.strip()
 
 
 def _snapshot(preset: Preset, local_files_only: bool) -> Path | None:
-    """The preset in the hub's cache, fetched unless `local_files_only`; None where it is not there, or not with all weights."""
+    """The preset in the hub's cache, fetched unless `local_files_only`; None where it or one of its files is absent."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -181,4 +195,8 @@ def _snapshot(preset: Preset, local_files_only: bool) -> Path | None:
 
 def _refused(preset: Preset, error: Exception) -> str:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"{preset.name}: {preset.hub} could not be downloaded ({reason}); check the network, HF_HUB_OFFLINE and your access to it. {preset.note}".strip()
+    message = (
+        f"{preset.name}: {preset.hub} could not be downloaded ({reason}); "
+        f"check the network, HF_HUB_OFFLINE and your access to it. {preset.note}"
+    )
+    return message.strip()

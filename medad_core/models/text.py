@@ -1,6 +1,7 @@
 """Frozen text encoders and prompt ensembles: sentences in, unit vectors out.
 
-One decision: text is encoded once a run and handed on as arrays; nothing below the stage that starts a run ever sees a sentence.
+One decision: text is encoded once a run and handed on as arrays; nothing below the stage that starts a run reads a
+sentence.
 """
 
 from __future__ import annotations
@@ -11,24 +12,27 @@ import logging
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from medad_core.config import ModelSettings
-from medad_core.errors import ConfigError, WeightsError
+from medad_core.errors import WeightsError
 from medad_core.models.loading import load_tokenizer, load_tower, read_config
 from medad_core.models.resolve import LOCAL, model_folder, model_sha256
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
 
 class Sentences(BaseModel):
-    """What is said in words: the two prompt ensembles, and the medical knowledge for the converter."""
+    """The method's sentences: the two prompt ensembles, and the medical knowledge for the converter."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,24 +42,14 @@ class Sentences(BaseModel):
 
     @property
     def sha256(self) -> str:
+        """Hash of all sentences."""
         return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
 
 
-def load_sentences(source: str = "embedded") -> Sentences:
-    """The project's own sentences (`embedded`) or those of a YAML file with the lists normal, abnormal and knowledge."""
-    try:
-        text = (
-            (files("medad_core.models") / "sentences.yaml").read_text()
-            if source == "embedded"
-            else Path(source).read_text()
-        )
-        return Sentences.model_validate(yaml.safe_load(text))
-    except OSError as error:
-        raise ConfigError(f"models.sentences: cannot read {source} ({error.strerror})") from error
-    except (yaml.YAMLError, ValidationError) as error:
-        raise ConfigError(
-            f"models.sentences: {source} must hold the lists normal, abnormal and knowledge: {str(error).splitlines()[0]}"
-        ) from error
+def load_sentences() -> Sentences:
+    """The project's own sentences."""
+    text = (files("medad_core.models") / "sentences.yaml").read_text()
+    return Sentences.model_validate(yaml.safe_load(text))
 
 
 class TextEncoder(Protocol):
@@ -85,7 +79,7 @@ class MiniLMTextEncoder:
 
 
 class CLIPTextEncoder:
-    """CLIP's text tower: the state of the end token, normalised and projected into the space that it shares with the images."""
+    """CLIP's text tower: the state of the end token, normalised and projected into the joint space with the images."""
 
     def __init__(self, folder: Path) -> None:
         whole = read_config(folder)
@@ -93,50 +87,47 @@ class CLIPTextEncoder:
         config.projection_dim = whole.projection_dim  # the tower's own is a default where both towers lie in one folder
         self.tokenizer = load_tokenizer(folder)
         self.model = load_tower("CLIPTextModelWithProjection", folder, config).eval().requires_grad_(False)
-        self.width, self.context = config.projection_dim, config.max_position_embeddings
+        self.width = config.projection_dim
+        self.context = config.max_position_embeddings
 
     @torch.inference_mode()
     def encode(self, sentences: Sequence[str]) -> Tensor:
         """See `TextEncoder.encode`. What lies beyond the 77 tokens of CLIP is cut off, with a warning."""
         tokens = _tokens(self.tokenizer, sentences, self.context, padding=True)
         states = self.model.text_model(input_ids=tokens).last_hidden_state
-        # Found here, because older configurations name a wrong end token and `transformers` then takes the greatest id. Padding comes after it.
+        # Older configurations name a wrong end token, for which `transformers` takes the greatest id. So the end is
+        # looked up here. Padding comes after it.
         ends = (tokens == self.tokenizer.eos_token_id).int().argmax(dim=1)
         return F.normalize(self.model.text_projection(states[torch.arange(len(states)), ends]), dim=-1).clone()
 
 
 class SigLIPTextEncoder:
-    """SigLIP's and SigLIP2's text tower: its own pooler, in the space that it shares with the images."""
+    """SigLIP's and SigLIP2's text tower: its own pooler, in the joint space with the images."""
 
     def __init__(self, folder: Path) -> None:
         config = read_config(folder)
         config = getattr(config, "text_config", config)
         self.tokenizer = load_tokenizer(folder)
-        self.model = (
-            load_tower(
-                "Siglip2TextModel" if config.model_type.startswith("siglip2") else "SiglipTextModel", folder, config
-            )
-            .eval()
-            .requires_grad_(False)
-        )
-        self.width, self.context = config.projection_size, config.max_position_embeddings
+        architecture = "Siglip2TextModel" if config.model_type.startswith("siglip2") else "SiglipTextModel"
+        self.model = load_tower(architecture, folder, config).eval().requires_grad_(False)
+        self.width = config.projection_size
+        self.context = config.max_position_embeddings
 
     @torch.inference_mode()
     def encode(self, sentences: Sequence[str]) -> Tensor:
-        """See `TextEncoder.encode`. In lower case and padded to the full length without a mask, as SigLIP was trained."""
-        tokens = _tokens(
-            self.tokenizer, [sentence.lower() for sentence in sentences], self.context, padding="max_length"
-        )
+        """See `TextEncoder.encode`.
+
+        In lower case and padded to the full length without a mask, as SigLIP was trained.
+        """
+        lower = [sentence.lower() for sentence in sentences]
+        tokens = _tokens(self.tokenizer, lower, self.context, padding="max_length")
         return F.normalize(self.model(input_ids=tokens).pooler_output, dim=-1).clone()
 
 
-def _tokens(tokenizer, sentences: Sequence[str], context: int, padding: bool | str) -> Tensor:
+def _tokens(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str], context: int, padding: bool | str) -> Tensor:
     """Token ids (n, L), L ≤ context. A longer sentence is cut before its end token, with a warning."""
-    long = [
-        sentence
-        for sentence, ids in zip(sentences, tokenizer(list(sentences))["input_ids"], strict=True)
-        if len(ids) > context
-    ]
+    whole = tokenizer(list(sentences))["input_ids"]
+    long = [sentence for sentence, ids in zip(sentences, whole, strict=True) if len(ids) > context]
     if long:
         log.warning(
             "%d sentences are longer than the %d tokens of the text encoder and are cut, the first: %s",
@@ -144,16 +135,14 @@ def _tokens(tokenizer, sentences: Sequence[str], context: int, padding: bool | s
             context,
             long[0],
         )
-    return tokenizer(list(sentences), padding=padding, truncation=True, max_length=context, return_tensors="pt")[
-        "input_ids"
-    ]
+    cut = tokenizer(list(sentences), padding=padding, truncation=True, max_length=context, return_tensors="pt")
+    return cut["input_ids"]
 
 
 def text_features(encoder: TextEncoder, sentences: Sentences) -> Tensor:
-    """(2, width) unit vectors, 0 normal and 1 abnormal: the mean of each ensemble, normalised again (METHOD section 2)."""
-    return F.normalize(
-        torch.stack([encoder.encode(ensemble).mean(0) for ensemble in (sentences.normal, sentences.abnormal)]), dim=-1
-    )
+    """Unit vectors (2, width), 0 normal and 1 abnormal: mean of each ensemble, normalised again (METHOD section 2)."""
+    means = [encoder.encode(ensemble).mean(0) for ensemble in (sentences.normal, sentences.abnormal)]
+    return F.normalize(torch.stack(means), dim=-1)
 
 
 TEXT_FAMILIES = {
@@ -164,19 +153,28 @@ TEXT_FAMILIES = {
 
 
 def text_encoder_folder(name: str, *, where: ModelSettings = LOCAL) -> Path:
-    """The folder of a text encoder: packaged, preset, or the local `transformers` folder that is named."""
+    """The folder of a text encoder: packaged, preset, or the local `transformers` folder that is named.
+
+    Raises UsageError or WeightsError where there is none.
+    """
     return model_folder(name, "text encoder", where).folder
 
 
 def text_encoder_fingerprint(name: str, *, where: ModelSettings = LOCAL) -> dict[str, str]:
-    """What determines text features, the sentences aside; loads no model. Raises UsageError or WeightsError where there is none."""
-    found = model_folder(name, "text encoder", where)
-    _family(found.folder)
-    return {"text_encoder": found.label, "text_encoder_sha256": model_sha256(found, tokenizer=True)}
+    """What determines text features, the sentences aside; loads no model.
+
+    Raises UsageError or WeightsError where there is no such encoder.
+    """
+    model = model_folder(name, "text encoder", where)
+    _family(model.folder)
+    return {"text_encoder": model.label, "text_encoder_sha256": model_sha256(model, tokenizer=True)}
 
 
 def load_text_encoder(name: str, *, where: ModelSettings = LOCAL) -> TextEncoder:
-    """A text encoder by name (packaged or preset), or BERT, CLIP's or SigLIP's from a local `transformers` folder."""
+    """A text encoder by name (packaged or preset), or BERT, CLIP's or SigLIP's from a local `transformers` folder.
+
+    Raises UsageError or WeightsError where there is none, or it cannot be read.
+    """
     folder = text_encoder_folder(name, where=where)
     return _family(folder)(folder)
 

@@ -1,17 +1,18 @@
 """Weights of a trained decoder and converter, and for which models they were made.
 
-One decision: a weights folder says what it fits (encoder, text encoder, sentences, LLM, by hash); loading it beside anything
-else is refused before any work, naming what differs. `strict` loading only, safetensors only. A converter also says which
-architecture it is and in which template its tokens are spoken; one that does not is `compact` and `chat`.
+One decision: a weights folder says what it fits (encoder, text encoder, sentences, LLM, by hash); loading it beside
+anything else is refused before any work, naming what differs. Loading is `strict`, and from safetensors only. A
+converter also says its architecture and its template; one that does not is `compact` and `chat`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -21,14 +22,20 @@ from medad_core.models.cache import sha256_of
 from medad_core.models.converter import ARCHITECTURES, AnomalyGPTConverter, Converter
 from medad_core.models.decoder import Decoder
 from medad_core.models.loading import open_tensors
+from medad_core.store.files import make_folder, new_file
 
 AnyConverter = Converter | AnomalyGPTConverter
-LABELS = ("encoder", "text_encoder", "llm")  # names people use; hashes decide what fits
-DECODER, CONVERTER = "decoder.safetensors", "converter.safetensors"
+Module = TypeVar("Module", bound=torch.nn.Module)
+LABELS = ("encoder", "text_encoder", "llm")  # names for people; hashes decide what fits
+DECODER = "decoder.safetensors"
+CONVERTER = "converter.safetensors"
 
 
 def weights_folder(source: str) -> Path:
-    """The folder of the project's own weights (`embedded`) or the one that is named. Raises WeightsError when incomplete."""
+    """The folder of the project's own weights (`embedded`) or the one that is named.
+
+    Raises WeightsError where it is incomplete.
+    """
     folder = Path(str(files("medad_core.models") / "embedded")) if source == "embedded" else Path(source)
     for file in (DECODER, CONVERTER):
         if not (folder / file).is_file():
@@ -39,7 +46,10 @@ def weights_folder(source: str) -> Path:
 
 
 def check_fit(path: Path, present: Mapping[str, str]) -> None:
-    """Raise WeightsError where weights were made for other models than those present, naming every one; reads the header only."""
+    """Raise WeightsError where weights were made for other models than those present, naming every one.
+
+    `present` maps fields of fingerprints to their values; of the file only the header is read.
+    """
     with open_tensors(path) as tensors:
         fits = (tensors.metadata() or {}).get("fits")
     if fits is None:
@@ -51,7 +61,8 @@ def check_fit(path: Path, present: Mapping[str, str]) -> None:
     ]
     if wrong:
         raise WeightsError(
-            f"{path}: weights of another model: {'; '.join(wrong)}; choose the models they were made for, or train new ones with `medad train`"
+            f"{path}: weights of another model: {'; '.join(wrong)}; "
+            "choose the models they were made for, or train new ones with `medad train`"
         )
 
 
@@ -62,17 +73,21 @@ def trained_on(folder: Path) -> frozenset[str]:
 
 
 def save_decoder(decoder: Decoder, folder: Path, fits: Mapping[str, str]) -> None:
+    """Write a decoder as a weights folder's; `fits` are the fingerprints of the models it was trained with."""
     _save(decoder.state_dict(), folder / DECODER, fits)
 
 
 def save_converter(converter: AnyConverter, path: Path, fits: Mapping[str, str], template: str) -> None:
-    """Write a converter to a file, or as a weights folder's; `template` is the one that its tokens are spoken in."""
+    """Write a converter to a file, or as a weights folder's; `template` is the one whose prompts it was trained in."""
     _save(converter.state_dict(), _converter_file(path), fits, architecture=converter.architecture, template=template)
 
 
 @dataclass(frozen=True)
 class ConverterFacts:
-    """What a converter file says of itself. `joint` is the width of the image embedding it asks for, None where it asks for none."""
+    """What a converter file says of itself.
+
+    `joint` is the width of the image embedding it takes, None where it takes none.
+    """
 
     architecture: str
     template: str
@@ -80,11 +95,15 @@ class ConverterFacts:
 
 
 def converter_facts(path: Path) -> ConverterFacts:
-    """What a converter file, or a weights folder's, says; read from the header alone. Raises WeightsError where it is damaged or of an unknown architecture."""
+    """What a converter file, or a weights folder's, says of itself; only its header is read.
+
+    Raises WeightsError where it is damaged or of an unknown architecture.
+    """
     path = _converter_file(path)
     with open_tensors(path) as tensors:
-        metadata, names = tensors.metadata() or {}, tensors.keys()
-        joint = tensors.get_slice("image.weight").get_shape()[1] if "image.weight" in names else None
+        metadata = tensors.metadata() or {}
+        takes_image = "image.weight" in set(tensors.keys())
+        joint = tensors.get_slice("image.weight").get_shape()[1] if takes_image else None
     architecture = metadata.get("architecture", Converter.architecture)
     if architecture not in ARCHITECTURES:
         raise WeightsError(
@@ -94,7 +113,10 @@ def converter_facts(path: Path) -> ConverterFacts:
 
 
 def load_decoder(folder: Path, present: Mapping[str, str]) -> Decoder:
-    """The decoder of a weights folder; `present` are the fingerprints of the encoder and texts it will meet."""
+    """The decoder of a weights folder; `present` are the fingerprints of encoder and texts.
+
+    Raises WeightsError where it was made for others, or the file is damaged.
+    """
     state = _load(folder / DECODER, present)
     taps = sum(name.endswith("weight") for name in state)
     width = state["projections.0.weight"].shape[1] if taps else 0
@@ -102,9 +124,13 @@ def load_decoder(folder: Path, present: Mapping[str, str]) -> Decoder:
 
 
 def load_converter(path: Path, present: Mapping[str, str]) -> AnyConverter:
-    """The converter of a file or weights folder; `present` are the fingerprints of the LLM and texts it will meet."""
+    """The converter of a file or weights folder; `present` are the fingerprints of LLM and texts.
+
+    Raises WeightsError where it was made for others, or the file is damaged.
+    """
     path = _converter_file(path)
-    state, kind = _load(path, present), ARCHITECTURES[converter_facts(path).architecture]
+    state = _load(path, present)
+    kind = ARCHITECTURES[converter_facts(path).architecture]
     return _strict(lambda: kind.of_state(state), state, path)
 
 
@@ -118,24 +144,21 @@ def weights_fingerprint(folder: Path, file: str) -> dict[str, str]:
 
 
 def _save(state: Mapping[str, torch.Tensor], path: Path, fits: Mapping[str, str], **facts: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
+    make_folder(str(path.parent))
     fits = {name: value for name, value in fits.items() if name not in LABELS}
-    save_file(
-        {name: tensor.contiguous() for name, tensor in state.items()},
-        scratch,
-        metadata={"fits": json.dumps(fits, sort_keys=True), **facts},
-    )
-    scratch.replace(path)
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    with new_file(str(path)) as scratch:
+        save_file(tensors, scratch, metadata={"fits": json.dumps(fits, sort_keys=True), **facts})
 
 
 def _load(path: Path, present: Mapping[str, str]) -> dict[str, torch.Tensor]:
     check_fit(path, present)
     with open_tensors(path) as tensors:
-        return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (a safetensors handle is no mapping)
+        return {name: tensors.get_tensor(name) for name in sorted(tensors.keys())}
 
 
-def _strict(build, state: Mapping[str, torch.Tensor], path: Path):
+def _strict(build: Callable[[], Module], state: Mapping[str, torch.Tensor], path: Path) -> Module:
+    """The module that `build` makes, frozen, with exactly the tensors of `state`."""
     try:
         module = build()
         module.load_state_dict(state, strict=True)

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from medad_core.config import Settings
-from medad_core.llm.engine import Engine, llm_folder, open_engine
+from medad_core.llm.engine import llm_folder, open_engine
 from medad_core.llm.grammar import parse
 from medad_core.llm.prompt import Prompt
+from medad_core.llm.protocol import Engine
 from medad_core.models.converter import MAP_TOKENS
 from medad_core.models.device import device_of, settle_torch
 from medad_core.models.text import load_sentences

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from medad_core.config import Settings
 from medad_core.errors import MedadError, WeightsError
-from medad_core.llm.engine import free_memory, llm_folder
+from medad_core.llm.engine import llm_folder
 from medad_core.llm.prompt import Prompt
 from medad_core.models.device import device_of, settle_torch
+from medad_core.models.memory import free_memory
 from medad_core.models.text import load_sentences, load_text_encoder, text_features
 from medad_core.models.weights import AnyConverter, load_converter, save_converter
 from medad_core.reproduce.experiment import open_experiment

@@ -15,8 +15,9 @@ from medad_core.config import Settings
 from medad_core.errors import WeightsError
 from medad_core.llm.engine import llm_fingerprint, llm_folder
 from medad_core.llm.lora import check_lora
-from medad_core.llm.prompt import check_prompts, wording_sha256
+from medad_core.llm.prompt import check_prompts
 from medad_core.llm.sizing import resolved_dtype
+from medad_core.llm.template import wording_sha256
 from medad_core.models.device import precision_of
 from medad_core.models.encoder import NO_JOINT, encoder_fingerprint, joint_width
 from medad_core.models.resolve import model_folder

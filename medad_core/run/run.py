@@ -1,25 +1,27 @@
 """A run, opened once: its settings, its cohort, its models, and the books of its stages.
 
 One decision: whoever opens a run hands it down, and nothing below discovers cases, parses plans or hashes models again.
-What crosses to another process is its folder and its settings, by which `Run.reopen` opens it there.
+What crosses to another process is its folder and its settings, by which `Run.reopen` opens it there. Model libraries are
+imported where models are looked at, so that a run can be named without them.
 """
 
 from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medad_core.config import Settings
 from medad_core.data.cases import discover
 from medad_core.environment import package_versions
-from medad_core.llm.engine import check_engine
-from medad_core.models.device import device_of
 from medad_core.run.cohort import Cohort, cohort_of, open_cohort
-from medad_core.run.fingerprints import ResolvedModels, check_wording
 from medad_core.run.info import RunInfo, has_run_info, read_run_info, write_run_info
 from medad_core.run.rejected import Rejected, write_rejected
 from medad_core.store import Stage, check_writable, open_stages
 from medad_core.store.files import sweep
+
+if TYPE_CHECKING:
+    from medad_core.run.fingerprints import ResolvedModels
 
 
 class Run:
@@ -61,6 +63,8 @@ class Run:
     @cached_property
     def models(self) -> ResolvedModels:
         """What determines the rows of every stage. Raises UsageError or WeightsError where models are missing or do not fit."""
+        from medad_core.run.fingerprints import ResolvedModels
+
         plan = self.stage("maps").find_plan()
         return ResolvedModels.of(self.settings, plan and plan.fingerprint)
 
@@ -90,6 +94,10 @@ class Run:
 
 def check_models(settings: Settings) -> None:
     """Raise UsageError or WeightsError where the device, the engine or the LLM's template of settings cannot be had."""
+    from medad_core.llm.engine import check_engine
+    from medad_core.models.device import device_of
+    from medad_core.run.fingerprints import check_wording
+
     device_of(settings)
     check_engine(settings.llm)
     check_wording(settings)

@@ -9,9 +9,10 @@ from functools import partial
 
 import pyarrow as pa
 
-from medad_core.llm.enduring import EnduringEngine, heard
-from medad_core.llm.engine import Engine, Generation, open_engine
+from medad_core.llm.engine import open_engine
 from medad_core.llm.grammar import parse
+from medad_core.llm.protocol import Engine, Generation
+from medad_core.llm.restarting import RestartingEngine, captured_engine_log
 from medad_core.models.converter import MAP_TOKENS
 from medad_core.models.device import device_of
 from medad_core.run.run import Run
@@ -62,7 +63,7 @@ def _engine(given: Engine | None, start: Callable[[], Engine], folder: str) -> I
     if given is not None:
         yield given
         return
-    with heard(folder) as log_file, closing(EnduringEngine(start, log_file)) as engine:
+    with captured_engine_log(folder) as log_file, closing(RestartingEngine(start, log_file)) as engine:
         yield engine
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from medad_core.errors import MedadError
 from medad_core.faults.supervisor import Executor, Supervisor
 from medad_core.run.run import Run
 from medad_core.stages.parts import stage_module
@@ -30,6 +31,13 @@ def complete_stage(
     stage.finish()
     run.write_rejected()
     return stage.progress()
+
+
+def require_cases(run: Run, progress: StageProgress) -> None:
+    """Raise MedadError where the stage `slices` left no case to go on with."""
+    if progress.stage == "slices" and progress.done == 0:
+        requested = progress.requested
+        raise MedadError(f"none of the {requested} cases could be used; {run.uri}/rejected.csv says why of each")
 
 
 def ranges_of(numbers: Sequence[int], count: int) -> list[list[int]]:

@@ -16,14 +16,13 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 from medad_core.config import Settings
-from medad_core.errors import MedadError
 from medad_core.faults.classify import can_heal
-from medad_core.faults.supervisor import Failure, Range
+from medad_core.faults.supervisor import Failure, OnFailure, Range
 from medad_core.run.run import Run
-from medad_core.stages.complete import complete_stage, plan_stage
+from medad_core.stages.complete import complete_stage, plan_stage, require_cases
 from medad_core.stages.evaluate import Results, evaluate_run
 from medad_core.stages.parts import make_parts
-from medad_core.store import PART_STAGES, StageProgress
+from medad_core.store import PART_STAGES
 
 
 def screen(data: str, out: str, settings: Settings | None = None) -> Results:
@@ -37,13 +36,6 @@ def screen(data: str, out: str, settings: Settings | None = None) -> Results:
     return evaluate_run(run)
 
 
-def require_cases(run: Run, progress: StageProgress) -> None:
-    """Raise MedadError where the stage `slices` left no case to go on with."""
-    if progress.stage == "slices" and progress.done == 0:
-        requested = progress.requested
-        raise MedadError(f"none of the {requested} cases could be used; {run.uri}/rejected.csv says why of each")
-
-
 class LoopExecutor:
     """See `Executor`: ranges one after another, in this process."""
 
@@ -53,10 +45,15 @@ class LoopExecutor:
         self.run = run
         self.name = name
 
-    def make(self, ranges: Sequence[Range]) -> list[Failure]:
+    def make(self, ranges: Sequence[Range], on_failure: OnFailure) -> list[Failure]:
         """See `Executor.make`."""
-        failures = (self._make(numbers, self.run.settings.flow.retries) for numbers in ranges)
-        return [failure for failure in failures if failure is not None]
+        failures = []
+        for numbers in ranges:
+            failure = self._make(numbers, self.run.settings.flow.retries)
+            if failure is not None:
+                on_failure(failure)
+                failures.append(failure)
+        return failures
 
     def make_alone(self, number: int) -> Failure | None:
         """See `Executor.make_alone`."""

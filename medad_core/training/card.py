@@ -13,9 +13,9 @@ import torch
 from medad_core.config import Settings
 from medad_core.data.location import true_cell
 from medad_core.data.names import patient_of
-from medad_core.llm.engine import Generation
 from medad_core.llm.grammar import parse
 from medad_core.llm.prompt import Prompt
+from medad_core.llm.protocol import Generation
 from medad_core.llm.transformers_engine import TransformersEngine
 from medad_core.metrics import PixelHistogram
 from medad_core.metrics.answers import Answers, answer_statistics

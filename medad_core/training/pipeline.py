@@ -20,11 +20,12 @@ import torch
 from medad_core.config import Settings
 from medad_core.data.cases import Rejection
 from medad_core.errors import MedadError
-from medad_core.llm.engine import free_memory, llm_fingerprint, llm_folder
+from medad_core.llm.engine import llm_fingerprint, llm_folder
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.transformers_engine import load_llm
 from medad_core.models.device import device_of, settle_torch
 from medad_core.models.encoder import Encoder, load_encoder
+from medad_core.models.memory import free_memory
 from medad_core.models.text import load_sentences, load_text_encoder, text_features
 from medad_core.models.weights import save_converter, save_decoder
 from medad_core.run.cohort import find_cohort

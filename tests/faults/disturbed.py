@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
-from medad_core.stages.common import PART_STAGES, stage_of
+from medad_core.store import PART_STAGES, stage_of
 
 HERE = Path(__file__).parent
 DEADLINE_S = 180.0

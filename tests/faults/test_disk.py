@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from disturbed import ends, same_rows, screening, start, temporary_files, until
 
-from medad_core.stages.common import QUARANTINED
+from medad_core.run.rejected import QUARANTINED
 
 pytest_plugins = ("prefect_harness",)
 

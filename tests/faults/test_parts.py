@@ -17,7 +17,7 @@ import pytest
 import torch
 from disturbed import ends, gone, screening, start, temporary_files, until
 
-from flows.runner import range_count
+from flows.executor import range_count
 from flows.stages import maps
 from medad_core.config import FlowSettings, load_settings
 from medad_core.errors import (
@@ -30,11 +30,14 @@ from medad_core.errors import (
     RowsError,
     StoreError,
 )
+from medad_core.faults.classify import can_heal
+from medad_core.faults.suspect import Suspect
+from medad_core.faults.trial import Trial
 from medad_core.llm.transformers_engine import TransformersEngine
+from medad_core.run.rejected import QUARANTINED
 from medad_core.stages import answers
 from medad_core.stages import maps as maps_stage
-from medad_core.stages.common import PART_STAGES, QUARANTINED, stage_of
-from tasks.policy import Suspect, Trial, can_heal, judged
+from medad_core.store import PART_STAGES, stage_of
 
 pytest_plugins = ("prefect_harness",)
 CASE = "BraTS2021_00001"
@@ -264,7 +267,7 @@ def test_a_worker_killed_while_it_writes_to_the_pools_queue_does_not_keep_the_co
     # Such a worker takes the queue's lock with it, one time in ten or so; here the lock is taken for sure.
     program = """
 from prefect.task_runners import ProcessPoolTaskRunner
-from flows.runner import interruptible
+from flows.executor import interruptible
 with interruptible(ProcessPoolTaskRunner(max_workers=1)) as runner:
     runner._subprocess_message_queue._wlock.acquire()
 """

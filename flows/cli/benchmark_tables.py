@@ -9,12 +9,15 @@ from dataclasses import asdict
 from rich.table import Table
 
 from flows.cli.tables import plain_table
+from medad_core.benchmark.bookkeeping import BookkeepingReport
 from medad_core.benchmark.encode import EncodeReport
 from medad_core.benchmark.orchestration import OrchestrationReport
-from medad_core.benchmark.timing import Spread
+from medad_core.benchmark.spread import Spread
+
+Report = EncodeReport | OrchestrationReport | BookkeepingReport
 
 
-def report_json(report: EncodeReport | OrchestrationReport) -> str:
+def report_json(report: Report) -> str:
     """The whole report; rates are a second, times in s, memory in MB, shares of 1."""
     return json.dumps(asdict(report), indent=1) + "\n"
 
@@ -70,6 +73,23 @@ def orchestration_table(report: OrchestrationReport) -> Table:
     table.add_row("peak memory, through Prefect", *(f"{size.flows_mb.median:,.0f} MB" for size in report.sizes))
     table.add_row("  last size beside the one before", *("" for _ in report.sizes[1:]), f"{report.growth:+.1%}")
     return table
+
+
+def bookkeeping_table(report: BookkeepingReport) -> Table:
+    """What a run costs beside its work: medians, from the least to the greatest; growth of 1 is linear."""
+    table = plain_table("bookkeeping of a run", *(f"{size.cases:,} cases" for size in report.sizes), "growth")
+    growth = {name: f"{ratio:.2f}" for name, ratio in report.growth.items()}
+    table.add_row("parts", *(f"{size.parts:,}" for size in report.sizes), "")
+    table.add_row("status", *(_seconds(size.status_s) for size in report.sizes), growth["status"])
+    table.add_row("  its peak memory", *(f"{size.status_mb.median:,.0f} MB" for size in report.sizes), "")
+    table.add_row("walk through DATA", *(_seconds(size.discover_s) for size in report.sizes), growth["discover"])
+    table.add_row("open a finished run", *(_seconds(size.open_s) for size in report.sizes), growth["open"])
+    table.add_row("read one case", *(f"{size.read_case_ms.median:.2f} ms" for size in report.sizes), "")
+    return table
+
+
+def _seconds(spread: Spread) -> str:
+    return f"{spread.median:.2f} s ({spread.low:.2f}, {spread.high:.2f})"
 
 
 def _rate(spread: Spread) -> tuple[str, str]:

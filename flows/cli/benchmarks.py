@@ -1,0 +1,98 @@
+"""`medad benchmark`: how fast this machine is, beside what it could be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli.command import Consoles, command, consoles, group
+from flows.cli.options import Config, Json, Words, absolute
+
+if TYPE_CHECKING:
+    from flows.cli.benchmark_tables import Report
+
+benchmarks = group(help="Measure how fast this machine is, beside what it could be.", no_args_is_help=True)
+MODEL_HELP = "vit-s-14, vit-b-14, vit-l-14 or vit-h-14 (random weights of that size), or what models.encoder takes."
+COMPILE_HELP = "Also measure models.compile; by default on a GPU only."
+
+
+@command(benchmarks)
+def encode(
+    words: Words = None,
+    config: Config = None,
+    model: Annotated[str, typer.Option("--model", help=MODEL_HELP)] = "vit-s-14",
+    device: Annotated[str | None, typer.Option("--device", help="As models.device.")] = None,
+    compiled: Annotated[bool | None, typer.Option("--compile/--no-compile", help=COMPILE_HELP)] = None,
+    json: Json = None,
+) -> None:
+    """Slices to maps: slices a second, FLOP a second beside the fastest matrix product, reading, and the naive loop."""
+    from medad_core.config import load_settings
+
+    chosen = [f"models.device={device}"] if device else []
+    settings = load_settings(config, [*chosen, *(words or [])])
+    terminals = consoles(online=not settings.models.offline)
+    with terminals.err.status("starting") as status:
+        from flows.cli.benchmark_tables import report_tables
+        from medad_core.benchmark.encode import benchmark_encode
+
+        report = benchmark_encode(model, settings, compiled, progress=status.update)
+    for table in report_tables(report):
+        terminals.out.print(table)
+    _write_json(json, report, terminals)
+
+
+@command(benchmarks)
+def orchestration(
+    words: Words = None,
+    config: Config = None,
+    parts: Annotated[
+        list[int] | None, typer.Option("--parts", min=1, help="Numbers of parts, rising; by default 1, 10 and 100.")
+    ] = None,
+    turns: Annotated[
+        int, typer.Option("--turns", min=1, help="How often each is measured, loop and flows in turn.")
+    ] = 3,
+    json: Json = None,
+) -> None:
+    """The same work as a plain loop and through Prefect: time that it adds, and memory."""
+    from medad_core.config import load_settings
+
+    settings = load_settings(config, words or [])
+    terminals = consoles(online=not settings.models.offline)
+    with terminals.err.status("starting") as status:
+        from flows.cli.benchmark_tables import orchestration_table
+        from medad_core.benchmark.orchestration import PARTS, benchmark_orchestration
+
+        report = benchmark_orchestration(settings, parts or PARTS, turns, progress=status.update)
+    terminals.out.print(orchestration_table(report))
+    _write_json(json, report, terminals)
+
+
+@command(benchmarks)
+def bookkeeping(
+    cases: Annotated[
+        list[int] | None, typer.Option("--cases", min=4, help="Numbers of cases, rising; by default 1,000 to 100,000.")
+    ] = None,
+    turns: Annotated[int, typer.Option("--turns", min=1, help="How often each is measured.")] = 3,
+    json: Json = None,
+) -> None:
+    """What a run costs beside its work: status, opening it to resume, reading one case; by the number of cases."""
+    terminals = consoles()
+    with terminals.err.status("starting") as status:
+        from flows.cli.benchmark_tables import bookkeeping_table
+        from medad_core.benchmark.bookkeeping import CASES, benchmark_bookkeeping
+
+        report = benchmark_bookkeeping(cases or CASES, turns, progress=status.update)
+    terminals.out.print(bookkeeping_table(report))
+    _write_json(json, report, terminals)
+
+
+def _write_json(file: Path | None, report: Report, terminals: Consoles) -> None:
+    if file is None:
+        return
+    from flows.cli.benchmark_tables import report_json
+    from medad_core.store import write_text
+
+    write_text(absolute(str(file)), report_json(report))
+    terminals.out.print(f"report {file}", soft_wrap=True)

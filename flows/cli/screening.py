@@ -1,0 +1,160 @@
+"""`medad screen` and `medad evaluate`: what they check, run and print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli.command import FAILED, OK, SOME_REJECTED, Consoles, consoles
+from flows.cli.options import Config, RunUri, Words, absolute
+from medad_core.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from medad_core.config import Settings
+    from medad_core.inbox.screening import CohortOutcome
+    from tasks.whole import Outcome
+
+DATA_HELP = "Folder of cases: BraTS, MSD, or one flat folder. With --cohort an inbox, into which they come."
+COHORT_HELP = "Folder of a cohort: only what is new or changed in DATA is screened, as its next batch."
+WAIT_HELP = "With --cohort: wait for another command that screens it, instead of giving up."
+
+
+def screen(
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="RUN", help="Folder or URI for the results of every case of DATA.")
+    ] = None,
+    cohort: Annotated[str | None, typer.Option("--cohort", metavar="FOLDER", help=COHORT_HELP)] = None,
+    wait: Annotated[bool, typer.Option("--wait", help=WAIT_HELP)] = False,
+    words: Words = None,
+    config: Config = None,
+) -> int:
+    """Screen every case below DATA, or what is new there; the same command again resumes."""
+    from medad_core.config import load_settings
+    from medad_core.notify import keep_webhook
+
+    if (out is None) == (cohort is None):
+        raise UsageError("give --out RUN to screen all of DATA, or --cohort FOLDER to screen what is new in it")
+    if wait and cohort is None:
+        raise UsageError("--wait goes with --cohort")
+    settings = load_settings(config, words or [])
+    keep_webhook(settings.notify)
+    terminals = consoles(online=not settings.models.offline)
+    if cohort is not None:
+        return _screen_cohort(absolute(data), absolute(cohort), settings, wait, terminals)
+    return _screen_run(absolute(data), absolute(out), settings, terminals)
+
+
+def _screen_run(data: str, out: str, settings: Settings, terminals: Consoles) -> int:
+    from flows.cli.progress import watching
+
+    with terminals.err.status("checking data, models and settings"):
+        from flows.cli.server import start_temporary_server
+        from flows.orchestrator import check_orchestration
+        from flows.screen import screen_run
+        from medad_core.run.run import Run
+
+        check_orchestration(settings)
+        run = Run.open(data, out, settings)
+        start_temporary_server()
+    with watching(lambda: out, terminals.err):
+        outcome = screen_run(run, data)
+    return _report_outcome(outcome, terminals)
+
+
+def _screen_cohort(data: str, cohort: str, settings: Settings, wait: bool, terminals: Consoles) -> int:
+    from flows.cli.progress import watching
+
+    with terminals.err.status("checking inbox, models and settings"):
+        from flows.cli.server import start_temporary_server
+        from flows.preflight import check_cohort
+        from flows.screen import screen_cohort
+        from medad_core.inbox.folder import CohortFolder
+
+        check_cohort(data, cohort, settings, wait)
+        start_temporary_server()
+    with watching(CohortFolder(cohort).open_run, terminals.err):
+        outcome = screen_cohort(data, cohort, settings, wait)
+    return _report_cohort(outcome, terminals)
+
+
+def _report_cohort(outcome: CohortOutcome, terminals: Consoles) -> int:
+    out, err = terminals
+    for batch in outcome.batches:
+        out.print(
+            f"batch {batch.batch}: {batch.screened} cases screened, {batch.slices} slices; {batch.rejected} rejected"
+        )
+        out.print(f"{'page':<12} {batch.page}", soft_wrap=True)
+        if batch.changed:
+            err.print(
+                f"medad: {batch.changed} cases changed while they were screened; "
+                "the next command screens them as they are now",
+                soft_wrap=True,
+            )
+    if not outcome.batches:
+        out.print("nothing new")
+    predictions = f"{'predictions':<12} {outcome.predictions}" if outcome.slices else "no predictions yet"
+    out.print(predictions, soft_wrap=True)
+    out.print(
+        f"{outcome.slices} slices of {outcome.cases} cases in the cohort; {len(outcome.waiting)} studies wait, "
+        f"{len(outcome.unusable)} cannot be used"
+    )
+    for case_id, reason in outcome.waiting.items():
+        err.print(f"medad: {case_id} waits: {reason}", soft_wrap=True)
+    for case_id, reason in outcome.unusable.items():
+        err.print(f"medad: {case_id} cannot be used: {reason}", soft_wrap=True)
+    for batch in outcome.batches:
+        if batch.rejected:
+            reasons = Path(batch.page).parent / "rejected.csv"
+            err.print(
+                f"medad: {batch.rejected} cases of batch {batch.batch} were rejected; {reasons} says why",
+                soft_wrap=True,
+            )
+    some_rejected = outcome.unusable or any(batch.rejected for batch in outcome.batches)
+    return SOME_REJECTED if some_rejected else OK
+
+
+def evaluate(run: RunUri, words: Words = None) -> int:
+    """Make predictions, metrics and page of a finished RUN again; key=value of `evaluate` may change."""
+    from medad_core.config import load_settings
+    from medad_core.run.info import read_run_info
+
+    run = absolute(run)
+    words = words or []
+    load_settings(None, words)
+    foreign = [word for word in words if not word.startswith("evaluate.")]
+    if foreign:
+        raise ConfigError(
+            f"{foreign[0]}: only evaluate.* can change in a finished run; screen again with another --out for the rest"
+        )
+    settings = read_run_info(run).parsed_settings()
+    changed = load_settings(None, [f"evaluate={settings.evaluate.model_dump_json()}", *words]).evaluate
+    terminals = consoles()
+    with terminals.err.status("evaluating"):
+        from flows.cli.server import start_temporary_server
+        from flows.orchestrator import check_orchestration
+        from flows.stages import evaluate as evaluate_flow
+
+        check_orchestration(settings)
+        start_temporary_server()
+        outcome = evaluate_flow(run, settings.model_copy(update={"evaluate": changed}))
+    return _report_outcome(outcome, terminals)
+
+
+def _report_outcome(outcome: Outcome, terminals: Consoles) -> int:
+    from flows.cli.tables import metrics_rows
+    from medad_core.store import join, read_table
+
+    out, err = terminals
+    run = outcome.predictions.rsplit("/", 1)[0]
+    out.print(metrics_rows(read_table(join(run, "metrics.parquet")).to_pylist()))
+    for name, uri in (("predictions", outcome.predictions), ("metrics", outcome.metrics), ("page", outcome.page)):
+        out.print(f"{name:<12} {uri}", soft_wrap=True)
+    out.print(f"{outcome.slices} slices of {outcome.cases} cases; {len(outcome.rejected)} cases rejected")
+    if not outcome.rejected:
+        return OK
+    reasons = join(run, "rejected.csv")
+    err.print(f"medad: {len(outcome.rejected)} cases could not be used; {reasons} says why", soft_wrap=True)
+    return SOME_REJECTED if outcome.cases else FAILED

@@ -1,0 +1,148 @@
+"""Ranges of parts to futures: where the tasks of a flow run, by configuration.
+
+One decision: the runner is opened inside the flow from `settings.flow`, so the same flow, deployed or called, follows its
+settings; `max_workers` is always set, because Prefect's own default is without bound. It is opened anew for what a failure
+left undone: a pool of processes is of no use any more once one of them has died. Whose fault a failure is, is not judged here.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+from prefect.exceptions import TerminationSignal
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+
+from flows.interruption import INTERRUPTED, TERMINATED, end_in, end_soon, ignore_sigterm, leave_behind
+from flows.orchestrator import check_runner, server_url
+from medad_core import stopping
+from medad_core.config import FlowSettings
+from medad_core.faults.supervisor import Failure, OnFailure, Range
+from medad_core.run.run import Run
+from medad_core.stages.parts import make_parts
+from tasks.parts import task_of_range
+
+RANGES_PER_WORKER = 3  # enough that a slow range does not leave the others idle, few enough that models load rarely
+Runner = TypeVar("Runner", TaskRunner, ProcessPoolExecutor)
+
+
+def task_runner(settings: FlowSettings) -> TaskRunner:
+    """The runner that the settings name. Raises UsageError where it cannot work here."""
+    if settings.runner == "thread":
+        return ThreadPoolTaskRunner(max_workers=settings.max_workers)
+    check_runner(settings)
+    if settings.runner == "process":
+        return ProcessPoolTaskRunner(max_workers=settings.max_workers)
+    from prefect_ray import RayTaskRunner
+
+    cpus = {} if settings.ray_address else {"num_cpus": settings.max_workers}
+    return RayTaskRunner(address=settings.ray_address, init_kwargs=cpus)
+
+
+def range_count(settings: FlowSettings) -> int:
+    """Into how many ranges the parts of a stage are cut. One worker needs one: it would only load its models again."""
+    return 1 if settings.max_workers == 1 else RANGES_PER_WORKER * settings.max_workers
+
+
+@contextmanager
+def interruptible(runner: Runner, tidy: Callable[[], None] = lambda: None) -> Iterator[Runner]:
+    """`runner`, opened. Leaving it waits for what runs in it, but after SIGTERM or Ctrl-C not for long.
+
+    Then threads are left behind where they are in the middle of a batch, processes are ended, and `tidy` removes what
+    they leave.
+    """
+    stopping.withdraw_request()
+    runner.__enter__()
+    try:
+        yield runner
+    except (KeyboardInterrupt, SystemExit, TerminationSignal) as interruption:
+        if isinstance(interruption, TerminationSignal):  # Prefect hides the signal from the handler of the command
+            end_in(code=TERMINATED)
+            ignore_sigterm()
+        leave_behind(lambda: _close(runner))
+        tidy()
+        if isinstance(interruption, KeyboardInterrupt) and not server_url():
+            # Ctrl-C has reached the temporary server too: Prefect would try for minutes to reach it.
+            end_soon(INTERRUPTED)
+        raise
+    except BaseException:
+        _close(runner)
+        raise
+    _close(runner)
+
+
+def _close(runner: Runner) -> None:
+    """Wait for what runs, and close.
+
+    A worker that is killed while it writes to the pool's queue of messages keeps the queue's lock: Prefect gives the queue
+    up after some seconds, but Python would wait at its end for what is still in it.
+    """
+    runner.__exit__(None, None, None)
+    queue = getattr(runner, "_subprocess_message_queue", None)  # None again where it could be closed
+    if queue is not None:
+        queue.cancel_join_thread()
+
+
+class FlowExecutor:
+    """See `medad_core.faults.supervisor.Executor`: every range is a task of the flow that runs."""
+
+    def __init__(self, run: Run, stage: str) -> None:
+        self.run = run
+        self.stage = stage
+        self.settings = run.settings.flow
+
+    @property
+    def is_own_process(self) -> bool:
+        """Threads share the process; the workers of the other runners are processes of their own."""
+        return self.settings.runner == "thread"
+
+    def make(self, ranges: Sequence[Range], on_failure: OnFailure) -> list[Failure]:
+        """See `Executor.make`."""
+        return self._make(ranges, self.settings, on_failure)
+
+    def make_alone(self, number: int) -> Failure | None:
+        """See `Executor.make_alone`."""
+        once = self.settings.model_copy(update={"max_workers": 1, "retries": 0})
+        failures = self._make([[number]], once, on_failure=lambda _failure: None)
+        return failures[0] if failures else None
+
+    def make_apart(self, number: int) -> Failure | None:
+        """See `Executor.make_apart`."""
+        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        with interruptible(pool, self._tidy):
+            try:
+                pool.submit(make_parts, self.run.uri, self.run.settings, self.stage, [number]).result()
+            except Exception as error:
+                return Failure([number], error)
+        return None
+
+    def _make(self, ranges: Sequence[Range], settings: FlowSettings, on_failure: OnFailure) -> list[Failure]:
+        failures = []
+        with interruptible(task_runner(settings), self._tidy) as runner:
+            futures = [self._submit(runner, numbers, settings) for numbers in ranges]
+            for numbers, future in zip(ranges, futures, strict=True):
+                try:
+                    future.result()
+                except Exception as error:
+                    failures.append(Failure(numbers, error))
+                    on_failure(failures[-1])
+        return failures
+
+    def _submit(self, runner: TaskRunner, numbers: Range, settings: FlowSettings):
+        parameters = {
+            "run": self.run.uri,
+            "settings": self.run.settings,
+            "stage": self.stage,
+            "numbers": list(numbers),
+        }
+        return runner.submit(task_of_range(self.stage, numbers, settings), parameters)
+
+    def _tidy(self) -> None:
+        """After an interruption, whose fault no part is."""
+        self.run.sweep()
+        stage = self.run.stage(self.stage)
+        for number in stage.begun():
+            stage.leave(number)

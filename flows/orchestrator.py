@@ -1,0 +1,67 @@
+"""The Prefect server and the runners that settings name: what is there, and what cannot work.
+
+One decision: a runner that cannot work here, or a server that does not answer, costs one line before the run, never a failed
+flow run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+from medad_core.config import FlowSettings, Settings
+from medad_core.errors import UsageError
+
+SERVER_TIMEOUT_S = 10.0
+
+
+def server_url() -> str | None:
+    """The configured Prefect server, None where a temporary one is started for each command."""
+    from prefect.settings import PREFECT_API_URL
+
+    return PREFECT_API_URL.value()
+
+
+def server_fault(url: str, timeout_s: float = SERVER_TIMEOUT_S) -> Exception | None:
+    """What keeps the Prefect server at `url` from answering, None where it answers."""
+    import httpx
+
+    try:
+        httpx.get(f"{url}/health", timeout=timeout_s).raise_for_status()
+    except httpx.HTTPError as error:
+        return error
+    return None
+
+
+def check_orchestration(settings: Settings) -> None:
+    """The runner, and the server where one is configured. Raises UsageError."""
+    check_runner(settings.flow, _device_of(settings) if settings.flow.runner == "ray" else "cpu")
+    url = server_url()
+    fault = server_fault(url) if url else None
+    if fault is not None:
+        raise UsageError(
+            f"PREFECT_API_URL: no Prefect server answers at {url} ({fault}); start it with `prefect server start`, "
+            "or unset PREFECT_API_URL"
+        ) from fault
+
+
+def check_runner(settings: FlowSettings, device: str = "cpu") -> None:
+    """Raise UsageError for a runner that is not installed, that finds no server, or that hides the GPU of `device`."""
+    if settings.runner == "ray" and device.startswith("cuda"):
+        raise UsageError(
+            "flow.runner: Ray shows no GPU to tasks that ask it for none, as medad's do; set flow.runner=process, "
+            "or models.device=cpu"
+        )
+    if settings.runner == "ray" and importlib.util.find_spec("prefect_ray") is None:
+        raise UsageError("flow.runner: ray is not installed; install medad[ray] or set flow.runner=thread")
+    if settings.runner != "thread" and not server_url():
+        # Each worker process would start a temporary server of its own, and they would lock each other's SQLite.
+        raise UsageError(
+            f"flow.runner: {settings.runner} needs a Prefect server; start one with `prefect server start`, "
+            "then set PREFECT_API_URL=http://127.0.0.1:4200/api, or set flow.runner=thread"
+        )
+
+
+def _device_of(settings: Settings) -> str:
+    from medad_core.models.device import device_of  # torch takes seconds
+
+    return device_of(settings)

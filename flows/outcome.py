@@ -1,0 +1,83 @@
+"""How a screening ends: tags and a summary on a Prefect server, and the webhook.
+
+One decision: a screening reports itself when its flow ends, however it ends; nothing of that changes how it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from prefect import get_client, tags
+from prefect.context import FlowRunContext, TagsContext
+
+from flows.artifacts import publish
+from flows.courtesy import show_on_server
+from medad_core.config import Settings
+from medad_core.notify import ATTEMPTS, Notification, notify
+
+SHORT_TIMEOUT_S = 1.0  # that a run which has seconds left waits for its webhook
+
+
+@dataclass
+class Report:
+    """What a flow reports when it ends: numbers, and the finished runs that the server shows a summary of."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    runs: tuple[str, ...] = ()
+
+
+@contextmanager
+def outcome_reported(kind: str, name: str, settings: Settings) -> Iterator[Report]:
+    """Tag the flow run with its cohort while the block runs; report to webhook and server how it ended.
+
+    `kind` is screen or screen-cohort. Errors pass through.
+    """
+    report = Report()
+    begun = time.monotonic()
+    marks = ("medad", f"cohort:{name}")
+    _log_the_core()
+    show_on_server(_tag, marks)
+
+    def notification(event: str) -> Notification:
+        seconds = round(time.monotonic() - begun, 1)
+        return Notification(event=event, kind=kind, name=name, seconds=seconds, counts=report.counts)
+
+    try:
+        with tags(*marks):
+            yield report
+    except Exception:
+        notify(notification("failed"), settings.notify)
+        raise
+    except BaseException:  # a signal: the process has seconds left
+        short = settings.notify.model_copy(update={"timeout_s": SHORT_TIMEOUT_S})
+        notify(notification("failed"), short, attempts=1)
+        raise
+    show_on_server(publish, name, report.counts, report.runs)
+    notify(notification("finished"), settings.notify, ATTEMPTS)
+
+
+@contextmanager
+def untagged() -> Iterator[None]:
+    """For tasks: Prefect asks its server for a slot of every tag of a task run.
+
+    A run that is not given one, because the server is busy, fails.
+    """
+    with TagsContext(current_tags=set()):
+        yield
+
+
+def _tag(marks: Sequence[str]) -> None:
+    run = FlowRunContext.get().flow_run
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(run.id, tags={*run.tags, *marks})
+
+
+def _log_the_core() -> None:
+    """Prefect sends what `medad_core` logs to the server, but leaves its level at that of the root, for warnings."""
+    core = logging.getLogger("medad_core")
+    if core.level == logging.NOTSET:
+        core.setLevel(logging.INFO)

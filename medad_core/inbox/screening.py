@@ -1,0 +1,177 @@
+"""An inbox into a cohort: what is new or changed becomes a batch, what a killed command left is finished first.
+
+One decision: a batch is an ordinary run, and counts from the moment that its commit is written. Up to three batches a
+command: the one that was left, one of what has come since, and one of what went wrong before, each study a part of its
+own. So nobody is held up or taken along by a study that cannot be screened, which alone cannot be told from a broken
+machine. How a batch is screened is handed in: by flows, or by a plain loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from medad_core.config import Settings
+from medad_core.faults.suspect import Suspect
+from medad_core.faults.trial import SURE_IN_A_ROW
+from medad_core.inbox.folder import CohortFolder
+from medad_core.inbox.records import BatchPlan, PlannedStudy
+from medad_core.inbox.scan import InboxScan, scan_inbox
+from medad_core.run.run import Run
+
+FEW = SURE_IN_A_ROW  # parts; more of them that fail one after another are not to blame
+ScreenBatch = Callable[[Run, bool], str]  # the run of a batch, and whether the machine is known to be well, to its page
+
+
+class ScreenedBatch(BaseModel):
+    """A batch that was committed: numbers of cases, and of slices with a prediction."""
+
+    model_config = ConfigDict(frozen=True)
+    batch: int
+    page: str
+    screened: int
+    rejected: int
+    changed: int
+    slices: int
+
+
+class CohortOutcome(BaseModel):
+    """What a look into the inbox came to. `cases` and `slices` are those of the whole cohort's predictions."""
+
+    model_config = ConfigDict(frozen=True)
+    predictions: str
+    batches: tuple[ScreenedBatch, ...]
+    cases: int
+    slices: int
+    waiting: dict[str, str]
+    unusable: dict[str, str]
+
+    def counts(self) -> dict[str, int]:
+        """The numbers that a webhook is given."""
+        return {
+            "batches": len(self.batches),
+            "cases_screened": sum(batch.screened for batch in self.batches),
+            "slices_screened": sum(batch.slices for batch in self.batches),
+            "cases_rejected": sum(batch.rejected for batch in self.batches),
+            "studies_waiting": len(self.waiting),
+            "studies_unusable": len(self.unusable),
+            "cases_in_cohort": self.cases,
+        }
+
+
+@dataclass(frozen=True)
+class _Stuck:
+    """A batch that was left and stopped again, and the suspect that stopped it."""
+
+    plan: BatchPlan
+    suspect: Suspect
+
+
+@dataclass(frozen=True)
+class _Screening:
+    """One command on a cohort that it holds."""
+
+    folder: CohortFolder
+    inbox: Path
+    settings: Settings
+    screen_batch: ScreenBatch
+
+    def finish_left(self) -> tuple[list[ScreenedBatch], _Stuck | None]:
+        """Finish the batch that was left, if any."""
+        plan = self.folder.resume(self.inbox)
+        if plan is None:
+            return [], None
+        try:
+            return [self.screen(plan)], None
+        except Suspect as suspect:
+            return [], _Stuck(plan, suspect)
+
+    def screen(self, plan: BatchPlan, machine_is_well: bool = False) -> ScreenedBatch:
+        """Run the stages on the batch's folder, and commit it."""
+        run = Run.reopen(str(self.folder.run_of(plan.number)), self._settings_of(plan))
+        run.note(str(self.inbox))
+        page = self.screen_batch(run, machine_is_well)
+        batch = self.folder.commit(self.inbox, plan)
+        done = [screening for screening in batch.screenings if screening.state == "screened"]
+        return ScreenedBatch(
+            batch=batch.number,
+            page=page,
+            screened=len(done),
+            rejected=len(batch.screenings) - len(done),
+            changed=len(batch.changed),
+            slices=sum(screening.slices for screening in done),
+        )
+
+    def sort_out(
+        self, pending: Sequence[PlannedStudy], stuck: _Stuck | None
+    ) -> list[tuple[tuple[PlannedStudy, ...], bool]]:
+        """What is pending as up to two batches: what comes for the first time, and, apart, what went wrong before.
+
+        A batch that is stuck is let go of for it. Raises its suspect where it is so large that the machine must be at
+        fault, or where it was tried apart already and nothing else has come.
+        """
+        tried = {planned.study.content for planned in stuck.plan.studies} if stuck else set()
+        again = tuple(planned for planned in pending if planned.attempt > 1 or planned.study.content in tried)
+        fresh = tuple(planned for planned in pending if planned not in again)
+        if stuck is not None:
+            if self._is_hopeless(stuck, again, fresh):
+                raise stuck.suspect
+            self.folder.withdraw(stuck.plan)
+        return [(studies, apart) for studies, apart in ((fresh, False), (again, True)) if studies]
+
+    def _is_hopeless(self, stuck: _Stuck, again: Sequence[PlannedStudy], fresh: Sequence[PlannedStudy]) -> bool:
+        if stuck.plan.apart:
+            return again == stuck.plan.studies and not fresh
+        return len(stuck.plan.studies) > FEW * self.settings.data.cases_per_part
+
+    def _settings_of(self, plan: BatchPlan) -> Settings:
+        """In a batch of studies that went wrong before, each is a part."""
+        if not plan.apart:
+            return self.settings
+        data = self.settings.data.model_copy(update={"cases_per_part": 1})
+        return self.settings.model_copy(update={"data": data})
+
+
+def screen_inbox(folder: CohortFolder, inbox: Path, settings: Settings, screen_batch: ScreenBatch) -> CohortOutcome:
+    """Screen what is new or changed in `inbox`, and what was left. The caller holds the cohort's lock.
+
+    Raises StoreError where the cohort was screened with other models or settings, or is damaged; what stops a run.
+    """
+    folder.reconcile()
+    settled, fingerprint = _settled(folder, settings)
+    screening = _Screening(folder, inbox, settled, screen_batch)
+    batches, stuck = screening.finish_left()
+    scan = scan_inbox(inbox, settled, folder.known_files())
+    folder.write_ledger(inbox, scan)
+    machine_is_well = False
+    for studies, apart in screening.sort_out(folder.pending(scan, settled.inbox.attempts), stuck):
+        plan = folder.plan_batch(inbox, studies, fingerprint, settled, apart)
+        batches.append(screening.screen(plan, machine_is_well))
+        machine_is_well = batches[-1].screened > 0
+        folder.write_ledger(inbox, scan)
+    return _outcome(folder, batches, scan)
+
+
+def _settled(folder: CohortFolder, settings: Settings) -> tuple[Settings, dict[str, str]]:
+    """The settings with the precision that the cohort has, whatever `auto` would come to on this machine."""
+    from medad_core.run.fingerprints import run_fingerprint, settled_precision  # model libraries take seconds
+
+    fingerprint = run_fingerprint(settings, folder.fingerprint())
+    folder.check_fingerprint(fingerprint)
+    models = settings.models.model_copy(update={"precision": settled_precision(fingerprint)})
+    return settings.model_copy(update={"models": models}), fingerprint
+
+
+def _outcome(folder: CohortFolder, batches: Sequence[ScreenedBatch], scan: InboxScan) -> CohortOutcome:
+    newest = [screenings[-1] for screenings in folder.histories().values()]
+    return CohortOutcome(
+        predictions=str(folder.folder / "predictions.parquet"),
+        batches=tuple(batches),
+        cases=sum(screening.state == "screened" for screening in newest),
+        slices=sum(screening.slices for screening in newest),
+        waiting=scan.waiting,
+        unusable=scan.unusable,
+    )

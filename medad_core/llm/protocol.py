@@ -1,0 +1,38 @@
+"""What every engine is: `Engine`, prompt embeddings in, greedy answers out as `Generation`.
+
+One decision: every engine gets the same finished prompt embeddings. So vLLM and Transformers give the same greedy
+answers in float32; 16 bits round otherwise in each engine, and may tip a close choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer.
+
+    `p_yes` is P("Yes") / (P("Yes") + P("No")) of the first token. `finish_reason` is "stop" where the answer ended,
+    "length" where it was cut off. `tokens` counts the generated tokens, the end token included.
+    """
+
+    text: str
+    p_yes: float
+    finish_reason: str
+    tokens: int
+
+
+class Engine(Protocol):
+    """A frozen LLM that answers prompt embeddings."""
+
+    name: str
+
+    def generate(self, prompts: np.ndarray) -> list[Generation]:
+        """Prompt embeddings (n, L, width) float32 to n answers, in order."""
+
+    def close(self) -> None:
+        """Free the model. The engine cannot be used again."""

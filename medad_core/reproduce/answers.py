@@ -22,7 +22,7 @@ from medad_core.models.device import device_of, settle_torch
 from medad_core.models.text import load_sentences
 from medad_core.reproduce.experiment import open_experiment
 from medad_core.reproduce.proposed import grids_of, load_tokens
-from medad_core.reproduce.rows import drawn, frame_of, scored_slices
+from medad_core.reproduce.scoring import decoder_maps, frame_of, scored_slices
 from medad_core.reproduce.units import Unit, write_unit
 
 
@@ -45,7 +45,7 @@ def answer_unit(out: str, unit: Unit, settings: Settings, engine: Engine, prompt
     slices = scored_slices(experiment, unit.fold, experiment.load(out), settings)
     grids = grids_of(out, unit.fold, unit.seed)
     converter = load_tokens(out, unit)
-    collected = drawn(slices, grids, settings)
+    collected = decoder_maps(slices, grids, settings)
     frame = frame_of(experiment, unit.fold, slices, np.array(collected.scores))
     frame = frame.assign(map_score=frame["score"])
     test = np.flatnonzero(frame["split"] == "test")

@@ -110,8 +110,9 @@ def prepare(data: str, out: str, settings: Settings, progress: ReportProgress = 
 
 def tumour_free_counts(cases: Iterable[TrainingCase], settings: Settings) -> dict[str, int]:
     """Tumour-free slices of each case within the screening range."""
-    first, last = settings.data.first_slice, settings.data.last_slice
-    return {case.case_id: int((~case.has_tumour[case.within(first, last)]).sum()) for case in cases}
+    data = settings.data
+    within = {case.case_id: case.has_tumour[case.within(data.first_slice, data.last_slice)] for case in cases}
+    return {case_id: int((~has_tumour).sum()) for case_id, has_tumour in within.items()}
 
 
 def experiment_fingerprint(settings: Settings) -> dict[str, str]:

@@ -22,7 +22,7 @@ from medad_core import stopping
 from medad_core.config import FlowSettings
 from medad_core.faults.supervisor import Failure, OnFailure, Range
 from medad_core.run.run import Run
-from medad_core.stages.parts import make_parts
+from medad_core.stages.workers import make_parts
 from tasks.parts import task_of_range
 
 RANGES_PER_WORKER = 3  # enough that a slow range does not leave the others idle, few enough that models load rarely

@@ -18,7 +18,7 @@ def check_cohort(inbox: str, cohort: str, settings: Settings, wait: bool) -> Non
 
     Raises UsageError, StoreError, WeightsError or LockedError.
     """
-    from medad_core.data.cases import check_folder
+    from medad_core.data.discovery import check_folder
     from medad_core.inbox.folder import CohortFolder
     from medad_core.inbox.lock import check_free
     from medad_core.run.fingerprints import run_fingerprint

@@ -46,9 +46,9 @@ class PartsReport(BaseModel):
 def make_parts(run: str, settings: Settings, stage: str, numbers: list[int]) -> PartsReport:
     """Make parts of a stage; a retry makes those that the attempt before did not finish."""
     # The core's stage modules import torch; it is imported where a task runs, so that importing tasks stays light.
-    from medad_core.stages import parts
+    from medad_core.stages import workers
 
-    return PartsReport.of(stage, parts.make_parts(run, settings, stage, numbers, task_run.run_count or 1))
+    return PartsReport.of(stage, workers.make_parts(run, settings, stage, numbers, task_run.run_count or 1))
 
 
 def task_of_range(stage: str, numbers: Sequence[int], settings: FlowSettings) -> Task:

@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from medad_core.config import Settings, load_settings, settings_to_yaml
+from medad_core.config import Settings, load_settings
 
 SIZE = 64
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])  # stored as BraTS stores: left, posterior, superior
@@ -62,10 +62,6 @@ class Screened:
     def settings(self) -> Settings:
         return load_settings(None, self.words)
 
-    @property
-    def text(self) -> str:
-        return settings_to_yaml(self.settings)
-
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
@@ -92,5 +88,5 @@ def screened(server, tiny_cohort, tmp_path_factory) -> Screened:
     from flows.screen import screen
 
     run = str(tmp_path_factory.mktemp("screened") / "run")
-    text = settings_to_yaml(load_settings(None, WORDS))
-    return Screened(str(tiny_cohort), run, WORDS, screen(str(tiny_cohort), run, text))
+    settings = load_settings(None, WORDS)
+    return Screened(str(tiny_cohort), run, WORDS, screen(str(tiny_cohort), run, settings))

@@ -565,7 +565,7 @@ def test_anomalygpts_own_sentences_are_read(text, answer):
 def test_the_command_imports_and_says_how_to_go_on(kit, tmp_path):
     from typer.testing import CliRunner
 
-    from flows.cli import app
+    from flows.cli.app import app
 
     named = ["--encoder", kit.clip, "--text-encoder", "minilm", "--llm", kit.llama, "--lora-alpha", str(ALPHA)]
     result = CliRunner().invoke(

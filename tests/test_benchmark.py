@@ -8,24 +8,29 @@ import time
 import numpy as np
 import pytest
 import torch
-from flows.cli.benchmark import report_json, report_tables
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from medad_core.benchmark.encode import Effort, benchmark_encode
+from flows.cli.benchmark_tables import report_json, report_tables
+from medad_core.benchmark.effort import Effort
+from medad_core.benchmark.encode import benchmark_encode
 from medad_core.benchmark.flops import Shape, flops_per_slice, shape_of
 from medad_core.benchmark.generated import SIZES, Size, bytes_per_slice, random_encoder, text_of, write_run
-from medad_core.benchmark.timing import GEMM_SIDES, Spread, in_turns, rate
+from medad_core.benchmark.spread import Spread
+from medad_core.benchmark.timing import GEMM_SIDES, in_turns, rate
 from medad_core.config import load_settings
-from medad_core.models.encoder import FAMILIES, VisionTransformerEncoder, load_encoder
+from medad_core.models.encoder import VisionTransformerEncoder, load_encoder
 from medad_core.models.vision import FAMILIES
-from medad_core.store import stage_of
+from medad_core.run.run import Run
 
 CPU = torch.device("cpu")
 
 
 def counted(encoder) -> int:
-    """Operations of one slice as torch counts them; attention as plain products, the only form in which the CPU's are counted."""
+    """Operations of one slice as torch counts them.
+
+    Attention runs as plain products, the only form in which torch counts it on a CPU.
+    """
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         encoder.encode(np.zeros((2, 224, 224), np.uint8))
     return counter.get_total_flops() // 2
@@ -92,8 +97,9 @@ def test_a_rate_is_calls_by_seconds_and_turns_alternate():
 
 
 def test_bytes_of_a_slice_are_those_of_the_columns_that_are_read(tmp_path):
-    write_run(str(tmp_path), cases=5, slices=3)
-    slices = stage_of(str(tmp_path), "slices")
+    run = Run(str(tmp_path), load_settings())
+    write_run(run, cases=5, slices=3)
+    slices = run.stage("slices")
     assert len(slices.plan().parts) == 2 and slices.read().num_rows == 15
     whole = sum(slices.records()[part].bytes for part in (0, 1)) / 15
     # Noise in 47 % of a picture does not compress; the packed brain mask and the rest of the row are not read.
@@ -109,8 +115,10 @@ def test_the_sentences_are_encoded_to_a_pair_of_unit_vectors():
 
 def test_a_slow_model_is_given_fewer_slices_and_a_fast_one_no_more_than_there_are():
     effort = Effort((1, 2), rounds=2, least_s=1.0, cases=2, slices=41, naive_slices=10, stage_rounds=3, stage_s=30.0)
-    slow, fast = effort.for_rate(0.4), effort.for_rate(1000.0)
-    assert (slow.slices, slow.naive_slices) == (6, 3) and (fast.slices, fast.naive_slices) == (41, 10)
+    slow = effort.for_rate(0.4)
+    fast = effort.for_rate(1000.0)
+    assert (slow.slices, slow.naive_slices) == (6, 3)
+    assert (fast.slices, fast.naive_slices) == (41, 10)
 
 
 @pytest.mark.parametrize(
@@ -124,15 +132,16 @@ def test_a_report_holds_together_and_prints(tmp_path, monkeypatch, size, precisi
 
     monkeypatch.setitem(SIZES, "small", size)
     monkeypatch.setitem(GEMM_SIDES, "cpu", (64, 256))  # a CPU without bfloat16 takes 17 s for the product of 2048
-    effort, said = Effort(batches=(1, 2), rounds=2, least_s=0.05, cases=2, slices=8, naive_slices=4, stage_rounds=2), []
+    effort = Effort(batches=(1, 2), rounds=2, least_s=0.05, cases=2, slices=8, naive_slices=4, stage_rounds=2)
+    steps = []
     report = benchmark_encode(
         "small",
         load_settings(None, ["models.device=cpu", "models.threads=1", f"models.precision={precision}"]),
         effort=effort,
-        progress=said.append,
+        progress=steps.append,
     )
     (variant,) = report.variants
-    assert list(report.sweep) == [1, 2] and variant.batch_size in (1, 2) and len(said) > 4
+    assert list(report.sweep) == [1, 2] and variant.batch_size in (1, 2) and len(steps) > 4
     assert variant.flops_s.median == pytest.approx(variant.slices_s.median * report.flops_per_slice)
     peak, flops = report.gemm_flops_s, variant.flops_s
     assert flops.low / peak.high <= variant.peak_share.median <= flops.high / peak.low

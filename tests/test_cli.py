@@ -13,7 +13,7 @@ import pytest
 from prefect_harness import WORDS, break_case, write_case
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.cli.app import app
 from medad_core.models.weights import weights_folder
 
 pytest_plugins = ("prefect_harness",)
@@ -156,7 +156,7 @@ def test_models_and_doctor_say_what_is_there():
 
 
 def test_phantoms_can_be_screened_cases(tmp_path):
-    from medad_core.data.cases import discover
+    from medad_core.data.discovery import discover
 
     assert medad("phantom", tmp_path / "cohort", "--cases", 1, "--seed", 3).exit_code == 0
     assert len(discover(tmp_path / "cohort").cases) == 1

@@ -1,4 +1,4 @@
-"""Who is screened: the cohort file, its splits and what is said of weights that have seen it."""
+"""Who is screened: the cohort file, its splits and the caveats of weights that have seen it."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from test_data_read import AFFINE, SHAPE, brain_array, mask_array, read, save
 
-from medad_core.data import nifti
+from medad_core.data import inflate, nifti
 from medad_core.data.cases import VolumeRef
 from medad_core.data.nifti import hash_whole, open_nifti
 from medad_core.errors import CaseError, StoreError, TruncatedError
@@ -90,7 +90,8 @@ def test_of_a_file_that_goes_on_for_ever_only_the_volume_is_read(tmp_path, good)
 @pytest.mark.parametrize("block", [1, 7, 1000, 1 << 22])
 def test_a_file_is_hashed_and_held_against_its_checksums_wherever_its_blocks_end(tmp_path, good, monkeypatch, block):
     """bgzip writes many gzip members; what follows the last is padding."""
-    monkeypatch.setattr(nifti, "_CHUNK", block)
+    for module in (nifti, inflate):
+        monkeypatch.setattr(module, "BLOCK", block)
     content = gzip.decompress(Path(good.path).read_bytes())
     members = b"".join(gzip.compress(content[start : start + 900], 1) for start in range(0, 9000, 900))
     path = tmp_path / "x.nii.gz"

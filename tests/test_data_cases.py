@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from medad_core.data.cases import discover
+from medad_core.data.discovery import discover
 from medad_core.data.names import parse, patient_of
 from medad_core.errors import UsageError
 
@@ -30,9 +30,9 @@ def ids(root: Path, modality: str = "flair") -> list[str]:
 
 def reasons(root: Path, modality: str = "flair", *, inbox: bool = False) -> dict[str, str]:
     rejected = discover(root, modality, may_be_empty=inbox).rejected
-    found = {item.case_id: item.reason for item in rejected}
-    assert len(found) == len(rejected), rejected
-    return found
+    by_id = {item.case_id: item.reason for item in rejected}
+    assert len(by_id) == len(rejected), rejected
+    return by_id
 
 
 @contextmanager
@@ -81,11 +81,11 @@ def test_visits_of_one_patient_share_the_patient():
 
 def test_brats_2021_folders_are_cases_with_all_modalities_and_mask(tmp_path):
     touch(tmp_path, *(f"B_{n}/B_{n}_{kind}.nii.gz" for n in (2, 1) for kind in ("flair", "t1", "t1ce", "t2", "seg")))
-    found = discover(tmp_path)
-    assert [case.case_id for case in found.cases] == ["B_1", "B_2"]
-    assert sorted(found.cases[0].volumes) == ["flair", "t1", "t1ce", "t2"]
-    assert found.cases[0].mask.path == str(tmp_path / "B_1/B_1_seg.nii.gz")
-    assert found.rejected == ()
+    discovery = discover(tmp_path)
+    assert [case.case_id for case in discovery.cases] == ["B_1", "B_2"]
+    assert sorted(discovery.cases[0].volumes) == ["flair", "t1", "t1ce", "t2"]
+    assert discovery.cases[0].mask.path == str(tmp_path / "B_1/B_1_seg.nii.gz")
+    assert discovery.rejected == ()
 
 
 def test_uncompressed_files_are_cases(tmp_path):
@@ -97,8 +97,8 @@ def test_cases_one_level_deeper_are_found(tmp_path):
 
 
 def test_one_flat_folder_is_grouped_by_name(tmp_path):
-    found = discover(touch(tmp_path, "A_flair.nii.gz", "A_seg.nii.gz", "B_flair.nii.gz"))
-    assert [(case.case_id, case.mask is not None) for case in found.cases] == [("A", True), ("B", False)]
+    discovery = discover(touch(tmp_path, "A_flair.nii.gz", "A_seg.nii.gz", "B_flair.nii.gz"))
+    assert [(case.case_id, case.mask is not None) for case in discovery.cases] == [("A", True), ("B", False)]
 
 
 def test_a_single_case_folder_is_a_cohort_of_one(tmp_path):
@@ -106,9 +106,9 @@ def test_a_single_case_folder_is_a_cohort_of_one(tmp_path):
 
 
 def test_files_that_name_no_case_take_the_folders_name(tmp_path):
-    found = discover(touch(tmp_path, "pat0002/Flair_subtrMeanDivStd.nii.gz", "pat0002/OTMultiClass.nii.gz"))
-    assert found.cases[0].case_id == "pat0002"
-    assert found.cases[0].mask is not None
+    discovery = discover(touch(tmp_path, "pat0002/Flair_subtrMeanDivStd.nii.gz", "pat0002/OTMultiClass.nii.gz"))
+    assert discovery.cases[0].case_id == "pat0002"
+    assert discovery.cases[0].mask is not None
 
 
 def test_msd_channels_follow_dataset_json(tmp_path):
@@ -120,8 +120,8 @@ def test_msd_channels_follow_dataset_json(tmp_path):
         "imagesTs/BRATS_485.nii.gz",
     )
     (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "T1w", "1": "FLAIR"}}))
-    found = discover(tmp_path)
-    assert [(c.case_id, c.volumes["flair"].channel, c.mask is not None) for c in found.cases] == [
+    discovery = discover(tmp_path)
+    assert [(c.case_id, c.volumes["flair"].channel, c.mask is not None) for c in discovery.cases] == [
         ("BRATS_001", 1, True),
         ("BRATS_485", 1, False),
     ]
@@ -152,11 +152,11 @@ def test_msd_with_a_dataset_json_that_is_no_json_is_a_usage_error(tmp_path):
 def test_an_odd_dataset_json_in_an_inbox_concerns_its_own_folder_only(tmp_path, content):
     touch(tmp_path, "A/A_flair.nii.gz", "copy/imagesTr/B.nii.gz", "copy/imagesTs/C.nii.gz", "whole/imagesTr/D.nii.gz")
     (tmp_path / "copy/dataset.json").write_text(content)
-    found = discover(tmp_path, may_be_empty=True)
-    assert [case.case_id for case in found.cases] == ["A", "D"]
+    discovery = discover(tmp_path, may_be_empty=True)
+    assert [case.case_id for case in discovery.cases] == ["A", "D"]
     assert (
         list(reasons(tmp_path, inbox=True)) == ["copy"]
-        and "dataset.json: cannot be understood" in found.rejected[0].reason
+        and "dataset.json: cannot be understood" in discovery.rejected[0].reason
     )
 
 
@@ -186,10 +186,10 @@ def test_cases_beside_msd_images_are_found(tmp_path):
 
 
 def test_hidden_files_are_no_cases(tmp_path):
-    found = discover(
+    discovery = discover(
         touch(tmp_path, "A/A_flair.nii.gz", "A/._A_flair.nii.gz", "__MACOSX/A/A_flair.nii.gz", ".cache/A_flair.nii.gz")
     )
-    assert [case.case_id for case in found.cases] == ["A"] and found.rejected == ()
+    assert [case.case_id for case in discovery.cases] == ["A"] and discovery.rejected == ()
 
 
 def test_the_misnamed_mask_of_brats_2020_belongs_to_its_folders_case(tmp_path):
@@ -210,8 +210,8 @@ def test_a_mask_without_a_name_belongs_to_the_only_case_of_its_folder(tmp_path):
 
 
 def test_derived_files_beside_a_case_are_not_cases(tmp_path):
-    found = discover(touch(tmp_path, "U_1/U_1_FLAIR.nii.gz", "U_1/U_1_FLAIR_bias.nii.gz", "U_1/U_1_brain.nii.gz"))
-    assert [case.case_id for case in found.cases] == ["U_1"] and found.rejected == ()
+    discovery = discover(touch(tmp_path, "U_1/U_1_FLAIR.nii.gz", "U_1/U_1_FLAIR_bias.nii.gz", "U_1/U_1_brain.nii.gz"))
+    assert [case.case_id for case in discovery.cases] == ["U_1"] and discovery.rejected == ()
 
 
 @pytest.mark.parametrize("odd", ["naïve père", "a'b\"c", "x y;rm -rf", "日本", "50%", "a\nb"])
@@ -279,12 +279,12 @@ def test_what_may_be_a_study_and_is_no_case_is_named_once_in_an_inbox(tmp_path):
     slices = [f"IM{number:04d}" for number in range(30)]
     touch(tmp_path, "A/A_flair.nii.gz", *(f"pat7/{series}/{name}" for series in ("1", "2") for name in slices))
     touch(tmp_path, "siteB/C/C_flair.nii.gz", "siteB/pat8/scan.dcm", "upload.zip", "deep/1/2/3/4/D_flair.nii.gz")
-    found = reasons(tmp_path, inbox=True)
-    assert list(found) == ["deep", "pat7", "pat8", tmp_path.name] and ids(tmp_path) == ["A", "C"]
+    named = reasons(tmp_path, inbox=True)
+    assert list(named) == ["deep", "pat7", "pat8", tmp_path.name] and ids(tmp_path) == ["A", "C"]
     assert (
-        "IM0000, IM0001, IM0002, … (60 in all)" in found["pat7"]
-        and "upload.zip" in found[tmp_path.name]
-        and "4/" in found["deep"]
+        "IM0000, IM0001, IM0002, … (60 in all)" in named["pat7"]
+        and "upload.zip" in named[tmp_path.name]
+        and "4/" in named["deep"]
     )
     assert reasons(tmp_path) == {}
 
@@ -339,5 +339,9 @@ def test_wrong_roots_are_usage_errors(tmp_path):
     ],
 )
 def test_real_folders_are_found_whole(shared_data, folder, count, masks):
-    found = discover(shared_data / folder)
-    assert (len(found.cases), sum(case.mask is not None for case in found.cases), found.rejected) == (count, masks, ())
+    discovery = discover(shared_data / folder)
+    assert (len(discovery.cases), sum(case.mask is not None for case in discovery.cases), discovery.rejected) == (
+        count,
+        masks,
+        (),
+    )

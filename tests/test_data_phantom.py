@@ -1,4 +1,4 @@
-"""Phantoms: brains by the numbers, readable like any case, the same for the same seed, and never taken for a patient."""
+"""Phantoms: brains by the numbers, read like any case, the same for the same seed, never taken for a patient."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medad_core.config import DataSettings
-from medad_core.data.cases import discover
+from medad_core.data.discovery import discover
 from medad_core.data.phantom import NOTE, draw_phantom, generate_cohort
 from medad_core.data.read import read_slices
 from medad_core.errors import UsageError
@@ -28,9 +28,9 @@ def cohort(tmp_path_factory):
 
 
 def test_a_cohort_is_found_as_labelled_brats_cases(cohort):
-    found = discover(cohort)
-    assert [case.case_id for case in found.cases] == [f"Phantom_{n:05d}" for n in range(8)]
-    assert all(case.mask for case in found.cases) and found.rejected == ()
+    discovery = discover(cohort)
+    assert [case.case_id for case in discovery.cases] == [f"Phantom_{n:05d}" for n in range(8)]
+    assert all(case.mask for case in discovery.cases) and discovery.rejected == ()
 
 
 def test_one_of_eight_is_lesion_free(cohort):
@@ -64,9 +64,9 @@ def test_the_same_seed_gives_the_same_files_and_another_does_not(tmp_path, cohor
 def test_a_phantom_reads_as_slices_of_a_brain(tmp_path):
     generate_cohort(tmp_path, 1, seed=1)
     (case,) = discover(tmp_path).cases
-    found = read_slices(case, DataSettings())
-    assert found.images.shape == (41, 240, 240)
-    assert 0.22 < found.brain.mean() < 0.36  # 0.25 to 0.33 in BraTS 2021
+    slices = read_slices(case, DataSettings())
+    assert slices.images.shape == (41, 240, 240)
+    assert 0.22 < slices.brain.mean() < 0.36  # 0.25 to 0.33 in BraTS 2021
 
 
 def test_labels_are_brats_labels_inside_the_brain(full):

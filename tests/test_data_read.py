@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from medad_core.config import DataSettings, ScalingSettings
-from medad_core.data.cases import Case, VolumeRef, discover
+from medad_core.data.cases import Case, VolumeRef
+from medad_core.data.discovery import discover
 from medad_core.data.nifti import open_nifti
 from medad_core.data.read import CaseSlices, read_slices
 
@@ -78,11 +79,11 @@ def test_picture_is_anterior_up_and_patient_left_on_the_right(tmp_path):
     array = brain_array()
     canonical = nib.as_closest_canonical(nib.Nifti1Image(array, AFFINE)).get_fdata()  # (R, A, S)
     expected = canonical[::-1, ::-1, FIRST : LAST + 1].transpose(2, 1, 0)  # row 0 is the last A, column 0 the last R
-    found = read(save(array, tmp_path / "flair.nii.gz"))
-    assert np.array_equal(found.brain, expected != 0)
+    slices = read(save(array, tmp_path / "flair.nii.gz"))
+    assert np.array_equal(slices.brain, expected != 0)
     low, high = np.percentile(expected[expected != 0], (0.5, 99.5))
     assert np.array_equal(
-        found.images,
+        slices.images,
         np.where(expected != 0, np.rint(np.clip((expected - low) / (high - low), 0, 1) * 255), 0).astype(np.uint8),
     )
 
@@ -183,8 +184,8 @@ def test_a_slices_pixels_do_not_depend_on_the_range_screened(tmp_path):
 
 
 def test_median_scaling_puts_the_median_at_one_kth(tmp_path):
-    found = read(save(brain_array(), tmp_path / "a.nii.gz"), scaling={"kind": "median", "k": 3.0})
-    assert np.median(found.images[found.brain]) == pytest.approx(255 / 3, abs=1.5)
+    slices = read(save(brain_array(), tmp_path / "a.nii.gz"), scaling={"kind": "median", "k": 3.0})
+    assert np.median(slices.images[slices.brain]) == pytest.approx(255 / 3, abs=1.5)
 
 
 def test_every_label_above_zero_is_tumour(tmp_path):
@@ -207,18 +208,18 @@ def test_a_mask_without_orientation_lies_on_the_volumes_array(tmp_path):
 @pytest.mark.parametrize("folder", ["brats2021", "unlabelled", "odd"])
 def test_real_slices_equal_those_of_a_full_canonical_read(shared_data, folder):
     for case in discover(shared_data / folder).cases[:4]:
-        found = read_slices(case, DataSettings())
+        slices = read_slices(case, DataSettings())
         canonical = np.asanyarray(nib.as_closest_canonical(nib.load(case.volumes["flair"].path)).dataobj)
         full = canonical[::-1, ::-1, 60:101].transpose(2, 1, 0)
         background = canonical[0, 0, 0]
-        assert np.array_equal(found.brain, full != background), case.case_id
-        order = np.argsort(full[found.brain], kind="stable")
-        assert (np.diff(found.images[found.brain][order].astype(int)) >= 0).all(), (
+        assert np.array_equal(slices.brain, full != background), case.case_id
+        order = np.argsort(full[slices.brain], kind="stable")
+        assert (np.diff(slices.images[slices.brain][order].astype(int)) >= 0).all(), (
             case.case_id
         )  # scaling keeps the order of intensities
         if case.mask:
             labels = np.asanyarray(nib.as_closest_canonical(nib.load(case.mask.path)).dataobj)
-            assert np.array_equal(found.masks, labels[::-1, ::-1, 60:101].transpose(2, 1, 0) > 0), case.case_id
+            assert np.array_equal(slices.masks, labels[::-1, ::-1, 60:101].transpose(2, 1, 0) > 0), case.case_id
 
 
 def test_a_ras_file_gives_the_picture_of_its_lps_twin(shared_data, tmp_path):

@@ -1,4 +1,4 @@
-"""The patient split: nobody twice, nobody lost, and patients with tumour-free slices in every split that they can fill."""
+"""The patient split: nobody twice, nobody lost, tumour-free slices in every split that their few patients can fill."""
 
 from __future__ import annotations
 

@@ -11,11 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.orchestrator import check_runner
-from flows.preflight import check_orchestration, check_screening
+from flows.orchestrator import check_orchestration, check_runner
 from flows.screen import screen
 from flows.stages import maps, slices
-from medad_core.config import FlowSettings, load_settings, settings_to_yaml
+from medad_core.config import FlowSettings, load_settings
 from medad_core.errors import ConfigError, StoreError, UsageError
 from medad_core.faults.classify import can_heal
 from medad_core.llm.transformers_engine import TransformersEngine
@@ -86,7 +85,7 @@ def test_every_case_of_every_stage_is_accounted_for(screened):
 
 def test_second_run_of_a_finished_run_makes_no_forward_pass_and_loads_no_model(screened, calls):
     before = pd.read_parquet(screened.outcome.predictions)
-    outcome = screen(screened.data, screened.run, screened.text)
+    outcome = screen(screened.data, screened.run, screened.settings)
     assert calls == {}
     pd.testing.assert_frame_equal(pd.read_parquet(outcome.predictions), before)
 
@@ -94,7 +93,7 @@ def test_second_run_of_a_finished_run_makes_no_forward_pass_and_loads_no_model(s
 def test_a_lost_part_is_made_again_and_only_that_part(screened, copied, calls):
     (Path(copied) / "maps" / "part-00001.parquet").unlink()
     before = stage_of(screened.run, "maps").read()
-    screen(screened.data, copied, screened.text)
+    screen(screened.data, copied, screened.settings)
     assert calls == {"encoder": 1, "encoder loaded": 1, "decoder": 1}
     assert stage_of(copied, "maps").read().equals(before)
 
@@ -103,22 +102,22 @@ def test_a_flow_fails_when_one_of_its_tasks_fails_and_the_next_run_goes_on(scree
     (Path(copied) / "maps" / "part-00001.parquet").unlink()
     with monkeypatch.context() as patch, pytest.raises(ValueError, match="broken on purpose"):
         patch.setattr(maps_stage, "run_parts", _raising(ValueError("broken on purpose"), times=9))
-        maps(copied, screened.text)
+        maps(copied, screened.settings)
     assert not stage_of(copied, "maps").is_finished()
-    assert maps(copied, screened.text).finished
+    assert maps(copied, screened.settings).finished
 
 
 def test_a_task_is_tried_again_only_where_that_can_help(screened, copied, monkeypatch):
     (Path(copied) / "maps" / "part-00001.parquet").unlink()
     stutter = _raising(TimeoutError("the disk was slow"), times=1)
     monkeypatch.setattr(maps_stage, "run_parts", stutter)
-    assert maps(copied, screened.text).finished
+    assert maps(copied, screened.settings).finished
     assert stutter.calls == 2
     (Path(copied) / "maps" / "part-00001.parquet").unlink()
     wrong = _raising(ConfigError("a wrong key"), times=9)
     monkeypatch.setattr(maps_stage, "run_parts", wrong)
     with pytest.raises(ConfigError):
-        maps(copied, screened.text)
+        maps(copied, screened.settings)
     assert wrong.calls == 1
 
 
@@ -134,10 +133,10 @@ def _raising(error: Exception, times: int, original=maps_stage.run_parts):
 
 
 def test_a_changed_setting_is_refused_in_a_finished_run_naming_the_field(screened, copied):
-    text = settings_to_yaml(load_settings(None, [*screened.words, "data.last_slice=63"]))
+    settings = load_settings(None, [*screened.words, "data.last_slice=63"])
     before = (Path(copied) / "run.json").read_bytes()
     with pytest.raises(StoreError, match=r"data\.last_slice"):
-        screen(screened.data, copied, text)
+        screen(screened.data, copied, settings)
     assert (Path(copied) / "run.json").read_bytes() == before, (
         "a command that was refused changed what the run says of itself"
     )
@@ -147,8 +146,8 @@ def test_processes_give_the_rows_that_threads_give(screened, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     shutil.copy(Path(screened.run) / "cohort.json", run)
-    text = settings_to_yaml(load_settings(None, [*screened.words, "flow.runner=process", "flow.max_workers=2"]))
-    assert slices(str(run), text).finished
+    settings = load_settings(None, [*screened.words, "flow.runner=process", "flow.max_workers=2"])
+    assert slices(str(run), settings).finished
     assert stage_of(str(run), "slices").read().equals(stage_of(screened.run, "slices").read())
 
 
@@ -173,12 +172,12 @@ def test_ray_is_refused_where_its_tasks_would_need_a_gpu(monkeypatch):
                 check_orchestration(load_settings(None, ["flow.runner=ray", *words]))
 
 
-def test_a_server_that_does_not_answer_is_named_before_the_run(screened, tmp_path):
+def test_a_server_that_does_not_answer_is_named_before_the_run(screened):
     with (
         temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
         pytest.raises(UsageError, match="no Prefect server answers"),
     ):
-        check_screening(screened.data, str(tmp_path / "run"), screened.settings)
+        check_orchestration(screened.settings)
 
 
 @given(st.lists(st.integers(0, 10**6), unique=True, max_size=40).map(sorted), st.integers(1, 12))

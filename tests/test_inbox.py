@@ -290,7 +290,7 @@ def test_a_case_that_changes_while_its_batch_runs_is_not_committed(cohort, inbox
     "do",
     [
         lambda path, _: path.chmod(0o600),
-        lambda path, backup: os.link(path, backup),
+        os.link,
         lambda path, backup: path.write_bytes(path.read_bytes()),
     ],
 )

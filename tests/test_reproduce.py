@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prefect_harness import write_case
 
-from medad_core.config import SplitSettings, load_settings, settings_to_yaml
+from medad_core.config import SplitSettings, load_settings
 from medad_core.data.location import CELLS
 from medad_core.data.names import patient_of
 from medad_core.errors import ConfigError, MedadError, StoreError
@@ -516,7 +516,7 @@ def reproduced(server, cases, tmp_path_factory):
     from flows.reproduce import reproduce
 
     out = tmp_path_factory.mktemp("reproduced")
-    return out, reproduce(str(cases), str(out), settings_to_yaml(load_settings(None, TINY)))
+    return out, reproduce(str(cases), str(out), load_settings(None, TINY))
 
 
 def test_every_row_of_the_table_has_its_numbers(reproduced):
@@ -596,7 +596,7 @@ def test_run_again_it_does_nothing_twice_and_more_seeds_add_only_theirs(reproduc
         lambda *args, **kwargs: trained.append(args[3]) or train_decoder(*args, **kwargs),
     )
     words = [*TINY, "reproduce.seeds=[0, 1]", "reproduce.rows=[brightness, majority, memory-autoencoder, without-llm]"]
-    again = reproduce(str(cases), str(out), settings_to_yaml(load_settings(None, words)))
+    again = reproduce(str(cases), str(out), load_settings(None, words))
     assert again.failed == ()
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert trained == [1]
@@ -664,7 +664,7 @@ def test_without_segmentations_every_row_says_so(server, tmp_path):
     with pytest.raises(
         RowsFailed, match="rows of the table failed"
     ) as failed:  # so that the run is no success to Prefect
-        reproduce(str(tmp_path / "bare"), str(tmp_path / "out"), settings_to_yaml(load_settings(None, TINY)))
+        reproduce(str(tmp_path / "bare"), str(tmp_path / "out"), load_settings(None, TINY))
     made = failed.value.made
     assert set(dict(made.failed)) == set(ROWS)
     assert all(reason == "no case with a segmentation could be used" for _, reason in made.failed)
@@ -677,7 +677,7 @@ def test_the_same_study_refuses_other_cases(reproduced, cases, server, tmp_path)
     other = tmp_path / "other"
     write_case(other, "BraTS2021_00099", seed=1)
     with pytest.raises(MedadError, match="was made of other data"):
-        reproduce(str(other), str(reproduced[0]), settings_to_yaml(load_settings(None, TINY)))
+        reproduce(str(other), str(reproduced[0]), load_settings(None, TINY))
 
 
 def test_study_file_holds_no_path_outside_and_reads_back(reproduced):

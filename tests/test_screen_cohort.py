@@ -12,9 +12,9 @@ import pytest
 from prefect_harness import AFFINE, SIZE, WORDS
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.cli.app import app
 from flows.screen import screen_cohort
-from medad_core.config import load_settings, settings_to_yaml
+from medad_core.config import load_settings
 from medad_core.faults.suspect import Suspect
 from medad_core.inbox.folder import CohortFolder
 from medad_core.inbox.lock import locked
@@ -23,7 +23,7 @@ from medad_core.stages import slices
 
 pytest_plugins = ("prefect_harness",)
 COHORT_WORDS = [*WORDS, "inbox.settle_s=0"]
-TEXT = settings_to_yaml(load_settings(None, COHORT_WORDS))
+SETTINGS = load_settings(None, COHORT_WORDS)
 
 
 def without_brain(root: Path, case_id: str) -> None:
@@ -40,11 +40,11 @@ def nights(server, tiny_cohort, tmp_path_factory):
     inbox, cohort = tmp_path_factory.mktemp("inbox"), tmp_path_factory.mktemp("nights") / "cohort"
     for number in (0, 1):
         shutil.copytree(tiny_cohort / f"BraTS2021_{number:05d}", inbox / f"BraTS2021_{number:05d}")
-    first = screen_cohort(str(inbox), str(cohort), TEXT)
+    first = screen_cohort(str(inbox), str(cohort), SETTINGS)
     for number in (2, 3):
         shutil.copytree(tiny_cohort / f"BraTS2021_{number:05d}", inbox / f"BraTS2021_{number:05d}")
     without_brain(inbox, "BraTS2021_00009")
-    second = screen_cohort(str(inbox), str(cohort), TEXT)
+    second = screen_cohort(str(inbox), str(cohort), SETTINGS)
     return inbox, cohort, first, second
 
 
@@ -67,9 +67,9 @@ def test_nights_on_which_every_new_case_is_rejected_do_not_block_the_cohort(nigh
     inbox, cohort = nights[:2]
     without_brain(inbox, "BraTS2021_00010")
     before = pd.read_parquet(cohort / "predictions.parquet")
-    outcome = screen_cohort(str(inbox), str(cohort), TEXT)
+    outcome = screen_cohort(str(inbox), str(cohort), SETTINGS)
     assert [(batch.screened, batch.rejected) for batch in outcome.batches] == [(0, 1)]
-    assert not screen_cohort(str(inbox), str(cohort), TEXT).batches
+    assert not screen_cohort(str(inbox), str(cohort), SETTINGS).batches
     pd.testing.assert_frame_equal(pd.read_parquet(cohort / "predictions.parquet"), before)
     assert "brain" in CohortFolder(cohort).histories()["BraTS2021_00010"][-1].reason
 
@@ -139,10 +139,10 @@ def test_a_study_that_cannot_be_told_from_a_broken_machine_does_not_hold_up_thos
     shutil.copytree(tiny_cohort / "BraTS2021_00000", inbox / "BraTS2021_00000")
     for _ in range(2):  # the second finds the batch of the first
         with pytest.raises(Suspect):
-            screen_cohort(str(inbox), str(cohort), TEXT)
+            screen_cohort(str(inbox), str(cohort), SETTINGS)
     assert not CohortFolder(cohort).batches()
     shutil.copytree(tiny_cohort / "BraTS2021_00001", inbox / "BraTS2021_00001")
-    assert screened_and_rejected(screen_cohort(str(inbox), str(cohort), TEXT)) == [(1, 0), (0, 1)]
+    assert screened_and_rejected(screen_cohort(str(inbox), str(cohort), SETTINGS)) == [(1, 0), (0, 1)]
     assert QUARANTINED in CohortFolder(cohort).histories()["BraTS2021_00000"][-1].reason
     assert set(pd.read_parquet(cohort / "predictions.parquet")["case_id"]) == {"BraTS2021_00001"}
 
@@ -154,7 +154,7 @@ def test_studies_that_shared_the_part_of_one_that_cannot_be_made_are_screened_th
     inbox, cohort = tmp_path / "inbox", tmp_path / "cohort"
     for number in (0, 1, 3):
         shutil.copytree(tiny_cohort / f"BraTS2021_{number:05d}", inbox / f"BraTS2021_{number:05d}")
-    text = settings_to_yaml(load_settings(None, [*COHORT_WORDS, "data.cases_per_part=4"]))
-    assert screened_and_rejected(screen_cohort(str(inbox), str(cohort), text)) == [(0, 3)]
-    assert screened_and_rejected(screen_cohort(str(inbox), str(cohort), text)) == [(2, 1)]
+    settings = load_settings(None, [*COHORT_WORDS, "data.cases_per_part=4"])
+    assert screened_and_rejected(screen_cohort(str(inbox), str(cohort), settings)) == [(0, 3)]
+    assert screened_and_rejected(screen_cohort(str(inbox), str(cohort), settings)) == [(2, 1)]
     assert set(pd.read_parquet(cohort / "predictions.parquet")["case_id"]) == {"BraTS2021_00001", "BraTS2021_00003"}

@@ -23,13 +23,15 @@ from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_WHEN_MISSIN
 from prefect_harness import WORDS, Screened
 from test_notify import Hook
 
-from flows import visible
-from flows.artifacts import kind_of, progress_line, progress_shown
+from flows import artifacts as artifacts_module
+from flows import courtesy, outcome
+from flows.artifacts import kind_of, name_parts, progress_line, progress_shown
 from flows.gpu import LIMIT, gpu_slot
+from flows.outcome import outcome_reported
 from flows.screen import screen
 from flows.stages import maps
-from medad_core.config import Settings, load_settings, settings_to_yaml
-from medad_core.store import PART_STAGES, Progress, stage_of
+from medad_core.config import Settings, load_settings
+from medad_core.store import PART_STAGES, StageProgress, stage_of
 
 pytest_plugins = ("prefect_harness",)
 
@@ -39,8 +41,8 @@ def shown(server, tiny_cohort, tmp_path_factory) -> Screened:
     """A run and a cohort whose names no other test has: they all share the server."""
     folder = tmp_path_factory.mktemp("visible")
     data, run = shutil.copytree(tiny_cohort, folder / "seen"), folder / "visible"
-    text = settings_to_yaml(load_settings(None, WORDS))
-    return Screened(str(data), str(run), WORDS, screen(str(data), str(run), text))
+    settings = load_settings(None, WORDS)
+    return Screened(str(data), str(run), WORDS, screen(str(data), str(run), settings))
 
 
 def artifacts(key: str) -> list:
@@ -86,7 +88,7 @@ def test_runs_are_named_and_tagged_by_cohort(shown):
     assert tasks and not any(task.tags for task in tasks), "a tag of a task is a slot that the server has to give"
 
 
-def test_what_the_core_says_is_in_the_log_of_the_run(shown):
+def test_what_the_core_logs_is_in_the_log_of_the_run(shown):
     (stage, *_) = runs("slices-visible")
     with get_client(sync_client=True) as client:
         said = [log.message for log in client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[stage.id])))]
@@ -95,14 +97,14 @@ def test_what_the_core_says_is_in_the_log_of_the_run(shown):
 
 @flow(name="screen-cohort")
 def ending(settings: dict, fails: bool = False) -> None:
-    with told("screen-cohort", "ward", Settings.model_validate(settings)) as telling:
-        telling.counts = {"cases_screened": 2}
+    with outcome_reported("screen-cohort", "ward", Settings.model_validate(settings)) as report:
+        report.counts = {"cases_screened": 2}
         if fails:
             raise ValueError("/data/BraTS2021_00000 is damaged")
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_webhook_hears_how_a_flow_ended_and_only_numbers(server, fails):
+def test_the_webhook_is_given_how_a_flow_ended_and_only_numbers(server, fails):
     with Hook(200) as hook:
         state = ending({"notify": {"webhook": hook.url}}, fails, return_state=True)
     assert state.is_failed() == fails
@@ -116,29 +118,35 @@ def test_the_webhook_hears_how_a_flow_ended_and_only_numbers(server, fails):
     }
 
 
-def test_a_run_told_to_end_does_not_wait_for_its_webhook():
+def test_a_run_asked_to_end_does_not_wait_for_its_webhook():
     with Hook(0) as hook, temporary_settings(restore_defaults={PREFECT_API_URL}), pytest.raises(KeyboardInterrupt):
         started = time.monotonic()
-        with told("screen", "run", Settings.model_validate({"notify": {"webhook": hook.url}})):
+        with outcome_reported("screen", "run", Settings.model_validate({"notify": {"webhook": hook.url}})):
             raise KeyboardInterrupt
-    assert time.monotonic() - started < visible.HURRY_S + 2 and hook.bodies[0]["event"] == "failed"
+    assert time.monotonic() - started < outcome.SHORT_TIMEOUT_S + 2 and hook.bodies[0]["event"] == "failed"
 
 
 def test_a_server_that_is_away_costs_a_run_seconds_and_nothing_else(shown, monkeypatch, caplog):
-    monkeypatch.setattr(visible, "PATIENCE_S", 1.0)
+    for module in (artifacts_module, courtesy):
+        monkeypatch.setattr(module, "PATIENCE_S", 1.0)
     started = time.monotonic()
     away = {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW: "ignore"}
-    with temporary_settings(away), told("screen", "run", Settings()), progress_shown(stage_of(shown.run, "maps")):
+    with (
+        temporary_settings(away),
+        outcome_reported("screen", "run", Settings()),
+        progress_shown(stage_of(shown.run, "maps")),
+    ):
         pass
     assert time.monotonic() - started < 5
     assert "the Prefect server does not show this" in caplog.text
 
 
 def test_without_a_server_nothing_is_shown(shown, monkeypatch):
-    monkeypatch.setattr(visible, "_in_background", lambda *_: pytest.fail("a thread for nobody"))
+    for module in (artifacts_module, courtesy):
+        monkeypatch.setattr(module, "in_background", lambda *_: pytest.fail("a thread for nobody"))
     with (
         temporary_settings(restore_defaults={PREFECT_API_URL}),
-        told("screen", "run", Settings()),
+        outcome_reported("screen", "run", Settings()),
         progress_shown(stage_of(shown.run, "maps")),
     ):
         pass
@@ -149,7 +157,7 @@ def test_progress_follows_the_files_while_parts_complete(shown, tmp_path, monkey
     record = run / "maps" / "_parts" / "00001.json"
     kept = record.read_bytes()
     record.unlink()
-    monkeypatch.setattr(visible, "LOOK_S", 0.05)
+    monkeypatch.setattr(artifacts_module, "LOOK_S", 0.05)
     stage = stage_of(str(run), "maps")
 
     @flow
@@ -169,12 +177,12 @@ def test_progress_follows_the_files_while_parts_complete(shown, tmp_path, monkey
 
 def test_a_finished_stage_run_again_changes_nothing_it_shows(shown):
     before = len(artifacts("maps-visible"))
-    assert maps(shown.run, shown.text).finished
+    assert maps(shown.run, shown.settings).finished
     assert len(artifacts("maps-visible")) == before + 1
 
 
-def _progress(done: int, failed: int = 0) -> Progress:
-    return Progress(
+def _progress(done: int, failed: int = 0) -> StageProgress:
+    return StageProgress(
         stage="maps",
         parts=8,
         parts_done=(done + failed) // 4,
@@ -195,8 +203,8 @@ def test_time_left_is_that_of_the_pace_since_the_first_look():
 
 
 def test_a_batch_is_called_by_its_cohort():
-    assert words_of("/data/ward/batches/00003/") == ("ward", "00003")
-    assert words_of("s3://bucket/run") == ("run",) and words_of("batches/00003") == ("00003",)
+    assert name_parts("/data/ward/batches/00003/") == ("ward", "00003")
+    assert name_parts("s3://bucket/run") == ("run",) and name_parts("batches/00003") == ("00003",)
 
 
 @pytest.mark.parametrize(

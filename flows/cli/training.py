@@ -29,7 +29,7 @@ def train(
     out = absolute(out)
     terminals = consoles(online=not settings.models.offline)
     from flows.cli.progress import following
-    from medad_core.data.cases import discover
+    from medad_core.data.discovery import discover
 
     discover(data, settings.data.modality)
     check_writable(out)
@@ -71,7 +71,7 @@ def reproduce(
     out = absolute(out)
     terminals = consoles(online=not settings.models.offline)
     from flows.cli.progress import following
-    from medad_core.data.cases import discover
+    from medad_core.data.discovery import discover
 
     discover(data, settings.data.modality)
     check_writable(out)

@@ -23,7 +23,7 @@ import pyarrow as pa
 from medad_core.benchmark.memory import peak_mb
 from medad_core.benchmark.spread import Spread
 from medad_core.config import Settings
-from medad_core.data.cases import discover
+from medad_core.data.discovery import discover
 from medad_core.errors import MedadError
 from medad_core.run.cohort import Cohort, File, Member, open_cohort, write_cohort
 from medad_core.run.info import RunInfo, write_run_info

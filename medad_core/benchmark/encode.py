@@ -1,76 +1,43 @@
 """How fast slices become maps, and how near that is to what the device can do: `medad benchmark encode`.
 
-One decision: every ratio is of things measured turn by turn in the same run: the encoder beside the fastest matrix product of
-its precision, and the stage `maps`, reading and writing included, beside the loop that most published code runs.
+One decision: every ratio is of things measured turn by turn in the same run. The encoder is measured beside the fastest
+matrix product of its precision, and the stage `maps`, reading and writing included, beside the loop that most published
+code runs.
 """
 
 from __future__ import annotations
 
 import logging
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 
+from medad_core.benchmark.effort import EFFORT, Effort
 from medad_core.benchmark.flops import flops_per_slice, shape_of
-from medad_core.benchmark.generated import SIDE, bytes_per_slice, models_of, text_of, write_run
-from medad_core.benchmark.timing import Spread, Work, best_gemm, in_turns, rate
+from medad_core.benchmark.generated import SIDE, models_of
+from medad_core.benchmark.maps_stage import Progress, measure_stage
+from medad_core.benchmark.spread import Spread
+from medad_core.benchmark.timing import Work, best_gemm, in_turns, rate
 from medad_core.config import Settings
 from medad_core.models.blocks import PRECISIONS
-from medad_core.models.decoder import image_scores, peaks, render_maps
 from medad_core.models.device import device_of, precision_of, settle_torch
-from medad_core.stages import maps
-from medad_core.stages.batches import batches_of, read_cases
 from medad_core.stages.loading import MapModels
-from medad_core.store import stage_of
 
 log = logging.getLogger(__name__)
-Progress = Callable[[str], None]
-PLAIN, COMPILED = "plain", "compiled"
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is measured: batch sizes tried, rounds and their least seconds, and at most so many generated cases, slices of each, and
-    slices of the naive loop; a slow model gets as few slices as fill `stage_s` seconds a round, and no batch that takes longer than a sixth of it."""
-
-    batches: tuple[int, ...]
-    rounds: int
-    least_s: float
-    cases: int
-    slices: int
-    naive_slices: int
-    stage_rounds: int
-    stage_s: float = 30.0
-
-    def for_rate(self, slices_s: float) -> Effort:
-        """The same for an encoder of so many slices a second. The naive loop is given a quarter of the time, at our rate."""
-        each = max(1, round(slices_s * self.stage_s / self.cases))
-        return replace(
-            self,
-            slices=min(self.slices, each),
-            naive_slices=min(self.naive_slices, max(2, round(slices_s * self.stage_s / 4))),
-        )
-
-
-EFFORT = {
-    "cuda": Effort(
-        (1, 8, 16, 32, 64, 128, 256, 512), rounds=7, least_s=1.0, cases=96, slices=41, naive_slices=100, stage_rounds=3
-    ),
-    "cpu": Effort((1, 2, 4, 8, 16, 32), rounds=5, least_s=2.0, cases=2, slices=41, naive_slices=10, stage_rounds=3),
-    "mps": Effort((1, 8, 16, 32, 64), rounds=5, least_s=1.0, cases=8, slices=41, naive_slices=30, stage_rounds=3),
-}
+PLAIN = "plain"
+COMPILED = "compiled"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """The encoder alone, on slices that lie on the device: slices and FLOP a second, and shares of the GEMM peak measured turn by turn
-    with it. The first call holds what compiling takes."""
+    """The encoder alone, on slices that lie on the device: slices and FLOP a second.
+
+    `peak_share` is of the matrix product measured turn by turn with it. The first call holds what compiling takes.
+    """
 
     name: str
     batch_size: int
@@ -82,8 +49,11 @@ class Variant:
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """All that was measured. Rates are a second, shares are of 1; `gemm_flops_s` is of the turns beside the plain encoder, and
-    `stage_peak_share` is of its median. `read_share` is how much of the stage's time its reader is busy, in a thread of its own."""
+    """All that was measured. Rates are a second, shares are of 1.
+
+    `gemm_flops_s` is of the turns beside the plain encoder, and `stage_peak_share` is of its median. `read_share` is
+    how much of the stage's time its reader is busy, in a thread of its own.
+    """
 
     model: str
     device: str
@@ -106,6 +76,17 @@ class EncodeReport:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Bench:
+    """What the encoder is measured with: operations of a slice, and the matrix product beside it."""
+
+    models: MapModels
+    flops_per_slice: int
+    gemm_side: int
+    multiply: Work
+    effort: Effort
+
+
 def benchmark_encode(
     model: str,
     settings: Settings,
@@ -113,32 +94,32 @@ def benchmark_encode(
     effort: Effort | None = None,
     progress: Progress = log.info,
 ) -> EncodeReport:
-    """Measure `model`: one of `SIZES` with random weights, or what `models.encoder` takes. `compiled` None: also compiled where there is a GPU.
+    """Measure `model`: one of `SIZES` with random weights, or what `models.encoder` takes.
 
-    Raises UsageError for a device that is not there, WeightsError for a model that is not.
+    `compiled` None: also compiled where there is a GPU. Raises UsageError for a device that is not there, WeightsError
+    for a model that is not.
     """
     started = time.perf_counter()
     settle_torch(settings)
     torch.manual_seed(0)
-    device, precision = torch.device(device_of(settings)), precision_of(settings)
+    device = torch.device(device_of(settings))
+    precision = precision_of(settings)
     effort = effort or EFFORT[device.type]
     progress(f"building {model}")
     models = models_of(model, str(device), precision, settings.models)
     cost = flops_per_slice(shape_of(models.encoder))
     progress("the fastest matrix product")
     side, multiply = best_gemm(PRECISIONS[precision], device, effort.least_s / 2)
-    sweep = _sweep(models, effort, progress)
+    bench = _Bench(models, cost, side, multiply, effort)
+    sweep = _sweep(bench, progress)
     batch = max(sweep, key=sweep.__getitem__)
-    measure = partial(_variant, models, batch, cost, side, multiply, effort)
-    progress(f"encoder at batch {batch} beside the product")
-    plain, peak = measure(PLAIN)
-    variants = [plain]
-    if compiled or (compiled is None and device.type == "cuda"):
-        progress("compiling the encoder")
-        variants += _compiled(models, plain, measure)
+    compiles = device.type == "cuda" if compiled is None else compiled
+    variants, peak = _measure_variants(bench, batch, compiles, progress)
     best = max(variants, key=lambda variant: variant.slices_s.median)
-    with tempfile.TemporaryDirectory(prefix="medad-benchmark-") as run:
-        stage = _stage_and_naive(run, model, models, settings, batch, effort.for_rate(best.slices_s.median), progress)
+    stage_effort = effort.for_rate(best.slices_s.median)
+    best_settings = settings.model_copy(update={"models": settings.models.model_copy(update={"batch_size": batch})})
+    with tempfile.TemporaryDirectory(prefix="medad-benchmark-") as folder:
+        stage = measure_stage(folder, model, models, best_settings, stage_effort, progress)
     return EncodeReport(
         model=model,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
@@ -149,132 +130,81 @@ def benchmark_encode(
         gemm_side=side,
         gemm_flops_s=peak,
         sweep=sweep,
-        variants=tuple(variants),
+        variants=variants,
         stage_variant=best.name,
-        stage_peak_share=stage["stage_slices_s"].median * cost / peak.median,
+        stage_peak_share=stage.stage_slices_s.median * cost / peak.median,
         seconds=time.perf_counter() - started,
-        **stage,
+        **vars(stage),
     )
 
 
-def _pictures(count: int, device: torch.device) -> torch.Tensor:
-    return torch.randint(0, 256, (count, SIDE, SIDE), dtype=torch.uint8, device=device)
+def _encode_work(models: MapModels, count: int) -> Work:
+    """A call that encodes `count` random slices that lie on the device."""
+    pictures = torch.randint(0, 256, (count, SIDE, SIDE), dtype=torch.uint8, device=models.device)
+    return partial(models.encoder.encode, pictures)
 
 
-def _sweep(models: MapModels, effort: Effort, progress: Progress) -> dict[int, float]:
-    """Slices a second of the encoder by batch size, up to the first that memory does not hold or that takes too long."""
-    found: dict[int, float] = {}
+def _sweep(bench: _Bench, progress: Progress) -> dict[int, float]:
+    """Slices a second of the encoder by batch size, up to the first that is too large for memory or takes too long."""
+    device = bench.models.device
+    effort = bench.effort
+    slices_s: dict[int, float] = {}
     for size in effort.batches:
         progress(f"encoder at batch {size}")
-        work = partial(models.encoder.encode, _pictures(size, models.device))
+        encode = _encode_work(bench.models, size)
         try:
-            work()
-            found[size] = size * rate(work, models.device, effort.least_s)
-            if size / found[size] > effort.stage_s / 6:
-                break
+            encode()
+            slices_s[size] = size * rate(encode, device, effort.least_s)
         except torch.OutOfMemoryError:
             log.warning("batch %d does not fit", size)
             break
-    return found
+        if size / slices_s[size] > effort.stage_s / 6:
+            break
+    return slices_s
 
 
-def _variant(
-    models: MapModels, batch: int, cost: int, side: int, multiply: Work, effort: Effort, name: str
-) -> tuple[Variant, Spread]:
-    """The encoder and the matrix product in turns, and the peak that the product showed meanwhile."""
-    encode, started = partial(models.encoder.encode, _pictures(batch, models.device)), time.perf_counter()
+def _measure_variants(
+    bench: _Bench, batch: int, compiles: bool, progress: Progress
+) -> tuple[tuple[Variant, ...], Spread]:
+    """The encoder plain, and compiled where it `compiles`; and the peak of the product beside the plain one."""
+    progress(f"encoder at batch {batch} beside the product")
+    plain, peak = _measure(bench, batch, PLAIN)
+    if not compiles:
+        return (plain,), peak
+    progress("compiling the encoder")
+    return (plain, *_compiled(bench, plain)), peak
+
+
+def _measure(bench: _Bench, batch: int, name: str) -> tuple[Variant, Spread]:
+    """The encoder and the matrix product in turns, and the peak in FLOP a second that the product showed meanwhile."""
+    encode = _encode_work(bench.models, batch)
+    started = time.perf_counter()
     encode()
-    first = time.perf_counter() - started
-    rates = in_turns({"encoder": encode, "product": multiply}, models.device, effort.rounds, effort.least_s)
-    slices, peak = [calls * batch for calls in rates["encoder"]], [calls * 2 * side**3 for calls in rates["product"]]
-    flops = [count * cost for count in slices]
-    shares = [ours / best for ours, best in zip(flops, peak, strict=True)]
-    return Variant(name, batch, Spread.of(slices), Spread.of(flops), Spread.of(shares), first), Spread.of(peak)
+    first_call_s = time.perf_counter() - started
+    works: dict[str, Work] = {"encoder": encode, "product": bench.multiply}
+    calls_s = in_turns(works, bench.models.device, bench.effort.rounds, bench.effort.least_s)
+    slices = [calls * batch for calls in calls_s["encoder"]]
+    flops = [count * bench.flops_per_slice for count in slices]
+    peaks = [calls * 2 * bench.gemm_side**3 for calls in calls_s["product"]]
+    shares = [ours / peak for ours, peak in zip(flops, peaks, strict=True)]
+    variant = Variant(name, batch, Spread.of(slices), Spread.of(flops), Spread.of(shares), first_call_s)
+    return variant, Spread.of(peaks)
 
 
-def _compiled(models: MapModels, plain: Variant, measure: Callable[[str], tuple[Variant, Spread]]) -> list[Variant]:
-    """The same with `models.compile`, which the encoder keeps where it is faster. Where it cannot be had (no compiler, no Triton), the report goes without."""
-    forwards, found = [block.forward for block in models.encoder.blocks], []
-    models.encoder.compile_blocks()
+def _compiled(bench: _Bench, plain: Variant) -> list[Variant]:
+    """The same with `models.compile`, which the encoder keeps where it is faster.
+
+    Where it cannot be had (no compiler, no Triton), the report goes without.
+    """
+    blocks = bench.models.encoder.blocks
+    plain_forwards: list[Callable] = [block.forward for block in blocks]
+    variants: list[Variant] = []
+    bench.models.encoder.compile_blocks()
     try:
-        found.append(measure(COMPILED)[0])
+        variants.append(_measure(bench, plain.batch_size, COMPILED)[0])
     except (RuntimeError, OSError) as error:
         log.warning("torch.compile does not work here: %s", str(error).splitlines()[0])
-    if not found or found[0].slices_s.median < plain.slices_s.median:
-        for block, forward in zip(models.encoder.blocks, forwards, strict=True):
+    if not variants or variants[0].slices_s.median < plain.slices_s.median:
+        for block, forward in zip(blocks, plain_forwards, strict=True):
             block.forward = forward
-    return found
-
-
-def _stage_and_naive(
-    run: str, model: str, models: MapModels, settings: Settings, batch: int, effort: Effort, progress: Progress
-) -> dict:
-    """The stage `maps` from Parquet to Parquet beside the naive loop from Parquet to scores, in turns; and reading alone."""
-    progress(f"writing {effort.cases} generated cases")
-    parts, total = write_run(run, effort.cases, effort.slices), effort.cases * effort.slices
-    settings = settings.model_copy(update={"models": settings.models.model_copy(update={"batch_size": batch})})
-    slices = stage_of(run, "slices")
-    case_ids = [case_id for part in slices.plan().parts for case_id in part.inputs]
-    progress("reading alone")
-    reading = (
-        rate(
-            lambda: _exhaust(batches_of(read_cases(slices, case_ids), batch, models.device.type == "cuda")),
-            models.device,
-            effort.least_s,
-        )
-        * total
-    )
-    progress("stage maps beside the naive loop")
-    text = text_of(model, str(models.device), models.encoder.precision)
-    works = {
-        "stage": partial(maps.run_parts, run, settings, range(parts), models=models),
-        "naive": partial(naive_loop, run, case_ids, effort.naive_slices, models, text, settings),
-    }
-    rates = in_turns(works, models.device, effort.stage_rounds, 0.0)
-    stage, naive = (
-        [calls * total for calls in rates["stage"]],
-        [calls * effort.naive_slices for calls in rates["naive"]],
-    )
-    return {
-        "stage_slices_s": Spread.of(stage),
-        "read_bytes_per_slice": bytes_per_slice(slices),
-        "read_slices_s": reading,
-        "read_share": statistics.median(stage) / reading,
-        "naive_slices_s": Spread.of(naive),
-        "speed_up": Spread.of([ours / theirs for ours, theirs in zip(stage, naive, strict=True)]),
-    }
-
-
-def _exhaust(items: Iterator) -> None:
-    for _ in items:
-        pass
-
-
-@torch.inference_mode()
-def naive_loop(
-    run: str,
-    case_ids: Sequence[str],
-    count: int,
-    models: MapModels,
-    text: Callable[[], torch.Tensor],
-    settings: Settings,
-) -> list[float]:
-    """Scores of `count` slices as METHOD section 8 warns of: one at a time, all sentences encoded again for each, nothing read ahead.
-
-    The encoder and its precision are ours, so the ratio says what the loop costs, not what slower kernels would.
-    """
-    scores, decoder = [], models.decoder
-    learnt = decoder.text.clone()
-    for case in read_cases(stage_of(run, "slices"), case_ids):
-        for image in case.images[: count - len(scores)]:
-            decoder.text.copy_(text())
-            grid = decoder(models.encoder.encode(np.ascontiguousarray(image[None]))).half()
-            rendered = render_maps(grid, *image.shape)
-            scores.append(
-                float(image_scores(rendered, settings.models.image_score.kind, settings.models.image_score.quantile))
-            )
-            peaks(rendered).cpu()
-        if len(scores) == count:
-            break
-    decoder.text.copy_(learnt)
-    return scores
+    return variants

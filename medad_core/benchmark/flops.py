@@ -1,13 +1,13 @@
 """Floating-point operations of a vision transformer, from its sizes.
 
-A multiplication and the addition after it count as two. With N tokens of width D (P patches of p × p pixels in three channels,
-and the class token), an MLP of width M and L blocks, one slice costs
+A multiplication and the addition after it count as two. With N tokens of width D (P patches of p × p pixels in three
+channels, and the class token), an MLP of width M and L blocks, one slice costs
 
     patch embedding   2 P · 3p² · D
-    each block        q, k, v: 6 N D²    scores and mixing: 4 N² D    projection: 2 N D²    MLP: 4 N D M (gated: 6 N D M)
+    each block        q, k, v: 6 N D²; scores and mixing: 4 N² D; projection: 2 N D²; MLP: 4 N D M (gated: 6 N D M)
 
-Normalisation, softmax, GELU and the bilinear resizing are left out, as is usual: they are no matrix products. A test holds the
-formula against `torch.utils.flop_counter`, which counts the products that are run.
+Normalisation, softmax, GELU and the bilinear resizing are left out, as is usual: they are no matrix products. A test
+holds the formula against `torch.utils.flop_counter`, which counts the products that are run.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def shape_of(encoder: VisionTransformerEncoder) -> Shape:
 
 def flops_per_slice(shape: Shape) -> int:
     """Floating-point operations of one slice."""
-    tokens, width = shape.patches + shape.class_tokens, shape.width
+    tokens = shape.patches + shape.class_tokens
+    width = shape.width
     embedding = 2 * shape.patches * 3 * shape.patch_size**2 * width
-    block = 8 * tokens * width**2 + 4 * tokens**2 * width + 2 * shape.mlp_products * tokens * width * shape.mlp_width
-    return embedding + shape.depth * block
+    attention = 8 * tokens * width**2 + 4 * tokens**2 * width
+    mlp = 2 * shape.mlp_products * tokens * width * shape.mlp_width
+    return embedding + shape.depth * (attention + mlp)

@@ -1,6 +1,7 @@
 """What a benchmark runs on: encoders of the true sizes without weights, and a run of generated slices.
 
-One decision: speed does not depend on what weights say, so random ones of the true sizes stand for those that need a download.
+One decision: speed does not depend on the values of weights, so random ones of the true sizes stand for those that need
+a download.
 """
 
 from __future__ import annotations
@@ -22,18 +23,25 @@ from medad_core.models.encoder import VisionTransformerEncoder, load_encoder
 from medad_core.models.resolve import LOCAL
 from medad_core.models.text import load_sentences, text_encoder_folder
 from medad_core.models.vision import FAMILIES
+from medad_core.run.run import Run
 from medad_core.stages.batches import COLUMNS
 from medad_core.stages.loading import MapModels
 from medad_core.stages.parts import plan_after
 from medad_core.stages.rows import slice_rows
-from medad_core.store import Stage, stage_of
+from medad_core.store import Stage
 
-SIDE, CASES_PER_PART, TEXT_TOKENS = 240, 4, 77  # BraTS slices; the default part; CLIP's context
+SIDE = 240  # pixels of a BraTS slice
+CASES_PER_PART = 4  # as data.cases_per_part
+TEXT_TOKENS = 77  # CLIP's context
+MINILM_WIDTH = 384
 
 
 @dataclass(frozen=True)
 class Size:
-    """A vision transformer of `family` at patch 14, and width, depth and heads of the CLIP text tower beside it; None is MiniLM."""
+    """A vision transformer of `family` at patch 14.
+
+    `text` are width, depth and heads of the CLIP text tower beside it; None is MiniLM.
+    """
 
     family: str
     width: int
@@ -42,7 +50,7 @@ class Size:
     text: tuple[int, int, int] | None = None
 
 
-# DINOv2 (Oquab et al. 2023) up to L; H is OpenCLIP ViT-H/14, from which ImageBind-Huge was initialised (METHOD section 3).
+# DINOv2 (Oquab et al. 2023) up to L; H is OpenCLIP ViT-H/14, from which ImageBind-Huge was initialised.
 SIZES = {
     "vit-s-14": Size("dinov2", 384, 12, 6),
     "vit-b-14": Size("dinov2", 768, 12, 12),
@@ -52,17 +60,24 @@ SIZES = {
 
 
 def models_of(name: str, device: str, precision: str, where: ModelSettings = LOCAL) -> MapModels:
-    """Encoder `name`, one of SIZES with random weights or whatever `models.encoder` takes, and a decoder with random weights for its texts."""
-    encoder = (
-        random_encoder(SIZES[name], device, precision)
-        if name in SIZES
-        else load_encoder(name, device, precision, where=where)
-    )
-    width = SIZES[name].text[0] if name in SIZES and SIZES[name].text else 384
-    decoder = (
-        Decoder(encoder.taps, encoder.width, F.normalize(torch.randn(2, width), dim=-1)).eval().requires_grad_(False)
-    )
+    """Encoder `name`, and a decoder with random weights for its texts.
+
+    `name` is one of `SIZES`, with random weights, or whatever `models.encoder` takes. Raises WeightsError for others.
+    """
+    if name in SIZES:
+        encoder = random_encoder(SIZES[name], device, precision)
+    else:
+        encoder = load_encoder(name, device, precision, where=where)
+    tower = _clip_tower(name)
+    width = MINILM_WIDTH if tower is None else tower[0]
+    text = F.normalize(torch.randn(2, width), dim=-1)
+    decoder = Decoder(encoder.taps, encoder.width, text).eval().requires_grad_(False)
     return MapModels(encoder, cast_products(decoder, precision).to(device))
+
+
+def _clip_tower(name: str) -> tuple[int, int, int] | None:
+    """Width, depth and heads of the text tower of one of `SIZES`; None where the text encoder is MiniLM."""
+    return SIZES[name].text if name in SIZES else None
 
 
 def random_encoder(size: Size, device: str, precision: str) -> VisionTransformerEncoder:
@@ -77,29 +92,31 @@ def random_encoder(size: Size, device: str, precision: str) -> VisionTransformer
         "patch_size": 14,
     }
     with torch.device(device):
-        model = (
-            CLIPVisionModel(CLIPVisionConfig(**sizes, intermediate_size=4 * size.width, hidden_act="gelu"))
-            if size.family == "clip_vision_model"
-            else Dinov2Model(Dinov2Config(**sizes))
-        )
+        if size.family == "clip_vision_model":
+            config = CLIPVisionConfig(**sizes, intermediate_size=4 * size.width, hidden_act="gelu")
+            model = CLIPVisionModel(config)
+        else:
+            model = Dinov2Model(Dinov2Config(**sizes))
     return VisionTransformerEncoder(model, FAMILIES[size.family], 224, precision).to(device)
 
 
 def text_of(name: str, device: str, precision: str) -> Callable[[], Tensor]:
-    """A function that encodes all sentences of both ensembles into (2, width), as a loop that does so for every image would."""
+    """A function that encodes all sentences, normal and abnormal, to unit vectors (2, width).
+
+    A loop that does so for every image would call it for every image.
+    """
     sentences = load_sentences()
-    texts, normal = [*sentences.normal, *sentences.abnormal], len(sentences.normal)
-    tower, tokens = (
-        _clip_text(SIZES[name].text, len(texts), device) if name in SIZES and SIZES[name].text else _minilm(texts)
-    )
+    texts = [*sentences.normal, *sentences.abnormal]
+    size = _clip_tower(name)
+    tower, tokens = _minilm(texts) if size is None else _clip_text(size, len(texts), device)
     tower = tower.to(device, PRECISIONS[precision]).eval()
 
     @torch.inference_mode()
     def encode() -> Tensor:
-        hidden = tower(**{key: value.to(device) for key, value in tokens().items()}).last_hidden_state.float().mean(1)
-        return F.normalize(
-            torch.stack([part.mean(0) for part in F.normalize(hidden, dim=-1).tensor_split([normal])]), dim=-1
-        )
+        inputs = {key: value.to(device) for key, value in tokens().items()}
+        embeddings = F.normalize(tower(**inputs).last_hidden_state.float().mean(1), dim=-1)
+        normal, abnormal = embeddings.tensor_split([len(sentences.normal)])
+        return F.normalize(torch.stack([normal.mean(0), abnormal.mean(0)]), dim=-1)
 
     return encode
 
@@ -110,19 +127,17 @@ def _clip_text(
     from transformers import CLIPTextConfig, CLIPTextModel
 
     width, depth, heads = size
+    config = CLIPTextConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        hidden_act="gelu",
+    )
     with torch.device(device):
-        tower = CLIPTextModel(
-            CLIPTextConfig(
-                hidden_size=width,
-                intermediate_size=4 * width,
-                num_hidden_layers=depth,
-                num_attention_heads=heads,
-                hidden_act="gelu",
-            )
-        )
-    ids = torch.randint(
-        1, tower.config.vocab_size, (count, TEXT_TOKENS)
-    )  # there is no tokenizer without weights; its time is left out
+        tower = CLIPTextModel(config)
+    # There is no tokenizer without weights; its time is left out.
+    ids = torch.randint(1, config.vocab_size, (count, TEXT_TOKENS))
     return tower, lambda: {"input_ids": ids}
 
 
@@ -131,16 +146,19 @@ def _minilm(texts: list[str]) -> tuple[nn.Module, Callable[[], dict[str, Tensor]
 
     folder = text_encoder_folder("minilm")
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return BertModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False), lambda: dict(
-        tokenizer(texts, padding=True, return_tensors="pt")
-    )
+    tower = BertModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False)
+    return tower, lambda: dict(tokenizer(texts, padding=True, return_tensors="pt"))
 
 
-def write_run(run: str, cases: int, slices: int) -> int:
-    """A run whose stage `slices` is finished, with its maps planned; returns its parts. Noise inside a disc: as hard to compress as pictures come."""
+def write_run(run: Run, cases: int, slices: int) -> int:
+    """Fill a new run: its stage `slices` is finished, and its maps are planned; returns the number of its parts.
+
+    Each case has `slices` slices of noise inside a disc: as hard to compress as pictures come.
+    """
     names = [f"Generated_{number:05d}" for number in range(cases)]
     parts = [names[start : start + CASES_PER_PART] for start in range(0, cases, CASES_PER_PART)]
-    stage, rng = stage_of(run, "slices"), np.random.default_rng(0)
+    stage = run.stage("slices")
+    rng = np.random.default_rng(0)
     stage.prepare({"generated": "noise in a disc"}, parts)
     for number, part in enumerate(parts):
         stage.write_part(number, (slice_rows(_generated(name, slices, rng), "screen") for name in part))
@@ -153,18 +171,17 @@ def _generated(name: str, slices: int, rng: np.random.Generator) -> CaseSlices:
     y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     brain = np.broadcast_to(x**2 + y**2 < 0.6, (slices, SIDE, SIDE))
     images = rng.integers(0, 256, brain.shape, np.uint8) * brain
-    return CaseSlices(name, np.arange(60, 60 + slices), images, brain, None, (1.0, 1.0, 1.0), "LPS", (SIDE, SIDE, 155))
+    return CaseSlices(name, np.arange(60, 60 + slices), images, brain, None, (1.0, 1.0, 1.0), "LPS")
 
 
 def bytes_per_slice(slices: Stage) -> float:
     """Bytes of the columns that the maps stage reads, as they lie in Parquet, a slice."""
-    total = rows = 0
+    total = 0
+    rows = 0
     for part in slices.plan().parts:
-        found = pq.ParquetFile(f"{slices.uri}/part-{part.number:05d}.parquet").metadata
-        rows += found.num_rows
-        for group, column in (
-            (group, column) for group in range(found.num_row_groups) for column in range(found.num_columns)
-        ):
-            chunk = found.row_group(group).column(column)
-            total += chunk.total_compressed_size if chunk.path_in_schema in COLUMNS else 0
+        metadata = pq.ParquetFile(f"{slices.uri}/part-{part.number:05d}.parquet").metadata
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        chunks = [group.column(number) for group in groups for number in range(metadata.num_columns)]
+        total += sum(chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema in COLUMNS)
+        rows += metadata.num_rows
     return total / rows

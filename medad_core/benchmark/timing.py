@@ -1,7 +1,7 @@
 """Timing on a CPU or a GPU that others may be using.
 
-One decision: what is compared is measured turn by turn in the same minute, and told as a median with its extremes. A number
-taken alone says as much of the neighbours as of the code.
+One decision: what is compared is measured turn by turn in the same minute, and reported as a median with its extremes.
+A number taken alone says as much of the neighbours as of the code.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Work = Callable[[], object]
 
 
 def wait(device: torch.device) -> None:
-    """Until all that was queued on the device is done."""
+    """Return when all that was queued on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -24,26 +24,32 @@ def wait(device: torch.device) -> None:
 
 
 def rate(work: Work, device: torch.device, least_s: float) -> float:
-    """Calls of `work` a second, over as many calls as take `least_s`; at least one. The queue is empty before and after."""
+    """Calls of `work` a second, over as many calls as take `least_s`, at least one.
+
+    The device's queue is empty before and after.
+    """
     wait(device)
-    started, calls, upto, elapsed = time.perf_counter(), 0, 1, 0.0
-    while calls < upto:
-        work()
-        calls += 1
-        if calls == upto:
-            wait(device)
-            elapsed = time.perf_counter() - started
-            # Waiting after each call would empty the queue of a GPU, which is what the loop of a stage never does.
-            upto = (
-                calls
-                if elapsed >= least_s
-                else min(2 * calls, calls + max(1, round(calls * (least_s - elapsed) / elapsed)))
-            )
+    started = time.perf_counter()
+    elapsed = 0.0
+    calls = 0
+    more = 1
+    while more:
+        for _ in range(more):
+            work()
+        # Waiting after each call would empty the queue of a GPU, which the loop of a stage never does.
+        wait(device)
+        elapsed = time.perf_counter() - started
+        calls += more
+        missing = max(1, round(calls * (least_s - elapsed) / elapsed))
+        more = min(calls, missing) if elapsed < least_s else 0
     return calls / elapsed
 
 
 def in_turns(works: Mapping[str, Work], device: torch.device, rounds: int, least_s: float) -> dict[str, list[float]]:
-    """Calls a second of every work, one list item a round: a, b, a, b, …; one call of each beforehand is not counted."""
+    """Calls a second of every work, one list item a round: a, b, a, b, …
+
+    One call of each beforehand is not counted.
+    """
     for work in works.values():
         work()
     rates: dict[str, list[float]] = {name: [] for name in works}
@@ -55,8 +61,9 @@ def in_turns(works: Mapping[str, Work], device: torch.device, rounds: int, least
 
 @torch.inference_mode()
 def gemm(side: int, dtype: torch.dtype, device: torch.device) -> Work:
-    """A product of two square matrices, 2 side³ operations."""
-    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    """A product of two random matrices (side, side), 2 side³ operations."""
+    left = torch.randn(side, side, device=device).to(dtype)
+    right = torch.randn(side, side, device=device).to(dtype)
     out = torch.empty_like(left)
 
     @torch.inference_mode()
@@ -68,10 +75,10 @@ def gemm(side: int, dtype: torch.dtype, device: torch.device) -> Work:
 
 def best_gemm(dtype: torch.dtype, device: torch.device, least_s: float) -> tuple[int, Work]:
     """The square product that this device multiplies fastest in this precision: its side and itself."""
-    found: dict[int, float] = {}
+    flops_s: dict[int, float] = {}
     for side in GEMM_SIDES[device.type]:
         work = gemm(side, dtype, device)
         work()
-        found[side] = rate(work, device, least_s) * side**3
-    side = max(found, key=found.__getitem__)
-    return side, gemm(side, dtype, device)
+        flops_s[side] = rate(work, device, least_s) * 2 * side**3
+    best = max(flops_s, key=flops_s.__getitem__)
+    return best, gemm(best, dtype, device)

@@ -111,8 +111,9 @@ def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
     for key, value in change.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
-            value = _merge(old, value)
-        merged[key] = value
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
     return merged
 
 

@@ -10,7 +10,7 @@ from medad_core.config.base import Section
 
 
 class DecoderTraining(Section):
-    """Focal and dice loss on cached patch features (METHOD section 3)."""
+    """Focal and dice loss on cached patch features (medad_core/README.md)."""
 
     steps: int = Field(400, ge=1)
     batch_size: int = Field(12, ge=1, description="half with tumour, half without; the odd one by a coin")
@@ -27,11 +27,12 @@ class DecoderTraining(Section):
 
     @property
     def total_steps(self) -> int:
+        """Steps of the whole training."""
         return self.steps
 
 
 class ConverterTraining(Section):
-    """Language-model loss through the frozen LLM (METHOD section 4), first on synthetic maps, then on real ones."""
+    """Language-model loss through the frozen LLM, first on synthetic maps, then on real ones (medad_core/README.md)."""
 
     architecture: Literal["compact", "anomalygpt"] = Field(
         "compact", description="anomalygpt has base tokens in place of knowledge, and 150 times the parameters"
@@ -55,6 +56,7 @@ class ConverterTraining(Section):
 
     @property
     def total_steps(self) -> int:
+        """Steps through the LLM; those of the warm-up are apart."""
         return self.synthetic_steps + self.real_steps
 
 

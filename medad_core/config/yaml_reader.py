@@ -14,25 +14,30 @@ import yaml
 from yaml.constructor import ConstructorError
 
 
+def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    """PyYAML's own, by the first character of a value, without those of dates and numbers with a point."""
+    resolvers = {}
+    for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items():
+        resolvers[first] = [entry for entry in entries if not entry[0].endswith((":timestamp", ":float"))]
+    return resolvers
+
+
 class StrictLoader(yaml.SafeLoader):
     """SafeLoader with the three differences named above, and a table of resolvers of its own."""
 
     # PyYAML has it on the class, its type stubs on instances.
-    yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc]
-        first: [(tag, pattern) for tag, pattern in entries if not tag.endswith((":timestamp", ":float"))]
-        for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    yaml_implicit_resolvers: ClassVar = _resolvers()  # type: ignore[misc]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """The mapping of a node. Raises ConstructorError for a key that is no text, or given twice."""
-        seen: set[str] = set()
+        keys: set[str] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
-            if key in seen:
+            if key in keys:
                 raise ConstructorError(None, None, f"key {key} is given twice", key_node.start_mark)
-            seen.add(key)
+            keys.add(key)
         return super().construct_mapping(node, deep)
 
 

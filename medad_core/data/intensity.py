@@ -1,9 +1,9 @@
 """From stored intensities to 0..255, by landmarks of the whole brain and never of one slice.
 
-One decision: landmarks are percentiles over the brain voxels of a fixed reference range of slices, so a pixel's value does
-not depend on which slices are screened. Both scalings are unchanged under x -> a*x + b (a > 0), so a header's slope and
-z-scoring change nothing and voxels keep their own dtype until the last step (16-bit and smaller go through a lookup table).
-After the percentile normalisation of Nyul and Udupa (1999), reduced to its end points.
+One decision: landmarks are percentiles over the brain voxels of a fixed reference range of slices, so a pixel's value
+does not depend on which slices are screened. Both scalings are unchanged under x -> a*x + b (a > 0): a header's slope
+and z-scoring change nothing. So voxels keep their own dtype until the last step; 16-bit and smaller ones go through a
+lookup table. After the percentile normalisation of Nyul and Udupa (1999), reduced to its end points.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 if TYPE_CHECKING:
     from medad_core.config import ScalingSettings
 
-# A skull-stripped volume is one constant outside the brain; less than this share of the border says that it is not stripped.
+# Outside the brain a skull-stripped volume is one constant; with less than this share of the border it is not stripped.
 _LEAST_BORDER_SHARE = 0.25
 
 
@@ -29,10 +29,12 @@ class Landmarks:
 
 
 def find_background(block: np.ndarray) -> float | None:
-    """The constant outside the brain: the commonest value on the in-plane border of `block` (N, H, W); None where there is none."""
-    border = np.concatenate(
-        [block[:, 0].ravel(), block[:, -1].ravel(), block[:, :, 0].ravel(), block[:, :, -1].ravel()]
-    )
+    """The constant outside the brain: the commonest value on the in-plane border of `block` (N, H, W).
+
+    None where no value takes a quarter of the border.
+    """
+    edges = (block[:, 0], block[:, -1], block[:, :, 0], block[:, :, -1])
+    border = np.concatenate([edge.ravel() for edge in edges])
     values, counts = np.unique(border, return_counts=True)
     best = counts.argmax()
     return values[best].item() if counts[best] >= _LEAST_BORDER_SHARE * border.size else None

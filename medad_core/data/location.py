@@ -1,8 +1,8 @@
 """Where in the picture, and where in the patient: the 3×3 grid the answers speak of.
 
-One decision: a place is one of nine cells, cut at 1/3 and 2/3 of both axes of the picture (METHOD section 5). The picture is the slice
+One decision: a place is one of nine cells, cut at 1/3 and 2/3 of both axes of the picture. The picture is the slice
 centred on a square, as the encoder sees it, so an oblong slice is taught, answered and judged on one and the same grid.
-It is radiological: its left is the patient's right.
+It is radiological: its left is the patient's right. See medad_core/README.md.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ _COLUMNS = ("right", "", "left")
 def cell_of(row: float, column: float, height: int, width: int) -> str:
     """The cell of a point given in pixels of the displayed slice (height, width)."""
     down, across = square_share(row, column, height, width)
-    return CELLS[3 * min(2, int(3 * down)) + min(2, int(3 * across))]
+    cell_row = min(2, int(3 * down))
+    cell_column = min(2, int(3 * across))
+    return CELLS[3 * cell_row + cell_column]
 
 
 def square_share(row: float, column: float, height: int, width: int) -> tuple[float, float]:
@@ -27,7 +29,7 @@ def square_share(row: float, column: float, height: int, width: int) -> tuple[fl
 
 
 def true_cell(mask: np.ndarray) -> str | None:
-    """The cell of the centroid of a tumour mask (H, W) in display orientation; None where the mask is empty."""
+    """The cell of the centroid of a bool tumour mask (H, W) in display orientation; None where the mask is empty."""
     rows, columns = np.nonzero(mask)
     if rows.size == 0:
         return None
@@ -37,4 +39,5 @@ def true_cell(mask: np.ndarray) -> str | None:
 def anatomical(cell: str) -> str:
     """A cell of the radiological picture in the patient's own terms: `top left` is `right anterior`."""
     row, column = divmod(CELLS.index(cell), 3)
-    return " ".join(word for word in (_COLUMNS[column], _ROWS[row]) if word) or "central"
+    words = [word for word in (_COLUMNS[column], _ROWS[row]) if word]
+    return " ".join(words) or "central"

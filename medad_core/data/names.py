@@ -1,7 +1,7 @@
 """What a file name says: whose volume it is, and which modality or mask.
 
 One decision: only the words at the end of a name (`X_flair`, `X-t2f`) or at its start (`Flair_subtrMeanDivStd`,
-`OTMultiClass`) count, after the naming of BraTS 2013 to 2024. Anything else is "unknown", never guessed.
+`OTMultiClass`) count, after the naming of BraTS 2013 to 2024. Anything else is unknown, and never guessed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _VISIT = re.compile(r"^(?P<patient>BraTS-[A-Za-z]+-\d+)-\d{3}$")
 
 @dataclass(frozen=True)
 class ParsedName:
-    """`case_id` is None where the folder, not the file, names the case; `kind` is a modality, "mask" or None (unknown)."""
+    """`case_id` is None where the folder names the case; `kind` is a modality, "mask", or None where it is unknown."""
 
     case_id: str | None
     kind: str | None
@@ -49,14 +49,19 @@ def stem(name: str) -> str:
 def parse(name: str) -> ParsedName:
     """Read the case and the kind out of a NIfTI file's name."""
     base = stem(name)
-    if found := _AT_END.match(base):
-        return ParsedName(found["case"], _KIND_OF[found["word"].lower()])
-    if found := _AT_START.match(base):
-        return ParsedName(None, _KIND_OF.get(found["word"].lower(), MASK))
+    if at_end := _AT_END.match(base):
+        return ParsedName(at_end["case"], _KIND_OF[at_end["word"].lower()])
+    if at_start := _AT_START.match(base):
+        return ParsedName(None, _KIND_OF.get(at_start["word"].lower(), MASK))
     return ParsedName(None, None)
 
 
+def printable(name: str) -> str:
+    """The name in valid UTF-8: names on disk are bytes, and those that are no UTF-8 could be written to no table."""
+    return name.encode("utf-8", "replace").decode()
+
+
 def patient_of(case_id: str) -> str:
-    """The patient behind a case: visits of one patient (BraTS 2023+ ids) share a patient, every other case is its own."""
-    found = _VISIT.match(case_id)
-    return found["patient"] if found else case_id
+    """The patient behind a case: visits of one patient (ids of BraTS 2023 and later) share it, others are their own."""
+    visit = _VISIT.match(case_id)
+    return visit["patient"] if visit else case_id

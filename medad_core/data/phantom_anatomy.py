@@ -1,8 +1,8 @@
 """The healthy anatomy of a phantom: what tissue fills each voxel, before any picture is taken of it.
 
-One decision: everything is a distance in millimetres (to the surface, the nearest sulcus, the ventricles' wall), so that the
-cortex is a ribbon of even thickness however the folds run. Sulci are noise on the brain's surface carried straight inwards,
-which makes them stand upright on it as real ones do.
+One decision: everything is a distance in millimetres (to the surface, the nearest sulcus, the ventricles' wall), so
+that the cortex is a ribbon of even thickness however the folds run. Sulci are noise on the brain's surface carried
+straight inwards, which makes them stand upright on it as real ones do.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ from medad_core.data.phantom_fields import Axes, Grid, Vector, ball, edge, tube
 
 _MEAN_RADII = (66.0, 84.0, 66.0)
 _CORTEX_MM = 3.2
+# The middle line of a lateral ventricle, from front to back, and its temporal horn; points and radii in mm.
+_VENTRICLE_BODY = [(12, -37, 1), (6.5, -22, 8), (7.5, -4, 15), (11, 12, 16), (20, 27, 6), (22, 38, 1), (21, 52, 0)]
+_VENTRICLE_BODY_RADII = (2.6, 5.0, 5.0, 5.4, 6.2, 4.6, 1.6)
+_VENTRICLE_HORN = [(21, 28, 4), (31, 14, -16), (31, -4, -24)]
+_VENTRICLE_HORN_RADII = (4.5, 2.2, 2.0)
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,11 @@ class Push:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Every-voxel float32 fields (x, y, z): depth below the brain's surface (mm, negative outside), distance to the nearest
-    fluid outside (mm), distance to the ventricles' wall (mm), and the shares 0..1 of fluid and of grey matter."""
+    """Float32 fields (X, Y, Z), a value a voxel.
+
+    `depth_mm` is the depth below the brain's surface, negative outside; `pial_mm` the distance to the nearest fluid
+    outside; `ventricle_mm` that to the ventricles' wall. `fluid` and `grey` are shares 0..1 of the voxel.
+    """
 
     depth_mm: np.ndarray
     pial_mm: np.ndarray
@@ -51,7 +59,11 @@ def grow(grid: Grid, rng: np.random.Generator, push: Push | None) -> Anatomy:
     pial, open_mm = _pial(grid, rng, hull, inner, radii)
     ventricle = _ventricles(inner, rng)
     deep = _deep_grey(inner) - 1.2 * grid.noise(rng, 9)
-    depth, pial, open_mm, ventricle, deep = (grid.double(field) for field in (hull, pial, open_mm, ventricle, deep))
+    depth = grid.double(hull)
+    pial = grid.double(pial)
+    open_mm = grid.double(open_mm)
+    ventricle = grid.double(ventricle)
+    deep = grid.double(deep)
     fluid = np.maximum(edge(ventricle, 1.6), 0.92 * edge(pial - open_mm, 1.3))
     thickness = _CORTEX_MM * rng.uniform(0.85, 1.2)
     grey = np.maximum(edge(pial - thickness, 1.6), 0.75 * edge(deep, 3.0))
@@ -63,15 +75,17 @@ def _depth(grid: Grid, rng: np.random.Generator, radii: Vector) -> np.ndarray:
     x, y, z = grid.axes
     egg = 1 + 0.0011 * (y - 8) - 0.0000085 * (y - 8) ** 2
     low = np.where(z < 0, 0.74, 1.0).astype(np.float32)
-    bodies = [(x / egg, y, z / low), *((x, y, z),) * 6]
-    shapes = [
-        ((0, 0, 2), radii),
-        *(((s * 40, -12, -26), (25, 40, 25)) for s in (-1, 1)),
-        *(((s * 24, 46, -42), (30, 30, 25)) for s in (-1, 1)),
-        ((0, 16, -42), (15, 15, 34)),
+    cerebrum = (x / egg, y, z / low)
+    bodies = [
+        (cerebrum, (0, 0, 2), radii),
+        (grid.axes, (-40, -12, -26), (25, 40, 25)),
+        (grid.axes, (40, -12, -26), (25, 40, 25)),
+        (grid.axes, (-24, 46, -42), (30, 30, 25)),
+        (grid.axes, (24, 46, -42), (30, 30, 25)),
+        (grid.axes, (0, 16, -42), (15, 15, 34)),
     ]
     depth = np.full([axis.size for axis in grid.axes], -99, np.float32)
-    for at, (centre, size) in zip(bodies, shapes, strict=False):
+    for at, centre, size in bodies:
         radius = ball(at, centre, size)
         length = np.sqrt(sum((axis - c) ** 2 for axis, c in zip(at, centre, strict=True)))
         depth = np.maximum(depth, length * (1 - radius) / np.maximum(radius, 0.05))
@@ -80,7 +94,7 @@ def _depth(grid: Grid, rng: np.random.Generator, radii: Vector) -> np.ndarray:
 
 
 def _warped(grid: Grid, rng: np.random.Generator, push: Push | None) -> Axes:
-    """Where each voxel's tissue lies in the ideal anatomy: nobody is symmetric, and a mass pushes its surroundings away."""
+    """Where each voxel's tissue lies in the ideal anatomy: nobody is symmetric, and a mass pushes tissue away."""
     places = [axis + 1.3 * grid.noise(rng, 50) for axis in grid.axes]
     if push is None:
         return places
@@ -93,12 +107,13 @@ def _warped(grid: Grid, rng: np.random.Generator, push: Push | None) -> Axes:
 def _pial(
     grid: Grid, rng: np.random.Generator, hull: np.ndarray, inner: Axes, radii: Vector
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distance to the nearest fluid outside (surface, sulcus, fissure), and half the width that it gapes there, in mm."""
+    """Distance to the nearest fluid outside (surface, sulcus, fissure), and half the width of its gap there, in mm."""
     radius = np.maximum(ball(inner, (0, 0, 2), radii), 0.2)
     bend = [grid.noise(rng, 14) for _ in range(3)]
     foot = [0.86 * place / radius + 1.6 * b for place, b in zip(inner, bend, strict=True)]
     inner = [place + 1.4 * b for place, b in zip(inner, bend, strict=True)]
-    pial, gape = hull, np.full_like(hull, 0.2)
+    pial = hull
+    gape = np.full_like(hull, 0.2)
     atrophy = rng.uniform(0.6, 1.5)
     for wave, deepest, spread, width in ((17, 15, 6, 0.95), (13, 9, 7, 0.8), (10, 3, 5, 0.7)):
         folds = grid.sample(grid.noise(rng, wave), foot)
@@ -107,12 +122,11 @@ def _pial(
         side = np.abs(folds) / np.maximum(slope, 0.45 * float(slope.mean()))
         below = np.clip(hull - floor, 0, None)
         distance = np.hypot(side, below)
-        gape = np.where(
-            distance < pial, width * atrophy * np.clip(1.15 - hull / np.maximum(floor + 8, 4), 0.25, 1), gape
-        )
+        narrowing = np.clip(1.15 - hull / np.maximum(floor + 8, 4), 0.25, 1)
+        gape = np.where(distance < pial, width * atrophy * narrowing, gape)
         pial = np.minimum(pial, distance)
-    for distance, width in ((_midline(inner), 0.8 * atrophy), (_sylvian(inner), 0.9 * atrophy)):
-        gape = np.where(distance < pial, width, gape)
+    for distance, width in ((_midline(inner), 0.8), (_sylvian(inner), 0.9)):
+        gape = np.where(distance < pial, width * atrophy, gape)
         pial = np.minimum(pial, distance)
     return pial, gape
 
@@ -137,18 +151,17 @@ def _sylvian(at: Axes) -> np.ndarray:
 
 def _ventricles(at: Axes, rng: np.random.Generator) -> np.ndarray:
     """Distance to the wall of the lateral and third ventricles, negative inside."""
-    size, wide = rng.uniform(0.65, 1.35), rng.uniform(0.9, 1.15)
+    size = rng.uniform(0.65, 1.35)
+    wide = rng.uniform(0.9, 1.15)
     x, y, z = at
     wall = np.maximum(ball(at, (0, 2, -6), (1.8 * size, 15, 9)) - 1, -1) * 1.8
     for side in (-1, 1):
         grown = size * rng.uniform(0.85, 1.15)
         mirrored = (side * x / wide, y, z)
-        body = [(12, -37, 1), (6.5, -22, 8), (7.5, -4, 15), (11, 12, 16), (20, 27, 6), (22, 38, 1), (21, 52, 0)]
-        wall = np.minimum(
-            wall, tube(mirrored, body, [grown * r for r in (2.6, 5.0, 5.0, 5.4, 6.2, 4.6, 1.6)], flat=0.72)
-        )
-        horn = [(21, 28, 4), (31, 14, -16), (31, -4, -24)]
-        wall = np.minimum(wall, tube(mirrored, horn, [grown * r for r in (4.5, 2.2, 2.0)]))
+        body_radii = [grown * radius for radius in _VENTRICLE_BODY_RADII]
+        horn_radii = [grown * radius for radius in _VENTRICLE_HORN_RADII]
+        wall = np.minimum(wall, tube(mirrored, _VENTRICLE_BODY, body_radii, flat=0.72))
+        wall = np.minimum(wall, tube(mirrored, _VENTRICLE_HORN, horn_radii))
     return wall
 
 

@@ -1,7 +1,7 @@
 """Smooth fields in the phantom's space: coordinates, noise, distances to simple bodies.
 
-One decision: fields are drawn on every second voxel and doubled, because a field that is smooth over 4 mm is the same at an
-eighth of the cost; only what is thinner (the picture, its noise) is drawn at every voxel.
+One decision: fields are drawn on every second voxel and doubled, because a field that is smooth over 4 mm is the same
+at an eighth of the cost; only what is thinner (the picture, its noise) is drawn at every voxel.
 Coordinates are millimetres from the brain's centre: x to the patient's left, y to posterior, z to superior.
 """
 
@@ -17,13 +17,16 @@ Axes = Sequence[np.ndarray]
 
 
 class Grid:
-    """Every second voxel of a volume of `shape` (X, Y, Z) whose voxels are `voxel_mm` wide; fields are float32 (x, y, z)."""
+    """Every second voxel of a volume of `shape` (X, Y, Z) whose voxels are `voxel_mm` wide.
+
+    Its fields are float32 (X // 2 + 1, Y // 2 + 1, Z // 2 + 1). `centre` is the brain's, in voxels.
+    """
 
     def __init__(self, shape: tuple[int, int, int], voxel_mm: float, centre: Vector) -> None:
-        self.shape, self.voxel_mm = shape, voxel_mm
-        axes = [
-            ((np.arange(n // 2 + 1) * 2 - c) * voxel_mm).astype(np.float32) for n, c in zip(shape, centre, strict=True)
-        ]
+        self.shape = shape
+        self.voxel_mm = voxel_mm
+        voxels = [np.arange(size // 2 + 1) * 2 - middle for size, middle in zip(shape, centre, strict=True)]
+        axes = [(places * voxel_mm).astype(np.float32) for places in voxels]
         self.axes: Axes = (axes[0][:, None, None], axes[1][None, :, None], axes[2][None, None, :])
         self._origin = tuple(float(axis[0]) for axis in axes)
 
@@ -85,10 +88,12 @@ def tube(at: Axes, points: Sequence[Vector], radii: Sequence[float], flat: float
     scaled = (at[0] / flat, at[1], at[2])
     nearest: np.ndarray | None = None
     for start, end, r0, r1 in zip(points[:-1], points[1:], radii[:-1], radii[1:], strict=True):
-        a, b = (np.array([p[0] / flat, p[1], p[2]], np.float32) for p in (start, end))
-        along = sum((axis - o) * d for axis, o, d in zip(scaled, a, b - a, strict=True)) / np.float32((b - a) @ (b - a))
+        origin = np.array([start[0] / flat, start[1], start[2]], np.float32)
+        step = np.array([end[0] / flat, end[1], end[2]], np.float32) - origin
+        parts = list(zip(scaled, origin, step, strict=True))
+        along = sum((axis - o) * d for axis, o, d in parts) / np.float32(step @ step)
         along = np.clip(along, 0, 1)
-        off = np.sqrt(sum((axis - o - along * d) ** 2 for axis, o, d in zip(scaled, a, b - a, strict=True)))
+        off = np.sqrt(sum((axis - o - along * d) ** 2 for axis, o, d in parts))
         wall = off - (r0 + (r1 - r0) * along)
         nearest = wall if nearest is None else np.minimum(nearest, wall)
     return nearest

@@ -1,7 +1,7 @@
 """One case in, upright 8-bit axial slices out.
 
-One decision: everything that could make a picture wrong without being seen (no orientation in the header, a mask that lies
-elsewhere, NaN, an unstripped skull) rejects the case with its reason; nothing is repaired by guessing.
+One decision: everything that could make a picture wrong without being seen (no orientation in the header, a mask that
+lies elsewhere, NaN, an unstripped skull) rejects the case with its reason; nothing is repaired by guessing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class CaseSlices:
 
     slice_index (N,) int32: 0-based, counted from inferior to superior. images (N, H, W) uint8. brain (N, H, W) bool.
     masks (N, H, W) bool (True is tumour) or None where unlabelled. spacing_mm is (row, column, slice).
-    stored_orientation is the file's ("LPS", "RAS", ...), volume_shape its stored (X, Y, Z).
+    stored_orientation is the file's ("LPS", "RAS", …).
     """
 
     case_id: str
@@ -38,25 +38,28 @@ class CaseSlices:
     masks: np.ndarray | None
     spacing_mm: tuple[float, float, float]
     stored_orientation: str
-    volume_shape: tuple[int, int, int]
 
 
 def read_slices(case: Case, settings: DataSettings) -> CaseSlices:
     """Read slices settings.first_slice..last_slice (inclusive) of `settings.modality`, scaled by `settings.scaling`.
 
-    Raises CaseError for a file that cannot be used, a volume that does not reach the range, an empty brain, values that are
-    not finite, and a mask of another grid or with other than whole labels >= 0.
+    Raises CaseError for a file that cannot be used, a volume that does not reach the range, an empty brain, values that
+    are not finite, and a mask of another grid or with other than whole labels >= 0; InputError for a filesystem that
+    failed in a way that may pass.
     """
     file = open_nifti(case.case_id, case.volumes[settings.modality])
     header = file.header
     if not header.has_orientation:
         raise CaseError(
             case.case_id,
-            f"{file.name}: no orientation in its header (sform and qform codes are 0), left and right cannot be told; export it again with one",
+            f"{file.name}: no orientation in its header (sform and qform codes are 0), "
+            "left and right cannot be told apart; export it again with one",
         )
-    first, last = settings.first_slice, settings.last_slice
+    first = settings.first_slice
+    last = settings.last_slice
     reference = _check_range(file, settings)
-    start, stop = min(first, reference.start), max(last + 1, reference.stop)
+    start = min(first, reference.start)
+    stop = max(last + 1, reference.stop)
     block = _finite_block(file, start, stop)
     brain = _brain(file, block)
     wanted = slice(first - start, last + 1 - start)
@@ -70,7 +73,6 @@ def read_slices(case: Case, settings: DataSettings) -> CaseSlices:
         masks=None if case.mask is None else _read_mask(case, case.mask, header, first, last),
         spacing_mm=header.spacing_mm,
         stored_orientation=header.stored_orientation,
-        volume_shape=header.shape,
     )
 
 
@@ -80,33 +82,38 @@ def _check_range(file: NiftiFile, settings: DataSettings) -> range:
     if settings.last_slice >= count:
         raise CaseError(
             file.case_id,
-            f"{file.name}: has axial slices 0 to {count - 1}, not all of {settings.first_slice} to {settings.last_slice}; set data.first_slice and data.last_slice to what it has",
+            f"{file.name}: has axial slices 0 to {count - 1}, not all of {settings.first_slice} to "
+            f"{settings.last_slice}; set data.first_slice and data.last_slice to what it has",
         )
     scaling = settings.scaling
     reference = range(scaling.reference_first, min(scaling.reference_last + 1, count))
     if not reference:
         raise CaseError(
             file.case_id,
-            f"{file.name}: has axial slices 0 to {count - 1}, none of the scaling's reference {scaling.reference_first} to {scaling.reference_last}; "
+            f"{file.name}: has axial slices 0 to {count - 1}, none of the scaling's reference "
+            f"{scaling.reference_first} to {scaling.reference_last}; "
             "set data.scaling.reference_first and data.scaling.reference_last",
         )
     return reference
 
 
 def _finite_block(file: NiftiFile, start: int, stop: int) -> np.ndarray:
+    """Slices start..stop - 1, bright where the scanner's are; raises where a value is not finite."""
     block = file.slices(start, stop - 1)
     # A sum is finite only where every term is (float64 does not overflow on float32), and needs no array of flags.
     if block.dtype.kind == "f" and not np.isfinite(block.sum(dtype=np.float64)):
         bad = int(block.size - np.isfinite(block).sum())
         raise CaseError(
             file.case_id,
-            f"{file.name}: {bad} voxels of slices {start} to {stop - 1} are NaN or infinite; repair or leave out the volume",
+            f"{file.name}: {bad} voxels of slices {start} to {stop - 1} are NaN or infinite; "
+            "repair or leave out the volume",
         )
     # A negative slope turns bright into dark; any other slope cancels out in the scaling.
     return -block.astype(np.float32) if file.header.slope < 0 else block
 
 
 def _brain(file: NiftiFile, block: np.ndarray) -> np.ndarray:
+    """Bool of the block's shape: all that is not the constant around the brain."""
     background = find_background(block)
     if background is None:
         raise CaseError(
@@ -118,6 +125,7 @@ def _brain(file: NiftiFile, block: np.ndarray) -> np.ndarray:
 def _scale(
     file: NiftiFile, block: np.ndarray, brain: np.ndarray, within: slice, wanted: slice, scaling: ScalingSettings
 ) -> np.ndarray:
+    """The `wanted` slices of a block as uint8, by landmarks of those `within` the reference."""
     values = block[within][brain[within]]
     if values.size == 0:
         raise CaseError(
@@ -138,13 +146,15 @@ def _read_mask(case: Case, ref: VolumeRef, volume: Header, first: int, last: int
     if file.header.picture_shape != volume.picture_shape:
         raise CaseError(
             case.case_id,
-            f"{file.name}: mask of shape {file.header.shape} for a volume of {volume.shape}; give a mask on the volume's grid",
+            f"{file.name}: mask of shape {file.header.shape} for a volume of {volume.shape}; "
+            "give a mask on the volume's grid",
         )
     shift_mm = float(np.abs(_corners(file.header) - _corners(volume)).max())
     if shift_mm > max(volume.spacing_mm):
         raise CaseError(
             case.case_id,
-            f"{file.name}: the mask's affine places it {shift_mm:.1f} mm away from the volume; give a mask on the volume's grid",
+            f"{file.name}: the mask's affine places it {shift_mm:.1f} mm away from the volume; "
+            "give a mask on the volume's grid",
         )
     labels = file.slices(first, last)
     if file.header.slope != 1 or file.header.inter != 0:
@@ -161,7 +171,8 @@ def _check_labels(file: NiftiFile, labels: np.ndarray, tumour: np.ndarray) -> No
     if not labels.min() >= 0 or (labels.dtype.kind == "f" and not _whole(labels[tumour])):
         raise CaseError(
             file.case_id,
-            f"{file.name}: the mask has values that are no labels (negative, fractions or NaN); give whole numbers, 0 for background",
+            f"{file.name}: the mask has values that are no labels (negative, fractions or NaN); "
+            "give whole numbers, 0 for background",
         )
 
 
@@ -177,5 +188,6 @@ def _oriented_like(mask: Header, volume: Header) -> Header:
 
 def _corners(header: Header) -> np.ndarray:
     """(8, 3) mm: where the picture's corners lie in the patient."""
-    grid = np.array(np.meshgrid(*[(0, n - 1) for n in header.picture_shape], [1], indexing="ij")).reshape(4, -1)
+    ends = [(0, size - 1) for size in header.picture_shape]
+    grid = np.array(np.meshgrid(*ends, [1], indexing="ij")).reshape(4, -1)
     return (header.picture_affine @ grid)[:3].T

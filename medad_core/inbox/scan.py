@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medad_core.config import Settings
-from medad_core.data.cases import Case, Rejection, VolumeRef, discover
+from medad_core.data.cases import Case, Rejection, VolumeRef
+from medad_core.data.discovery import discover
 from medad_core.data.nifti import UNREADABLE, hash_whole
 from medad_core.errors import CaseError, StoreError, TruncatedError
 from medad_core.inbox.records import Stamp, StoredFile, Study
@@ -126,10 +127,10 @@ def _let_settle(stamps: Iterable[tuple[Stamp, ...] | None], settle_s: float) -> 
 
     A clock that runs ahead on the file server costs one whole wait, no more.
     """
-    now = time.time()
     files = [stamp for of_case in stamps for stamp in of_case or ()]
     youngest = max((max(stamp.mtime_ns, stamp.ctime_ns) / 1e9 for stamp in files), default=0.0)
-    time.sleep(min(settle_s, max(0.0, settle_s - (now - youngest))))
+    age_s = time.time() - youngest
+    time.sleep(min(settle_s, max(0.0, settle_s - age_s)))
 
 
 def _read_study(

@@ -1,8 +1,7 @@
 """What a reader sees of a run: figures, the gallery and the self-contained page."""
 
-from medad_core.report.figures import panel_png
 from medad_core.report.gallery import GalleryItem, choose_gallery
 from medad_core.report.html import render_report
 from medad_core.report.summary import CaseRow, RunSummary, case_rows
 
-__all__ = ["CaseRow", "GalleryItem", "RunSummary", "case_rows", "choose_gallery", "panel_png", "render_report"]
+__all__ = ["CaseRow", "GalleryItem", "RunSummary", "case_rows", "choose_gallery", "render_report"]

@@ -1,7 +1,7 @@
 """Which slices the page shows.
 
-One decision: every kind of outcome gets an equal share, so that a gallery cannot flatter. The mistakes are what a reader
-needs to see, and among thousands of right answers a random choice would show none.
+One decision: every kind of outcome gets an equal share, so that a gallery cannot flatter. The mistakes are what a
+reader needs to see, and among thousands of right answers a random choice would show none.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ OUTCOMES = {
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """One slice to show: `image` uint8 (H, W) in display orientation, `mask` bool (H, W) or None, `anomaly_map` float (H, W).
+    """One slice to show.
 
+    `image` is uint8 (H, W) in display orientation, `mask` bool (H, W) or None, `anomaly_map` float (H, W) in [0, 1].
     The other fields are those of its row of predictions; None where that is null.
     """
 
@@ -80,40 +81,52 @@ class GalleryItem:
 
 
 def choose_gallery(predictions: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
-    """Up to `n` rows of `predictions`: equal shares of the outcomes, spread over patients, then over a patient's slices.
+    """Up to `n` rows of `predictions`: equal shares of the outcomes, spread over cases, then over a case's slices.
 
-    The choice depends on the rows and the seed, not on the order of the rows. Returned grouped by outcome in the order of
-    `OUTCOMES`, then by case and slice.
+    The choice depends on the rows and the seed, not on the order of the rows. Returned grouped by outcome in the order
+    of `OUTCOMES`, then by case and slice.
     """
     frame = predictions.sort_values(["case_id", "slice_index"], kind="stable", ignore_index=True)
     shuffled = np.random.default_rng(seed).permutation(len(frame)).tolist()
-    cases, slices, outcomes = frame["case_id"].tolist(), frame["slice_index"].tolist(), _outcomes(frame)
-    # Outcome to case to its rows, all in shuffled order: `min` and `max` below take the first of equals.
-    waiting: dict[str, dict[str, list[int]]] = {name: {} for name in OUTCOMES}
+    cases = frame["case_id"].tolist()
+    slices = frame["slice_index"].tolist()
+    outcomes = _outcomes(frame)
+    # Outcome to case to its rows, all in shuffled order: the first of equals is taken.
+    left: dict[str, dict[str, list[int]]] = {name: {} for name in OUTCOMES}
     for row in shuffled:
-        waiting[outcomes[row]].setdefault(cases[row], []).append(row)
+        left[outcomes[row]].setdefault(cases[row], []).append(row)
     chosen: list[int] = []
-    taken: dict[str, list[int]] = defaultdict(list)
-    while len(chosen) < n and any(waiting.values()):
-        for of_case in (of_case for of_case in waiting.values() if of_case and len(chosen) < n):
-            case = min(of_case, key=lambda name: len(taken[name]))
-            best = max(of_case[case], key=lambda row: min((abs(slices[row] - at) for at in taken[case]), default=0))
-            of_case[case].remove(best)
-            if not of_case[case]:
-                del of_case[case]
-            chosen.append(best)
-            taken[case].append(slices[best])
+    taken: dict[str, list[int]] = defaultdict(list)  # slices that were chosen, by case
+    while len(chosen) < n and any(left.values()):
+        for rows_of in left.values():
+            if not rows_of or len(chosen) == n:
+                continue
+            case = min(rows_of, key=lambda name: len(taken[name]))
+            row = _farthest(rows_of[case], slices, taken[case])
+            rows_of[case].remove(row)
+            if not rows_of[case]:
+                del rows_of[case]
+            chosen.append(row)
+            taken[case].append(slices[row])
     rank = {name: place for place, name in enumerate(OUTCOMES)}
     return frame.loc[sorted(chosen, key=lambda row: (rank[outcomes[row]], row))]
 
 
+def _farthest(rows: list[int], slices: list[int], taken: list[int]) -> int:
+    """The row whose slice is farthest from those that are taken."""
+
+    def distance(row: int) -> int:
+        return min((abs(slices[row] - at) for at in taken), default=0)
+
+    return max(rows, key=distance)
+
+
 def _outcomes(frame: pd.DataFrame) -> list[str]:
     """Key of `OUTCOMES` for each row."""
-    columns = zip(frame["label"], frame["verdict"], frame["answer_parsed"], strict=True)
-    return [
-        _outcome(_or_none(label, int), _or_none(verdict, str) if _or_none(parsed, bool) else None)
-        for label, verdict, parsed in columns
-    ]
+    readable = frame["answer_parsed"].fillna(False).astype(bool)
+    verdicts = frame["verdict"].where(readable)
+    pairs = zip(frame["label"], verdicts, strict=True)
+    return [_outcome(_or_none(label, int), _or_none(verdict, str)) for label, verdict in pairs]
 
 
 def _outcome(label: int | None, verdict: str | None) -> str:
@@ -121,9 +134,9 @@ def _outcome(label: int | None, verdict: str | None) -> str:
         return "unread"
     if label is None:
         return verdict
-    return (
-        f"{'true' if (verdict == 'yes') == bool(label) else 'false'} {'positive' if verdict == 'yes' else 'negative'}"
-    )
+    sign = "positive" if verdict == "yes" else "negative"
+    right = (verdict == "yes") == bool(label)
+    return f"true {sign}" if right else f"false {sign}"
 
 
 def _or_none(value: Any, kind: type) -> Any:

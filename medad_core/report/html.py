@@ -1,14 +1,16 @@
 """`report.html`: the page of a run, in one file.
 
-One decision: everything is inside. No script, no font, no request leaves the page, because it is read on clinical machines
-without internet and mailed around; what a run cannot know (an outside server) cannot leak which patient was looked at.
+One decision: everything is inside. No script, no font, no request leaves the page, because it is read on clinical
+machines without internet and mailed around. A page that asks no server cannot leak which patient was looked at.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from medad_core.metrics import MetricRow
@@ -28,6 +30,8 @@ _HEADLINES = (
     ("pixel", "map_dice", "Overlap with the expert", "Dice over slices with tumour"),
     ("text", "location_exact_or_neighbour", "Location in the answer", "right or neighbouring cell, when yes is right"),
 )
+# Scores that the trivial detector can also produce: its value stands beside them.
+_BESIDE_BRIGHTNESS = {("image", "map_auroc"), ("image", "p_yes_auroc")}
 _CASES_SHOWN = 200
 
 
@@ -41,7 +45,7 @@ class _Headline:
 
 @dataclass(frozen=True)
 class _Card:
-    """A gallery item with its pictures encoded; `width` and `height` of the whole picture and the `view` of it, in pixels."""
+    """A gallery item with its pictures encoded; `width` and `height` of the whole picture and its `view`, in pixels."""
 
     item: GalleryItem
     key: str
@@ -92,28 +96,28 @@ def render_report(
 
 
 def _headlines(rows: Sequence[MetricRow], split: str) -> list[_Headline]:
-    found = {(row.level, row.metric): row for row in rows if row.split == split and row.value is not None}
-    return [
-        _Headline(title, what, found[level, metric], _baseline(found, level, metric))
-        for level, metric, title, what in _HEADLINES
-        if (level, metric) in found
-    ]
-
-
-def _baseline(found: dict[tuple[str, str], MetricRow], level: str, metric: str) -> str | None:
-    """The trivial detector's value, beside each score that it can also produce."""
-    bright = found.get(("image", "brightness_auroc"))
-    comparable = (level, metric) in {("image", "map_auroc"), ("image", "p_yes_auroc")}
-    return f"brightness alone: {value_text(bright.value)}" if comparable and bright else None
+    measured = {(row.level, row.metric): row for row in rows if row.split == split and row.value is not None}
+    brightness = measured.get(("image", "brightness_auroc"))
+    headlines = []
+    for level, metric, title, what in _HEADLINES:
+        row = measured.get((level, metric))
+        if row is not None:
+            baseline = brightness if (level, metric) in _BESIDE_BRIGHTNESS else None
+            text = None if baseline is None else f"brightness alone: {value_text(baseline.value)}"
+            headlines.append(_Headline(title, what, row, text))
+    return headlines
 
 
 def _groups(gallery: Sequence[GalleryItem]) -> list[tuple[str, str, list[_Card]]]:
     """(outcome, heading, cards) of each outcome present, in the order of `OUTCOMES`."""
-    shapes = {item.image.shape for item in gallery}
-    views = {shape: brain_view([item.image for item in gallery if item.image.shape == shape]) for shape in shapes}
-    cards = [_card(item, f"s{number}", views[item.image.shape]) for number, item in enumerate(gallery)]
-    grouped = [(name, title, [card for card in cards if card.item.outcome == name]) for name, title in OUTCOMES.items()]
-    return [group for group in grouped if group[2]]
+    images: dict[tuple[int, ...], list[np.ndarray]] = defaultdict(list)
+    for item in gallery:
+        images[item.image.shape].append(item.image)
+    views = {shape: brain_view(of_shape) for shape, of_shape in images.items()}
+    cards: dict[str, list[_Card]] = {outcome: [] for outcome in OUTCOMES}
+    for number, item in enumerate(gallery):
+        cards[item.outcome].append(_card(item, f"s{number}", views[item.image.shape]))
+    return [(outcome, title, cards[outcome]) for outcome, title in OUTCOMES.items() if cards[outcome]]
 
 
 def _card(item: GalleryItem, key: str, view: View) -> _Card:

@@ -1,6 +1,6 @@
 """What a run was, and what it found in each case: the facts of the page beside the metrics.
 
-One decision: a case is listed by what was computed over its slices; nothing here is a diagnosis and nothing is rounded away.
+One decision: a case is listed by what was computed over its slices. Nothing in it is a diagnosis or rounded away.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from medad_core.metrics import MetricRow
 
 @dataclass(frozen=True)
 class RunSummary:
-    """Facts of one run. `created` is a readable date; `rejected` pairs case and reason; `models` pairs role and name.
+    """Facts of one run.
 
-    `caveats` are sentences a reader must see before any number. `phantom` marks a generated cohort, which the page must say in its first lines. `versions` pairs package and version.
+    `created` is a readable date. `models` pairs role and name, `rejected` case and reason, `versions` package and
+    version. `phantom` marks a generated cohort, which the page says in its first lines. `caveats` are sentences a
+    reader must see before any number.
     """
 
     cohort: str
@@ -33,8 +35,11 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class CaseRow:
-    """One case over its slices. `tumour_slices` is None where unlabelled; `location` is the commonest the LLM named, in the
-    picture; `location_anatomical` is the same place in the patient."""
+    """One case over its slices.
+
+    `tumour_slices` is None where unlabelled. `location` is the commonest that the LLM named, in the picture;
+    `location_anatomical` is the same place in the patient.
+    """
 
     case_id: str
     split: str
@@ -59,7 +64,8 @@ def main_split(rows: Sequence[MetricRow]) -> str:
 
 
 def _case_row(case_id: str, frame: pd.DataFrame) -> CaseRow:
-    labels, scores = frame["label"].dropna(), frame["anomaly_score"].dropna()
+    labels = frame["label"].dropna()
+    scores = frame["anomaly_score"].dropna()
     top = scores.idxmax() if len(scores) else None
     yes = frame[(frame["verdict"] == "yes") & frame["answer_parsed"].fillna(False).astype(bool)]
     location = _commonest(yes["location"])

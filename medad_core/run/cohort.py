@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel
 from pydantic import BaseModel, ConfigDict
 
 from medad_core.config import DataSettings
-from medad_core.data.cases import Case, Discovery, VolumeRef, discover
+from medad_core.data.cases import Case, Discovery, VolumeRef
+from medad_core.data.discovery import discover
 from medad_core.data.names import patient_of
 from medad_core.data.nifti import open_nifti
 from medad_core.data.split import split_cases
@@ -188,7 +190,8 @@ def _file(root: Path, ref: VolumeRef) -> File:
 
 def _is_phantom(path: str) -> bool:
     try:
-        return PHANTOM_NOTE in bytes(nibabel.load(path).header["descrip"].tobytes())
+        header: Any = nibabel.load(path).header
+        return PHANTOM_NOTE in bytes(header["descrip"].tobytes())
     except Exception:  # a file that nibabel cannot open is rejected with its reason when it is read
         return False
 

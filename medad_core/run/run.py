@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medad_core.config import Settings
-from medad_core.data.cases import discover
+from medad_core.data.discovery import discover
 from medad_core.environment import package_versions
 from medad_core.run.cohort import Cohort, cohort_of, open_cohort
 from medad_core.run.info import RunInfo, has_run_info, read_run_info, write_run_info
@@ -66,7 +66,7 @@ class Run:
         from medad_core.run.fingerprints import ResolvedModels
 
         plan = self.stage("maps").find_plan()
-        return ResolvedModels.of(self.settings, plan and plan.fingerprint)
+        return ResolvedModels.of(self.settings, None if plan is None else plan.fingerprint)
 
     def stage(self, name: str) -> Stage:
         """One of the stages slices, maps, prompts, answers."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from medad_core.errors import MedadError
 from medad_core.faults.supervisor import Executor, Supervisor
 from medad_core.run.run import Run
-from medad_core.stages.parts import stage_module
+from medad_core.stages.workers import stage_module
 from medad_core.store import StageProgress
 
 

@@ -6,60 +6,21 @@ are loaded once per call of it, and only if there is a part to do.
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import pyarrow as pa
 
 from medad_core import stopping
-from medad_core.config import Settings
 from medad_core.errors import CaseError, MedadError, PartError
 from medad_core.faults.classify import in_one_line
-from medad_core.faults.suspect import accuse
 from medad_core.run.run import Run
 from medad_core.store import Item, PartRecord, Plan, Stage
 
 log = logging.getLogger(__name__)
 OnPart = Callable[[PartRecord], None]  # called after every part
-
-
-class StageModule(Protocol):
-    """What a module of `medad_core.stages` has."""
-
-    def plan(self, run: Run) -> Plan:
-        """Write the plan of the stage, or give back the stored one. Raises StoreError where it is of something else."""
-
-    def run_parts(self, run: Run, numbers: Sequence[int]) -> list[PartRecord]:
-        """Make the given parts."""
-
-
-def stage_module(name: str) -> StageModule:
-    """The module of a stage, which has its name. Its model libraries are imported now."""
-    return importlib.import_module(f"medad_core.stages.{name}")
-
-
-def make_parts(uri: str, settings: Settings, name: str, numbers: Sequence[int], attempt: int = 1) -> list[PartRecord]:
-    """Make parts of a stage in a worker of any kind; on a further attempt only those that the one before did not finish.
-
-    Raises Suspect where a part is to blame, anything else where the run has to stop: judged here, where the causes of an
-    error are still known.
-    """
-    stopping.end_with_parent()
-    run = Run.reopen(uri, settings)
-    try:
-        if attempt > 1:
-            pending = set(run.stage(name).pending())
-            numbers = [number for number in numbers if number in pending]
-        return stage_module(name).run_parts(run, numbers)
-    except Exception as error:
-        judged = accuse(error, attempt)
-        if judged is error:
-            raise
-        raise judged from error
 
 
 def plan_after(run: Run, upstream: str, name: str, fingerprint: dict[str, str]) -> Plan:

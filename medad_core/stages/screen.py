@@ -21,7 +21,7 @@ from medad_core.faults.supervisor import Failure, OnFailure, Range
 from medad_core.run.run import Run
 from medad_core.stages.complete import complete_stage, plan_stage, require_cases
 from medad_core.stages.evaluate import Results, evaluate_run
-from medad_core.stages.parts import make_parts
+from medad_core.stages.workers import make_parts
 from medad_core.store import PART_STAGES
 
 

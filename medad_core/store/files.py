@@ -59,9 +59,10 @@ def local_path(uri: str) -> Path | None:
 def filesystem(uri: str) -> tuple[Any, str]:
     """fsspec filesystem and its own path of `uri`, for a URI that is not local."""
     try:
-        return fsspec.core.url_to_fs(uri)
+        fs, path = fsspec.core.url_to_fs(uri)
     except (ValueError, ImportError) as error:
         raise UsageError(f"cannot open {uri}: {_words(error)}") from error
+    return fs, str(path)
 
 
 @contextmanager
@@ -123,7 +124,7 @@ def read_bytes(uri: str) -> bytes | None:
             if path is not None:
                 return path.read_bytes()
             fs, remote = filesystem(uri)
-            return fs.cat_file(remote)
+            return bytes(fs.cat_file(remote))
         except (FileNotFoundError, NotADirectoryError):
             return None
 

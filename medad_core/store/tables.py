@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from medad_core.errors import RowsError, StoreError
 from medad_core.store.files import explained, filesystem, local_path, new_file
 
-Rows = pa.Table | Iterable[pa.RecordBatch | pa.Table]
+Rows: TypeAlias = pa.Table | Iterable[pa.RecordBatch | pa.Table]
 
 
 def write_table(uri: str, table: pa.Table, schema: pa.Schema | None = None) -> None:
@@ -127,7 +127,7 @@ def conform(rows: pa.Table | pa.RecordBatch, schema: pa.Schema, where: str) -> p
 
 def _by_case(rows: Rows, schema: pa.Schema, where: str) -> Iterator[tuple[str, pa.Table]]:
     """Runs of rows with one case_id, joined across the borders of batches."""
-    current: str | None = None
+    current = ""
     held: list[pa.Table] = []
     for batch in [rows] if isinstance(rows, pa.Table) else rows:
         table = conform(batch, schema, where)

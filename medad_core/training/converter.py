@@ -1,7 +1,8 @@
 """Converter training: the language-model loss of the right answer, through the frozen LLM, into the soft tokens.
 
 One decision: batch n is drawn from a generator seeded by (seed, n) alone, so a run that resumes goes on with the batches it would have had.
-Source: METHOD section 4. The constant prefix runs through the LLM once a step and is expanded over the batch, gradients and all.
+Source: medad_core/README.md, "The converter". The constant prefix runs through the LLM once a step and is expanded over
+the batch, gradients and all.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Maps the converter learns from: real ones, moved and mirrored, and drawn ones.
 
 One decision: the converter sees only maps, so every real map can be shifted and mirrored together with its mask, and any
-number of lesion maps can be drawn; neither needs an image (METHOD section 4).
+number of lesion maps can be drawn; neither needs an image (medad_core/README.md, "The converter").
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ def prepare() -> None:
 def screen(inbox: str, cohort: str, words: list[str]) -> None:
     """One life: the real flow on the real server."""
     from flows.screen import screen_cohort
-    from medad_core.config import load_settings, settings_to_yaml
+    from medad_core.config import load_settings
 
-    screen_cohort(inbox, cohort, settings_to_yaml(load_settings(None, words)))
+    screen_cohort(inbox, cohort, load_settings(None, words))
 
 
 def main() -> None:

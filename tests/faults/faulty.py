@@ -46,13 +46,13 @@ def main() -> None:
         from flows.cli.server import start_temporary_server
         from flows.cli.tables import terminal
         from flows.stages import slices as flow
-        from medad_core.config import load_settings, settings_to_yaml
+        from medad_core.config import load_settings
 
         prepare_process(False, terminal(stderr=True))
         start_temporary_server()
-        flow(words[1], settings_to_yaml(load_settings(None, words[2:])))
+        flow(words[1], load_settings(None, words[2:]))
         return
-    from flows.cli import app
+    from flows.cli.app import app
 
     app(words)
 

@@ -31,7 +31,7 @@ from medad_core.errors import (
     StoreError,
 )
 from medad_core.faults.classify import can_heal
-from medad_core.faults.suspect import Suspect
+from medad_core.faults.suspect import Suspect, accuse
 from medad_core.faults.trial import Trial
 from medad_core.llm.transformers_engine import TransformersEngine
 from medad_core.run.rejected import QUARANTINED
@@ -64,7 +64,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
     ],
 )
 def test_what_is_not_a_parts_own_fault_stops_the_run(error):
-    assert judged(error, attempts=1) is error
+    assert accuse(error, attempts=1) is error
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_what_is_not_a_parts_own_fault_stops_the_run(error):
     ],
 )
 def test_a_parts_own_fault_makes_it_suspect_and_a_full_machine_or_a_broken_engine_only_perhaps(error, unsure):
-    suspect = judged(error, attempts=2)
+    suspect = accuse(error, attempts=2)
     assert (
         isinstance(suspect, Suspect)
         and suspect.unsure is unsure
@@ -386,4 +386,4 @@ def test_an_engine_that_cannot_be_opened_at_all_is_no_fault_of_a_part(screened, 
     monkeypatch.setattr(answers, "open_engine", start)
     with pytest.raises(EngineStartError, match="could not be started") as raised:
         answers.run_parts(unanswered, load_settings(None, screened.words), [0])
-    assert judged(raised.value, attempts=1) is raised.value and not can_heal(raised.value)
+    assert accuse(raised.value, attempts=1) is raised.value and not can_heal(raised.value)

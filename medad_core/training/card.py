@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from medad_core.config import Settings
@@ -47,7 +48,7 @@ def cross_validated_scores(cases: Sequence[TrainingCase], grids: dict[str, np.nd
         for kind, values in scores.items():
             values.append(float(image_scores(rendered, kind, settings.models.image_score.quantile)))
     slices = _units(picks)
-    card = _counts(picks, slices)
+    card = _counts(cases, slices)
     for kind, values in scores.items():
         auroc, _ = score_statistics(slices, np.array(values), COHORT)
         card[f"image_auroc_{kind}"] = _value(auroc, slices.patients)
@@ -79,7 +80,7 @@ def verdict_scores(
         *answer_statistics(slices, answers, np.full(len(picks), np.nan), settings.evaluate.map_threshold),
     ]
     by_name = {statistic.metric: statistic for statistic in statistics}
-    card = _counts(picks, slices)
+    card = _counts(cases, slices)
     card["unparsed"] = int((~answers.says_yes & ~answers.says_no).sum())
     card["p_yes_auroc"] = _value(p_yes_auroc, slices.patients)
     for metric in ("sensitivity", "specificity", "balanced_accuracy", "location_exact", "location_exact_or_neighbour"):
@@ -128,22 +129,17 @@ def _picks(cases: Sequence[TrainingCase], settings: Settings) -> list[tuple[Trai
 
 
 def _units(picks: Sequence[tuple[TrainingCase, int]]) -> Units:
-    patients = {patient: number for number, patient in enumerate(_patients(picks))}
-    patient = np.array([patients[patient_of(case.case_id)] for case, _ in picks], int)
-    label = np.array([case.masks[index].any() for case, index in picks], float)
     # Every slice was scored by one decoder or another of the same recipe, and they are ranked together.
-    return Units("image", patient, np.zeros(len(patients), int), label)
+    patient, names = pd.factorize(np.array([patient_of(case.case_id) for case, _ in picks], object))
+    label = np.array([case.masks[index].any() for case, index in picks], float)
+    return Units("image", patient, np.zeros(len(names), int), label)
 
 
-def _patients(picks: Sequence[tuple[TrainingCase, int]]) -> list[str]:
-    return list(dict.fromkeys(patient_of(case.case_id) for case, _ in picks))
-
-
-def _counts(picks: Sequence[tuple[TrainingCase, int]], slices: Units) -> Scores:
+def _counts(cases: Sequence[TrainingCase], slices: Units) -> Scores:
     return {
-        "slices": len(picks),
+        "slices": len(slices.label),
         "tumour_free": int(slices.negative.sum()),
-        "patients": slices.patients,
+        "patients": len({patient_of(case.case_id) for case in cases}),
     }
 
 

@@ -33,7 +33,7 @@ from medad_core.training.features import TrainingCase
 
 
 @dataclass(frozen=True)
-class Results:
+class WrittenTable:
     """Where the results are; rows that failed and cases left out, with reasons."""
 
     table: str
@@ -44,14 +44,14 @@ class Results:
     rejected: tuple[tuple[str, str], ...]
 
 
-def write(out: str, settings: Settings) -> Results:
+def write(out: str, settings: Settings) -> WrittenTable:
     """Make the table of an experiment anew. Raises StoreError where there is no experiment."""
     experiment = open_experiment(out)
     table = make_table(out, experiment, settings)
     facts = _facts(experiment, table, settings)
     gallery = list(_gallery(experiment, table, experiment.load(out), settings))
     written = write_results(out, table.lines, facts, gallery)
-    return Results(
+    return WrittenTable(
         table=written.table,
         text=written.text,
         figure=written.figure,

@@ -1,7 +1,7 @@
 """The Prefect server and the runners that settings name: what is there, and what cannot work.
 
-One decision: a runner that cannot work here, or a server that does not answer, costs one line before the run, never a failed
-flow run.
+One decision: a runner that cannot work here, or a server that does not answer, costs one line before the run, never a
+failed flow run.
 """
 
 from __future__ import annotations

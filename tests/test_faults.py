@@ -1,4 +1,4 @@
-"""Whose fault an error is, and what the supervisor does about it: each rule on a real stage, without an orchestrator."""
+"""Whose fault an error is, and what the supervisor does about it; each rule on a real stage, without Prefect."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ PARTS = [(name,) for name in "abcdefgh"]
 
 
 class Workshop:
-    """An executor that writes real parts, and fails as it is told: `faults` has the errors of a part, one an attempt."""
+    """An executor that writes real parts, and fails on purpose: `faults` has the errors of a part, one an attempt."""
 
     is_own_process = False
 

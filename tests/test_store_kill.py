@@ -1,8 +1,8 @@
 """A process killed at any moment leaves a stage that the same command completes to the same rows.
 
-The file is its own victim: run as a script it performs a small stage in forked processes, each of which sends itself SIGKILL
-at one step: before and after every call that changes the disk, halfway through every small file, and between two patients
-of a part.
+The file is its own victim: run as a script it performs a small stage in forked processes, each of which sends itself
+SIGKILL at one step: before and after every call that changes the disk, halfway through every small file, and between
+two patients of a part.
 """
 
 import json
@@ -97,7 +97,7 @@ def damage(run: str) -> None:
 
 
 def victim(root: Path, scenario: str) -> None:
-    """Run the command once for each step, killed there, in `root/0`, `root/1`, …; write the steps to `root/steps.json`."""
+    """Run the command once for each step, killed there, in `root/0`, `root/1`, …; the steps go to `root/steps.json`."""
     work(str(root / "finished"))  # also does here, once, what pyarrow would else do first in every fork
     damage(str(root / "finished"))
     start = root / "finished" if scenario == "repair" else None

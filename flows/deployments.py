@@ -1,7 +1,8 @@
 """What `configs/deploy/prefect.yaml` says, registered on a Prefect server: work pools, the GPU's limit, deployments.
 
-One decision: the file is Prefect's own, read by Prefect's own model, so `prefect deploy` takes it too. What it lacks for a
-command line is added here: settings, and that a deployment whose schedule would run without its folders is not registered.
+One decision: the file is Prefect's own, read by Prefect's own model, so `prefect deploy` takes it too. What it lacks
+for a command line is added here: settings, and that a deployment whose schedule would run without its folders is not
+registered.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ class Entry:
 def read_entries(
     file: Path = FILE, *, pool: str | None = None, cron: str | None = None, timezone: str | None = None
 ) -> list[Entry]:
-    """The deployments of a file; `pool` is taken by all of them, `cron` and `timezone` by all schedules. Raises ConfigError."""
+    """The deployments of a file; `pool` is taken by all of them, `cron` and `timezone` by all schedules.
+
+    Raises ConfigError.
+    """
     try:
         model = PrefectYamlModel.model_validate(yaml.load(file.read_text(encoding="utf-8"), StrictLoader) or {})
     except (OSError, yaml.YAMLError, ValidationError) as error:

@@ -1,8 +1,9 @@
 """Ranges of parts to futures: where the tasks of a flow run, by configuration.
 
-One decision: the runner is opened inside the flow from `settings.flow`, so the same flow, deployed or called, follows its
-settings; `max_workers` is always set, because Prefect's own default is without bound. It is opened anew for what a failure
-left undone: a pool of processes is of no use any more once one of them has died. Whose fault a failure is, is not judged here.
+One decision: the runner is opened inside the flow from `settings.flow`, so the same flow, deployed or called, follows
+its settings; `max_workers` is always set, because Prefect's own default is without bound. It is opened anew for what a
+failure left undone: a pool of processes is of no use any more once one of them has died. Whose fault a failure is, is
+not judged here.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def interruptible(runner: Runner, tidy: Callable[[], None] = lambda: None) -> It
 def _close(runner: Runner) -> None:
     """Wait for what runs, and close.
 
-    A worker that is killed while it writes to the pool's queue of messages keeps the queue's lock: Prefect gives the queue
-    up after some seconds, but Python would wait at its end for what is still in it.
+    A worker that is killed while it writes to the pool's queue of messages keeps the queue's lock: Prefect gives the
+    queue up after some seconds, but Python would wait at its end for what is still in it.
     """
     runner.__exit__(None, None, None)
     queue = getattr(runner, "_subprocess_message_queue", None)  # None again where it could be closed

@@ -1,7 +1,8 @@
 """One stage at a time on the GPU, of all flow runs of a Prefect server.
 
-One decision: the slot is a global concurrency limit of the server, which `medad deploy` makes; where there is no server or
-no GPU there is nothing to share. A stage holds it as a whole, because its models stay in the GPU's memory between its parts.
+One decision: the slot is a global concurrency limit of the server, which `medad deploy` makes; where there is no server
+or no GPU there is nothing to share. A stage holds it as a whole, because its models stay in the GPU's memory between
+its parts.
 """
 
 from __future__ import annotations

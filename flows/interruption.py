@@ -4,8 +4,8 @@ One decision: state on disk is sound at every moment, so nothing has to be waite
 GRACE_S; what has not stopped by then is left where it is. After LAST_S the process ends in the middle of whatever it
 still does.
 
-Prefect puts a handler of its own in place of ours while a flow runs: it raises TerminationSignal in the main thread, the
-engine marks the run as crashed on its server, and then the signal is sent again, to us.
+Prefect puts a handler of its own in place of ours while a flow runs: it raises TerminationSignal in the main thread,
+the engine marks the run as crashed on its server, and then the signal is sent again, to us.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def end_if_left_behind(code: int) -> None:
 
 
 def leave_behind(close: Callable[[], None]) -> None:
-    """Ask all work of this process to stop, end its child processes, and call `close`, waiting GRACE_S for it at most."""
+    """Ask all work of this process to stop, end its child processes, and call `close`; wait for it GRACE_S at most."""
     from medad_core import stopping
 
     stopping.request_stop()

@@ -29,6 +29,7 @@ from tasks.reproduce import (
     write_table,
 )
 
+DEFAULTS = Settings()
 ON_THE_DECODER = (*THROUGH_LLM, "without-llm")
 Item = dict[str, Any]  # the arguments of one task, beside those that all share
 
@@ -52,7 +53,7 @@ def _run_name() -> str:
 @flow(
     name="reproduce", description="Labelled cases to the paper's table.", persist_result=False, flow_run_name=_run_name
 )
-def reproduce(data: str, out: str, settings: Settings = Settings()) -> Reproduced:
+def reproduce(data: str, out: str, settings: Settings = DEFAULTS) -> Reproduced:
     """Fit and score every row of the table; run it again to resume.
 
     Rows that fail are in the table with their reason. Raises RowsFailed at the end where there are some.
@@ -91,7 +92,10 @@ def _decoders(units: Iterable[Unit]) -> list[Item]:
 
 
 class _Steps:
-    """Submits the tasks of one kind and waits for all of them; what failed has left its reason, so nothing is raised."""
+    """Submits the tasks of one kind and waits for all of them.
+
+    What failed has left its reason, so nothing is raised.
+    """
 
     def __init__(self, runner: TaskRunner, out: str, settings: Settings) -> None:
         self.runner = runner

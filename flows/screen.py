@@ -1,7 +1,7 @@
-"""The whole path: a cohort in, or what is new in an inbox; slices, maps, prompts, answers, predictions, metrics, page out.
+"""The whole path: a cohort in, or what is new in an inbox; predictions, metrics and page out.
 
-One decision: what is checked and opened before a flow begins is handed to it (`screen_run`); a deployment, which has only
-references, opens it itself (`screen`).
+One decision: what is checked and opened before a flow begins is handed to it (`screen_run`); a deployment, which has
+only references, opens it itself (`screen`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from medad_core.stages.complete import require_cases
 from medad_core.store import PART_STAGES
 from tasks.whole import Outcome
 
+DEFAULTS = Settings()
+
 
 def _run_name() -> str:
     return run_name(flow_run.parameters["data"])
@@ -44,7 +46,7 @@ def run_name(folder: str) -> str:
     persist_result=False,
     flow_run_name=_run_name,
 )
-def screen(data: str, run: str, settings: Settings = Settings()) -> Outcome:
+def screen(data: str, run: str, settings: Settings = DEFAULTS) -> Outcome:
     """Screen every case below `data`; run it again to resume."""
     with outcome_reported("screen", name_parts(run)[0], settings) as report:
         return _screen(Run.open(data, run, settings), data, report)
@@ -77,7 +79,7 @@ def _screen(run: Run, data: str, report: Report) -> Outcome:
     persist_result=False,
     flow_run_name=_cohort_run_name,
 )
-def screen_cohort(inbox: str, cohort: str, settings: Settings = Settings(), wait: bool = False) -> CohortOutcome:
+def screen_cohort(inbox: str, cohort: str, settings: Settings = DEFAULTS, wait: bool = False) -> CohortOutcome:
     """Screen what is new or changed in `inbox`; a second command on the same cohort is refused, or waits."""
     folder = CohortFolder(cohort, Path(inbox))
     with locked(folder.folder, wait), outcome_reported("screen-cohort", folder.folder.name, settings) as report:

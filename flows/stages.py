@@ -27,6 +27,7 @@ from tasks.whole import Outcome
 from tasks.whole import evaluate_run as evaluate_task
 
 Result = TypeVar("Result")
+DEFAULTS = Settings()
 
 
 def _run_name() -> str:
@@ -43,25 +44,25 @@ OPTIONS = {"persist_result": False, "flow_run_name": _run_name}
 
 
 @flow(name="slices", description="Volumes to slices.", **OPTIONS)
-def slices(run: str, settings: Settings = Settings()) -> StageProgress:
+def slices(run: str, settings: Settings = DEFAULTS) -> StageProgress:
     """Cut the cohort of a run into slices."""
     return make_stage(Run.reopen(run, settings), "slices")
 
 
 @flow(name="maps", description="Slices to anomaly maps.", **OPTIONS)
-def maps(run: str, settings: Settings = Settings()) -> StageProgress:
+def maps(run: str, settings: Settings = DEFAULTS) -> StageProgress:
     """Draw an anomaly map of every slice."""
     return make_stage(Run.reopen(run, settings), "maps")
 
 
 @flow(name="prompts", description="Anomaly maps to prompt embeddings.", **OPTIONS)
-def prompts(run: str, settings: Settings = Settings()) -> StageProgress:
+def prompts(run: str, settings: Settings = DEFAULTS) -> StageProgress:
     """Turn every map into tokens that the LLM can read."""
     return make_stage(Run.reopen(run, settings), "prompts")
 
 
 @flow(name="answers", description="Prompt embeddings to answers.", **OPTIONS)
-def answers(run: str, settings: Settings = Settings()) -> StageProgress:
+def answers(run: str, settings: Settings = DEFAULTS) -> StageProgress:
     """Let the LLM say for every slice whether and where something is wrong."""
     return make_stage(Run.reopen(run, settings), "answers")
 
@@ -108,6 +109,6 @@ def flow_within(name: str, run_name: str, work: Callable[[], Result]) -> Result:
 
 @contextmanager
 def _one_heartbeat() -> Iterator[None]:
-    """For flows within a flow: the outer one's heartbeat says that the process lives, and to end another takes a second."""
+    """For flows within a flow: the outer one's heartbeat says that the process lives, and another takes a second to end."""
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield

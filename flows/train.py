@@ -12,13 +12,15 @@ from medad_core.config import Settings
 from tasks.policy import with_policy
 from tasks.whole import Trained, train_weights
 
+DEFAULTS = Settings()
+
 
 def _run_name() -> str:
     return f"train-{Path(flow_run.parameters['data']).name}-{Path(flow_run.parameters['out']).name}"
 
 
 @flow(name="train", description="Labelled cases to weights.", persist_result=False, flow_run_name=_run_name)
-def train(data: str, out: str, settings: Settings = Settings(), licence: str = "not stated") -> Trained:
+def train(data: str, out: str, settings: Settings = DEFAULTS, licence: str = "not stated") -> Trained:
     """Train decoder and converter on every labelled case below `data`; run it again to resume."""
     from medad_core.models.device import device_of
 

@@ -1,7 +1,7 @@
 """What all tasks have in common: no cache, no kept results, retries only for what can heal.
 
-One decision: stage files alone say what is done. Prefect's cache sees neither our code nor our data, so it is off; a retried
-task asks the stage which of its parts are still pending.
+One decision: stage files alone say what is done. Prefect's cache sees neither our code nor our data, so it is off; a
+retried task asks the stage which of its parts are still pending.
 """
 
 from __future__ import annotations

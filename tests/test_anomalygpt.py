@@ -1,4 +1,7 @@
-"""AnomalyGPT checkpoints: a small one with random weights in the exact layout of the real ones, against plain torch written from the paper."""
+"""AnomalyGPT checkpoints: a small one against plain torch written from the paper.
+
+It has random weights in the exact layout of the real ones.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,7 @@ from medad_core.models.text import load_text_encoder
 from medad_core.models.weights import CONVERTER, converter_facts, load_converter
 from medad_core.run.cohort import find_cohort, settle_cohort
 from medad_core.run.fingerprints import converter_surroundings, maps_fingerprint, prompts_fingerprint
+from medad_core.run.run import Run
 from medad_core.stages import answers, maps, prompts, slices
 from medad_core.stages.loading import load_converter_of, load_map_models, load_prompt_of
 from medad_core.stages.rows import embeddings_of, grids_of, images_of, tokens_of
@@ -161,7 +165,7 @@ def settings(imported) -> Settings:
     return load_settings(
         None,
         [
-            *imported.words,
+            *imported.settings,
             "models.device=cpu",
             "llm.engine=transformers",
             "llm.max_new_tokens=5",
@@ -172,7 +176,7 @@ def settings(imported) -> Settings:
 
 
 def reference_texts() -> torch.Tensor:
-    """(2, TEXT): 7 normal × 2 and 5 abnormal × 2 sentences about an object, averaged and normalised, as the paper has them."""
+    """(2, TEXT): 7 normal × 2 and 5 abnormal × 2 sentences about an object, averaged and normalised."""
     states = [
         [
             "{}",
@@ -273,7 +277,8 @@ def reference_llm(kit: Kit) -> torch.nn.Module:
     for name, parameter in model.named_parameters():
         stem = f"llama_model.base_model.model.{name.removesuffix('.weight')}"
         if f"{stem}.lora_A.default.weight" in delta:
-            parameter += ALPHA / RANK * delta[f"{stem}.lora_B.default.weight"] @ delta[f"{stem}.lora_A.default.weight"]
+            product = delta[f"{stem}.lora_B.default.weight"] @ delta[f"{stem}.lora_A.default.weight"]
+            parameter.add_(ALPHA / RANK * product)
     return model
 
 
@@ -323,15 +328,11 @@ def screened(kit, settings) -> str:
     run = str(kit.folder / "run")
     generate_cohort(kit.folder / "phantoms", 1, 0)
     settle_cohort(run, find_cohort(str(kit.folder / "phantoms"), settings.data))
-    from medad_core.run.cohort import cohort_of
-
-    slices.plan(run, settings, cohort_of(run))
-    slices.run_parts(run, settings, [0])
-    stage_of(run, "slices").finish()
-    for name, stage in (("maps", maps), ("prompts", prompts), ("answers", answers)):
-        stage.plan(run, settings)
-        stage.run_parts(run, settings, stage_of(run, name).pending())
-        stage_of(run, name).finish()
+    for name, stage in (("slices", slices), ("maps", maps), ("prompts", prompts), ("answers", answers)):
+        opened = Run.reopen(run, settings)
+        stage.plan(opened)
+        stage.run_parts(opened, opened.stage(name).pending())
+        opened.stage(name).finish()
     return run
 
 
@@ -351,11 +352,11 @@ def test_a_screened_phantom_is_answered_as_plain_torch_answers_it(kit, settings,
 
     model, tokenizer = reference_llm(kit), prompt.tokenizer
     logits = model(inputs_embeds=assembled).logits[:, -1]
-    said = model.generate(
+    tokens = model.generate(
         inputs_embeds=assembled, attention_mask=torch.ones(assembled.shape[:2]), max_new_tokens=5, do_sample=False
     )
     answers = stage_of(screened, "answers").read()
-    assert answers["answer"].to_pylist() == tokenizer.batch_decode(said, skip_special_tokens=True)
+    assert answers["answer"].to_pylist() == tokenizer.batch_decode(tokens, skip_special_tokens=True)
     yes_token, no_token = (
         tokenizer(text, add_special_tokens=False).input_ids[0] for text in ("Yes, there", "No, there")
     )
@@ -374,8 +375,8 @@ def test_maps_carry_the_embedding_only_where_the_weights_ask_for_it(screened, se
     default = load_settings(None, ["models.device=cpu", "data.first_slice=80", "data.last_slice=80"])
     run = str(tmp_path / "run")
     shutil.copytree(Path(screened) / "slices", Path(run) / "slices")
-    maps.plan(run, default)
-    maps.run_parts(run, default, [0])
+    maps.plan(Run.reopen(run, default))
+    maps.run_parts(Run.reopen(run, default), [0])
     assert embeddings_of(stage_of(run, "maps").read()) is None and "embedding" not in maps_fingerprint(default)
 
 

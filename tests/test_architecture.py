@@ -1,7 +1,7 @@
 """The plan of the house: who may import whom, in which order, and what an import may cost.
 
-One decision: imports are read from the source, also those inside functions and those by name (`importlib.import_module`).
-An import that only some calls reach is an import all the same.
+One decision: imports are read from the source, also those inside functions and those by name
+(`importlib.import_module`). An import that only some calls reach is an import all the same.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""Baselines: each learns what is normal and finds what is not, on drawn slices, with the real encoder where one is needed."""
+"""Baselines: each learns what is normal and finds what is not, on drawn slices and with the real encoder."""
 
 from __future__ import annotations
 

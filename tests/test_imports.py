@@ -1,4 +1,4 @@
-"""Checkpoints of other projects: ImageBind against what the original implementation returned, and files that must be refused."""
+"""Checkpoints of other projects: ImageBind against its original implementation, and files that must be refused."""
 
 from __future__ import annotations
 
@@ -281,7 +281,10 @@ def test_the_command_converts_and_says_how_to_use_it(tiny, tmp_path, untouched):
 
 @pytest.fixture
 def pickled(tmp_path) -> tuple[Path, object]:
-    """A small Llama as two shards of pickles, as hubs kept it: tied embeddings, an index, a tokenizer file, a folder of another format."""
+    """A small Llama as two shards of pickles, as hubs kept it.
+
+    It has tied embeddings, an index, a tokenizer file, and a folder of another format.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)

@@ -91,7 +91,7 @@ def test_true_cell_is_that_of_the_centroid_and_none_for_an_empty_mask():
 
 
 def test_cells_of_an_oblong_slice_are_thirds_of_the_square_it_is_centred_on():
-    """256 x 176: 40 black columns on either side, so the outer thirds of the square reach 45.3 columns into the slice."""
+    """256 x 176: 40 black columns on either side, so the outer thirds of the square end at column 45.3 of the slice."""
     assert cell_of(128, 45, 256, 176) == "left" and cell_of(128, 46, 256, 176) == "center"
     mask = np.zeros((1, 256, 176), bool)
     mask[0, 128, 45] = True
@@ -162,7 +162,10 @@ def test_greedy_answers_are_those_of_transformers_own_generate(prompt, converter
 
 
 def test_answers_follow_the_map(prompt, converter):
-    """Clear drawn lesions: the sentence must come from the map. A converter that ignores it could name the cell by luck in 1 of 9."""
+    """Clear drawn lesions: the sentence must come from the map.
+
+    A converter that ignores the map would name the cell by luck in 1 of 9.
+    """
     grids, cells = lesion_grids()
     prompts = prompt.assemble(converter.knowledge_tokens().numpy(), converter(torch.from_numpy(grids)).numpy())
     answers = speak(prompt, prompts)
@@ -172,10 +175,7 @@ def test_answers_follow_the_map(prompt, converter):
         answer.location == cell for answer, cell in zip(parsed, cells, strict=True) if answer.verdict == "yes" and cell
     ]
     assert np.mean(exact) > 0.7 and len(exact) > 20
-    assert (
-        np.mean([(answer.p_yes > 0.5) == (said.verdict == "yes") for answer, said in zip(answers, parsed, strict=True)])
-        == 1
-    )
+    assert [answer.p_yes > 0.5 for answer in answers] == [answer.verdict == "yes" for answer in parsed]
 
 
 _VLLM = """
@@ -194,12 +194,16 @@ if __name__ == "__main__":
     engine.sampling = sampling(prompt, settings.model_copy(update={"structured": True}))
     answers.append(engine.generate(meaningless))
     engine.close()
-    print("ANSWERS" + json.dumps([[[answer.text, answer.p_yes, answer.finish_reason, answer.tokens] for answer in said] for said in answers]))
+    rows = [[[answer.text, answer.p_yes, answer.finish_reason, answer.tokens] for answer in batch] for batch in answers]
+    print("ANSWERS" + json.dumps(rows))
 """
 
 
 def test_vllm_and_transformers_give_the_same_greedy_answers(prompt, converter, tmp_path):
-    """Free and held to the grammar. In a process of its own: vLLM takes half a minute to import and is not meant to share one."""
+    """Free and held to the grammar.
+
+    In a process of its own: vLLM takes half a minute to import and is not meant to share one.
+    """
     if not importlib.util.find_spec("vllm"):
         pytest.skip("vllm is not installed")
     grids, _ = lesion_grids()
@@ -270,7 +274,10 @@ def test_dtype_and_grammar_are_in_the_fingerprint_of_answers_and_defaults_leave_
 
 
 def test_rules_by_size_come_from_headers(prompt, tmp_path):
-    """SmolLM2 has 134.5 million parameters, 30 layers, 3 key-value heads of 64; the large one is a header over a file of holes."""
+    """SmolLM2 has 134.5 million parameters, 30 layers, 3 key-value heads of 64.
+
+    The large one is a header over a file of holes.
+    """
     small = model_size(prompt.folder)
     assert small.parameters == 134_515_008 and small.cache_numbers == 2 * 30 * 3 * 64
     assert (small.sequences, resolved_dtype(prompt.folder, "auto"), resolved_dtype(prompt.folder, "bfloat16")) == (

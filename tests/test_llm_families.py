@@ -1,4 +1,7 @@
-"""Causal LMs other than Llama's kind: small ones of random weights, with the packaged model's tokenizer, through prompt, engine and training."""
+"""Causal LMs other than Llama's kind, through prompt, engine and training.
+
+They are small, of random weights, with the packaged model's tokenizer.
+"""
 
 from __future__ import annotations
 

@@ -12,15 +12,24 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from medad_core.config import load_settings
-from medad_core.data.read import CaseSlices as ReadSlices
+from medad_core.data.read import CaseSlices
 from medad_core.errors import StoreError
 from medad_core.models.blocks import Block
 from medad_core.models.decoder import render_maps
 from medad_core.models.device import worker_device
 from medad_core.models.encoder import load_encoder
 from medad_core.models.pack import packaged
+from medad_core.run.run import Run
 from medad_core.stages import maps
-from medad_core.stages.batches import Batch, CaseSlices, InPieces, ahead, batches_of, case_results, compute_batches
+from medad_core.stages.batches import (
+    CaseImages,
+    ImageBatch,
+    InPieces,
+    batches_of,
+    case_results,
+    compute_batches,
+    made_ahead,
+)
 from medad_core.stages.loading import load_map_models
 from medad_core.stages.rows import grids_of, slice_rows
 from medad_core.store import SLICES, stage_of
@@ -41,11 +50,8 @@ def pictures(count: int, height: int = 64, width: int = 64, seed: int = 0) -> np
 
 
 def rows_of(case_id: str, images: np.ndarray) -> pa.Table:
-    count, height, width = images.shape
-    return slice_rows(
-        ReadSlices(case_id, np.arange(count), images, images > 0, None, (1.0, 1.0, 1.0), "LPS", (width, height, count)),
-        "screen",
-    )
+    index = np.arange(len(images), dtype=np.int32)
+    return slice_rows(CaseSlices(case_id, index, images, images > 0, None, (1.0, 1.0, 1.0), "LPS"), "screen")
 
 
 def run_with(folder: Path, parts: list[dict[str, pa.Table]]) -> str:
@@ -58,10 +64,10 @@ def run_with(folder: Path, parts: list[dict[str, pa.Table]]) -> str:
     return str(folder)
 
 
-def case(name: str, *shape: int) -> CaseSlices:
+def case(name: str, *shape: int) -> CaseImages:
     """A case without rows whose pictures all differ."""
     count = int(np.prod(shape))
-    return CaseSlices(name, None, (np.arange(count) % 251).astype(np.uint8).reshape(shape))
+    return CaseImages(name, None, (np.arange(count) % 251).astype(np.uint8).reshape(shape))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +78,7 @@ def models():
 def drawn(models, images: np.ndarray, size: int) -> np.ndarray:
     """Maps (N, H, W) of one case through the stage's own loop."""
     settings = load_settings(None, [*WORDS, f"models.batch_size={size}"])
-    ((_, (grids, _, _)),) = maps.maps_of(batches_of([CaseSlices("case", None, images)], size), models, settings)
+    ((_, (grids, _, _)),) = maps.maps_of(batches_of([CaseImages("case", None, images)], size), models, settings)
     return render_maps(torch.from_numpy(grids), *images.shape[1:]).numpy()
 
 
@@ -148,8 +154,8 @@ def test_a_case_that_cannot_be_used_takes_no_other_with_it(tmp_path, models):
     bad = bad.set_column(bad.column_names.index("height"), "height", pa.array([63] * 3, pa.int32())).cast(SLICES)
     run = run_with(tmp_path, [{"a": good[0], "b": bad, "c": good[1]}])
     settings = load_settings(None, [*WORDS, "models.batch_size=4"])
-    maps.plan(run, settings)
-    (record,) = maps.run_parts(run, settings, [0], models=models)
+    maps.plan(Run.reopen(run, settings))
+    (record,) = maps.run_parts(Run.reopen(run, settings), [0], models=models)
     assert (record.done, [item.key for item in record.failed]) == (2, ["b"]) and "4096" in record.failed[0].reason
     table = stage_of(run, "maps").read()
     assert table["case_id"].to_pylist() == ["a"] * 3 + ["c"] * 3
@@ -162,21 +168,21 @@ def test_a_case_that_cannot_be_used_takes_no_other_with_it(tmp_path, models):
 def test_a_map_that_is_not_finite_is_refused_with_the_way_out(tmp_path, models):
     run = run_with(tmp_path, [{"a": rows_of("a", pictures(2))}])
     settings = load_settings(None, WORDS)
-    maps.plan(run, settings)
+    maps.plan(Run.reopen(run, settings))
     broken = load_map_models(settings)
     broken.decoder.text.fill_(torch.inf)
-    (record,) = maps.run_parts(run, settings, [0], models=broken)
+    (record,) = maps.run_parts(Run.reopen(run, settings), [0], models=broken)
     assert "models.precision=float32" in record.failed[0].reason
 
 
 def test_parts_of_one_call_share_batches_and_are_written_apart(tmp_path, models, monkeypatch):
     run = run_with(tmp_path, [{name: rows_of(name, pictures(3, seed=ord(name)))} for name in "abcd"])
     settings = load_settings(None, [*WORDS, "models.batch_size=6"])
-    maps.plan(run, settings)
+    maps.plan(Run.reopen(run, settings))
     sizes = []
     encode = models.encoder.encode
     monkeypatch.setattr(models.encoder, "encode", lambda images: sizes.append(len(images)) or encode(images))
-    records = maps.run_parts(run, settings, [0, 1, 3], models=models)
+    records = maps.run_parts(Run.reopen(run, settings), [0, 1, 3], models=models)
     assert sizes == [6, 3] and [record.rows for record in records] == [3, 3, 3]
     assert stage_of(run, "maps").pending() == [2]
 
@@ -209,43 +215,43 @@ def test_reading_ahead_keeps_the_order_stays_near_and_raises_in_its_turn():
             yield number
         raise StoreError("the seventh")
 
-    reader, seen = ahead(items(), 2), []
+    reader, seen = made_ahead(items(), 2), []
     with pytest.raises(StoreError, match="the seventh"):
         for item in reader:
             assert len(made) <= item + 4
             seen.append(item)
     assert seen == [0, 1, 2, 3, 4, 5]
-    next(abandoned := ahead(iter(range(100)), 2))
+    next(abandoned := made_ahead(iter(range(100)), 2))
     abandoned.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
 
 
 def test_a_batch_holds_pictures_of_one_size_only():
-    batch = Batch(torch.zeros(4, 3, 5, dtype=torch.uint8))
+    batch = ImageBatch(torch.zeros(4, 3, 5, dtype=torch.uint8))
     assert batch.fits(case("a", 2, 3, 5)) and not batch.fits(case("b", 2, 5, 3)) and batch.fits(case("empty", 0, 9, 9))
 
 
 def test_a_run_keeps_to_the_precision_that_it_was_begun_with(tmp_path, models):
     run = run_with(tmp_path, [{"a": rows_of("a", pictures(2))}, {"b": rows_of("b", pictures(2, seed=1))}])
     begun = load_settings(None, [*WORDS, "models.precision=bfloat16"])
-    assert maps.plan(run, begun).fingerprint["precision"] == "bfloat16"
-    maps.run_parts(run, begun, [0])
+    assert maps.plan(Run.reopen(run, begun)).fingerprint["precision"] == "bfloat16"
+    maps.run_parts(Run.reopen(run, begun), [0])
     # Elsewhere `auto` would be float32; here it goes on as the run began, and an explicit float32 is refused.
     automatic = load_settings(None, WORDS)
-    assert maps.plan(run, automatic).fingerprint["precision"] == "bfloat16"
-    maps.run_parts(run, automatic, [1])
+    assert maps.plan(Run.reopen(run, automatic)).fingerprint["precision"] == "bfloat16"
+    maps.run_parts(Run.reopen(run, automatic), [1])
     rounded = load_map_models(automatic, "cpu", "bfloat16")
     given = render_maps(torch.from_numpy(grids_of(stage_of(run, "maps").read_part(1))), 64, 64).numpy()
     np.testing.assert_allclose(given, drawn(rounded, pictures(2, seed=1), 2), atol=1e-6)
     assert np.abs(given - drawn(models, pictures(2, seed=1), 2)).max() > 1e-4
     with pytest.raises(StoreError, match=r"precision \(bfloat16 there, nothing now\)"):
-        maps.plan(run, load_settings(None, [*WORDS, "models.precision=float32"]))
+        maps.plan(Run.reopen(run, load_settings(None, [*WORDS, "models.precision=float32"])))
 
 
 def test_float32_maps_keep_the_fingerprint_that_they_had_before_there_were_others(tmp_path):
     run = run_with(tmp_path, [{"a": rows_of("a", pictures(2))}])
-    assert "precision" not in maps.plan(run, load_settings(None, WORDS)).fingerprint
-    assert "precision" not in maps.plan(run, load_settings(None, [*WORDS, "models.precision=float32"])).fingerprint
+    for words in (WORDS, [*WORDS, "models.precision=float32"]):
+        assert "precision" not in maps.plan(Run.reopen(run, load_settings(None, words))).fingerprint
 
 
 def test_every_worker_has_a_gpu_of_its_own_and_one_too_many_waits(tmp_path):

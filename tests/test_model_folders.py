@@ -28,7 +28,15 @@ from medad_core.models.encoder import encoder_fingerprint
 from medad_core.models.text import text_encoder_fingerprint, text_encoder_folder
 from medad_core.run.fingerprints import answers_fingerprint
 
-DATED = "{{ bos_token }}{%- if not date_string is defined %}{%- if strftime_now is defined %}{%- set date_string = strftime_now('%d %b %Y') %}{%- else %}{%- set date_string = '26 Jul 2024' %}{%- endif %}{%- endif %}Today Date: {{ date_string }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{% endfor %}"
+DATED = (
+    "{{ bos_token }}"
+    "{%- if not date_string is defined %}"
+    "{%- if strftime_now is defined %}{%- set date_string = strftime_now('%d %b %Y') %}"
+    "{%- else %}{%- set date_string = '26 Jul 2024' %}{%- endif %}"
+    "{%- endif %}"
+    "Today Date: {{ date_string }}"
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{% endfor %}"
+)
 
 
 @pytest.fixture
@@ -60,10 +68,20 @@ LOOKS = {
 
 @pytest.mark.parametrize("role", LOOKS)
 def test_code_in_a_folder_is_not_run_and_nobody_is_asked(llm, role):
-    own = f"from pathlib import Path\nfrom transformers import Qwen2Config as Own, Qwen2ForCausalLM as Model\nPath({str(llm / 'ran')!r}).touch()\n"
+    own = (
+        "from pathlib import Path\n"
+        "from transformers import Qwen2Config as Own, Qwen2ForCausalLM as Model\n"
+        f"Path({str(llm / 'ran')!r}).touch()\n"
+    )
     (llm / "conf.py").write_text(own)
     rewrite(llm, model_type="of_our_own", auto_map={"AutoConfig": "conf.Own", "AutoModelForCausalLM": "conf.Model"})
-    code = f"import sys\nfrom pathlib import Path\nfrom medad_core.errors import WeightsError\ntry:\n    {LOOKS[role]}\nexcept WeightsError as error:\n    print('refused', error)"
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from medad_core.errors import WeightsError\n"
+        f"try:\n    {LOOKS[role]}\n"
+        "except WeightsError as error:\n    print('refused', error)"
+    )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "HF_HOME": str(llm.parent / "hf")}
     done = subprocess.run(
         [sys.executable, "-c", code, str(llm)], input="y\ny\n", capture_output=True, text=True, env=environment

@@ -36,7 +36,7 @@ def without_brain(root: Path, case_id: str) -> None:
 
 @pytest.fixture(scope="module")
 def nights(server, tiny_cohort, tmp_path_factory):
-    """Two nights: two of the good cases, then another beside the truncated one, one without brain, and a rest of a copy."""
+    """Two nights: two of the good cases; then another, the truncated one, one without brain, and a rest of a copy."""
     inbox, cohort = tmp_path_factory.mktemp("inbox"), tmp_path_factory.mktemp("nights") / "cohort"
     for number in (0, 1):
         shutil.copytree(tiny_cohort / f"BraTS2021_{number:05d}", inbox / f"BraTS2021_{number:05d}")

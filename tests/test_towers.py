@@ -1,4 +1,4 @@
-"""CLIP and SigLIP folders as encoder and text encoder: small models with random weights, against `transformers` itself."""
+"""CLIP and SigLIP folders as encoder and text encoder: small models of random weights against `transformers`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ def write_tokenizer(folder: Path, framed: bool, pad: str) -> None:
 
 
 def clip(folder: Path, seed: int = 0, **options) -> transformers.CLIPModel:
-    """A CLIP whose text configuration has an end token of 2, as old ones do, and a projection's width that is a default, not its own."""
+    """A CLIP whose text configuration has an end token of 2, as old ones do.
+
+    The width of its projection is a default, not its own.
+    """
     torch.manual_seed(seed)
     text = {**TEXT, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 2, "max_position_embeddings": 8}
     model = transformers.CLIPModel(

@@ -36,7 +36,7 @@ def _raise() -> None:
 
 
 def drawn_case(number: int, normal: int) -> TrainingCase:
-    """12 slices; features are noise, shifted along one axis where the tumour is. The first `normal` slices have none."""
+    """12 slices; features are noise, shifted along one axis where the tumour is. The first `normal` have no tumour."""
     rng = np.random.default_rng(number)
     features = rng.normal(size=(12, 4, 16, 16, 24)).astype(np.float16)
     masks = np.zeros((12, 64, 64), bool)

@@ -118,4 +118,4 @@ def anomalygpt(
             checkpoints, out, **named, thing=thing, lora_alpha=lora_alpha, where=ModelSettings(folder=models)
         )
     stdout.print(f"weights and card: {made.folder}", soft_wrap=True)
-    stdout.print(f"use them with: medad screen DATA --out RUN {' '.join(made.words)}", soft_wrap=True)
+    stdout.print(f"use them with: medad screen DATA --out RUN {' '.join(made.settings)}", soft_wrap=True)

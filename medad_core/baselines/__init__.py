@@ -13,7 +13,7 @@ __all__ = ["Detector", "Scored", "SliceSet", "build"]
 
 
 def build(name: str, settings: BaselineTraining, encoder: VisionTransformerEncoder, seed: int, device: str) -> Detector:
-    """The detector of a row of the table. Raises KeyError for a name that is none."""
+    """The detector of a row of the table, which computes on `device`. Raises KeyError for a name that is none."""
     from medad_core.baselines.autoencoder import PerceptualAutoencoder
     from medad_core.baselines.brightness import Brightness
     from medad_core.baselines.masked_autoencoder import MaskedAutoencoder

@@ -1,13 +1,16 @@
-"""Residual autoencoder with perceptual loss (Shvetsova et al. 2021, "Anomaly Detection in Medical Imaging With Deep Perceptual Autoencoders").
+"""Residual autoencoder with perceptual loss.
 
-One decision: the paper compares features of a VGG19 trained on ImageNet. No such weights come with a package, so the features are those
-of the study's own frozen image encoder after its first tap; everything else follows the paper: features are normalised by their mean and
-deviation over training slices, and loss and score are the relative perceptual L1, mean|f(x) - f(x̂)| / mean|f(x)|.
+One decision: the paper compares features of a VGG19 trained on ImageNet. No such weights come with a package, so the
+features are those of the study's own frozen image encoder after its first tap. Everything else follows the paper:
+features are normalised by their mean and deviation over training slices, and loss and score are the relative perceptual
+L1, mean|f(x) - f(x̂)| / mean|f(x)|. Source: Shvetsova et al. 2021, "Anomaly Detection in Medical Imaging With Deep
+Perceptual Autoencoders".
 """
 
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -28,29 +31,30 @@ class _Residual(nn.Module):
 
     def __init__(self, before: int, after: int, batch_size: int) -> None:
         super().__init__()
-        first, second = nn.Conv2d(before, after, 3, padding=1), nn.Conv2d(after, after, 3, padding=1)
+        first = nn.Conv2d(before, after, 3, padding=1)
+        second = nn.Conv2d(after, after, 3, padding=1)
         self.body = nn.Sequential(
             first, normalisation(after, batch_size), nn.LeakyReLU(0.2), second, normalisation(after, batch_size)
         )
         self.shortcut = nn.Conv2d(before, after, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features (n, before, h, w) to (n, after, h, w)."""
         return F.leaky_relu(self.body(x) + self.shortcut(x), 0.2)
 
 
 def residual_autoencoder(width: int, batch_size: int, depth: int = 4) -> nn.Sequential:
-    """(n, 1, S, S) to (n, 1, S, S) in [0, 1] through `LATENT` channels at S / 2**depth."""
+    """A network from pictures (n, 1, S, S) to (n, 1, S, S) in [0, 1] through `LATENT` channels at S / 2**depth.
+
+    Its first layer has `width` channels; every halving doubles them, up to 128.
+    """
     channels = [min(width * 2**step, 128) for step in range(depth + 1)]
-    down = [
-        layer
-        for step in range(depth)
-        for layer in (_Residual(channels[step], channels[step + 1], batch_size), nn.AvgPool2d(2))
-    ]
-    up = [
-        layer
-        for step in reversed(range(depth))
-        for layer in (nn.Upsample(scale_factor=2), _Residual(channels[step + 1], channels[step], batch_size))
-    ]
+    down: list[nn.Module] = []
+    for before, after in pairwise(channels):
+        down += [_Residual(before, after, batch_size), nn.AvgPool2d(2)]
+    up: list[nn.Module] = []
+    for before, after in pairwise(reversed(channels)):
+        up += [nn.Upsample(scale_factor=2), _Residual(before, after, batch_size)]
     narrow = (nn.Conv2d(channels[-1], LATENT, 1), nn.Conv2d(LATENT, channels[-1], 1))
     return nn.Sequential(
         nn.Conv2d(1, channels[0], 3, padding=1),
@@ -84,7 +88,7 @@ class Features(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """(n, 1, S, S) in [0, 1] to features (n, width, g, g)."""
         large = F.interpolate(pictures, size=(self.size, self.size), mode="bilinear", align_corners=False)
-        self.model(pixel_values=(large - self.mean) / self.std, **dict(self.family.call))
+        self.model(pixel_values=(large - self.mean) / self.std, **dict(self.family.call))  # fills `tapped`
         tokens = self.tapped[:, self.family.class_tokens :].transpose(1, 2)
         side = round(tokens.shape[2] ** 0.5)
         return tokens.unflatten(2, (side, side))
@@ -97,38 +101,35 @@ class PerceptualAutoencoder(Reconstruction):
         super().__init__(settings, seed, device)
         patch = encoder.image_size // encoder.grid
         # Small pictures gain nothing from 224: half of it quarters the work.
-        self.features = (
-            Features(encoder, patch * (encoder.grid if self.size > 112 else encoder.grid // 2))
-            .to(device)
-            .eval()
-            .requires_grad_(False)
-        )
-        self.centre, self.spread = torch.zeros(1, device=device), torch.ones(1, device=device)
+        patches = encoder.grid if self.size > 112 else encoder.grid // 2
+        self.features = Features(encoder, patch * patches).to(device).eval().requires_grad_(False)
+        self.centre = torch.zeros(1, device=device)
+        self.deviation = torch.ones(1, device=device)
 
     def build(self) -> nn.Module:
+        """See `Reconstruction.build`."""
         return residual_autoencoder(16 if self.size > 112 else 8, self.settings.batch_size)
 
     @torch.no_grad()
     def prepare(self, normal: SliceSet) -> None:
-        places = spread(len(normal), STATISTICS_SLICES)
-        found = [
-            self.features(normal.pictures(places[at.start : at.stop], self.size).to(self.device))
-            for at in batches(len(places), 32)
-        ]
-        found = torch.cat(found)
-        self.centre, self.spread = (
-            found.mean((0, 2, 3), keepdim=True),
-            found.std((0, 2, 3), keepdim=True).clamp(min=1e-6),
-        )
+        """Mean and deviation of every channel of the features."""
+        chosen = spread(len(normal), STATISTICS_SLICES)
+        runs = (normal.pictures(chosen[at.start : at.stop], self.size) for at in batches(len(chosen), 32))
+        features = torch.cat([self.features(run.to(self.device)) for run in runs])
+        self.centre = features.mean((0, 2, 3), keepdim=True)
+        self.deviation = features.std((0, 2, 3), keepdim=True).clamp(min=1e-6)
 
     def loss(self, pictures: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor | float]:
+        """See `Reconstruction.loss`."""
         return self.distance(pictures, self.network(pictures)), 0.0
 
     def distance(self, pictures: Tensor, made: Tensor) -> Tensor:
+        """See `Reconstruction.distance`: the mean relative perceptual L1."""
         gap, size = self._gap(pictures, made)
         return (gap.mean((1, 2, 3)) / size).mean()
 
     def errors(self, pictures: Tensor) -> tuple[Tensor, np.ndarray]:
+        """See `Reconstruction.errors`."""
         gap, size = self._gap(pictures, self.network(pictures))
         share = gap.mean(1, keepdim=True) / size.view(-1, 1, 1, 1)
         scores = share.mean((1, 2, 3)).double().cpu().numpy()
@@ -136,5 +137,8 @@ class PerceptualAutoencoder(Reconstruction):
 
     def _gap(self, pictures: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
         """|f(x) - f(x̂)| (n, width, g, g), and mean|f(x)| (n,)."""
-        true = ((self.features(pictures) - self.centre) / self.spread).detach()
-        return (true - (self.features(made) - self.centre) / self.spread).abs(), true.abs().mean((1, 2, 3))
+        true = self._normalised(pictures).detach()
+        return (true - self._normalised(made)).abs(), true.abs().mean((1, 2, 3))
+
+    def _normalised(self, pictures: Tensor) -> Tensor:
+        return (self.features(pictures) - self.centre) / self.deviation

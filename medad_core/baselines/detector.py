@@ -1,8 +1,9 @@
-"""What every baseline is: fitted on tumour-free slices, then asked for a score and a map of any slice.
+"""What every baseline is: fitted on tumour-free slices, then it gives a score and a map of any slice.
 
-One decision: maps are brought to [0, 1] as e / (e + q), where q is the 99.5th percentile of the errors of brain pixels in
-tumour-free training slices. So 0.5 is "as large as the largest errors of normal brain" for all of them, and no test slice has a
-say in it. (PatchCore takes it from slices that it does not remember, on which it would make no error; the others from those learned.)
+One decision: maps are brought to [0, 1] as e / (e + q), where q is the 99.5th percentile of the errors of brain pixels
+in tumour-free training slices. So 0.5 is "as large as the largest errors of normal brain" for all of them, and no test
+slice has a say in it. PatchCore takes q from slices that it does not remember, because it makes no error on those it
+does; the others take it from slices that they learned.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from medad_core.errors import MedadError
 
 Progress = Callable[[int, int], None]
 LIMIT_QUANTILE = 0.995
-LIMIT_SLICES = 256  # so many slices, evenly spaced, say what normal errors are: memory stays fixed
+LIMIT_SLICES = 256  # so many slices, evenly spaced, give the limit of normal errors: memory stays fixed
 SCORE_BATCH = 32
 
 
 class SliceSet(Protocol):
     """Slices of many cases, at positions 0 to n-1."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Number of slices."""
 
     def pictures(self, at: Sequence[int], size: int) -> Tensor:
         """(n, 1, size, size) float32 in [0, 1], centred on a black square."""
@@ -43,20 +45,29 @@ class SliceSet(Protocol):
 
 @dataclass(frozen=True)
 class Scored:
-    """A batch: scores (n,) float64, higher is more anomalous, and maps (n, S, S) float32 in [0, 1] of the square picture."""
+    """A batch of slices with scores (n,) float64, higher is more anomalous, and maps (n, S, S) float32 in [0, 1].
+
+    A map is of the square picture.
+    """
 
     scores: np.ndarray
     maps: Tensor
 
 
 class Detector(Protocol):
-    """A baseline. `training_error` after the fit: the loss relative to that of the mean training picture, so at 1
-    or more that picture would rebuild slices as well; None where nothing is rebuilt."""
+    """A baseline.
+
+    `training_error`, after the fit, is the loss relative to that of the mean training picture. At 1 or more that
+    picture would rebuild slices as well. It is None where nothing is rebuilt.
+    """
 
     training_error: float | None
 
     def fit(self, normal: SliceSet, progress: Progress = ...) -> None:
-        """Learn from tumour-free slices. Raises MedadError where there are none."""
+        """Learn from tumour-free slices; `progress` gets the steps done, and of how many.
+
+        Raises MedadError where there are no slices.
+        """
 
     def score(self, slices: SliceSet) -> Iterator[Scored]:
         """Every slice, in order, in batches."""
@@ -81,7 +92,7 @@ def spread(count: int, most: int) -> list[int]:
 
 
 def normal_limit(errors: Iterator[Tensor]) -> float:
-    """The 99.5th percentile of errors (n,) of brain pixels; above 0."""
+    """The 99.5th percentile of errors of brain pixels, batches of (n,); above 0."""
     pixels = torch.cat(list(errors)).double().numpy()
     return max(float(np.quantile(pixels, LIMIT_QUANTILE)), 1e-12)
 
@@ -92,7 +103,7 @@ def squashed(errors: Tensor, limit: float) -> Tensor:
 
 
 def smoothed(errors: Tensor, sigma_at_224: float = 4.0) -> Tensor:
-    """Gaussian of 4 pixels at 224, as PatchCore does it, over (n, S, S)."""
+    """Errors (n, S, S) after a Gaussian of 4 pixels at 224, as in PatchCore."""
     sigma = sigma_at_224 * errors.shape[-1] / 224
     reach = max(1, round(3 * sigma))
     bell = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=errors.device) / sigma) ** 2)
@@ -102,6 +113,9 @@ def smoothed(errors: Tensor, sigma_at_224: float = 4.0) -> Tensor:
 
 
 def mean_within(errors: Tensor, brain: Tensor) -> np.ndarray:
-    """Mean of errors (n, S, S) over each brain (n, S, S): the black border would only measure the size of the head."""
+    """Means (n,) float64 of errors (n, S, S) over each brain (n, S, S).
+
+    A black border only measures the size of the head.
+    """
     inside = brain.flatten(1).double()
     return ((errors.flatten(1).double() * inside).sum(1) / inside.sum(1).clamp(min=1)).cpu().numpy()

@@ -1,9 +1,9 @@
 """Memory-augmented autoencoder (Gong et al. 2019): a slice is rebuilt from a few remembered pieces of normal slices.
 
-One decision: the memory is addressed at every position of the bottleneck, as the authors do for pictures; softmax over cosine
-similarity, hard shrinkage in its differentiable form, L1 renormalisation, and loss MSE + 0.0002 · entropy. The shrinkage λ is 0.0025
-at 500 slots and as far above the mean address 1/N at any other N (the paper's range is 1/N to 3/N): at 2,000 slots and 0.0025, every
-address of a cosine's softmax would be cut, and nothing would ever be learned.
+One decision: the memory is addressed at every position of the bottleneck, as the authors do for pictures: softmax over
+cosine similarity, hard shrinkage in its differentiable form, L1 renormalisation, and loss MSE + 0.0002 · entropy. The
+shrinkage λ is 0.0025 at 500 slots, and as far above the mean address 1/N at any other N (the paper's range is 1/N to
+3/N). At 2,000 slots and 0.0025, every address of a cosine's softmax would be cut, and nothing would ever be learned.
 """
 
 from __future__ import annotations
@@ -30,9 +30,12 @@ class Memory(nn.Module):
         self.shrink = SHRINK / slots
 
     def forward(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (n, WIDTH, h, w) to what the memory has for them, and the addresses (n, h, w, slots), each summing to 1."""
-        asked = F.normalize(codes.movedim(1, -1), dim=-1)
-        address = (asked @ F.normalize(self.slots, dim=-1).T).softmax(-1)
+        """Codes (n, WIDTH, h, w) to remembered codes of the same shape, and the addresses (n, h, w, slots).
+
+        Every address sums to 1.
+        """
+        queries = F.normalize(codes.movedim(1, -1), dim=-1)
+        address = (queries @ F.normalize(self.slots, dim=-1).T).softmax(-1)
         kept = F.relu(address - self.shrink) * address / ((address - self.shrink).abs() + 1e-12)
         kept = F.normalize(kept, p=1, dim=-1, eps=1e-12)
         return (kept @ self.slots).movedim(-1, 1), kept
@@ -59,6 +62,7 @@ class _Network(nn.Module):
         )
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures (n, 1, S, S) to rebuilt ones, and the addresses in the memory."""
         remembered, address = self.memory(self.encode(pictures))
         return self.decode(remembered), address
 
@@ -67,12 +71,15 @@ class MemoryAutoencoder(Reconstruction):
     """See `Detector`."""
 
     def build(self) -> nn.Module:
+        """See `Reconstruction.build`."""
         return _Network(self.settings.memory_slots, self.settings.batch_size)
 
     def loss(self, pictures: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor | float]:
+        """See `Reconstruction.loss`."""
         made, address = self.network(pictures)
         entropy = -(address * (address + 1e-12).log()).sum(-1).mean()
         return self.distance(pictures, made), ENTROPY * entropy
 
     def errors(self, pictures: Tensor) -> tuple[Tensor, np.ndarray | None]:
+        """See `Reconstruction.errors`."""
         return ((self.network(pictures)[0] - pictures) ** 2)[:, 0], None

@@ -1,11 +1,12 @@
 """PatchCore (Roth et al. 2022) on the frozen encoder's features: how far is each patch from the nearest normal one?
 
-One decision: only patches of the brain are remembered and judged. Half of a slice is black, and black is always near black.
+One decision: only patches of the brain are remembered and scored. Half of a slice is black, and black is always near
+black.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -40,7 +41,9 @@ class PatchCore:
     training_error = None
 
     def __init__(self, coreset: int, seed: int, device: str) -> None:
-        self.coreset, self.seed, self.device = coreset, seed, device
+        self.coreset = coreset
+        self.seed = seed
+        self.device = device
         self.memory = torch.zeros(0)
         self.limit = 1.0
 
@@ -48,15 +51,14 @@ class PatchCore:
     def fit(self, normal: SliceSet, progress: Progress = lambda *_: None) -> None:
         """See `Detector`."""
         require(normal)
-        held_out = list(range(0, len(normal), HELD_OUT)) if len(normal) >= 2 * HELD_OUT else list(range(len(normal)))
-        remembered = sorted(set(range(len(normal))) - set(held_out)) or held_out
+        everyone = range(len(normal))
+        held_out = list(everyone[::HELD_OUT]) if len(normal) >= 2 * HELD_OUT else list(everyone)
+        remembered = sorted(set(everyone) - set(held_out)) or held_out
         self.memory = greedy_coreset(self._pool(normal, remembered), self.coreset, self.seed).to(self.device)
         progress(1, 2)
-        places = [held_out[at] for at in spread(len(held_out), LIMIT_SLICES)]
-        runs = (places[at.start : at.stop] for at in batches(len(places), SCORE_BATCH))
-        self.limit = normal_limit(
-            self._maps(*self._distances(normal, at)[:2])[normal.brain(at, MAP_SIZE)] for at in runs
-        )
+        chosen = [held_out[at] for at in spread(len(held_out), LIMIT_SLICES)]
+        runs = (chosen[at.start : at.stop] for at in batches(len(chosen), SCORE_BATCH))
+        self.limit = normal_limit(self._brain_errors(normal, run) for run in runs)
         progress(2, 2)
 
     @torch.no_grad()
@@ -64,10 +66,13 @@ class PatchCore:
         """See `Detector`."""
         for at in batches(len(slices), SCORE_BATCH):
             distances, inside, patches = self._distances(slices, at)
-            yield Scored(
-                self._scores(distances, inside, patches),
-                squashed(self._maps(distances, inside), self.limit) * slices.brain(at, MAP_SIZE),
-            )
+            maps = squashed(self._maps(distances, inside), self.limit) * slices.brain(at, MAP_SIZE)
+            yield Scored(self._scores(distances, inside, patches), maps)
+
+    def _brain_errors(self, slices: SliceSet, at: Sequence[int]) -> Tensor:
+        """Errors (n,) of the brain's pixels."""
+        distances, inside, _ = self._distances(slices, at)
+        return self._maps(distances, inside)[slices.brain(at, MAP_SIZE)]
 
     def _pool(self, normal: SliceSet, places: list[int]) -> Tensor:
         """At most `POOL` brain patches, as many of each slice."""
@@ -76,13 +81,12 @@ class PatchCore:
         chosen = []
         for at in batches(len(places), SCORE_BATCH):
             patches, inside = self._patches(normal, places[at.start : at.stop])
-            chosen += [
-                one[own][torch.randperm(int(own.sum()), generator=rng)[:share]]
-                for one, own in zip(patches, inside, strict=True)
-            ]
+            for of_slice, in_brain in zip(patches, inside, strict=True):
+                brain = of_slice[in_brain]
+                chosen.append(brain[torch.randperm(len(brain), generator=rng)[:share]])
         return torch.cat(chosen)
 
-    def _patches(self, slices: SliceSet, at) -> tuple[Tensor, Tensor]:
+    def _patches(self, slices: SliceSet, at: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Patches (n, P, d), averaged with their neighbours, of two taps; and which lie in the brain (n, P)."""
         features = slices.features(at)[:, list(TAPS)].flatten(0, 1).movedim(-1, 1)
         around = F.avg_pool2d(features, 3, stride=1, padding=1, count_include_pad=False)
@@ -91,43 +95,47 @@ class PatchCore:
         cover = F.interpolate(slices.brain(at, MAP_SIZE).unsqueeze(1).float(), size=(rows, columns), mode="area")
         return patches.contiguous(), cover.flatten(1) >= 0.5
 
-    def _distances(self, slices: SliceSet, at) -> tuple[Tensor, Tensor, Tensor]:
-        """Distance of every patch to the nearest remembered one (n, P), which lie in the brain (n, P), and the patches themselves."""
+    def _distances(self, slices: SliceSet, at: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Distances (n, P) of patches to the nearest remembered one, which lie in the brain (n, P), and the patches."""
         patches, inside = self._patches(slices, at)
         nearest = [torch.cdist(one.to(self.device), self.memory).min(1).values.cpu() for one in patches]
         return torch.stack(nearest), inside, patches
 
     def _maps(self, distances: Tensor, inside: Tensor) -> Tensor:
+        """Distances of patches (n, P) to smooth maps of errors (n, MAP_SIZE, MAP_SIZE)."""
         side = round(distances.shape[1] ** 0.5)
         grid = (distances * inside).unflatten(1, (side, side)).unsqueeze(1)
         return smoothed(F.interpolate(grid, size=(MAP_SIZE, MAP_SIZE), mode="bilinear", align_corners=False)[:, 0])
 
     def _scores(self, distances: Tensor, inside: Tensor, patches: Tensor) -> np.ndarray:
-        """The largest distance in the brain, weighed down where its nearest patch is as rare as itself (the paper's equation 7)."""
-        furthest, worst = (distances * inside).max(1)
-        scores = [
-            self._weighed(patches[row, int(at)].to(self.device), float(d))
-            for row, (d, at) in enumerate(zip(furthest, worst, strict=True))
-        ]
+        """The largest distance in the brain, less where its nearest patch is as rare (the paper's equation 7)."""
+        largest = (distances * inside).max(1)
+        scores = []
+        for row, (distance, patch) in enumerate(zip(largest.values.tolist(), largest.indices.tolist(), strict=True)):
+            scores.append(self._weighed(patches[row, patch].to(self.device), distance))
         return np.array(scores, np.float64)
 
     def _weighed(self, patch: Tensor, distance: float) -> float:
         nearest = self.memory[torch.cdist(patch[None], self.memory)[0].argmin()]
-        around = (
-            torch.cdist(nearest[None], self.memory)[0].topk(min(NEIGHBOURS, len(self.memory)), largest=False).indices
-        )
-        gaps = torch.cdist(patch[None], self.memory[around])[0].double()
-        return float(distance * (1 - gaps.softmax(0)[0])) if len(around) > 1 else distance
+        count = min(NEIGHBOURS, len(self.memory))
+        neighbours = torch.cdist(nearest[None], self.memory)[0].topk(count, largest=False).indices
+        if len(neighbours) == 1:
+            return distance
+        gaps = torch.cdist(patch[None], self.memory[neighbours])[0].double()
+        return float(distance * (1 - gaps.softmax(0)[0]))
 
 
 def greedy_coreset(patches: Tensor, count: int, seed: int) -> Tensor:
-    """`count` of the patches (N, d) that leave none far away (k-centre, greedily), measured after a random projection to 128 numbers."""
+    """`count` of the patches (N, d) that leave none far away: k-centre, greedily.
+
+    Distances are measured after a random projection to 128 numbers.
+    """
     if len(patches) <= count:
         return patches
     rng = torch.Generator().manual_seed(seed)
-    small = patches @ (
-        torch.randn(patches.shape[1], min(PROJECTION, patches.shape[1]), generator=rng) / PROJECTION**0.5
-    )
+    width = patches.shape[1]
+    projection = torch.randn(width, min(PROJECTION, width), generator=rng) / PROJECTION**0.5
+    small = patches @ projection
     squares = (small**2).sum(1)
     chosen = [int(torch.randint(len(small), (1,), generator=rng))]
     nearest = torch.full((len(small),), torch.inf)

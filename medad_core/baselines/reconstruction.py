@@ -1,13 +1,13 @@
 """What the three reconstruction baselines share: training on tumour-free pictures, and errors to scores and maps.
 
-One decision: they differ in a network, a loss and an error, and in nothing else; size, epochs, batch, learning rate and slices are one
-budget for all.
+One decision: they differ in a network, a loss and an error, and in nothing else; size, epochs, batch, learning rate and
+slices are one budget for all.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -33,10 +33,16 @@ from medad_core.errors import MedadError
 
 
 class Reconstruction(ABC):
-    """A detector by reconstruction error. `network` is made with the seed; the same seed and slices give the same scores on one machine."""
+    """A detector by reconstruction error.
+
+    `network` is made with the seed; the same seed and slices give the same scores on one machine.
+    """
 
     def __init__(self, settings: BaselineTraining, seed: int, device: str) -> None:
-        self.settings, self.seed, self.device, self.size = settings, seed, device, settings.image_size
+        self.settings = settings
+        self.seed = seed
+        self.device = device
+        self.size = settings.image_size
         torch.manual_seed(seed)
         self.network = self.build().to(device)
         self.limit = 1.0
@@ -48,18 +54,21 @@ class Reconstruction(ABC):
 
     @abstractmethod
     def loss(self, pictures: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor | float]:
-        """Training loss of pictures (n, 1, S, S) in two parts: `distance` to what the network makes of them, and what else it is charged for."""
+        """Training loss of pictures (n, 1, S, S) in two parts: `distance` to the rebuilt pictures, and a penalty.
+
+        `rng` is that of the training.
+        """
 
     def distance(self, pictures: Tensor, made: Tensor) -> Tensor:
-        """How far pictures (n, 1, S, S) are from others, a number."""
+        """How far pictures (n, 1, S, S) are from rebuilt ones, a scalar."""
         return F.mse_loss(made, pictures)
 
     @abstractmethod
     def errors(self, pictures: Tensor) -> tuple[Tensor, np.ndarray | None]:
         """Error maps (n, S, S) >= 0, and scores (n,) where they are not the mean error within the brain."""
 
-    def prepare(self, normal: SliceSet) -> None:  # noqa: B027 (most take nothing)
-        """What is taken from the tumour-free slices before training."""
+    def prepare(self, normal: SliceSet) -> None:  # noqa: B027 (most need nothing)
+        """Take what is needed from the tumour-free slices before training."""
 
     def fit(self, normal: SliceSet, progress: Progress = lambda *_: None) -> None:
         """See `Detector`."""
@@ -67,23 +76,22 @@ class Reconstruction(ABC):
         self.prepare(normal)
         self.training_error = self._train(normal, progress) / self._of_the_mean_picture(normal)
         self.network.eval()
-        places = spread(len(normal), LIMIT_SLICES)
-        self.limit = normal_limit(
-            self._inside(normal, places[at.start : at.stop]) for at in batches(len(places), SCORE_BATCH)
-        )
+        chosen = spread(len(normal), LIMIT_SLICES)
+        runs = (chosen[at.start : at.stop] for at in batches(len(chosen), SCORE_BATCH))
+        self.limit = normal_limit(self._brain_errors(normal, run) for run in runs)
 
     def _train(self, normal: SliceSet, progress: Progress) -> float:
         """The mean distance of the last epoch."""
-        epochs, size = self.settings.epochs, self.settings.batch_size
+        epochs = self.settings.epochs
         optimizer = torch.optim.Adam(self.network.parameters(), lr=self.settings.learning_rate)
         rng = torch.Generator().manual_seed(self.seed)
         self.network.train()
         for epoch in range(epochs):
-            order, total = torch.randperm(len(normal), generator=rng).tolist(), 0.0
-            for at in batches(len(normal), size):
-                distance, penalty = self.loss(
-                    normal.pictures(order[at.start : at.stop], self.size).to(self.device), rng
-                )
+            order = torch.randperm(len(normal), generator=rng).tolist()
+            total = 0.0
+            for at in batches(len(normal), self.settings.batch_size):
+                pictures = normal.pictures(order[at.start : at.stop], self.size).to(self.device)
+                distance, penalty = self.loss(pictures, rng)
                 loss = distance + penalty
                 if not torch.isfinite(loss):
                     raise MedadError(
@@ -98,13 +106,12 @@ class Reconstruction(ABC):
 
     @torch.no_grad()
     def _of_the_mean_picture(self, normal: SliceSet) -> float:
-        places = spread(len(normal), LIMIT_SLICES)
-        pictures = normal.pictures(places, self.size)
+        """The mean distance of pictures to their mean; above 0."""
+        pictures = normal.pictures(spread(len(normal), LIMIT_SLICES), self.size)
         mean = pictures.mean(0, keepdim=True).to(self.device)
         runs = [pictures[at.start : at.stop].to(self.device) for at in batches(len(pictures), SCORE_BATCH)]
-        return max(
-            sum(float(self.distance(run, mean.expand_as(run))) * len(run) for run in runs) / len(pictures), 1e-12
-        )
+        total = sum(float(self.distance(run, mean.expand_as(run))) * len(run) for run in runs)
+        return max(total / len(pictures), 1e-12)
 
     @torch.no_grad()
     def score(self, slices: SliceSet) -> Iterator[Scored]:
@@ -116,12 +123,15 @@ class Reconstruction(ABC):
             yield Scored(scores, squashed(smoothed(errors.cpu()), self.limit) * brain)
 
     @torch.no_grad()
-    def _inside(self, slices: SliceSet, at: list[int]) -> Tensor:
-        return smoothed(self.errors(slices.pictures(at, self.size).to(self.device))[0].cpu())[
-            slices.brain(at, self.size)
-        ]
+    def _brain_errors(self, slices: SliceSet, at: Sequence[int]) -> Tensor:
+        """Smoothed errors (n,) of the brain's pixels."""
+        errors, _ = self.errors(slices.pictures(at, self.size).to(self.device))
+        return smoothed(errors.cpu())[slices.brain(at, self.size)]
 
 
 def normalisation(channels: int, batch_size: int) -> nn.Module:
-    """Of a batch, as the papers have it; of groups of channels where a batch is one picture, whose running statistics fit no other."""
+    """Batch normalisation, as in the papers; group normalisation where a batch is one picture.
+
+    The running statistics of one picture fit no other.
+    """
     return nn.BatchNorm2d(channels) if batch_size > 1 else nn.GroupNorm(max(1, channels // 8), channels)

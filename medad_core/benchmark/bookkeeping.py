@@ -1,9 +1,9 @@
 """What a run costs beside its work, by the number of its cases: `medad benchmark bookkeeping`.
 
-One decision: the run is made up, with the plans, records, manifests and cohort of a finished one and parts of a few bytes, so
-that nothing but bookkeeping is measured; each measurement is a process of its own, because memory is its peak. The very
-functions are timed that `medad status`, a resumed `medad screen` and the stages call. Models are left out: their files are
-the same however many cases there are.
+One decision: the run is made up, with the plans, records, manifests and cohort of a finished one and parts of a few
+bytes, so that nothing but bookkeeping is measured; each measurement is a process of its own, because memory is its
+peak. The very functions are timed that `medad status`, a resumed `medad screen` and the stages call. Models are left
+out: their files are the same however many cases there are.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class BookkeepingSize:
-    """What a run of so many cases costs. Seconds (`read_case_ms`: milliseconds), `status_mb` the peak memory of `status`.
+    """What a run of so many cases costs.
+
+    Seconds (`read_case_ms`: milliseconds), `status_mb` the peak memory of `status`.
 
     `discover_s` is the walk through DATA, `open_s` everything else before a finished run is found to be finished, the
     hash of every part among it.

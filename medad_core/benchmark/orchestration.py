@@ -1,8 +1,8 @@
 """What orchestration costs: the stages `slices` and `maps` in a plain loop and through Prefect.
 
-One decision: every measurement is a process of its own, because memory is its peak and start-up belongs to neither; loop and
-flows take turns, so that both have the same neighbours. This module has the cohort, the loop and the arithmetic; the flows
-are handed in by who may import them (`flows.cli.orchestration`).
+One decision: every measurement is a process of its own, because memory is its peak and start-up belongs to neither;
+loop and flows take turns, so that both have the same neighbours. This module has the cohort, the loop and the
+arithmetic; the flows are handed in by who may import them (`flows.cli.orchestration`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Way = Callable[[Run], float]  # to the seconds of a start-up, which is no work
 
 @dataclass(frozen=True)
 class Measured:
-    """One process: seconds of work, of them those before the first part could begin (`start_s` is not in `work_s`), and peak RSS in MB."""
+    """One process: seconds of work, seconds of start-up before it (not in `work_s`), and peak RSS in MB."""
 
     work_s: float
     start_s: float
@@ -69,7 +69,10 @@ class OrchestrationReport:
 def benchmark_orchestration(
     settings: Settings, parts: Sequence[int] = PARTS, turns: int = 3, progress: Callable[[str], None] = print
 ) -> OrchestrationReport:
-    """Measure both ways at each number of parts, `turns` times in turn, on phantoms. Raises MedadError where a process fails."""
+    """Measure both ways at each number of parts, `turns` times in turn, on phantoms.
+
+    Raises MedadError where a process fails.
+    """
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="medad-") as scratch:
         phantoms = Path(scratch) / "phantoms"

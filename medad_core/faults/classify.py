@@ -2,8 +2,8 @@
 
 One decision: an error is judged by its type and by the causes behind it, never by where it was caught.
 
-* the run's: disk, network, settings, weights, a model or engine that cannot be loaded. It stops the run, whose next start may
-  find it healed; quarantining for it would cost every case.
+* the run's: disk, network, settings, weights, a model or engine that cannot be loaded. It stops the run, whose next
+  start may find it healed; quarantining for it would cost every case.
 * the part's: an error raised while one part was made (PartError), rows that do not fit (RowsError).
 * unsure: a GPU or machine out of memory, an engine that broke down (EngineError), a volume that would not be read
   (InputError). As the part's, but only where other parts went well, before and after.
@@ -17,8 +17,8 @@ from enum import Enum
 
 from medad_core.errors import EngineError, EngineStartError, InputError, PartError, RowsError
 
-# What is missing, forbidden, full or of the wrong kind now will be so in a second. (Remote filesystems raise the classes
-# without a number.)
+# What is missing, forbidden, full or of the wrong kind now will be so in a second. (Remote filesystems raise the
+# classes without a number.)
 LASTING = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 LASTING_NUMBERS = frozenset(
     (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
@@ -49,7 +49,9 @@ def classify(error: BaseException) -> Fault:
 
 
 def can_heal(error: BaseException) -> bool:
-    """Whether trying again may help: a filesystem or network that stuttered, a GPU that was full. A wrong setting never heals.
+    """Whether trying again may help: a filesystem or network that stuttered, a GPU that was full.
+
+    A wrong setting never heals.
 
     The store turns system errors into StoreError; the system's own error is its cause. An engine was restarted already.
     """

@@ -1,7 +1,7 @@
 """A part that is given up: all of its cases failed, none has rows, and the stages after it go on without them.
 
-One decision: a quarantined part is an ordinary record, so everything is accounted for; deleting the record lets the same command
-try the part again.
+One decision: a quarantined part is an ordinary record, so everything is accounted for; deleting the record lets the
+same command try the part again.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """The parts of one stage are made, or quarantined, or the run stops.
 
-One decision: an executor makes ranges of parts and judges nothing; the supervisor judges and makes nothing. What it does, in
-order:
+One decision: an executor makes ranges of parts and judges nothing; the supervisor judges and makes nothing. What it
+does, in order:
 
 1. A part in the middle of which this very process ended before is made apart, in a process of its own.
 2. All other parts are made side by side, in ranges.
-3. Of a range that failed, the first part that is not done is to blame: it is tried alone, and given up where it fails again.
-   The rest of the range is made once more. Where only worker processes died, for the first time, everything is made once more.
-4. Where many are given up one after another, the machine is in doubt: a part that went well before is made again, to prove it.
-   Where it fails, or there is none, the run stops.
+3. Of a range that failed, the first part that is not done is to blame: it is tried alone, and given up where it fails
+   again. The rest of the range is made once more. Where only worker processes died, for the first time, everything is
+   made once more.
+4. Where many are given up one after another, the machine is in doubt: a part that went well before is made again, to
+   prove it. Where it fails, or there is none, the run stops.
 5. At the end those that were given up are quarantined.
 """
 

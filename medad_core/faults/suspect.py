@@ -1,7 +1,7 @@
 """A part that is blamed for an error.
 
-One decision: an error is judged in the process where it was raised, because its causes do not survive the way to another;
-what travels is the judgement.
+One decision: an error is judged in the process where it was raised, because its causes do not survive the way to
+another; what travels is the judgement.
 """
 
 from __future__ import annotations

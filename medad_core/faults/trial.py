@@ -1,7 +1,8 @@
 """The parts of one stage that are given up, and what that says of the machine.
 
-One decision: a part is to blame only where other parts go well. Where the last ones that were tried all failed, the machine is
-in doubt until a part that went well before goes well again; where none ever went well, the machine is taken to be at fault.
+One decision: a part is to blame only where other parts go well. Where the last ones that were tried all failed, the
+machine is in doubt until a part that went well before goes well again; where none ever went well, the machine is taken
+to be at fault.
 """
 
 from __future__ import annotations

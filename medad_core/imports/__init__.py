@@ -1,4 +1,4 @@
 """Checkpoints of other projects, read without their code: tensors in, folders that `transformers` loads out.
 
-One decision: an importer accounts for every tensor of its file by name. What it does not know is an error that lists it, never skipped.
+One decision: an importer accounts for every tensor of its file by name. An unknown one is an error that names it.
 """

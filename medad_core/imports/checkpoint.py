@@ -1,13 +1,14 @@
 """A foreign checkpoint file: a dictionary of tensors, or an error of one line.
 
-One decision: `torch.load` with `weights_only=True`, always. Its unpickler builds tensors and nothing else, so a file with code in
-it is refused before any of it runs.
+One decision: `torch.load` with `weights_only=True`, always. Its unpickler builds tensors and nothing else, so a file
+with code in it is refused before any of it runs.
 """
 
 from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -16,31 +17,35 @@ from medad_core.errors import UsageError, WeightsError
 
 
 def read_state(path: Path, what: str) -> dict[str, Tensor]:
-    """The tensors of a `.pth` or `.bin` file by name, on the CPU, dtype as in the file, mapped from the disk where its format allows.
+    """The tensors of a `.pth` or `.bin` file by name, on the CPU, dtype as in the file.
 
-    `what` is what the file should be, for the message. Raises UsageError where there is no file, WeightsError for anything else than a
-    dictionary of tensors: another format, a truncated file, objects or code in the pickle.
+    They are mapped from the disk where the file's format allows it. `what` names the expected file in messages. Raises
+    UsageError where there is no file, WeightsError for anything else than a dictionary of tensors: another format, a
+    truncated file, objects or code in the pickle.
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such file; name {what}")
     try:
         # The old format of torch.save, not a zip archive, cannot be mapped.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # whatever a foreign file makes the unpickler stumble over, the fact is the same
+    except Exception as error:  # a foreign file can make the unpickler raise anything; it means the same
         raise WeightsError(
             f"{path}: not {what}: {_reason(error)}; nothing in it was run, get the file again"
         ) from error
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items())
-    ):
+    if not _is_state(state):
         raise WeightsError(f"{path}: not {what}: it holds something else than tensors by name")
     return state
 
 
+def _is_state(content: object) -> TypeGuard[dict[str, Tensor]]:
+    """Whether the content of a file is a dictionary of at least one tensor by name."""
+    if not isinstance(content, dict) or not content:
+        return False
+    return all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items())
+
+
 def _reason(error: Exception) -> str:
-    """In plain words; torch's own text advises to load the file unsafely."""
+    """The reason in plain words; torch's own text advises to load the file unsafely."""
     text = str(error)
     if "weights_only" in text.lower() or "unsupported global" in text.lower():
         named = text.partition("GLOBAL ")[2].split(" ", 1)[0]

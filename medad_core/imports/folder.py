@@ -10,13 +10,16 @@ from medad_core.models.cache import ConvertedModel, write_converted
 
 
 def check_new(folder: Path) -> None:
-    """Raise UsageError where there is something already; before any work."""
+    """Raise UsageError where `folder` exists already; to be called before any work."""
     if folder.exists():
         raise UsageError(f"--out: {folder} is there already; name a new folder")
 
 
 def write_new(model: ConvertedModel, write: Callable[[Path], None]) -> ConvertedModel:
-    """`write(scratch)` becomes `model.folder`. Raises UsageError where it cannot be written."""
+    """Make `model.folder` of what `write(scratch)` writes, complete or not at all, beside its record.
+
+    Returns the model with the sha256 of every file. Raises UsageError where the folder cannot be written.
+    """
     try:
         model.folder.parent.mkdir(parents=True, exist_ok=True)
         return write_converted(model, write)

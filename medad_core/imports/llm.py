@@ -1,6 +1,7 @@
 """A language model published as pickles (Vicuna is) as the same folder in safetensors.
 
-One decision: shard by shard and tensor by tensor, as they are; the model is never built, so a 7B needs no more memory than its largest shard.
+One decision: shard by shard and tensor by tensor, as they are. The model is never built, so a 7B needs no more memory
+than its largest shard.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -19,51 +21,38 @@ from medad_core.models.cache import ConvertedModel, sha256_of
 from medad_core.models.resolve import FETCHED, INDEX, WEIGHTS
 
 WHAT = "the weights of a language model"
-PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+PICKLE = "pytorch_model.bin"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+Index = dict[str, Any]
 
 
 def import_llm(source: Path, folder: Path) -> ConvertedModel:
-    """Convert a `transformers` folder with `pytorch_model*.bin` into `folder` with safetensors; the folder appears complete or not at all.
+    """Convert a `transformers` folder with `pytorch_model*.bin` into `folder` with safetensors.
 
-    Raises UsageError where a path is wrong, WeightsError where a file is missing, damaged, or holds anything else than tensors.
+    The folder appears complete or not at all. Raises UsageError where a path is wrong, WeightsError where a file is
+    missing, damaged, or holds anything else than tensors.
     """
     check_new(folder)
     if not (source / "config.json").is_file():
         raise UsageError(f"{source}: no config.json here; name the folder of a downloaded language model")
-    index = _index(source)
+    index = _read_index(source)
     shards = sorted(set(index["weight_map"].values())) if index else [PICKLE]
     for shard in shards:
         if not (source / shard).is_file():
             raise WeightsError(f"{source}: {shard} is not here; download the model again")
-    converted = {
-        shard: WEIGHTS if not index else shard.replace("pytorch_model", "model").replace(".bin", ".safetensors")
-        for shard in shards
-    }
 
     def write(scratch: Path) -> None:
-        for shard in shards:
-            _convert(
-                source / shard,
-                scratch / converted[shard],
-                {name for name, file in index["weight_map"].items() if file == shard} if index else None,
-            )
         if index:
-            weight_map = {name: converted[shard] for name, shard in index["weight_map"].items()}
-            (scratch / INDEX).write_text(json.dumps({**index, "weight_map": weight_map}, indent=2))
-        for path in sorted(source.iterdir()):
-            if (
-                any(fnmatch(path.name, pattern) for pattern in FETCHED)
-                and path.is_file()
-                and path.name not in (PICKLE_INDEX, INDEX)
-                and path.suffix != ".safetensors"
-            ):
-                shutil.copyfile(path, scratch / path.name)
+            _convert_shards(source, scratch, index, shards)
+        else:
+            _convert(read_state(source / PICKLE, WHAT), scratch / WEIGHTS)
+        _copy_others(source, scratch)
 
     hashes = " ".join(sha256_of(source / shard) for shard in shards)
     return write_new(ConvertedModel(source.name, folder, " ".join(shards), hashes, "as its source", {}), write)
 
 
-def _index(source: Path) -> dict | None:
+def _read_index(source: Path) -> Index | None:
     """Which shard holds which tensor; None where there is one file."""
     path = source / PICKLE_INDEX
     if not path.is_file():
@@ -78,23 +67,42 @@ def _index(source: Path) -> dict | None:
     raise WeightsError(f"{path}: is damaged ({reason}); download the model again")
 
 
-def _convert(source: Path, target: Path, expected: set[str] | None) -> None:
+def _convert_shards(source: Path, scratch: Path, index: Index, shards: list[str]) -> None:
+    """Write every shard, and the index that names the new files."""
+    renamed = {shard: shard.replace("pytorch_model", "model").replace(".bin", ".safetensors") for shard in shards}
+    for shard in shards:
+        state = read_state(source / shard, WHAT)
+        expected = {name for name, file in index["weight_map"].items() if file == shard}
+        if odd := sorted(state.keys() ^ expected):
+            raise WeightsError(
+                f"{source / shard}: holds other tensors than its index says, such as {odd[0]}; download the model again"
+            )
+        _convert(state, scratch / renamed[shard])
+    weight_map = {name: renamed[shard] for name, shard in index["weight_map"].items()}
+    (scratch / INDEX).write_text(json.dumps({**index, "weight_map": weight_map}, indent=2))
+
+
+def _convert(state: dict[str, Tensor], target: Path) -> None:
     from safetensors.torch import save_file
 
-    state = read_state(source, WHAT)
-    if expected is not None and state.keys() != expected:
-        raise WeightsError(
-            f"{source}: holds other tensors than its index says, such as {sorted(state.keys() ^ expected)[0]}; download the model again"
-        )
     save_file(_apart(state), target, metadata={"format": "pt"})
 
 
+def _copy_others(source: Path, scratch: Path) -> None:
+    """Copy configuration and tokenizer."""
+    for path in sorted(source.iterdir()):
+        wanted = any(fnmatch(path.name, pattern) for pattern in FETCHED)
+        replaced = path.name in (PICKLE_INDEX, INDEX) or path.suffix == ".safetensors"
+        if path.is_file() and wanted and not replaced:
+            shutil.copyfile(path, scratch / path.name)
+
+
 def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that share memory (an output layer tied to the embeddings) made independent, which the format asks for."""
-    seen: set[int] = set()
+    """Tensors that share memory (an output layer tied to the embeddings) made independent, as the format demands."""
+    addresses: set[int] = set()
     apart = {}
     for name, tensor in state.items():
-        where = tensor.untyped_storage().data_ptr()
-        apart[name] = tensor.clone() if where in seen else tensor.contiguous()
-        seen.add(where)
+        address = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if address in addresses else tensor.contiguous()
+        addresses.add(address)
     return apart

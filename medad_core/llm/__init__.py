@@ -1,0 +1,1 @@
+"""The LLM: prompts, engines, and the grammar of its answers."""

@@ -27,7 +27,7 @@ from medad_core.llm.protocol import Engine, Generation
 
 log = logging.getLogger(__name__)
 OpenEngine = Callable[[Prompt, LLMSettings, int, str], Engine]
-_engine: Engine | None = None  # of a child process
+_opened: list[Engine] = []  # the one engine of a child process
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ParallelEngine:
             prompt.image,
             settings.model_copy(update={"data_parallel_size": 1}),
             positions,
-            device.split(":")[0],
+            device.split(":", maxsplit=1)[0],
             self.copies,
         )
         self.pool = ProcessPoolExecutor(self.copies, context, _start, (shares, copy))
@@ -100,7 +100,6 @@ def gpu_shares(copies: int, each: int) -> list[str]:
 
 def _start(shares: Queue, copy: _Copy) -> None:
     """Open this process's engine."""
-    global _engine
     stopping.end_with_parent()
     share = shares.get()
     if share:
@@ -108,9 +107,9 @@ def _start(shares: Queue, copy: _Copy) -> None:
     else:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // copy.copies))
     prompt = Prompt(copy.folder, copy.template, copy.image)
-    _engine = copy.open_engine(prompt, copy.settings, copy.positions, copy.device)
+    _opened.append(copy.open_engine(prompt, copy.settings, copy.positions, copy.device))
     log.info("engine on %s", share or "CPU")
 
 
 def _generate(prompts: np.ndarray) -> list[Generation]:
-    return _engine.generate(prompts)
+    return _opened[0].generate(prompts)

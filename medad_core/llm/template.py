@@ -1,7 +1,7 @@
 """Templates: the words around the soft tokens of a prompt.
 
 One decision: a template is a text with marks where soft tokens go. A whole cohort shares what comes before the first
-token of a slice, so a template puts there all that it may (METHOD section 5).
+token of a slice, so a template puts there all that it may (medad_core/README.md, "Prompt and answer").
 """
 
 from __future__ import annotations

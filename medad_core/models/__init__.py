@@ -1,0 +1,1 @@
+"""Frozen models and trained weights: image and text encoders, decoder, converter."""

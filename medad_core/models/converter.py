@@ -3,7 +3,7 @@
 One decision: an architecture is a module with four things in common, and training and stages know no more of it. They
 are the soft tokens of a slice (`forward`), the tokens that every prompt shares (`knowledge_tokens`), the features of
 its convolutions (`cells`), and how it is built from its own tensors (`of_state`). `compact` is ours; `anomalygpt` is
-that of AnomalyGPT (Gu et al. 2023), so that its checkpoints can be used. Source: METHOD section 4.
+that of AnomalyGPT (Gu et al. 2023), so that its checkpoints can be used. Source: medad_core/README.md, "The converter".
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ CHANNELS = (1, 32, 64, 128, 192)
 class _Scaled(nn.Module):
     """LayerNorm, then one learned factor.
 
-    Soft tokens that are shorter than the LLM's own embeddings have no effect on it (METHOD section 4).
+    Soft tokens that are shorter than the LLM's own embeddings have no effect on it.
+    Source: medad_core/README.md, "The converter".
     """
 
     def __init__(self, width: int, scale: float) -> None:

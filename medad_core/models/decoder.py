@@ -2,7 +2,7 @@
 
 One decision: the map is kept as the grid of logit differences (taps, gh, gw). A softmax over two logits is the sigmoid
 of their difference and interpolation is linear, so the grid *is* the map, in 2 kB instead of 100 kB; it is rendered on
-demand. Source: METHOD section 3; AnomalyGPT (Gu et al. 2023) and WinCLIP-style text comparison.
+demand. Source: medad_core/README.md, "The decoder"; AnomalyGPT (Gu et al. 2023) and WinCLIP-style text comparison.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Decoder(nn.Module):
 
 
 def upsample(grid: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, corners aligned, *before* the sigmoid (METHOD section 3): (B, taps, gh, gw) to (B, taps, H, W)."""
+    """Grids (B, taps, gh, gw) to (B, taps, H, W): bilinear, corners aligned, *before* the sigmoid."""
     return F.interpolate(grid, size=size, mode="bilinear", align_corners=True)
 
 
@@ -81,10 +81,13 @@ def peaks(maps: Tensor) -> Tensor:
 
 
 def focal_dice_loss(grid: Tensor, masks: Tensor) -> Tensor:
-    """Sum over taps of focal loss (γ = 2, smooth 1e-5) and dice loss (smooth 1), METHOD section 3; a scalar.
+    """Sum over taps of focal loss (γ = 2, smooth 1e-5) and dice loss (smooth 1); a scalar.
+
+    See medad_core/README.md, "The decoder".
 
     `grid` (B, taps, gh, gw) holds logit differences. `masks` (B, H, W) are float in [0, 1], all zero for a normal
     slice. Dice is taken over the batch, because a slice without tumour has no overlap of its own.
+    Source: medad_core/README.md, "The decoder".
     """
     logits = upsample(grid, tuple(masks.shape[-2:]))
     target = masks.unsqueeze(1).expand_as(logits)

@@ -54,8 +54,8 @@ def batch_size_of(settings: Settings, device: torch.device) -> int:
 def worker_device(run: str, device: str, count: int | None = None) -> Iterator[str]:
     """`cuda` as the first `cuda:N` that no other worker of this run holds on this machine, waiting for one.
 
-    Other devices stay as they are. A lock on a file works between threads and between processes, and goes with its holder
-    however that ends. `count` is the number of GPUs, where it is not torch's.
+    Other devices stay as they are. A lock on a file works between threads and between processes, and goes with its
+    holder however that ends. `count` is the number of GPUs, where it is not torch's.
     """
     if device != "cuda":
         yield device
@@ -74,10 +74,10 @@ def worker_device(run: str, device: str, count: int | None = None) -> Iterator[s
 
 
 def settle_torch(settings: Settings) -> None:
-    """Settle how torch computes in this process: a stage that is resumed must not differ from one that ran after another.
+    """Settle how torch computes in this process, so that a resumed stage does not differ from one that ran on.
 
-    `models.threads` threads, because the last bits of its sums depend on how many there are; and no TF32, to which cuDNN
-    would round float32 convolutions: float32 is to mean the same on every device.
+    `models.threads` threads, because the last bits of its sums depend on how many there are; and no TF32, to which
+    cuDNN would round float32 convolutions: float32 is to mean the same on every device.
     """
     torch.backends.cudnn.allow_tf32 = False
     if settings.models.threads:

@@ -140,7 +140,7 @@ def _converter_file(path: Path) -> Path:
 
 def weights_fingerprint(folder: Path, file: str) -> dict[str, str]:
     """`{"decoder_sha256": …}` or `{"converter_sha256": …}`."""
-    return {f"{file.split('.')[0]}_sha256": sha256_of(folder / file)}
+    return {f"{file.split('.', maxsplit=1)[0]}_sha256": sha256_of(folder / file)}
 
 
 def _save(state: Mapping[str, torch.Tensor], path: Path, fits: Mapping[str, str], **facts: str) -> None:

@@ -1,8 +1,8 @@
 """Who is screened: `RUN/cohort.json`, written once before the first stage.
 
-One decision: cases, their files, their split and the reasons of those that cannot be used are settled before any volume is
-read, in one file that every later stage and every resumed run goes by. Where the same files are there still, a resumed
-run takes it as it is, and opens no volume and no mask.
+One decision: cases, their files, their split and the reasons of those that cannot be used are settled before any volume
+is read, in one file that every later stage and every resumed run goes by. Where the same files are there still, a
+resumed run takes it as it is, and opens no volume and no mask.
 """
 
 from __future__ import annotations
@@ -224,7 +224,10 @@ def write_cohort(run: str, cohort: Cohort) -> None:
 
 
 def settle_cohort(run: str, cohort: Cohort) -> Cohort:
-    """Write `RUN/cohort.json`, or check that the stored one is of the same cases. Raises StoreError naming what changed."""
+    """Write `RUN/cohort.json`, or check that the stored one is of the same cases.
+
+    Raises StoreError naming what changed.
+    """
     stored = find_stored(run)
     if stored is not None and stored.content != cohort.content:
         changed = _changed(stored, cohort)

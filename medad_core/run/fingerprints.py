@@ -1,7 +1,8 @@
 """What determines the rows of each stage, as fields of its fingerprint, before any model is loaded.
 
-One decision: compatibility is settled from fingerprints when a run is opened, so a decoder of another encoder is refused
-before the first forward pass. The precision of maps is settled there too: whichever machine goes on with a run keeps to it.
+One decision: compatibility is settled from fingerprints when a run is opened, so a decoder of another encoder is
+refused before the first forward pass. The precision of maps is settled there too: whichever machine goes on with a run
+keeps to it.
 """
 
 from __future__ import annotations
@@ -94,8 +95,8 @@ def _scaling_key(settings: Settings) -> str:
 def maps_fingerprint(settings: Settings, stored: Mapping[str, str] | None = None) -> Fields:
     """What determines maps: encoder, texts, decoder, score, and a precision other than float32.
 
-    `stored` is the fingerprint of maps that a run already has; precision `auto` keeps to theirs. Raises WeightsError where
-    decoder and encoder do not fit.
+    `stored` is the fingerprint of maps that a run already has; precision `auto` keeps to theirs. Raises WeightsError
+    where decoder and encoder do not fit.
     """
     folder = weights_folder(settings.models.weights)
     present = {
@@ -127,7 +128,10 @@ def settled_precision(fingerprint: Mapping[str, str]) -> str:
 
 
 def joint_of(settings: Settings) -> int | None:
-    """Width of the image embedding that the converter asks for. Raises WeightsError where the encoder cannot give it."""
+    """Width of the image embedding that the converter asks for.
+
+    Raises WeightsError where the encoder cannot give it.
+    """
     asked = converter_facts(weights_folder(settings.models.weights)).joint
     if asked is None:
         return None
@@ -153,7 +157,10 @@ def converter_surroundings(settings: Settings) -> Fields:
 
 
 def answers_fingerprint(settings: Settings) -> Fields:
-    """What determines answers: how the LLM speaks, a template other than that of the weights, and how the user's own LLM spells it."""
+    """What determines answers: how the LLM speaks, and in which template.
+
+    The template is a field where it is another than that of the weights, its spelling where the LLM is the user's own.
+    """
     fields = speech_fingerprint(settings)
     model = model_folder(settings.llm.model, "language model", settings.models)
     if not model.packaged:
@@ -165,7 +172,9 @@ def answers_fingerprint(settings: Settings) -> Fields:
 
 
 def speech_fingerprint(settings: Settings) -> Fields:
-    """The LLM, its limit, its type and whether it is held to the grammar; not the engine: engines give the same greedy answers.
+    """The LLM, its limit, its type and whether it is held to the grammar.
+
+    Not the engine: engines give the same greedy answers.
 
     float32 and free speech are not written, so that answers older than these settings keep their fingerprint.
     """
@@ -190,7 +199,10 @@ def wording(settings: Settings) -> tuple[str, bool]:
 
 
 def check_wording(settings: Settings) -> None:
-    """Raise WeightsError where the LLM cannot be asked in the template of settings and weights; loads a tokenizer only."""
+    """Raise WeightsError where the LLM cannot be asked in the template of settings and weights.
+
+    Loads a tokenizer only.
+    """
     check_llm(settings, *wording(settings))
 
 

@@ -21,7 +21,7 @@ class RunInfo(Record):
 
     settings: str = Field(description="complete settings as YAML (medad_core.config.settings_from_yaml reads it)")
     data_root: str
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: Settings, data_root: str, versions: dict[str, str]) -> RunInfo:

@@ -1,8 +1,8 @@
 """A run, opened once: its settings, its cohort, its models, and the books of its stages.
 
 One decision: whoever opens a run hands it down, and nothing below discovers cases, parses plans or hashes models again.
-What crosses to another process is its folder and its settings, by which `Run.reopen` opens it there. Model libraries are
-imported where models are looked at, so that a run can be named without them.
+What crosses to another process is its folder and its settings, by which `Run.reopen` opens it there. Model libraries
+are imported where models are looked at, so that a run can be named without them.
 """
 
 from __future__ import annotations
@@ -36,15 +36,17 @@ class Run:
     def open(cls, data: str, out: str, settings: Settings) -> Run:
         """Open the run of the cases below `data` in the folder `out`, new or begun.
 
-        Everything that can be wrong with the command is found here, before work is spent: raises UsageError, StoreError or
-        WeightsError. A new run gets its `cohort.json` and `run.json`; of an old one only leftovers of killed writers go.
+        Everything that can be wrong with the command is found here, before work is spent: raises UsageError, StoreError
+        or WeightsError. A new run gets its `cohort.json` and `run.json`; of an old one only leftovers of killed writers
+        go.
         """
-        discovery = discover(data, settings.data.modality)
+        root = Path(data).resolve()
+        discovery = discover(root, settings.data.modality)
         check_writable(out)
         run = cls(out, settings)
         check_models(settings)
         _ = run.models
-        run.cohort = open_cohort(out, Path(data).resolve(), discovery, settings.data)
+        run.cohort = open_cohort(out, root, discovery, settings.data)
         run.sweep()
         if not has_run_info(out):
             run.note(data)
@@ -62,7 +64,10 @@ class Run:
 
     @cached_property
     def models(self) -> ResolvedModels:
-        """What determines the rows of every stage. Raises UsageError or WeightsError where models are missing or do not fit."""
+        """What determines the rows of every stage.
+
+        Raises UsageError or WeightsError where models are missing or do not fit.
+        """
         from medad_core.run.fingerprints import ResolvedModels
 
         plan = self.stage("maps").find_plan()
@@ -75,8 +80,8 @@ class Run:
     def note(self, data: str) -> None:
         """Write `run.json`: the command that the run was given.
 
-        For a run that is begun only once its stages have agreed to the settings: a command that is refused must not change
-        what the run says of itself.
+        For a run that is begun only once its stages have agreed to the settings: a command that is refused must not
+        change what the run says of itself.
         """
         info = RunInfo.of(self.settings, str(Path(data).resolve()), package_versions())
         write_run_info(self.uri, info)

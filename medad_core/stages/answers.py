@@ -32,8 +32,8 @@ def run_parts(
 ) -> list[PartRecord]:
     """Answer the prompts of the given parts.
 
-    An engine is started where none is given, restarted once where it breaks down, and closed again. Raises EngineError where
-    it breaks down again, naming its log, `RUN/answers/engine.log`.
+    An engine is started where none is given, restarted once where it breaks down, and closed again. Raises EngineError
+    where it breaks down again, naming its log, `RUN/answers/engine.log`.
     """
     if not numbers:
         return []

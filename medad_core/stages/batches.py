@@ -1,8 +1,8 @@
 """Slices of many cases as full batches on a device, and what is computed of them back, case by case.
 
-One decision: one loop for CPU and GPU. A thread reads ahead and fills (pinned) batches across the borders of cases; one batch
-is always queued on the device while the results of the one before are taken apart. So a GPU waits for nothing, a CPU runs
-the same lines, and a case that cannot be used takes no other with it.
+One decision: one loop for CPU and GPU. A thread reads ahead and fills (pinned) batches across the borders of cases; one
+batch is always queued on the device while the results of the one before are taken apart. So a GPU waits for nothing, a
+CPU runs the same lines, and a case that cannot be used takes no other with it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ class CaseImages:
 
 @dataclass
 class ImageBatch:
-    """Pictures of one size, uint8 (B, H, W), of which the first `filled` are set; `owners` has their cases and counts, in order."""
+    """Pictures of one size, uint8 (B, H, W), of which the first `filled` are set.
+
+    `owners` has their cases and counts, in order.
+    """
 
     images: Tensor
     owners: list[tuple[CaseImages, int]] = field(default_factory=list)
@@ -75,7 +78,10 @@ def read_cases(slices: Stage, case_ids: Iterable[str]) -> Iterator[CaseImages]:
 
 
 def batches_of(cases: Iterable[CaseImages], size: int, pinned: bool = False) -> Iterator[ImageBatch]:
-    """Cut cases into batches of `size` slices; a batch holds fewer only at the end, and where the size of the pictures changes."""
+    """Cut cases into batches of `size` slices.
+
+    A batch holds fewer only at the end, and where the size of the pictures changes.
+    """
     batch = None
     for case in cases:
         if batch is not None and not batch.fits(case):
@@ -97,7 +103,10 @@ def batches_of(cases: Iterable[CaseImages], size: int, pinned: bool = False) -> 
 
 
 def made_ahead(items: Iterator[T], count: int = AHEAD) -> Iterator[T]:
-    """The same items, made in a thread of their own, at most `count` before they are asked for. Errors are raised in their turn."""
+    """The same items, made in a thread of their own, at most `count` before they are asked for.
+
+    Errors are raised in their turn.
+    """
     with ThreadPoolExecutor(1, "reader") as reader:
         made = deque(reader.submit(next, items, _END) for _ in range(count))
         try:
@@ -159,16 +168,22 @@ def case_results(
 
 
 class InPieces:
-    """`compute` in pieces of at most `size` slices. Where memory runs out, size is halved, for all that this process still does under `key`."""
+    """`compute` in pieces of at most `size` slices.
+
+    Where memory runs out, size is halved, for all that this process still does under `key`.
+    """
 
     _learnt: ClassVar[dict[str, int]] = {}
 
     def __init__(self, compute: Compute, size: int, key: str) -> None:
-        self.compute, self.key = compute, key
+        self.compute = compute
+        self.key = key
         self.size = min(size, self._learnt.get(key, size))
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        pieces, start = [], 0
+        """Results of all images, uint8 (B, H, W). Raises OutOfMemoryError where not even one slice fits."""
+        pieces = []
+        start = 0
         while start < len(images):
             try:
                 pieces.append(self.compute(images[start : start + self.size]))

@@ -22,8 +22,8 @@ def complete_stage(
 ) -> StageProgress:
     """Make, through `executor` and in so many ranges, what is pending of a planned stage; finish it.
 
-    Raises what stops the run; a part that cannot be made is quarantined. `machine_is_well`: it worked a moment ago, with
-    other cases.
+    Raises what stops the run; a part that cannot be made is quarantined. `machine_is_well`: it worked a moment ago,
+    with other cases.
     """
     stage = run.stage(name)
     supervisor = Supervisor(stage, executor, run.settings.flow.retries, machine_is_well)

@@ -203,8 +203,8 @@ def _notes(cohort: Cohort, settings: Settings, rejected: Sequence[Rejected]) -> 
     notes = ["For research. Not a medical device.", *_caveats(cohort, settings)]
     if any(member.phantom for member in cohort.members):
         notes.append(
-            "**Phantoms: generated pictures, not patients.** These numbers say that the pipeline works, not how well it "
-            "finds tumours."
+            "**Phantoms: generated pictures, not patients.** These numbers say that the pipeline works, "
+            "not how well it finds tumours."
         )
     if rejected:
         notes.append(f"{len(rejected)} cases could not be used; `rejected.csv` says why.")

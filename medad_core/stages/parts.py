@@ -1,7 +1,7 @@
 """What the four stages share: how a part is made, and the parts of a range one after another.
 
-One decision: whoever calls `run_parts` (a Prefect task, a plain loop, a Python prompt) decides in how many processes. Models
-are loaded once per call of it, and only if there is a part to do.
+One decision: whoever calls `run_parts` (a Prefect task, a plain loop, a Python prompt) decides in how many processes.
+Models are loaded once per call of it, and only if there is a part to do.
 """
 
 from __future__ import annotations

@@ -50,7 +50,8 @@ def images_of(table: pa.Table) -> np.ndarray:
     if len(shapes) != 1 or sizes != [np.prod(next(iter(shapes)))]:
         raise CaseError(
             case_id,
-            f"its slices cannot be used: pictures of {sizes} bytes for shapes {sorted(shapes)}; delete the run's slices to make them again",
+            f"its slices cannot be used: pictures of {sizes} bytes for shapes {sorted(shapes)}; "
+            "delete the run's slices to make them again",
         )
     image = table["image"].combine_chunks()
     start = np.frombuffer(image.buffers()[1], np.int32)[image.offset]
@@ -70,7 +71,10 @@ def bits_of(row: Mapping, column: str) -> np.ndarray | None:
 def map_rows(
     keys: pa.Table, grids: np.ndarray, scores: np.ndarray, peaks: np.ndarray, embeddings: np.ndarray | None = None
 ) -> pa.Table:
-    """Rows of one case: grids (N, taps, gh, gw) float16, scores (N,), peaks (N, 2) as row and column, embeddings (N, joint) float16 where asked for."""
+    """Rows of one case: grids (N, taps, gh, gw) float16, scores (N,), peaks (N, 2) as row and column.
+
+    `embeddings` (N, joint) float16, where the weights ask for them.
+    """
     count, taps, height, width = grids.shape
     return pa.table(
         {

@@ -5,7 +5,8 @@
 
     results = screen("DATA", "RUN", Settings())
 
-One decision: it differs from the flows in who calls the parts, and in nothing else; faults are supervised in the same way.
+One decision: it differs from the flows in who calls the parts, and in nothing else; faults are supervised in the same
+way.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The books of one stage: its plan, part records and manifest, each file read once.
 
-One decision: what was read is kept with the stamp of its file, and read again only where the stamp is another. A look at
-a stage of 25,000 parts is then one listing, however often it is taken. Where a manifest is there, it stands for all
+One decision: what was read is kept with the stamp of its file, and read again only where the stamp is another. A look
+at a stage of 25,000 parts is then one listing, however often it is taken. Where a manifest is there, it stands for all
 records that are older than it: a finished stage costs one file.
 """
 

@@ -1,8 +1,8 @@
 """Bytes at a URI, whole or not at all.
 
-One decision: a reader finds either the old file, or no file, or the complete new one, also after a power cut. Locally that
-means: temporary name in the target folder, fsync of the file, rename, fsync of the folder. Other filesystems (s3://, gs://,
-memory://) go through fsspec, whose uploads appear when they are complete.
+One decision: a reader finds either the old file, or no file, or the complete new one, also after a power cut. Locally
+that means: temporary name in the target folder, fsync of the file, rename, fsync of the folder. Other filesystems
+(s3://, gs://, memory://) go through fsspec, whose uploads appear when they are complete.
 
 Every failure of the disk is a StoreError with the path and the system's words.
 """
@@ -181,7 +181,10 @@ def stamp_of(uri: str) -> FileStamp | None:
 
 
 def list_files(uri: str) -> dict[str, FileStamp]:
-    """Name and stamp of every file directly in the folder `uri`; none where there is no such folder. Raises StoreError."""
+    """Name and stamp of every file directly in the folder `uri`; none where there is no such folder.
+
+    Raises StoreError.
+    """
     path = local_path(uri)
     with explained("list", uri):
         try:
@@ -279,7 +282,10 @@ def sweep(uri: str) -> None:
 
 
 def sweep_own() -> None:
-    """Remove the temporary files that this process is writing; for one that is about to end and cannot wait for its threads."""
+    """Remove the temporary files that this process is writing.
+
+    For one that is about to end and cannot wait for its threads.
+    """
     for temporary in list(_own):
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

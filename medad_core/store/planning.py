@@ -1,7 +1,7 @@
 """Making a plan, telling two plans apart, and adding up what became of one.
 
-One decision: the fingerprint says what rows are, never how they are made. The schema and the set of inputs belong to it by
-themselves; a key that speaks of batch sizes, devices or paths is a mistake of the caller and is refused.
+One decision: the fingerprint says what rows are, never how they are made. The schema and the set of inputs belong to it
+by themselves; a key that speaks of batch sizes, devices or paths is a mistake of the caller and is refused.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What a stage writes about itself: plan, part records and manifest.
 
-One decision: every input is accounted for. `requested = done + skipped + failed` is checked whenever a record or manifest is
-made and whenever one is read, so a count that does not add up cannot travel. Inputs are cases: an item is a case_id.
+One decision: every input is accounted for. `requested = done + skipped + failed` is checked whenever a record or
+manifest is made and whenever one is read, so a count that does not add up cannot travel. Inputs are cases: an item is a
+case_id.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Arrow schemas of everything that lies between stages; rows as in medad_core/README.md, "Stages on disk".
 
-One decision: a field is nullable only where absence has a meaning (an unlabelled case, an answer that does not parse), and
-the store refuses a null anywhere else. Keys are always (case_id, slice_index). Arrays travel as raw bytes in row-major
-order, little-endian, with their shape beside them: float16 and packed bits have no compact Arrow type.
+One decision: a field is nullable only where absence has a meaning (an unlabelled case, an answer that does not parse),
+and the store refuses a null anywhere else. Keys are always (case_id, slice_index). Arrays travel as raw bytes in
+row-major order, little-endian, with their shape beside them: float16 and packed bits have no compact Arrow type.
 """
 
 from __future__ import annotations

@@ -1,17 +1,18 @@
 """A stage on disk: `RUN/{stage}/` with plan, parts, part records and manifest, in that order of writing.
 
-One decision: nothing that looks like completion is written before the data. A part counts when its record says so and its
-sha256 agrees; everything else is rubbish and is made again. So a killed run is resumed by running the same command.
+One decision: nothing that looks like completion is written before the data. A part counts when its record says so and
+its sha256 agrees; everything else is rubbish and is made again. So a killed run is resumed by running the same command.
 
     stage = Stage(run, "maps", MAPS)
-    stage.prepare({"decoder": sha, "slices": upstream.plan().fingerprint_sha256}, parts=[("case_a", "case_b"), ("case_c",)])
+    parts = [("case_a", "case_b"), ("case_c",)]
+    stage.prepare({"decoder": sha, "slices": upstream.plan().fingerprint_sha256}, parts)
     for number in stage.pending():
         stage.write_part(number, rows, failed=[Item(key="case_b", reason="…")], seconds=1.5)
     manifest = stage.finish()
 
 Files: `_plan.json`, `part-00000.parquet`, `_parts/00000.json`, `_manifest.json`. What was read of them is kept
-(`bookkeeping`), so a stage is opened once and handed down. It travels to other processes as its name; different parts may
-be written at the same time.
+(`bookkeeping`), so a stage is opened once and handed down. It travels to other processes as its name; different parts
+may be written at the same time.
 """
 
 from __future__ import annotations
@@ -57,16 +58,17 @@ class Stage:
 
         `fingerprint` says what determines the rows (hashes of models and weights, scaling, prompts, the upstream plan's
         `fingerprint_sha256`); the schema and the set of inputs are added here. `parts` are case ids, in row order; how
-        they are cut into parts is not part of the fingerprint. Raises StoreError when the plan that is stored has another
-        fingerprint (naming the fields and the way out), ValueError for a key that says how rows are made.
+        they are cut into parts is not part of the fingerprint. Raises StoreError when the plan that is stored has
+        another fingerprint (naming the fields and the way out), ValueError for a key that says how rows are made.
         """
         plan = make_plan(self.name, fingerprint, self.schema, parts)
         stored = self.find_plan()
         if stored is None:
             self._books.write_plan(plan)
         elif stored.fingerprint != plan.fingerprint:
+            changes = difference(stored.fingerprint, plan.fingerprint)
             raise StoreError(
-                f"{self.uri} was made {difference(stored.fingerprint, plan.fingerprint)}; choose another output folder, "
+                f"{self.uri} was made {changes}; choose another output folder, "
                 f"or delete {self.uri} and the stages after it to make them again"
             )
         self.sweep()
@@ -121,10 +123,11 @@ class Stage:
     ) -> PartRecord:
         """Write a part, then its record.
 
-        `rows`: a table, or an iterable of record batches (tables) that is consumed as it is written; cases in the planned
-        order, the rows of a case together, slice_index rising; one row group a case. Every planned input must either have
-        rows, or be in `skipped` or `failed`; `failed` may grow while `rows` are consumed. `seconds` are added to those
-        that writing takes. Raises StoreError, and nothing is recorded then. Errors of whoever makes the rows pass through.
+        `rows`: a table, or an iterable of record batches (tables) that is consumed as it is written; cases in the
+        planned order, the rows of a case together, slice_index rising; one row group a case. Every planned input must
+        either have rows, or be in `skipped` or `failed`; `failed` may grow while `rows` are consumed. `seconds` are
+        added to those that writing takes. Raises StoreError, and nothing is recorded then. Errors of whoever makes the
+        rows pass through.
         """
         started = time.perf_counter()
         plan = self.plan()
@@ -153,7 +156,10 @@ class Stage:
         return record
 
     def begin(self, number: int) -> None:
-        """Note that a part is being made, until `leave`. A note that stays behind says that its process ended meanwhile."""
+        """Note that a part is being made, until `leave`.
+
+        A note that stays behind says that its process ended meanwhile.
+        """
         self._books.write_note(number)
 
     def leave(self, number: int) -> None:
@@ -183,7 +189,10 @@ class Stage:
     # --- completion -------------------------------------------------------------------------------------------------
 
     def finish(self) -> StageManifest:
-        """Write the manifest once every part is valid (sha256 checked). A second call changes nothing. Raises StoreError."""
+        """Write the manifest once every part is valid (sha256 checked). A second call changes nothing.
+
+        Raises StoreError.
+        """
         pending = self.pending()
         if pending:
             raise StoreError(self._unfinished(pending))
@@ -247,7 +256,10 @@ class Stage:
         return pa.concat_tables(tables) if tables else pa.schema(fields).empty_table()
 
     def read_case(self, case_id: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """Rows of one case, from its own row group; none where it was skipped or failed. Raises StoreError where unknown."""
+        """Rows of one case, from its own row group; none where it was skipped or failed.
+
+        Raises StoreError where unknown.
+        """
         number = self.plan().part_of.get(case_id)
         if number is None:
             raise StoreError(f"there is no case {case_id!r} in stage {self.name} of {self.run}")

@@ -1,7 +1,7 @@
 """Parquet files: one row group a patient, rows checked against the schema on their way to disk.
 
-One decision: row groups follow patients, so one patient is read without scanning a file, and memory holds one patient at a
-time however long the part is.
+One decision: row groups follow patients, so one patient is read without scanning a file, and memory holds one patient
+at a time however long the part is.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ def read_table(uri: str, columns: Sequence[str] | None = None, case_id: str | No
 
 
 def read_case_rows(uri: str, case_id: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Rows of one case of a part that `write_groups` wrote: its row group alone is read. Raises StoreError as `read_table`."""
+    """Rows of one case of a part that `write_groups` wrote: its row group alone is read.
+
+    Raises StoreError as `read_table`.
+    """
     path = local_path(uri)
     fs, source = (None, str(path)) if path is not None else filesystem(uri)
     with (
@@ -80,8 +83,8 @@ def _damage_explained(uri: str) -> Iterator[None]:
 def write_groups(path: Path, rows: Rows, schema: pa.Schema, where: str) -> tuple[int, list[str]]:
     """Write `rows` to the local `path`, one row group a case; returns the number of rows and the cases in order.
 
-    The rows of a case must come together, with rising slice_index. Raises RowsError naming the case, StoreError where the disk fails; errors of whoever
-    makes the rows pass through untouched.
+    The rows of a case must come together, with rising slice_index. Raises RowsError naming the case, StoreError where
+    the disk fails; errors of whoever makes the rows pass through untouched.
     """
     count, cases = 0, []
     with explained("write", where):

@@ -1,0 +1,1 @@
+"""Training of decoder and converter on labelled cases."""

@@ -1,8 +1,8 @@
 """Converter training: the language-model loss of the right answer, through the frozen LLM, into the soft tokens.
 
-One decision: batch n is drawn from a generator seeded by (seed, n) alone, so a run that resumes goes on with the batches it would have had.
-Source: medad_core/README.md, "The converter". The constant prefix runs through the LLM once a step and is expanded over
-the batch, gradients and all.
+One decision: batch n is drawn from a generator seeded by (seed, n) alone, so a run that resumes goes on with the
+batches it would have had. The constant prefix runs through the LLM once a step and is expanded over the batch,
+gradients and all. Source: medad_core/README.md, "The converter".
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,10 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Validation:
-    """Teacher-forced scores on held-out maps: loss an answer, share of right verdicts (tumour and normal weighing the same), share of exact answers."""
+    """Teacher-forced scores on held-out maps.
+
+    Mean loss of an answer; share of right verdicts, tumour and normal weighing the same; share of exact answers.
+    """
 
     loss: float
     balanced_accuracy: float
@@ -51,14 +54,12 @@ class ConverterTrainer:
         seed: int,
         arithmetic: Arithmetic = CPU,
     ) -> None:
-        self.converter, self.llm, self.prompt, self.settings, self.seed, self.device = (
-            converter,
-            llm,
-            prompt,
-            settings,
-            seed,
-            arithmetic.device,
-        )
+        self.converter = converter
+        self.llm = llm
+        self.prompt = prompt
+        self.settings = settings
+        self.seed = seed
+        self.device = arithmetic.device
         self.loop = Loop(converter, settings, seed, arithmetic, rise=0.08, clip=1.0)
 
     def fit(
@@ -68,17 +69,19 @@ class ConverterTrainer:
         checkpoint: Path,
         progress: Callable[[int, int], None] = lambda *_: None,
     ) -> AnyConverter:
-        """Train to the end, from `checkpoint` where there is one; the converter of the lowest validation loss is returned."""
+        """Train to the end, from `checkpoint` where there is one; gives the converter of the lowest validation loss.
+
+        `progress` gets the steps done, and of how many.
+        """
         self.loop.resume(checkpoint)
         if self.loop.step == 0:
             self._warm_up(train)
 
         def validate(steps: int) -> dict[str, float] | None:
-            return (
-                {f"validation_{name}": value for name, value in vars(self.evaluate(validation)).items()}
-                if steps > self.settings.synthetic_steps
-                else None
-            )
+            if steps <= self.settings.synthetic_steps:
+                return None
+            scores = asdict(self.evaluate(validation))
+            return {f"validation_{name}": value for name, value in scores.items()}
 
         self.loop.run(
             lambda first: (self._batch(train, number) for number in itertools.count(first)),
@@ -93,30 +96,28 @@ class ConverterTrainer:
     def _warm_up(self, maps: LabelledMaps) -> None:
         """Teach the convolutions to tell the ten answers apart through a linear head that is thrown away.
 
-        It costs seconds; the LLM's loss then has to teach the language of the tokens only, and no longer what a lesion is.
+        It costs seconds. The LLM's loss then has to teach the language of the tokens only, and no longer what a lesion
+        is.
         """
         torch.manual_seed(self.seed)
         with torch.no_grad():
-            seen = self.converter.cells(torch.from_numpy(maps.grids[:1]).to(self.device)).numel()
-        head = torch.nn.Linear(seen, len(GRAMMAR)).to(self.device)
+            features = self.converter.cells(torch.from_numpy(maps.grids[:1]).to(self.device)).numel()
+        head = torch.nn.Linear(features, len(GRAMMAR)).to(self.device)
+        steps = self.settings.warm_up_steps
         optimizer = torch.optim.AdamW([*self.converter.trunk(), *head.parameters()], lr=1e-3, weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=max(1, self.settings.warm_up_steps))
-        answers = list(GRAMMAR)
-        for step in range(self.settings.warm_up_steps):
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=max(1, steps))
+        classes = {answer: number for number, answer in enumerate(GRAMMAR)}
+        for step in range(steps):
             rng = np.random.default_rng([self.seed, step, 1])
-            grids, said = self._examples(maps, 32, 1.0 if step < self.settings.warm_up_steps // 3 else 0.25, rng)
-            loss = F.cross_entropy(
-                head(self.converter.cells(grids).flatten(1)),
-                torch.tensor([answers.index(answer) for answer in said], device=self.device),
-            )
+            grids, answers = self._examples(maps, 32, 1.0 if step < steps // 3 else 0.25, rng)
+            targets = torch.tensor([classes[answer] for answer in answers], device=self.device)
+            loss = F.cross_entropy(head(self.converter.cells(grids).flatten(1)), targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             if (step + 1) % 250 == 0:
-                log.info(
-                    "converter warm-up step %d of %d, loss %.4f", step + 1, self.settings.warm_up_steps, loss.item()
-                )
+                log.info("converter warm-up step %d of %d, loss %.4f", step + 1, steps, loss.item())
 
     def _batch(self, maps: LabelledMaps, number: int) -> tuple[Tensor, list[str]]:
         """Drawn maps at first, then three real ones in four."""
@@ -128,8 +129,11 @@ class ConverterTrainer:
     ) -> tuple[Tensor, list[str]]:
         """Grids (count, taps, gh, gw) and the right answers."""
         share = count * self.settings.normal_share
-        normals = int(share) + (rng.random() < share % 1) if share % 1 else int(share)
-        tumour, normal = np.flatnonzero(maps.has_tumour), np.flatnonzero(~maps.has_tumour)
+        normals = int(share)
+        if share % 1:
+            normals += rng.random() < share % 1
+        tumour = np.flatnonzero(maps.has_tumour)
+        normal = np.flatnonzero(~maps.has_tumour)
         examples = []
         for index in range(count):
             wants_tumour = index >= normals
@@ -144,18 +148,17 @@ class ConverterTrainer:
     def _loss(self, batch: tuple[Tensor, list[str]]) -> Tensor:
         grids, answers = batch
         logits, targets = self.answer_logits(grids, answers)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum") / len(
-            answers
-        )
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+        return loss / len(answers)
 
     def answer_logits(self, grids: Tensor, answers: list[str]) -> tuple[Tensor, Tensor]:
         """Teacher-forced logits (B, A, vocabulary) of the answers' tokens, and the tokens (B, A), padded with -100."""
         targets = self._targets(answers)
         tokens = self.converter(grids)
         knowledge = self.converter.knowledge_tokens()
-        asked = self.prompt.rest(knowledge, tokens)
-        spoken = self.prompt.embeddings[targets[:, :-1].clamp(min=0)].to(asked)
-        inputs = torch.cat([asked, spoken], dim=1)
+        question = self.prompt.rest(knowledge, tokens)
+        answer = self.prompt.embeddings[targets[:, :-1].clamp(min=0)].to(question)
+        inputs = torch.cat([question, answer], dim=1)
         cache = prefix_cache(self.llm, self.prompt.prefix(knowledge), len(answers))
         # The position before an answer token predicts it.
         logits = self.llm(
@@ -171,30 +174,30 @@ class ConverterTrainer:
     def evaluate(self, maps: LabelledMaps) -> Validation:
         """Teacher-forced scores on maps as they are, unmoved."""
         self.converter.eval()
-        losses, verdicts, exact, size = [], [], [], self.settings.batch_size
+        losses: list[float] = []
+        verdicts: list[bool] = []
+        exact: list[bool] = []
+        size = self.settings.batch_size
         for start in range(0, len(maps.grids), size):
             grids = torch.from_numpy(maps.grids[start : start + size].astype(np.float32)).to(self.device)
+            answers = [answer_to(cell_at(centroid)) for centroid in maps.centroids[start : start + size]]
             with self.loop.arithmetic.products():
-                logits, targets = self.answer_logits(
-                    grids, [answer_to(cell_at(centroid)) for centroid in maps.centroids[start : start + size]]
-                )
-            losses += (
-                F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none").sum(1).tolist()
-            )
+                logits, targets = self.answer_logits(grids, answers)
+            loss = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")
+            losses += loss.sum(1).tolist()
             right = (logits.argmax(-1) == targets) | (targets == IGNORE)
             verdicts += right[:, 0].tolist()
             exact += right.all(1).tolist()
-        verdicts, tumour = np.array(verdicts), maps.has_tumour
-        return Validation(
-            float(np.mean(losses)),
-            float((verdicts[tumour].mean() + verdicts[~tumour].mean()) / 2),
-            float(np.mean(exact)),
-        )
+        right_verdicts = np.array(verdicts)
+        tumour = maps.has_tumour
+        balanced = (right_verdicts[tumour].mean() + right_verdicts[~tumour].mean()) / 2
+        return Validation(float(np.mean(losses)), float(balanced), float(np.mean(exact)))
 
 
 def thin_out(maps: LabelledMaps, count: int, seed: int) -> LabelledMaps:
     """At most `count` maps, half of them with tumour where there are enough, for a validation that costs little."""
     rng = np.random.default_rng(seed)
-    groups = [np.flatnonzero(maps.has_tumour), np.flatnonzero(~maps.has_tumour)]
-    keep = np.sort(np.concatenate([rng.choice(group, min(len(group), count // 2), replace=False) for group in groups]))
+    kinds = [np.flatnonzero(maps.has_tumour), np.flatnonzero(~maps.has_tumour)]
+    chosen = [rng.choice(kind, min(len(kind), count // 2), replace=False) for kind in kinds]
+    keep = np.sort(np.concatenate(chosen))
     return LabelledMaps(maps.grids[keep], maps.centroids[keep])

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from medad_core.config.train import DecoderTraining
 from medad_core.models.decoder import Decoder, focal_dice_loss
+from medad_core.models.encoder import pad_to_square
 from medad_core.training.features import TrainingCase
 from medad_core.training.loop import CPU, Arithmetic, Loop
 
-LOSS_SIZE = 56  # pixels a side at which the loss is taken: 3.5 a patch, beyond what a 16×16 grid can draw, and 16 times cheaper than 224
+# Pixels a side at which the loss is taken: 3.5 a patch, more than a 16×16 grid can draw, and 16 times cheaper than 224.
+LOSS_SIZE = 56
 
 
 def train_decoder(
@@ -30,17 +32,26 @@ def train_decoder(
     validate: Callable[[int, Decoder], dict[str, float] | None] = lambda *_: None,
     until: int | None = None,
 ) -> Decoder:
-    """Train a decoder on the slices of `cases`, to the end of the schedule or to its step `until`; resumes from `checkpoint`, which stays: at its end there is nothing left to train.
+    """Train a decoder on the slices of `cases`, to the end of the schedule or to its step `until`.
 
-    `validate(steps, decoder)` sees the decoder at every checkpoint. The same seed and cases give the same decoder on the same machine.
+    `text` (2, text width) are the encoded sentences. Training resumes from `checkpoint`, which stays: at its end there
+    is nothing left to train. `validate(steps, decoder)` gets the decoder at every checkpoint, and gives its
+    `validation_loss` or None. The same seed and cases give the same decoder on the same machine.
     """
-    taps, width = cases[0].features.shape[1], cases[0].features.shape[-1]
+    taps = cases[0].features.shape[1]
+    width = cases[0].features.shape[-1]
     torch.manual_seed(seed)
     decoder = Decoder(taps, width, text)
     loop = Loop(decoder, settings, seed, arithmetic, rise=0.1)
     loop.resume(checkpoint)
-    loop.run(lambda first: _batches(cases, settings, seed, first, arithmetic.device), lambda batch: focal_dice_loss(decoder(batch[0]), batch[1]), checkpoint,
-             lambda steps: validate(steps, decoder.eval()), lambda *_: None, until)  # fmt: skip
+    loop.run(
+        lambda first: _batches(cases, settings, seed, first, arithmetic.device),
+        lambda batch: focal_dice_loss(decoder(batch[0]), batch[1]),
+        checkpoint,
+        lambda steps: validate(steps, decoder.eval()),
+        lambda *_: None,
+        until,
+    )
     return decoder.eval().requires_grad_(False)
 
 
@@ -58,30 +69,30 @@ def _picks(flags: Sequence[np.ndarray], batch_size: int, seed: int) -> Iterator[
     """(case, slice) of every batch, without end."""
     tumour = [(case, slice_) for case, flag in enumerate(flags) for slice_ in np.flatnonzero(flag)]
     normal = [(case, slice_) for case, flag in enumerate(flags) for slice_ in np.flatnonzero(~flag)]
-    rng, half = np.random.default_rng(seed), batch_size // 2
+    pools = (tumour, normal or tumour)
+    rng = np.random.default_rng(seed)
+    half = batch_size // 2
     while True:
         sizes = (half, half) if batch_size % 2 == 0 else rng.permutation([half, half + 1])
-        yield [
-            pool[index]
-            for pool, size in zip((tumour, normal or tumour), sizes, strict=True)
-            for index in rng.integers(len(pool), size=size)
-        ]
+        picks: list[tuple[int, int]] = []
+        for pool, size in zip(pools, sizes, strict=True):
+            picks += [pool[index] for index in rng.integers(len(pool), size=size)]
+        yield picks
 
 
 def shrink_masks(masks: np.ndarray) -> Tensor:
-    """(N, H, W) bool to the covered share (N, 56, 56) float32 of the square picture that the encoder sees."""
-    from medad_core.models.encoder import pad_to_square
-
-    return F.interpolate(
-        pad_to_square(torch.from_numpy(masks.astype(np.float32)).unsqueeze(1)), size=(LOSS_SIZE, LOSS_SIZE), mode="area"
-    )[:, 0]
+    """Masks (N, H, W) bool to the covered share (N, 56, 56) float32 of the square picture that the encoder gets."""
+    squares = pad_to_square(torch.from_numpy(masks.astype(np.float32)).unsqueeze(1))
+    return F.interpolate(squares, size=(LOSS_SIZE, LOSS_SIZE), mode="area")[:, 0]
 
 
 @torch.inference_mode()
 def decode_case(decoder: Decoder, case: TrainingCase, batch_size: int = 16) -> np.ndarray:
     """Grids (N, taps, gh, gw) float16 of all slices of a case."""
-    starts, device = range(0, len(case.features), batch_size), decoder.text.device
-    features = (
-        torch.from_numpy(np.array(case.features[start : start + batch_size])) for start in starts
-    )  # a copy: the file is mapped read-only
-    return torch.cat([decoder(batch.to(device).float()).half().cpu() for batch in features]).numpy()
+    device = decoder.text.device
+    grids = []
+    for start in range(0, len(case.features), batch_size):
+        copy = np.array(case.features[start : start + batch_size])  # the file is mapped read-only
+        features = torch.from_numpy(copy).to(device).float()
+        grids.append(decoder(features).half().cpu())
+    return torch.cat(grids).numpy()

@@ -1,14 +1,13 @@
-"""Training slices: read once, encoded once, kept as arrays beside what is being made of them.
+"""Training slices: read once, encoded once, kept as arrays in the folder of the training.
 
-One decision: two files a case (features, pictures), memory-mapped, so a cohort larger than memory trains, and a killed run
-encodes nothing twice.
+One decision: two files a case (features, pictures), memory-mapped, so a cohort larger than memory trains, and a killed
+run encodes nothing twice.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,21 +15,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from medad_core.config import Settings
+from medad_core.config import DataSettings, Settings
 from medad_core.data.cases import Case, Rejection
-from medad_core.data.read import read_slices
+from medad_core.data.read import CaseSlices, read_slices
 from medad_core.errors import CaseError
 from medad_core.models.device import batch_size_of
 from medad_core.models.encoder import Encoder
 from medad_core.run.cohort import Cohort, Member
+from medad_core.store.files import new_file
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainingCase:
-    """One labelled case: slice_index (N,), features (N, taps, gh, gw, width) float16, images (N, H, W) uint8, brain and masks (N, H, W)
-    bool, all memory maps; area of a pixel in mm²."""
+    """One labelled case.
+
+    slice_index (N,); features (N, taps, gh, gw, width) float16; images (N, H, W) uint8; brain and masks (N, H, W) bool.
+    All but slice_index are memory maps. `pixel_mm2` is the area of a pixel.
+    """
 
     case_id: str
     slice_index: np.ndarray
@@ -58,9 +61,13 @@ def encode_cohort(
     folder: Path,
     progress: Callable[[int, int], None],
 ) -> tuple[list[TrainingCase], list[Rejection]]:
-    """Encode the members that can be used; the others, and those that fail here, come back with their reason."""
+    """Encode the members that can be used; the others, and those that fail here, come back with their reason.
+
+    `folder` keeps what is encoded; `progress` gets how many members are done, and of how many.
+    """
     members = list(members)
-    cases, rejected = [], [Rejection(member.case_id, member.rejected) for member in members if member.rejected]
+    cases = []
+    rejected = [Rejection(member.case_id, member.rejected) for member in members if member.rejected]
     usable = [member for member in members if not member.rejected]
     for number, member in enumerate(usable, 1):
         try:
@@ -79,28 +86,17 @@ def encode_case(case: Case, settings: Settings, encoder: Encoder, folder: Path) 
     """
     if case.mask is None:
         raise CaseError(case.case_id, "no segmentation; training needs one, leave the case out or add it")
-    data = settings.data.model_copy(
-        update={"first_slice": settings.train.first_slice, "last_slice": settings.train.last_slice}
-    )
+    train_range = {"first_slice": settings.train.first_slice, "last_slice": settings.train.last_slice}
+    data = settings.data.model_copy(update=train_range)
     slices = read_slices(case, data)
-    key = (
-        repr(
-            (case.case_id, data.scaling, data.modality, sorted(encoder.fingerprint.items()), slices.images.shape)
-        ).encode()
-        + slices.images.tobytes()
-        + slices.masks.tobytes()
-    )
-    stem = folder / hashlib.sha256(key).hexdigest()[:24]
-    features, pictures = stem.with_suffix(".npy"), stem.with_suffix(".pictures.npy")
+    stem = folder / _key(case.case_id, slices, data, encoder)
+    features = stem.with_suffix(".npy")
+    pictures = stem.with_suffix(".pictures.npy")
     folder.mkdir(parents=True, exist_ok=True)
     if not pictures.is_file():
         _save(pictures, np.stack([slices.images, slices.brain.view(np.uint8), slices.masks.view(np.uint8)]))
     if not features.is_file():
-        size = batch_size_of(settings, encoder.device)
-        batches = [
-            encoder.encode(slices.images[start : start + size]).half() for start in range(0, len(slices.images), size)
-        ]
-        _save(features, torch.cat(batches).cpu().numpy())
+        _save(features, _encode(encoder, slices.images, batch_size_of(settings, encoder.device)))
         log.info("encoded %s, %d slices", case.case_id, len(slices.images))
     images, brain, masks = np.load(pictures, mmap_mode="r")
     return TrainingCase(
@@ -114,8 +110,22 @@ def encode_case(case: Case, settings: Settings, encoder: Encoder, folder: Path) 
     )
 
 
+def _key(case_id: str, slices: CaseSlices, data: DataSettings, encoder: Encoder) -> str:
+    """The name of a case's files: another one for other pictures, masks, scaling or encoder."""
+    facts = (case_id, data.scaling, data.modality, sorted(encoder.fingerprint.items()), slices.images.shape)
+    digest = hashlib.sha256(repr(facts).encode())
+    digest.update(slices.images.tobytes())
+    digest.update(slices.masks.tobytes())
+    return digest.hexdigest()[:24]
+
+
+def _encode(encoder: Encoder, images: np.ndarray, size: int) -> np.ndarray:
+    """Patch features float16 of slices, `size` at once."""
+    starts = range(0, len(images), size)
+    batches = [encoder.encode(images[start : start + size]).half() for start in starts]
+    return torch.cat(batches).cpu().numpy()
+
+
 def _save(path: Path, array: np.ndarray) -> None:
-    scratch = path.with_suffix(f".{os.getpid()}.tmp")
-    with scratch.open("wb") as stream:
+    with new_file(str(path)) as scratch, scratch.open("wb") as stream:
         np.save(stream, array)
-    os.replace(scratch, path)

@@ -1,7 +1,7 @@
-"""The two fits that `medad train` and `medad reproduce` share: maps of unseen patients, and a converter that learns from them.
+"""The two fits that `medad train` and `medad reproduce` share: maps of unseen patients, and a converter for them.
 
-One decision: nobody trains a converter on maps of patients that their decoder has seen; such maps are too good, and the
-converter would believe every faint one of a new patient to be healthy.
+One decision: nobody trains a converter on maps of patients that their decoder has seen. Such maps are too good, and the
+converter would take every faint one of a new patient for healthy.
 """
 
 from __future__ import annotations
@@ -37,10 +37,26 @@ Grids = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class CrossFit:
-    """Grids of every case (case_id to (N, taps, gh, gw) float16), drawn by a decoder trained without it, and the steps that decoder took."""
+    """Grids of every case, drawn by a decoder that was trained without it, and the steps of that decoder.
+
+    `grids` maps case_id to (N, taps, gh, gw) float16.
+    """
 
     grids: Grids
     steps: int
+
+
+@dataclass(frozen=True)
+class ConverterData:
+    """What a converter is fitted on.
+
+    `knowledge` (K, text width) are encoded sentences, and may be empty. It learns from the maps `learn`; those of
+    `validation` choose its checkpoint.
+    """
+
+    knowledge: Tensor
+    learn: LabelledMaps
+    validation: LabelledMaps
 
 
 def cross_fit(
@@ -54,8 +70,10 @@ def cross_fit(
 ) -> CrossFit:
     """Train a decoder without each fold in turn; resumes from `work`.
 
-    The steps are one number for all folds, that of the lowest loss on the patients held out, over all of them; among the checkpoints,
-    or the last where `train.decoder.choose_steps` is off. One number of a few fitted on all patients flatters their maps hardly.
+    `folds` are case ids; `text` (2, text width) are the encoded sentences. The number of steps is the same for all
+    folds: that of the checkpoint with the lowest loss on the patients held out, averaged over folds, or the last
+    checkpoint where `train.decoder.choose_steps` is off. A single number, chosen among a few on all patients, hardly
+    flatters their maps.
     """
     losses: list[dict[str, float]] = []
     for number, held_out in enumerate(folds):
@@ -66,7 +84,9 @@ def cross_fit(
         losses.append(json.loads(path.read_text()))
         log.info("fold %d of %d: %s held out", number + 1, len(folds), ", ".join(held_out))
         progress(number + 1, len(folds))
-    mean = {int(steps): float(np.mean([fold[steps] for fold in losses])) for steps in losses[0]}
+    mean: dict[int, float] = {}
+    for checkpoint in losses[0]:
+        mean[int(checkpoint)] = float(np.mean([fold[checkpoint] for fold in losses]))
     steps = min(mean, key=mean.__getitem__)
     log.info(
         "decoders take %d of %d steps; held-out loss %s",
@@ -90,8 +110,9 @@ def _fit_fold(
     arithmetic: Arithmetic,
 ) -> dict[str, float]:
     """Train without a fold; keep its grids at every checkpoint that may be chosen, and give the loss of each."""
-    unseen, losses = [case for case in cases if case.case_id in held_out], {}
+    unseen = [case for case in cases if case.case_id in held_out]
     losses_at = work / f"fold-{number}.losses.json"
+    losses: dict[str, float] = {}
     if losses_at.is_file():  # of the checkpoints before a kill
         losses = json.loads(losses_at.read_text())
 
@@ -122,14 +143,15 @@ def _fold_grids(work: Path, number: int, steps: int) -> Path:
 
 
 def held_out_loss(grids: Grids, cases: Sequence[TrainingCase]) -> float:
-    """The training loss on all slices of `cases`; tumour and tumour-free ones weigh the same, as in training, where there are both."""
+    """The training loss on all slices of `cases`.
+
+    Tumour slices and tumour-free ones weigh the same where there are both, as in training.
+    """
     grid = torch.from_numpy(np.concatenate([grids[case.case_id] for case in cases])).float()
-    masks, tumour = (
-        torch.cat([shrink_masks(case.masks) for case in cases]),
-        np.concatenate([case.has_tumour for case in cases]),
-    )
-    parts = [torch.from_numpy(np.flatnonzero(kind)) for kind in (tumour, ~tumour) if kind.any()]
-    return float(np.mean([focal_dice_loss(grid[part], masks[part]).item() for part in parts]))
+    masks = torch.cat([shrink_masks(case.masks) for case in cases])
+    tumour = np.concatenate([case.has_tumour for case in cases])
+    kinds = [torch.from_numpy(np.flatnonzero(kind)) for kind in (tumour, ~tumour) if kind.any()]
+    return float(np.mean([focal_dice_loss(grid[kind], masks[kind]).item() for kind in kinds]))
 
 
 def decode_all(decoder: Decoder, cases: Sequence[TrainingCase]) -> Grids:
@@ -138,13 +160,16 @@ def decode_all(decoder: Decoder, cases: Sequence[TrainingCase]) -> Grids:
 
 
 def save_grids(path: Path, grids: Grids) -> None:
-    """Write grids, complete or not at all."""
+    """Write grids to a `.npz` file, complete or not at all. Raises StoreError."""
     with new_file(str(path)) as scratch, scratch.open("wb") as stream:
         np.savez(stream, **grids)
 
 
 def load_grids(path: Path) -> Grids:
-    """What `save_grids` wrote. A damaged file is removed, so that the next run makes it anew; raises MedadError that says so."""
+    """What `save_grids` wrote.
+
+    A damaged file is removed, so that the next run makes it anew; raises MedadError that says so.
+    """
     try:
         with np.load(path) as stored:
             return {name: stored[name] for name in stored.files}
@@ -154,16 +179,19 @@ def load_grids(path: Path) -> Grids:
 
 
 def check_kinds(cases: Sequence[TrainingCase], held_out: Collection[str], name: str) -> None:
-    """Raise MedadError where `cases` without those held out (a fold's, by `name`) have slices of one kind only."""
+    """Raise MedadError where `cases` without the case ids `held_out` have slices of one kind only.
+
+    `name` is that of the fold held out; where none is, it says what the slices are for.
+    """
     flags = np.concatenate([case.has_tumour for case in cases if case.case_id not in held_out] or [np.zeros(0, bool)])
-    if flags.size == 0 or flags.all() or not flags.any():
-        kind = "tumour-free" if flags.any() else "tumour"
-        left = (
-            f"without {name} ({', '.join(held_out)}) no {kind} slices are left to learn from"
-            if held_out
-            else f"no {kind} slices {name}"
-        )
-        raise MedadError(f"{left}; add cases with some, or widen train.first_slice..train.last_slice")
+    if flags.size and flags.any() and not flags.all():
+        return
+    kind = "tumour-free" if flags.any() else "tumour"
+    if held_out:
+        lack = f"without {name} ({', '.join(held_out)}) no {kind} slices are left to learn from"
+    else:
+        lack = f"no {kind} slices {name}"
+    raise MedadError(f"{lack}; add cases with some, or widen train.first_slice..train.last_slice")
 
 
 def labelled(cases: Sequence[TrainingCase], grids: Grids) -> LabelledMaps:
@@ -172,9 +200,7 @@ def labelled(cases: Sequence[TrainingCase], grids: Grids) -> LabelledMaps:
 
 
 def fit_converter(
-    knowledge: Tensor,
-    learn: LabelledMaps,
-    validation: LabelledMaps,
+    data: ConverterData,
     prompt: Prompt,
     llm: torch.nn.Module,
     settings: TrainSettings,
@@ -182,9 +208,14 @@ def fit_converter(
     arithmetic: Arithmetic,
     progress: Callable[[int, int], None],
 ) -> tuple[AnyConverter, list[dict[str, float]]]:
-    """A converter with the lowest loss on `validation`, and its loss curve; resumes from `checkpoint`. `knowledge` (K, text width) may be empty."""
+    """The converter with the lowest validation loss, on the CPU, and its loss curve; resumes from `checkpoint`.
+
+    `llm` is the frozen causal LM of `prompt`, on the device of `arithmetic`. `progress` gets the steps done, and of how
+    many.
+    """
     torch.manual_seed(settings.seed)
-    converter = new_converter(settings.converter.architecture, knowledge, prompt.width, float(prompt.embeddings.std()))
+    embedding_std = float(prompt.embeddings.std())
+    converter = new_converter(settings.converter.architecture, data.knowledge, prompt.width, embedding_std)
     trainer = ConverterTrainer(converter, llm, prompt, settings.converter, settings.seed, arithmetic)
-    few = thin_out(validation, settings.converter.validation_maps, settings.seed)
-    return trainer.fit(learn, few, checkpoint, progress).cpu(), trainer.loop.curve
+    few = thin_out(data.validation, settings.converter.validation_maps, settings.seed)
+    return trainer.fit(data.learn, few, checkpoint, progress).cpu(), trainer.loop.curve

@@ -21,5 +21,7 @@ def deal_folds(cases: Sequence[TrainingCase], folds: int, first: int, last: int,
         visits.setdefault(patient, []).append(case.case_id)
         count = int((~case.has_tumour[case.within(first, last)]).sum())
         tumour_free[patient] = tumour_free.get(patient, 0) + count
-    dealt = deal_like_cards(tumour_free, folds, seed)
-    return [[case_id for patient in patients for case_id in visits[patient]] for patients in dealt]
+    dealt = []
+    for patients in deal_like_cards(tumour_free, folds, seed):
+        dealt.append([case_id for patient in patients for case_id in visits[patient]])
+    return dealt

@@ -1,7 +1,7 @@
-"""The one training loop: AdamW, one cycle of the learning rate, summed gradients, mixed precision, a checkpoint to resume from.
+"""The one training loop: AdamW, one cycle of the learning rate, summed gradients, mixed precision, checkpoints.
 
-One decision: what a batch holds is a function of its number alone, and the checkpoint holds all else (weights, optimiser, schedule,
-curve), so a killed run that is started again ends like one that was never killed.
+One decision: the content of a batch is a function of its number alone, and the checkpoint holds all else (weights,
+optimiser, schedule, curve). So a killed run that is started again ends like one that was never killed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,9 +21,10 @@ from torch import Tensor, nn
 
 from medad_core.config.train import ConverterTraining, DecoderTraining, TrainSettings
 from medad_core.errors import MedadError
+from medad_core.models.blocks import PRECISIONS
+from medad_core.store.files import new_file
 
 log = logging.getLogger(__name__)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,13 @@ CPU = Arithmetic()
 
 
 def arithmetic_of(settings: TrainSettings, device: str) -> Arithmetic:
-    """`train.precision` on a device; auto is bfloat16 on CUDA devices that have it, float16 on others, float32 elsewhere."""
+    """`train.precision` on a device; auto is float32 on a CPU, bfloat16 on CUDA, or float16 where there is none."""
     if settings.precision != "auto":
-        return Arithmetic(device, DTYPES[settings.precision])
+        return Arithmetic(device, PRECISIONS[settings.precision])
     if not device.startswith("cuda"):
         return Arithmetic(device)
-    return Arithmetic(
-        device, torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    )
+    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return Arithmetic(device, torch.bfloat16 if has_bfloat16 else torch.float16)
 
 
 class Loop:
@@ -66,12 +65,11 @@ class Loop:
         rise: float,
         clip: float = math.inf,
     ) -> None:
-        self.module, self.settings, self.arithmetic, self.clip = (
-            module.to(arithmetic.device),
-            settings,
-            arithmetic,
-            clip,
-        )
+        """`rise` is the share of steps in which the learning rate rises, `clip` the largest norm of the gradients."""
+        self.module = module.to(arithmetic.device)
+        self.settings = settings
+        self.arithmetic = arithmetic
+        self.clip = clip
         self.identity = json.dumps([seed, settings.model_dump(mode="json"), str(arithmetic.dtype)])
         self.optimizer = torch.optim.AdamW(
             module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -102,7 +100,9 @@ class Loop:
             return
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
-        self.step, self.curve, self.best = state["step"], json.loads(state["curve"]), state["best"]
+        self.step = state["step"]
+        self.curve = json.loads(state["curve"])
+        self.best = state["best"]
 
     def run(
         self,
@@ -115,23 +115,22 @@ class Loop:
     ) -> None:
         """Train to the end, or to the step `until`.
 
-        `batches(n)` are the batches from number n on; `validate(steps)` is called at every checkpoint and gives `validation_loss`
-        and what else the curve shall show, or None. Raises MedadError where the loss is no number any more.
+        `batches(n)` are the batches from number n on. `validate(steps)` is called at every checkpoint and gives
+        `validation_loss` and what else goes into the curve, or None. Raises MedadError where the loss is no number any
+        more.
         """
-        end, share = until or self.settings.total_steps, self.settings.accumulate
-        coming = batches(self.step * share)
+        end = until or self.settings.total_steps
+        accumulate = self.settings.accumulate
+        coming = batches(self.step * accumulate)
         for step in range(self.step, end):
-            self.curve.append({"step": step, "loss": self._step([next(coming) for _ in range(share)], loss)})
+            value = self._step([next(coming) for _ in range(accumulate)], loss)
+            self.curve.append({"step": step, "loss": value})
             self.step = step + 1
             if self.step % self.settings.checkpoint_every == 0 or self.step == end:
                 self._note(validate(self.step))
                 self._save(checkpoint)
-                log.info(
-                    "step %d of %d: %s",
-                    self.step,
-                    end,
-                    ", ".join(f"{name} {value:.4f}" for name, value in self.curve[-1].items() if name != "step"),
-                )
+                values = [f"{name} {value:.4f}" for name, value in self.curve[-1].items() if name != "step"]
+                log.info("step %d of %d: %s", self.step, end, ", ".join(values))
             progress(self.step, end)
 
     def _step(self, batches: list[Any], loss: Callable[[Any], Tensor]) -> float:
@@ -145,7 +144,8 @@ class Loop:
             total += value.item()
         if not math.isfinite(total):
             raise MedadError(
-                f"the training loss is {total} at step {self.step + 1}; lower learning_rate, or set train.precision=float32"
+                f"the training loss is {total} at step {self.step + 1}; "
+                "lower learning_rate, or set train.precision=float32"
             )
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
@@ -158,11 +158,9 @@ class Loop:
         if scores is None:
             return
         self.curve[-1] |= scores
-        if self.best is None or scores["validation_loss"] < self.best[0]:
-            self.best = (
-                scores["validation_loss"],
-                {name: value.clone() for name, value in self.module.state_dict().items()},
-            )
+        loss = scores["validation_loss"]
+        if self.best is None or loss < self.best[0]:
+            self.best = (loss, {name: value.clone() for name, value in self.module.state_dict().items()})
 
     def _parts(self) -> dict[str, object]:
         return {"module": self.module, "optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
@@ -170,6 +168,5 @@ class Loop:
     def _save(self, checkpoint: Path) -> None:
         state = {name: part.state_dict() for name, part in self._parts().items()}
         state |= {"identity": self.identity, "step": self.step, "curve": json.dumps(self.curve), "best": self.best}
-        scratch = checkpoint.with_suffix(".tmp")
-        torch.save(state, scratch)
-        os.replace(scratch, checkpoint)
+        with new_file(str(checkpoint)) as scratch:
+            torch.save(state, scratch)

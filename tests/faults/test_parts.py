@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import multiprocessing
 import os
 import shutil
@@ -14,138 +13,28 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 from disturbed import ends, gone, screening, start, temporary_files, until
 
 from flows.executor import range_count
 from flows.stages import maps
-from medad_core.config import FlowSettings, load_settings
+from medad_core.config import FlowSettings, Settings, load_settings
 from medad_core.errors import (
-    ConfigError,
     EngineError,
     EngineStartError,
-    InputError,
     MedadError,
-    PartError,
-    RowsError,
-    StoreError,
 )
 from medad_core.faults.classify import can_heal
 from medad_core.faults.suspect import Suspect, accuse
-from medad_core.faults.trial import Trial
 from medad_core.llm.transformers_engine import TransformersEngine
 from medad_core.run.rejected import QUARANTINED
+from medad_core.run.run import Run
 from medad_core.stages import answers
 from medad_core.stages import maps as maps_stage
+from medad_core.stages.parts import ignore_part
 from medad_core.store import PART_STAGES, stage_of
 
 pytest_plugins = ("prefect_harness",)
 CASE = "BraTS2021_00001"
-
-
-def caused(error: Exception, cause: Exception) -> Exception:
-    error.__cause__ = cause
-    return error
-
-
-# --- whose fault an error is -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        caused(StoreError("cannot write"), OSError(errno.ENOSPC, "No space left on device")),
-        caused(PartError("maps part 1", "OSError"), OSError(errno.EROFS, "Read-only file system")),
-        caused(PartError("maps part 1", "ImportError"), ImportError("no such package")),
-        StoreError("the file is damaged"),
-        ConfigError("a wrong key"),
-        ConnectionResetError(),
-        RuntimeError("while models were loaded"),
-    ],
-)
-def test_what_is_not_a_parts_own_fault_stops_the_run(error):
-    assert accuse(error, attempts=1) is error
-
-
-@pytest.mark.parametrize(
-    ("error", "unsure"),
-    [
-        (caused(PartError("maps part 1", "ValueError: odd"), ValueError("odd")), False),
-        (RowsError("column p_yes has 1 nulls"), False),
-        (caused(PartError("maps part 1", "OutOfMemoryError"), torch.OutOfMemoryError()), True),
-        (
-            caused(PartError("maps part 1", "RuntimeError"), RuntimeError("CUDA error: unspecified launch failure")),
-            True,
-        ),
-        (caused(PartError("maps part 1", "MemoryError"), MemoryError()), True),
-        (InputError("a volume that would not be read"), True),
-        (EngineError("the engine broke down"), True),
-    ],
-)
-def test_a_parts_own_fault_makes_it_suspect_and_a_full_machine_or_a_broken_engine_only_perhaps(error, unsure):
-    suspect = accuse(error, attempts=2)
-    assert (
-        isinstance(suspect, Suspect)
-        and suspect.unsure is unsure
-        and suspect.attempts == 2
-        and str(suspect) == str(error)
-    )
-
-
-def test_a_full_gpu_may_heal_and_an_engine_that_was_started_anew_already_may_not():
-    assert can_heal(caused(PartError("maps part 1", "OutOfMemoryError"), torch.OutOfMemoryError()))
-    assert not can_heal(caused(EngineError("broke down again"), OSError(errno.EIO, "Input/output error")))
-
-
-def suspect(unsure: bool = False) -> Suspect:
-    return Suspect("maps part 1: ValueError: odd", "ValueError: odd", unsure, 1)
-
-
-def test_a_part_that_fails_among_others_is_quarantined():
-    for unsure in (False, True):
-        trial = Trial()
-        trial.give_up(2, 2, suspect(unsure), made=2)
-        assert trial.verdict(made=3) == [(2, 2, "ValueError: odd")]
-
-
-def test_the_only_part_is_quarantined_where_it_is_surely_at_fault():
-    trial = Trial()
-    trial.give_up(0, 2, suspect(), made=0)
-    assert trial.verdict(made=0) == [(0, 2, "ValueError: odd")]
-    trial = Trial()
-    trial.give_up(0, 2, suspect(unsure=True), made=0)
-    with pytest.raises(Suspect):
-        trial.verdict(made=0)
-
-
-def test_where_every_part_fails_none_is_quarantined():
-    trial = Trial()
-    for number in range(3):
-        trial.give_up(number, 2, suspect(), made=0)
-    with pytest.raises(Suspect):
-        trial.verdict(made=0)
-
-
-def test_after_failures_in_a_row_the_machine_is_looked_at():
-    trial = Trial()
-    assert [trial.give_up(number, 2, suspect(unsure=True), made=7) for number in (7, 8, 9)] == [False, False, True]
-    trial.trust()
-    assert not trial.give_up(10, 2, suspect(unsure=True), made=7)
-
-
-def test_failures_with_successes_between_them_are_the_parts_own():
-    trial = Trial()
-    assert not any(trial.give_up(number, 2, suspect(unsure=True), made=number // 2 + 1) for number in range(0, 60, 2))
-    assert len(trial.verdict(made=31)) == 30 and not trial.in_doubt(made=31)
-
-
-def test_the_machine_is_in_doubt_where_nothing_was_made_after_a_failure():
-    trial = Trial()
-    assert not trial.in_doubt(made=3)
-    trial.give_up(3, 2, suspect(), made=3)
-    assert trial.in_doubt(made=3) and not trial.in_doubt(made=4)
-    trial.trust()
-    assert not trial.in_doubt(made=3)
 
 
 def test_one_worker_loads_its_models_once_a_stage():
@@ -335,17 +224,22 @@ def failing(monkeypatch):
     return Counted
 
 
+def make_pending(uri: str, settings: Settings, on_part=ignore_part) -> None:
+    run = Run.reopen(uri, settings)
+    answers.run_parts(run, run.stage("answers").pending(), on_part)
+
+
 @pytest.fixture
 def unanswered(screened, tmp_path) -> str:
     run = str(shutil.copytree(screened.run, tmp_path / "run"))
     shutil.rmtree(Path(run) / "answers")
-    answers.plan(run, screened.settings)
+    answers.plan(Run.reopen(run, screened.settings))
     return run
 
 
 def test_an_engine_that_breaks_down_is_started_anew_and_answers_the_part_again(screened, unanswered, failing, caplog):
     failing.at = (2,)
-    answers.run_parts(unanswered, screened.settings, stage_of(unanswered, "answers").pending())
+    make_pending(unanswered, screened.settings)
     assert (failing.lives, failing.calls) == (2, 4), "three parts, one of them asked twice"
     assert stage_of(unanswered, "answers").read().equals(stage_of(screened.run, "answers").read())
     assert "started anew" in caplog.text
@@ -358,7 +252,7 @@ def test_an_engine_whose_process_is_killed_is_started_anew(screened, unanswered,
             os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
 
     settings = load_settings(None, [*screened.words, "llm.data_parallel_size=2"])
-    answers.run_parts(unanswered, settings, stage_of(unanswered, "answers").pending(), kill_once)
+    make_pending(unanswered, settings, kill_once)
     assert caplog.text.count("started anew") == 1
     rows, undisturbed = (stage_of(run, "answers").read() for run in (unanswered, screened.run))
     assert rows.drop_columns("p_yes").equals(undisturbed.drop_columns("p_yes"))
@@ -374,7 +268,7 @@ def test_an_engine_that_breaks_down_again_fails_with_its_error_and_its_log(scree
         EngineError,
         match=r"broke down again after it was started anew \(AttributeError: .*\); its log is .*answers/engine.log",
     ):
-        answers.run_parts(unanswered, screened.settings, stage_of(unanswered, "answers").pending())
+        make_pending(unanswered, screened.settings)
     assert (Path(unanswered) / "answers" / "engine.log").read_text().count("Traceback") == 2
     assert list(stage_of(unanswered, "answers").records()) == [0]
 
@@ -385,5 +279,5 @@ def test_an_engine_that_cannot_be_opened_at_all_is_no_fault_of_a_part(screened, 
 
     monkeypatch.setattr(answers, "open_engine", start)
     with pytest.raises(EngineStartError, match="could not be started") as raised:
-        answers.run_parts(unanswered, load_settings(None, screened.words), [0])
+        make_pending(unanswered, screened.settings)
     assert accuse(raised.value, attempts=1) is raised.value and not can_heal(raised.value)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medad_core.data.split import SPLITS, split_cases
+from medad_core.data.split import SPLITS, deal_like_cards, split_cases
 
 PATIENTS = st.dictionaries(st.text(min_size=1, max_size=6), st.sampled_from([True, False, None]), max_size=60)
 SEEDS = st.integers(0, 2**31)
@@ -67,3 +67,14 @@ def test_large_cohorts_are_split_seven_two_one(count):
 def test_another_seed_is_another_split():
     patients = {str(n): n % 8 == 0 for n in range(40)}
     assert split_cases(patients, seed=0) != split_cases(patients, seed=1)
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=6), st.integers(0, 9), max_size=30), st.integers(1, 6), SEEDS)
+def test_patients_dealt_like_cards_are_in_one_hand_each_and_hand_0_has_most_tumour_free_slices(counts, hands, seed):
+    dealt = deal_like_cards(counts, hands, seed)
+    assert sorted(patient for hand in dealt for patient in hand) == sorted(counts)
+    assert len(dealt) == min(hands, len(counts))
+    sizes = [len(hand) for hand in dealt]
+    assert not sizes or max(sizes) - min(sizes) <= 1
+    assert not dealt or counts[dealt[0][0]] == max(counts.values())
+    assert dealt == deal_like_cards(counts, hands, seed)

@@ -194,8 +194,9 @@ def test_commands_within_sentences_name_commands_options_and_settings_that_exist
         load_settings(None, [word for word in rest if SETTING.match(word)])
 
 
-@pytest.mark.parametrize("words", [["--help"], ["models"], ["doctor"], ["benchmark", "--help"]], ids=" ".join)
-def test_cheap_commands_run(words, untouched):
+# `medad models` and `medad doctor` are run in test_cli.py.
+@pytest.mark.parametrize("words", [["--help"], ["benchmark", "--help"], ["models", "import", "--help"]], ids=" ".join)
+def test_help_is_there_at_every_level(words, untouched):
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
 
@@ -213,6 +214,7 @@ def test_what_make_demo_does_works_and_python_gives_the_same_predictions(server,
         assert result.exit_code == 0, result.output
     for name in ("report.html", "predictions.parquet", "metrics.md", "metrics.parquet", "rejected.csv"):
         assert f"`{name}`" in README.read_text() and (Path(run) / name).is_file()
+    # A link to a cohort is the same cohort, and what Prefect adds changes no row.
     (tmp_path / "DATA").symlink_to(tmp_path / "demo" / "phantoms")
     monkeypatch.chdir(tmp_path)
     for block in PYTHON_BLOCKS:
@@ -282,6 +284,12 @@ def _prose(document: Path) -> str:
 def test_paths_within_the_project_exist(document):
     for path in REPOSITORY_PATH.findall(_prose(document)):
         assert (ROOT / path).exists(), path
+
+
+@documents
+def test_names_that_a_document_places_in_a_module_are_there(document):
+    for name, module in re.findall(r"`(\w+)`(?: \w+)? (?:in|of)\s+`([\w/]+\.py)`", _prose(document)):
+        assert re.search(rf"\b{name}\b", (ROOT / module).read_text(encoding="utf-8")), f"{name} in {module}"
 
 
 @documents

@@ -14,7 +14,7 @@ LIMIT = 0.3
 
 
 def exact_aupro(maps: np.ndarray, masks: np.ndarray) -> float:
-    """Every distinct value a threshold, every region counted by itself; written from the definition, sharing nothing with the code."""
+    """Every distinct value a threshold, every region counted by itself: the definition, without the code."""
     regions = []
     for anomaly_map, mask in zip(maps, masks, strict=True):
         labels, count = ndimage.label(mask, np.ones((3, 3)))
@@ -55,9 +55,10 @@ def test_aupro_equals_an_independent_implementation_within_1e_3(seed, power):
 
 
 def test_aupro_of_two_regions_worked_by_hand():
-    # Ten healthy pixels. Region A (4 pixels) scores 0.9, region B (1 pixel) 0.6; healthy pixels: two at 0.7, eight at 0.1.
-    # Thresholds from above: at 0.9 the overlap is (1 + 0) / 2 = 0.5 with no false positive; at 0.7 it stays 0.5 and the rate
-    # becomes 0.2; at 0.6 it is 1; at 0.1 the rate runs to 1. Area to 0.3: 0.5 × 0.2 + 1 × 0.1 = 0.2, divided by 0.3.
+    # Ten healthy pixels, two at 0.7, eight at 0.1. Region A (4 pixels) scores 0.9, region B (1 pixel) 0.6.
+    # Thresholds from above: at 0.9 the overlap is (1 + 0) / 2 = 0.5 with no false positive; at 0.7 it stays 0.5 and
+    # the rate becomes 0.2; at 0.6 it is 1; at 0.1 the rate runs to 1.
+    # Area to 0.3: 0.5 × 0.2 + 1 × 0.1 = 0.2, divided by 0.3.
     anomaly_map = np.full((3, 5), 0.1, np.float32)
     anomaly_map[:2, :2], anomaly_map[0, 4], anomaly_map[2, :2] = 0.9, 0.6, 0.7
     mask = np.zeros((3, 5), bool)

@@ -11,7 +11,7 @@ from medad_core.metrics import PixelHistogram
 
 
 def lesion(seed: int, size: int = 240, saturation: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """A noisy map of one round lesion: float32 (H, W) that piles up near 0 and 1 as a trained decoder's does, and its mask."""
+    """A noisy map of one round lesion, float32 (H, W), and its mask; it piles up near 0 and 1 as a decoder's does."""
     rng = np.random.default_rng(seed)
     rows, cols = np.mgrid[:size, :size]
     y, x, radius = *rng.uniform(60, 180, 2), rng.uniform(8, 35)

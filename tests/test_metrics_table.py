@@ -198,7 +198,8 @@ def test_aupro_is_that_of_all_patients_together():
     pixel = {"a": histogram([0.9, 0.2, 0.4, 0.1], [1, 0, 1, 0]), "b": histogram([0.1, 0.9, 0.3], [1, 0, 0])}
     got = evaluated([row("a", 0, 1), row("b", 0, 1)], pixel=pixel)
     assert got["pixel", "map_aupro"].value == pytest.approx((pixel["a"] + pixel["b"]).aupro, abs=1e-12)
-    # At 0.9 one region of three and one healthy pixel of four at once: a slope from 0 to (1/4, 1/3). At 0.4 a second region, then flat.
+    # At 0.9 one region of three and one healthy pixel of four at once: a slope from 0 to (1/4, 1/3).
+    # At 0.4 a second region, then flat.
     assert got["pixel", "map_aupro"].value == pytest.approx((1 / 4 * 1 / 3 / 2 + 0.05 * 2 / 3) / 0.3)
 
 
@@ -274,10 +275,14 @@ def test_the_table_depends_on_neither_row_order_nor_run():
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(
-    st.tuples(st.sampled_from("abc"), st.sampled_from([0, 1, None]), st.sampled_from(["yes", "no", None]), st.floats(0, 1)),
-    max_size=12,
-))  # fmt: skip
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("abc"), st.sampled_from([0, 1, None]), st.sampled_from(["yes", "no", None]), st.floats(0, 1)
+        ),
+        max_size=12,
+    )
+)
 def test_any_predictions_give_a_bounded_value_or_a_reason(drawn):
     rows = [row(case, n, label, verdict, anomaly_score=score) for n, (case, label, verdict, score) in enumerate(drawn)]
     frame = pd.DataFrame(rows, columns=row("a", 0, 1).keys())

@@ -42,8 +42,8 @@ def test_choices_are_as_good_as_any_that_scikit_learn_finds(rows):
     def at(rule: str) -> np.ndarray:
         return scores >= choose_threshold(scores, labels, rule).value
 
-    said = at("youden")
-    assert said[labels].mean() - said[~labels].mean() == pytest.approx((true_rate - false_rate)[1:].max())
+    verdict = at("youden")
+    assert verdict[labels].mean() - verdict[~labels].mean() == pytest.approx((true_rate - false_rate)[1:].max())
     assert f1_score(labels, at("f1")) == pytest.approx(max(f1_score(labels, scores >= cut) for cut in scores))
     assert at("max_recall")[labels].all()
 

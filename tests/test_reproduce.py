@@ -1,4 +1,4 @@
-"""`medad reproduce`: who is trained on whom, what a table is made of, and one whole table on tiny volumes with real models."""
+"""`medad reproduce`: who is trained on whom, what a table is made of, and one whole table of tiny volumes."""
 
 from __future__ import annotations
 
@@ -111,9 +111,8 @@ def test_settings_that_make_no_table_are_refused(word, text):
 
 def test_rows_that_train_through_the_llm_may_have_fewer_seeds_and_untrained_rows_one():
     chosen = load_settings(None, ["reproduce.seeds=[3, 4, 5]", "reproduce.llm_seeds=2"]).reproduce
-    assert {row: len(seeds_of(row, chosen)) for row in ("proposed", "shuffled", "autoencoder", "without-llm", "brightness", "majority")} == {
-        "proposed": 2, "shuffled": 2, "autoencoder": 3, "without-llm": 3, "brightness": 1, "majority": 1,
-    }  # fmt: skip
+    counts = {"proposed": 2, "shuffled": 2, "autoencoder": 3, "without-llm": 3, "brightness": 1, "majority": 1}
+    assert {row: len(seeds_of(row, chosen)) for row in counts} == counts
     assert len(units_of(chosen, 2)) == 2 * (3 * 5 + 2 * 3 + 2)
 
 
@@ -142,13 +141,14 @@ def frame(case_ids, split="test", seed=0, fold_labels=None) -> pd.DataFrame:
 
 
 def histograms(case_ids, seed=0) -> dict[str, PixelHistogram]:
-    rng, found = np.random.default_rng(seed), {}
+    rng = np.random.default_rng(seed)
+    by_case = {}
     mask = np.zeros((16, 16), bool)
     mask[4:8, 4:8] = True
     for case_id in case_ids:
-        found[case_id] = PixelHistogram()
-        found[case_id].accumulate(np.clip(rng.random((16, 16)) * 0.6 + 0.35 * mask, 0, 1).astype(np.float32), mask)
-    return found
+        by_case[case_id] = PixelHistogram()
+        by_case[case_id].accumulate(np.clip(rng.random((16, 16)) * 0.6 + 0.35 * mask, 0, 1).astype(np.float32), mask)
+    return by_case
 
 
 def test_a_unit_comes_back_as_it_was_written(tmp_path):
@@ -325,11 +325,11 @@ def test_a_table_averages_seeds_and_compares_with_the_proposed_scheme_on_the_sam
             for test in tests
         ]
         each.append(np.mean([gaps > 0 for gaps in pairs]))
-    found = lines.loc[("autoencoder", "image", "auroc", "", "all")]
-    assert found["value"] == pytest.approx(np.mean(each))
-    assert found["sd"] == pytest.approx(np.std(each, ddof=1))
+    autoencoder = lines.loc[("autoencoder", "image", "auroc", "", "all")]
+    assert autoencoder["value"] == pytest.approx(np.mean(each))
+    assert autoencoder["sd"] == pytest.approx(np.std(each, ddof=1))
     reference = lines.loc[("proposed", "image", "auroc", "", "all")]
-    assert found["difference"] == pytest.approx(found["value"] - reference["value"])
+    assert autoencoder["difference"] == pytest.approx(autoencoder["value"] - reference["value"])
     assert np.isnan(reference["difference"])
     accuracy = lines.loc[("autoencoder", "image", "accuracy", "f1", "all")]
     assert accuracy["difference"] == pytest.approx(
@@ -474,12 +474,31 @@ def test_a_study_of_other_settings_is_refused_by_name(tmp_path):
 # --- the whole command ----------------------------------------------------------------------------------------------
 
 TINY = (
-    "data.first_slice=48", "data.last_slice=59", "data.scaling.reference_first=40", "data.scaling.reference_last=60", "train.first_slice=46", "train.last_slice=61",
-    "models.threads=2", "llm.engine=transformers", "evaluate.bootstrap=30", "flow.retry_delay_s=0", "train.folds=2", "train.decoder.steps=30", "train.decoder.batch_size=8",
-    "train.converter.warm_up_steps=10", "train.converter.synthetic_steps=1", "train.converter.real_steps=2", "train.converter.batch_size=2", "train.converter.validation_maps=4",
-    "reproduce.baselines.image_size=32", "reproduce.baselines.epochs=1", "reproduce.baselines.memory_slots=20", "reproduce.baselines.coreset=50", "reproduce.gallery=2",
+    "data.first_slice=48",
+    "data.last_slice=59",
+    "data.scaling.reference_first=40",
+    "data.scaling.reference_last=60",
+    "train.first_slice=46",
+    "train.last_slice=61",
+    "models.threads=2",
+    "llm.engine=transformers",
+    "evaluate.bootstrap=30",
+    "flow.retry_delay_s=0",
+    "train.folds=2",
+    "train.decoder.steps=30",
+    "train.decoder.batch_size=8",
+    "train.converter.warm_up_steps=10",
+    "train.converter.synthetic_steps=1",
+    "train.converter.real_steps=2",
+    "train.converter.batch_size=2",
+    "train.converter.validation_maps=4",
+    "reproduce.baselines.image_size=32",
+    "reproduce.baselines.epochs=1",
+    "reproduce.baselines.memory_slots=20",
+    "reproduce.baselines.coreset=50",
+    "reproduce.gallery=2",
     "data.split={train: 0.5, validation: 0.25, test: 0.25}",
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -524,7 +543,7 @@ def test_every_row_is_scored_on_the_very_same_slices(reproduced):
         ]
         for row in ROWS
     }
-    assert all(found == keys["proposed"] for found in keys.values())
+    assert all(slices == keys["proposed"] for slices in keys.values())
 
 
 def test_shuffled_answers_are_those_of_other_slices(reproduced):
@@ -536,7 +555,7 @@ def test_shuffled_answers_are_those_of_other_slices(reproduced):
 
 
 def test_answers_of_a_shuffled_slice_are_what_the_llm_says_to_that_map(reproduced):
-    """The claim behind the row `shuffled`: its answers may be taken from `proposed`, for the LLM would say the same again."""
+    """The claim behind the row `shuffled`: to another slice's prompt the LLM would say what it said there."""
     from medad_core.reproduce.answers import speaking
     from medad_core.reproduce.proposed import grids_of, load_tokens
 
@@ -553,9 +572,9 @@ def test_answers_of_a_shuffled_slice_are_what_the_llm_says_to_that_map(reproduce
     with torch.inference_mode():
         tokens = converter(torch.from_numpy(picked).float()).half().numpy()
     with speaking(chosen) as (engine, prompt):
-        said = engine.generate(prompt.assemble(converter.knowledge_tokens().numpy(), tokens))
-    assert [answer.text for answer in said] == moved["answer"].iloc[some].tolist()
-    assert [answer.p_yes for answer in said] == pytest.approx(moved["score"].iloc[some].tolist(), abs=1e-3)
+        generations = engine.generate(prompt.assemble(converter.knowledge_tokens().numpy(), tokens))
+    assert [answer.text for answer in generations] == moved["answer"].iloc[some].tolist()
+    assert [answer.p_yes for answer in generations] == pytest.approx(moved["score"].iloc[some].tolist(), abs=1e-3)
 
 
 def test_without_knowledge_has_no_knowledge_tokens(reproduced):
@@ -625,8 +644,8 @@ def test_a_row_that_fails_is_in_the_table_with_its_reason_the_others_go_on_and_t
     assert done.returncode == 1, done.stderr
     assert "medad: row without-llm failed: fold 0, seed 0: no tumour-free slices to train on; add cases" in done.stderr
     assert (
-        "row memory-autoencoder failed: fold 0, seed 0: no tumour-free slices to train on; add cases with some, or widen train.first_slice"
-        in done.stderr
+        "row memory-autoencoder failed: fold 0, seed 0: no tumour-free slices to train on; "
+        "add cases with some, or widen train.first_slice" in done.stderr
     )
     assert "failed" in (out / "table.md").read_text() and "failed" in done.stdout
     brightness = (

@@ -19,31 +19,42 @@ PATIENT = np.array([0, 0, 0, 1, 1, 1, 2, 2])
 LABEL = np.array([1, 1, 0, 1, 0, 0, 0, 0], float)
 SCORE = np.array([0.9, 0.4, 0.5, 0.8, 0.3, 0.1, 0.6, 0.2])
 AREA = np.array([50, 900, 0, 3000, 0, 0, 0, 0], float)
-SAID = (SCORE >= 0.5).astype(float)
-MEAN_SAID = np.array([1.0, 0.0, 0.0])
+VERDICTS = (SCORE >= 0.5).astype(float)
+MEAN_VERDICTS = np.array([1.0, 0.0, 0.0])
 
 
 def histogram(seed: int) -> PixelHistogram:
-    rng, found = np.random.default_rng(seed), PixelHistogram()
+    rng = np.random.default_rng(seed)
+    counted = PixelHistogram()
     mask = np.zeros((20, 20), bool)
     if seed < 2:
         mask[4:9, 4:9] = True
-    found.accumulate(np.clip(rng.random((20, 20)) * 0.6 + 0.4 * mask, 0, 1).astype(np.float32), mask)
-    return found
+    counted.accumulate(np.clip(rng.random((20, 20)) * 0.6 + 0.4 * mask, 0, 1).astype(np.float32), mask)
+    return counted
 
 
 ROW = RowUnits(
-    patient=PATIENT, fold=np.zeros(3, int), label=LABEL, score=SCORE, probability=True, decisions=(Decision("youden", SAID),), area_mm2=AREA,
-    patient_decisions_mean=(Decision("youden", MEAN_SAID),), k=2, histograms=[histogram(seed) for seed in range(3)], pixel_thresholds=np.full(3, 0.4), pixel_reason=None,
-)  # fmt: skip
+    patient=PATIENT,
+    fold=np.zeros(3, int),
+    label=LABEL,
+    score=SCORE,
+    probability=True,
+    decisions=(Decision("youden", VERDICTS),),
+    area_mm2=AREA,
+    patient_decisions_mean=(Decision("youden", MEAN_VERDICTS),),
+    k=2,
+    histograms=[histogram(seed) for seed in range(3)],
+    pixel_thresholds=np.full(3, 0.4),
+    pixel_reason=None,
+)
 
 
-def found(row: RowUnits, edges=(100.0, 1000.0)) -> dict[tuple[str, str, str, str], Statistic]:
+def statistics_of(row: RowUnits, edges=(100.0, 1000.0)) -> dict[tuple[str, str, str, str], Statistic]:
     return {(s.level, s.metric, s.rule, s.subset): s for s in row_statistics(row, edges)}
 
 
 def value(row: RowUnits, *key: str) -> float:
-    return float(found(row)[key].values(np.ones((1, row.patients)))[0])
+    return float(statistics_of(row)[key].values(np.ones((1, row.patients)))[0])
 
 
 def test_curves_equal_scikit_learn():
@@ -53,16 +64,16 @@ def test_curves_equal_scikit_learn():
 
 def test_decisions_equal_scikit_learn():
     assert value(ROW, "image", "balanced_accuracy", "youden", "all") == pytest.approx(
-        balanced_accuracy_score(LABEL, SAID)
+        balanced_accuracy_score(LABEL, VERDICTS)
     )
-    assert value(ROW, "image", "f1", "youden", "all") == pytest.approx(f1_score(LABEL, SAID))
+    assert value(ROW, "image", "f1", "youden", "all") == pytest.approx(f1_score(LABEL, VERDICTS))
     assert value(ROW, "image", "accuracy", "youden", "all") == pytest.approx(5 / 8)
     assert value(ROW, "image", "sensitivity", "youden", "tumour") == pytest.approx(2 / 3)
     assert value(ROW, "image", "specificity", "youden", "tumour_free") == pytest.approx(3 / 5)
 
 
 def test_sensitivity_by_lesion_size_counts_each_slice_in_its_bin():
-    rows = found(ROW)
+    rows = statistics_of(ROW)
     small, middle, large = (
         rows["image", "sensitivity", "youden", f"area {words}"]
         for words in ("0 to 100 mm²", "100 to 1000 mm²", "from 1000 mm²")
@@ -72,7 +83,8 @@ def test_sensitivity_by_lesion_size_counts_each_slice_in_its_bin():
 
 
 def test_calibration_error_worked_by_hand():
-    # Two bins: four slices at 0.1 of which one has tumour, four at 0.9 of which two have. |0.1 - 0.25| / 2 + |0.9 - 0.5| / 2.
+    # Two bins: four slices at 0.1 of which one has tumour, four at 0.9 of which two have.
+    # |0.1 - 0.25| / 2 + |0.9 - 0.5| / 2.
     row = replace(
         ROW, score=np.array([0.1, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9]), label=np.array([1, 0, 0, 0, 1, 1, 0, 0], float)
     )
@@ -80,14 +92,15 @@ def test_calibration_error_worked_by_hand():
 
 
 def test_calibration_of_a_score_that_is_no_probability_is_empty_with_its_reason():
-    cell = found(replace(ROW, probability=False))["image", "ece", "", "all"]
+    cell = statistics_of(replace(ROW, probability=False))["image", "ece", "", "all"]
     assert np.isnan(cell.values(np.ones((1, 3)))[0])
     assert cell.undefined == "the score is no probability"
 
 
 @pytest.mark.parametrize(("rule", "expected"), [("any", 0.5), ("k_of_n", 1.0), ("mean", 1.0)])
 def test_patients_are_ranked_by_highest_kth_highest_and_mean_score(rule, expected):
-    # Patients 0 and 1 have tumour, 2 has none. Highest: 0.9, 0.5, 0.6. Second highest: 0.5, 0.3, 0.2. Mean: 0.6, 0.3, 0.25.
+    # Patients 0 and 1 have tumour, 2 has none.
+    # Highest: 0.9, 0.5, 0.6. Second highest: 0.5, 0.3, 0.2. Mean: 0.6, 0.3, 0.25.
     row = replace(ROW, score=np.array([0.9, 0.4, 0.5, 0.5, 0.3, 0.1, 0.6, -0.1]))
     if rule == "k_of_n":
         row = replace(row, score=np.array([0.9, 0.4, 0.5, 0.5, 0.3, 0.1, 0.6, 0.2]))
@@ -95,7 +108,7 @@ def test_patients_are_ranked_by_highest_kth_highest_and_mean_score(rule, expecte
 
 
 def test_a_patient_is_positive_by_any_slice_by_k_slices_or_by_its_mean():
-    # Slices said yes: patient 0 two, patient 1 one, patient 2 one.
+    # Slices verdicts yes: patient 0 two, patient 1 one, patient 2 one.
     assert value(ROW, "patient", "sensitivity", "any/youden", "tumour") == 1
     assert value(ROW, "patient", "specificity", "any/youden", "tumour_free") == 0
     assert value(ROW, "patient", "sensitivity", "k_of_n/youden", "tumour") == 0.5
@@ -104,9 +117,9 @@ def test_a_patient_is_positive_by_any_slice_by_k_slices_or_by_its_mean():
 
 
 def test_an_undecided_slice_leaves_its_patient_undecided_only_where_it_could_change_the_verdict():
-    said = SAID.copy()
-    said[[1, 4]] = np.nan  # patient 0 has a yes without it; patient 1 too, and one of two needed for k of n
-    row = replace(ROW, decisions=(Decision("youden", said, "fold 0: no reason"),))
+    verdicts = VERDICTS.copy()
+    verdicts[[1, 4]] = np.nan  # patient 0 has a yes without it; patient 1 too, and one of two needed for k of n
+    row = replace(ROW, decisions=(Decision("youden", verdicts, "fold 0: no reason"),))
     assert value(row, "patient", "sensitivity", "any/youden", "tumour") == 1
     assert np.isnan(value(row, "patient", "sensitivity", "k_of_n/youden", "tumour"))
 
@@ -114,7 +127,7 @@ def test_an_undecided_slice_leaves_its_patient_undecided_only_where_it_could_cha
 def test_one_score_that_is_no_number_empties_every_cell_that_rests_on_it():
     scores = SCORE.copy()
     scores[3] = np.nan
-    rows = found(replace(ROW, score=scores))
+    rows = statistics_of(replace(ROW, score=scores))
     for key in (("image", "auroc", "", "all"), ("image", "ap", "", "all"), ("image", "ece", "", "all")):
         assert np.isnan(rows[key].values(np.ones((1, 3)))[0])
         assert rows[key].undefined == "1 scores are not numbers"
@@ -125,13 +138,13 @@ def test_one_score_that_is_no_number_empties_every_cell_that_rests_on_it():
 def test_a_patient_with_a_score_that_is_no_number_has_no_score_however_it_is_made(rule, k):
     scores = SCORE.copy()
     scores[0] = np.nan  # the other two of patient 0 would still have a second highest
-    cell = found(replace(ROW, score=scores, k=k))["patient", "auroc", rule, "all"]
+    cell = statistics_of(replace(ROW, score=scores, k=k))["patient", "auroc", rule, "all"]
     assert np.isnan(cell.values(np.ones((1, 3)))[0])
     assert cell.undefined == "1 scores are not numbers"
 
 
 def test_a_patient_of_fewer_than_k_slices_is_no_patient_without_tumour():
-    rows = found(replace(ROW, k=3))  # patient 2 has two slices
+    rows = statistics_of(replace(ROW, k=3))  # patient 2 has two slices
     for key in (("patient", "auroc", "k_of_n", "all"), ("patient", "specificity", "k_of_n/youden", "tumour_free")):
         assert np.isnan(rows[key].values(np.ones((1, 3)))[0])
         assert rows[key].undefined == "1 patients have fewer than 3 slices"
@@ -139,12 +152,14 @@ def test_a_patient_of_fewer_than_k_slices_is_no_patient_without_tumour():
 
 
 def test_decisions_that_a_missing_score_left_open_say_so():
-    scores, said = SCORE.copy(), SAID.copy()
-    scores[0], said[0] = np.nan, np.nan
-    rows = found(replace(ROW, score=scores, decisions=(Decision("youden", said),)))
+    scores, verdicts = SCORE.copy(), VERDICTS.copy()
+    scores[0], verdicts[0] = np.nan, np.nan
+    rows = statistics_of(replace(ROW, score=scores, decisions=(Decision("youden", verdicts),)))
     assert rows["image", "accuracy", "youden", "all"].undefined == "1 scores are not numbers"
     assert (
-        found(replace(ROW, decisions=(Decision("youden", said),)))["image", "accuracy", "youden", "all"].undefined
+        statistics_of(replace(ROW, decisions=(Decision("youden", verdicts),)))[
+            "image", "accuracy", "youden", "all"
+        ].undefined
         == "1 slices undecided"
     )
 
@@ -161,7 +176,7 @@ def test_a_lesion_of_unknown_size_empties_every_bin():
 
 
 def test_a_lesion_on_an_edge_belongs_to_the_bin_above():
-    rows = found(replace(ROW, area_mm2=np.array([100, 900, 0, 1000, 0, 0, 0, 0], float)))
+    rows = statistics_of(replace(ROW, area_mm2=np.array([100, 900, 0, 1000, 0, 0, 0, 0], float)))
     assert [
         rows["image", "sensitivity", "youden", f"area {words}"].n
         for words in ("0 to 100 mm²", "100 to 1000 mm²", "from 1000 mm²")
@@ -169,20 +184,20 @@ def test_a_lesion_on_an_edge_belongs_to_the_bin_above():
 
 
 def test_scores_outside_0_and_1_have_no_calibration_error():
-    cell = found(replace(ROW, score=SCORE * 2))["image", "ece", "", "all"]
+    cell = statistics_of(replace(ROW, score=SCORE * 2))["image", "ece", "", "all"]
     assert np.isnan(cell.values(np.ones((1, 3)))[0])
     assert cell.undefined == "scores outside [0, 1]"
 
 
 def test_undecided_slices_empty_the_cells_of_their_rule_and_no_others():
-    said = SAID.copy()
-    said[0] = np.nan
-    rows = found(
+    verdicts = VERDICTS.copy()
+    verdicts[0] = np.nan
+    rows = statistics_of(
         replace(
             ROW,
             decisions=(
-                Decision("youden", said, "fold 1: nothing tumour-free to validate on"),
-                Decision("max_recall", SAID),
+                Decision("youden", verdicts, "fold 1: nothing tumour-free to validate on"),
+                Decision("max_recall", VERDICTS),
             ),
         )
     )
@@ -193,7 +208,7 @@ def test_undecided_slices_empty_the_cells_of_their_rule_and_no_others():
 
 
 def test_of_one_class_only_what_needs_two_is_empty():
-    rows = found(replace(ROW, label=np.ones(8)))
+    rows = statistics_of(replace(ROW, label=np.ones(8)))
     for metric in ("accuracy", "balanced_accuracy", "f1"):
         assert np.isnan(rows["image", metric, "youden", "all"].values(np.ones((1, 3)))[0])
         assert rows["image", metric, "youden", "all"].undefined == "one class only: no tumour-free slices"
@@ -220,7 +235,7 @@ def test_dice_takes_each_patient_at_its_own_threshold():
 
 def test_a_row_with_maps_and_one_without_have_the_same_cells():
     without = replace(ROW, histograms=None, pixel_thresholds=None, pixel_reason="this row draws no map of its own")
-    assert list(found(ROW)) == list(found(without))
+    assert list(statistics_of(ROW)) == list(statistics_of(without))
 
 
 def test_a_row_without_maps_has_empty_pixel_cells_with_the_reason():
@@ -236,12 +251,12 @@ def test_a_row_without_maps_has_empty_pixel_cells_with_the_reason():
 def test_a_patient_drawn_twice_counts_like_two_patients():
     weights = np.array([[2.0, 0.0, 1.0]])
     rows = np.r_[np.flatnonzero(PATIENT == 0), np.flatnonzero(PATIENT == 0), np.flatnonzero(PATIENT == 2)]
-    twice = found(ROW)
+    twice = statistics_of(ROW)
     assert twice["image", "auroc", "", "all"].values(weights)[0] == pytest.approx(
         roc_auc_score(LABEL[rows], SCORE[rows])
     )
     assert twice["image", "accuracy", "youden", "all"].values(weights)[0] == pytest.approx(
-        (LABEL[rows] == SAID[rows]).mean()
+        (LABEL[rows] == VERDICTS[rows]).mean()
     )
 
 
@@ -249,11 +264,21 @@ def test_weights_of_one_give_the_value_and_drawn_patients_give_what_those_patien
     # Patient 1 drawn twice and patient 2 once, as a row of its own.
     rows, numbers = np.r_[3:6, 3:6, 6:8], np.repeat([0, 1, 2], [3, 3, 2])
     drawn = RowUnits(
-        patient=numbers, fold=np.zeros(3, int), label=LABEL[rows], score=SCORE[rows], probability=True, decisions=(Decision("youden", SAID[rows]),), area_mm2=AREA[rows],
-        patient_decisions_mean=(Decision("youden", MEAN_SAID[[1, 1, 2]]),), k=2, histograms=[ROW.histograms[n] for n in (1, 1, 2)], pixel_thresholds=np.full(3, 0.4), pixel_reason=None,
-    )  # fmt: skip
-    expected = found(drawn)
-    for key, cell in found(ROW).items():
+        patient=numbers,
+        fold=np.zeros(3, int),
+        label=LABEL[rows],
+        score=SCORE[rows],
+        probability=True,
+        decisions=(Decision("youden", VERDICTS[rows]),),
+        area_mm2=AREA[rows],
+        patient_decisions_mean=(Decision("youden", MEAN_VERDICTS[[1, 1, 2]]),),
+        k=2,
+        histograms=[ROW.histograms[n] for n in (1, 1, 2)],
+        pixel_thresholds=np.full(3, 0.4),
+        pixel_reason=None,
+    )
+    expected = statistics_of(drawn)
+    for key, cell in statistics_of(ROW).items():
         assert cell.values(np.array([[0.0, 2.0, 1.0]]))[0] == pytest.approx(
             expected[key].values(np.ones((1, 3)))[0], nan_ok=True
         ), key
@@ -303,7 +328,7 @@ def test_scores_of_two_folds_are_never_ranked_against_each_other():
 
 def test_a_bootstrap_draw_counts_patients_within_their_folds():
     row = replace(ROW, fold=np.array([0, 1, 1]))
-    auroc = found(row)["image", "auroc", "", "all"].values
+    auroc = statistics_of(row)["image", "auroc", "", "all"].values
     drawn = auroc(np.array([[0.0, 2, 1]]))[0]
     expected = roc_auc_score(LABEL[3:], SCORE[3:], sample_weight=[2, 2, 2, 1, 1])
     assert drawn == pytest.approx(expected)
@@ -312,7 +337,7 @@ def test_a_bootstrap_draw_counts_patients_within_their_folds():
 
 def test_where_no_fold_has_both_classes_the_reason_says_so():
     row = replace(ROW, label=np.array([1, 1, 1, 0, 0, 0, 0, 0], float), fold=np.array([0, 1, 1]))
-    cell = found(row)["image", "auroc", "", "all"]
+    cell = statistics_of(row)["image", "auroc", "", "all"]
     assert (
         np.isnan(cell.values(np.ones((1, 3)))[0]) and cell.undefined == "one class only in every fold of these slices"
     )
@@ -332,9 +357,10 @@ def test_pixels_of_two_folds_are_ranked_apart():
 
 
 def test_what_was_not_read_is_wrong_for_the_slice_and_never_a_yes_for_its_patient():
-    # Patient 0: two tumour slices answered no, the tumour-free one not read. Patient 1 reads right. Patient 2: no, not read.
-    said = np.array([0, 0, np.nan, 1, 0, 0, 0, np.nan])
-    row = replace(ROW, decisions=(Decision("answer", said, undecided_is_wrong=True),), patient_decisions_mean=())
+    # Patient 0: two tumour slices answered no, the tumour-free one not read. Patient 1 reads right. Patient 2: no, and
+    # one not read.
+    verdicts = np.array([0, 0, np.nan, 1, 0, 0, 0, np.nan])
+    row = replace(ROW, decisions=(Decision("answer", verdicts, undecided_is_wrong=True),), patient_decisions_mean=())
     assert value(row, "image", "specificity", "answer", "tumour_free") == pytest.approx(3 / 5)
     assert value(row, "patient", "sensitivity", "any/answer", "tumour") == 0.5
     assert value(row, "patient", "specificity", "any/answer", "tumour_free") == 0, "patient 2 could have been a yes"

@@ -1,10 +1,11 @@
-"""The printed table says what the long table says: numbers, intervals, who wins, what failed and why a cell is empty."""
+"""The printed table says what the long table says: numbers, intervals, who wins, what failed, why a cell is empty."""
 
 import csv
 import io
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import product
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +25,17 @@ from medad_core.reproduce.presentation.words import escape, p_value, signed, sma
 from medad_core.reproduce.schema import ROWS, TABLE
 from medad_core.store import read_table
 
-AUROC = {"autoencoder": 0.61, "masked-autoencoder": 0.66, "proposed": 0.93, "patchcore": 0.91, "brightness": 0.95, "majority": 0.5,
-         "without-knowledge": 0.925, "without-llm": 0.94, "shuffled": 0.51}  # fmt: skip
+AUROC = {
+    "autoencoder": 0.61,
+    "masked-autoencoder": 0.66,
+    "proposed": 0.93,
+    "patchcore": 0.91,
+    "brightness": 0.95,
+    "majority": 0.5,
+    "without-knowledge": 0.925,
+    "without-llm": 0.94,
+    "shuffled": 0.51,
+}
 FAILED = "fold 0, seed 1: loss is not a number | see *log*\nsecond line"
 ONE_CLASS = "one class only: no tumour-free patients"
 SIZES = ("area 0 to 100 mm²", "area 100 to 500 mm²", "area from 500 mm²")
@@ -71,14 +81,17 @@ def rules(row: str) -> tuple[str, ...]:
 
 def lines_of(row: str, group: str, rng: np.random.Generator) -> list[dict]:
     base = AUROC[row]
+    no_maps = {"value": None, "reason": "this row draws no map of its own"}
+    of_maps = no_maps if row == "majority" else {"value": base}
+    calibration = {"value": 0.05} if row == "proposed" else {"value": None, "reason": "the score is no probability"}
+    pixel = (("auroc", ""), ("ap", ""), ("aupro", ""), ("dice", "validation"), ("dice", "0.5"))
     made = [
         line(row, group, "image", "auroc", base, p_delong=None if row == "proposed" else 0.003),
         line(row, group, "image", "ap", base),
-        line(row, group, "image", "ece", 0.05 if row == "proposed" else None, reason=None if row == "proposed" else "the score is no probability"),
-        *(line(row, group, "pixel", metric, base, rule) if row != "majority" else line(row, group, "pixel", metric, None, rule, reason="this row draws no map of its own")
-          for metric, rule in (("auroc", ""), ("ap", ""), ("aupro", ""), ("dice", "validation"), ("dice", "0.5"))),
+        line(row, group, "image", "ece", **calibration),
+        *(line(row, group, "pixel", metric, rule=rule, **of_maps) for metric, rule in pixel),
         *(line(row, group, "patient", "auroc", None, how, reason=ONE_CLASS) for how in ("any", "k_of_n", "mean")),
-    ]  # fmt: skip
+    ]
     for rule in rules(row):
         lower = {"max_recall": 0.3, "f1": 0.05}.get(rule, 0.02)
         made += [
@@ -110,16 +123,20 @@ def lines_of(row: str, group: str, rng: np.random.Generator) -> list[dict]:
 def long_table(**changes: float) -> pa.Table:
     """Both groups, `memory-autoencoder` failed; `changes` are values of image AUROC of patients by row."""
     rng = np.random.default_rng(3)
-    found = [made for group in ("patients", "phantoms") for row in AUROC for made in lines_of(row, group, rng)]
-    for made in found:
+    lines = [made for group in ("patients", "phantoms") for row in AUROC for made in lines_of(row, group, rng)]
+    for made in lines:
         if (made["group"], made["level"], made["metric"]) == ("patients", "image", "auroc") and made["row"] in changes:
             made["value"] = changes[made["row"]]
-    return pa.Table.from_pylist(found, schema=TABLE)
+    return pa.Table.from_pylist(lines, schema=TABLE)
 
 
 def facts(**changes) -> Facts:
-    thresholds = [ThresholdNote(row, group, fold, seed, "image", rule, 0.4 + 0.01 * fold) for group in ("patients", "phantoms") for row in ("patchcore", "brightness")
-                  for rule in ("max_recall", "youden", "f1") for fold in (0, 1) for seed in (0, 1)]  # fmt: skip
+    keys = product(
+        ("patients", "phantoms"), ("patchcore", "brightness"), ("max_recall", "youden", "f1"), (0, 1), (0, 1)
+    )
+    thresholds = [
+        ThresholdNote(row, group, fold, seed, "image", rule, 0.4 + 0.01 * fold) for group, row, rule, fold, seed in keys
+    ]
     undefined = ThresholdNote(
         "patchcore", "patients", 2, 0, "image", "youden", None, "one class only: no tumour-free slices"
     )
@@ -145,8 +162,19 @@ def wrong(kind: str, score: float, **changes) -> GallerySlice:
     mask[10:15, 20:24] = kind == "false negative"
     image = np.zeros((40, 50), np.uint8)
     image[5:35, 10:40] = 120
-    values = {"kind": kind, "case_id": "p1", "slice_index": 60, "score": score, "threshold": 0.5, "label": int(mask.any()), "area_mm2": 20.0 * mask.any(),
-              "image": image, "mask": mask, "anomaly_map": np.full((20, 25), 0.3, np.float32), "answer": None}  # fmt: skip
+    values = {
+        "kind": kind,
+        "case_id": "p1",
+        "slice_index": 60,
+        "score": score,
+        "threshold": 0.5,
+        "label": int(mask.any()),
+        "area_mm2": 20.0 * mask.any(),
+        "image": image,
+        "mask": mask,
+        "anomaly_map": np.full((20, 25), 0.3, np.float32),
+        "answer": None,
+    }
     return GallerySlice(**{**values, **changes})
 
 
@@ -197,14 +225,14 @@ def section(text: str, group: str, title: str | None = None) -> str:
     """The part of table.md of one group, or one of its tables (the main one without a title)."""
     part = re.split(r"^## ", text, flags=re.M)[{"patients": 1, "phantoms": 2}[group]]
     parts = re.split(r"^### ", part, flags=re.M)
-    return parts[0] if title is None else next(found for found in parts if found.startswith(title))
+    return parts[0] if title is None else next(part for part in parts if part.startswith(title))
 
 
 def cells(table: str, row: str) -> list[str]:
     return next(
-        [cell.strip() for cell in re.split(r"(?<!\\)\|", found)[2:-1]]
-        for found in table.splitlines()
-        if found.startswith(f"| {row} |")
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", text_line)[2:-1]]
+        for text_line in table.splitlines()
+        if text_line.startswith(f"| {row} |")
     )
 
 
@@ -215,11 +243,11 @@ def test_all_files_are_written_and_the_long_table_is_kept_whole(tmp_path):
 
 
 def test_every_row_of_every_group_has_one_csv_line_and_empty_fields_where_undefined():
-    found = records(wide_csv(sheet()))
-    assert [(record["group"], record["row"]) for record in found] == [
+    records_of_csv = records(wide_csv(sheet()))
+    assert [(record["group"], record["row"]) for record in records_of_csv] == [
         (group, row) for group in ("patients", "phantoms") for row in ROWS
     ]
-    by_row = {record["row"]: record for record in found if record["group"] == "patients"}
+    by_row = {record["row"]: record for record in records_of_csv if record["group"] == "patients"}
     proposed, failed = by_row["proposed"], by_row["memory-autoencoder"]
     assert (proposed["status"], proposed["decision_rule"], proposed["seeds"], proposed["tumour_free"]) == (
         "ok",
@@ -240,7 +268,7 @@ def test_every_row_of_every_group_has_one_csv_line_and_empty_fields_where_undefi
 
 def test_the_main_table_gives_value_spread_interval_and_the_papers_number_apart():
     main = section(markdown(), "patients")
-    header = next(found for found in main.splitlines() if found.startswith("| row |"))
+    header = next(text_line for text_line in main.splitlines() if text_line.startswith("| row |"))
     assert header.endswith("| seeds | paper AUC / acc |")
     assert cells(main, "PatchCore")[0] == "0.910 ± 0.004 (0.880 to 0.930)"
     assert cells(main, "Proposed scheme")[0] == "0.930 (0.900 to 0.950)"
@@ -275,21 +303,21 @@ def test_a_failed_row_is_in_every_table_with_its_reason_on_one_line():
     text = markdown()
     tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.M)
     assert len(tables) == 16
-    said = "failed: fold 0, seed 1: loss is not a number \\| see \\*log\\* second line"
-    assert all(cells(table, "Memory autoencoder")[0] == said for table in tables)
+    reason = "failed: fold 0, seed 1: loss is not a number \\| see \\*log\\* second line"
+    assert all(cells(table, "Memory autoencoder")[0] == reason for table in tables)
     assert cells(section(text, "patients"), "Memory autoencoder")[-1] == "60.57 % / 82.93 %"
 
 
 def test_every_line_of_a_table_has_as_many_cells_as_its_header():
     for table in re.findall(r"(?:^\|.*\n)+", markdown(), flags=re.M):
-        assert len({len(re.findall(r"(?<!\\)\|", found)) for found in table.splitlines()}) == 1
+        assert len({len(re.findall(r"(?<!\\)\|", text_line)) for text_line in table.splitlines()}) == 1
 
 
 def test_a_baseline_that_wins_is_named_in_words_with_both_numbers():
     main = section(markdown(), "patients")
     assert (
-        "FLAIR brightness has a higher image AUROC than the proposed scheme: 0.950 against 0.930 (difference 0.000 to +0.040);"
-        in main
+        "FLAIR brightness has a higher image AUROC than the proposed scheme: "
+        "0.950 against 0.930 (difference 0.000 to +0.040);" in main
     )
     assert "Autoencoder with perceptual loss has" not in main
 
@@ -303,8 +331,8 @@ def test_a_row_that_wins_by_another_threshold_rule_is_named_with_that_rule():
 @pytest.mark.parametrize(("value", "wins"), [(0.02, True), (0.09, False)])
 def test_of_a_calibration_error_the_lower_one_wins(value, wins):
     made = [
-        {**found, "value": value} if (found["row"], found["metric"]) == ("brightness", "ece") else found
-        for found in long_table().to_pylist()
+        {**entry, "value": value} if (entry["row"], entry["metric"]) == ("brightness", "ece") else entry
+        for entry in long_table().to_pylist()
     ]
     main = section(markdown(pa.Table.from_pylist(made, schema=TABLE)), "patients")
     assert (f"also a lower calibration error: {value:.3f} against 0.050" in main) == wins
@@ -352,10 +380,10 @@ def test_without_the_proposed_scheme_nothing_is_compared():
 )
 def test_the_shuffled_control_is_judged_by_its_interval(value, verdict):
     made = [
-        {**found, "ci_low": value - 0.03, "ci_high": value + 0.02, "value": value}
-        if found["row"] == "shuffled"
-        else found
-        for found in long_table().to_pylist()
+        {**entry, "ci_low": value - 0.03, "ci_high": value + 0.02, "value": value}
+        if entry["row"] == "shuffled"
+        else entry
+        for entry in long_table().to_pylist()
     ]
     assert f"image AUROC {value:.3f} ({value - 0.03:.3f} to {value + 0.02:.3f}), {verdict}" in markdown(
         pa.Table.from_pylist(made, schema=TABLE)
@@ -364,10 +392,10 @@ def test_the_shuffled_control_is_judged_by_its_interval(value, verdict):
 
 def test_few_phantoms_accuse_nobody_of_not_being_at_chance():
     made = [
-        {**found, "ci_low": 0.6, "ci_high": 0.7, "value": 0.65}
-        if found["row"] == "shuffled" and found["metric"] == "auroc"
-        else found
-        for found in long_table().to_pylist()
+        {**entry, "ci_low": 0.6, "ci_high": 0.7, "value": 0.65}
+        if entry["row"] == "shuffled" and entry["metric"] == "auroc"
+        else entry
+        for entry in long_table().to_pylist()
     ]
     text = markdown(pa.Table.from_pylist(made, schema=TABLE))
     assert "not at chance" in section(text, "patients")
@@ -379,14 +407,14 @@ def test_few_phantoms_accuse_nobody_of_not_being_at_chance():
 def test_a_row_of_more_seeds_wins_only_by_the_difference_over_those_of_both():
     def claimed(difference: float) -> str:
         rows = long_table(autoencoder=0.95).to_pylist()
-        for found in rows:
-            if (found["row"], found["group"], found["level"], found["metric"]) == (
+        for entry in rows:
+            if (entry["row"], entry["group"], entry["level"], entry["metric"]) == (
                 "autoencoder",
                 "patients",
                 "image",
                 "auroc",
             ):
-                found |= {
+                entry |= {
                     "seeds": 5,
                     "difference": difference,
                     "difference_low": difference - 0.02,
@@ -409,16 +437,16 @@ def test_phantoms_come_second_and_are_never_shown_as_patients():
 def test_sizes_and_the_accuracy_of_the_commoner_class_are_stated():
     text = markdown()
     assert (
-        "12 patients, 12 of them tested on 492 slices, 59 tumour-free; always answering the commoner class has an accuracy of 0.880."
-        in text
+        "12 patients, 12 of them tested on 492 slices, 59 tumour-free; "
+        "always answering the commoner class has an accuracy of 0.880." in text
     )
     assert "Train / validation / test patients a fold: 6 / 2 / 4; 6 / 2 / 4." in text
 
 
 def test_empty_cells_are_listed_once_a_reason_with_the_rows():
     empty = section(markdown(), "patients", "Empty cells")
-    found = [entry for entry in empty.splitlines() if ONE_CLASS in entry]
-    assert found == [f"- {ONE_CLASS}: AUROC at patient level (all rows)."]
+    mentions = [entry for entry in empty.splitlines() if ONE_CLASS in entry]
+    assert mentions == [f"- {ONE_CLASS}: AUROC at patient level (all rows)."]
     assert "- this row draws no map of its own: AUROC, AP, AUPRO, Dice at pixel level (Majority class)." in empty
     assert "- Memory autoencoder failed: fold 0" in empty
 
@@ -426,25 +454,25 @@ def test_empty_cells_are_listed_once_a_reason_with_the_rows():
 def test_rules_without_a_threshold_are_named_together():
     gone = {"value": None, "ci_low": None, "ci_high": None, "sd": None, "reason": "fold 0: one class"}
     made = [
-        {**found, **gone} if found["rule"] in ("youden", "f1") and found["metric"] in ("accuracy", "f1") else found
-        for found in long_table().to_pylist()
+        {**entry, **gone} if entry["rule"] in ("youden", "f1") and entry["metric"] in ("accuracy", "f1") else entry
+        for entry in long_table().to_pylist()
     ]
     empty = section(markdown(pa.Table.from_pylist(made, schema=TABLE)), "patients", "Empty cells")
     assert "- fold 0: one class: accuracy, F1 at image level by Youden / by best F1 (" in empty
 
 
 def test_a_cell_without_any_line_is_listed_too():
-    made = [found for found in long_table().to_pylist() if (found["row"], found["level"]) != ("brightness", "pixel")]
+    made = [entry for entry in long_table().to_pylist() if (entry["row"], entry["level"]) != ("brightness", "pixel")]
     empty = section(markdown(pa.Table.from_pylist(made, schema=TABLE)), "patients", "Empty cells")
     assert "- the row has no such number: AUROC, AP, AUPRO, Dice at pixel level (FLAIR brightness)." in empty
 
 
 def test_a_value_without_interval_stands_with_its_reason():
     made = [
-        {**found, "ci_low": None, "ci_high": None, "reason": "one patient"}
-        if (found["row"], found["metric"]) == ("brightness", "auroc")
-        else found
-        for found in long_table().to_pylist()
+        {**entry, "ci_low": None, "ci_high": None, "reason": "one patient"}
+        if (entry["row"], entry["metric"]) == ("brightness", "auroc")
+        else entry
+        for entry in long_table().to_pylist()
     ]
     text = markdown(pa.Table.from_pylist(made, schema=TABLE))
     assert cells(section(text, "patients"), "FLAIR brightness")[0] == "**0.950**"
@@ -478,8 +506,15 @@ def test_thresholds_are_shown_by_fold_and_kept_in_full():
     assert "one class only: no tumour-free slices: threshold at image level, fold 2 (PatchCore)" in table
     kept = records(thresholds_csv(facts().thresholds))
     assert len(kept) == 49 and kept[-1] == {
-        "row": "patchcore", "group": "patients", "fold": "2", "seed": "0", "level": "image", "rule": "youden", "value": "", "reason": "one class only: no tumour-free slices",
-    }  # fmt: skip
+        "row": "patchcore",
+        "group": "patients",
+        "fold": "2",
+        "seed": "0",
+        "level": "image",
+        "rule": "youden",
+        "value": "",
+        "reason": "one class only: no tumour-free slices",
+    }
 
 
 def test_latex_is_balanced_plain_ascii_with_equal_columns():
@@ -489,13 +524,13 @@ def test_latex_is_balanced_plain_ascii_with_equal_columns():
         re.findall(r"\\begin\{(\w+)\}", text) == ["table", "tabular"] * 2
         and re.findall(r"\\end\{(\w+)\}", text) == ["tabular", "table"] * 2
     )
-    bare = re.sub(r"\\[\\{}&%$#_]", lambda found: "\n" if found[0] == "\\\\" else "", text)
+    bare = re.sub(r"\\[\\{}&%$#_]", lambda match: "\n" if match[0] == "\\\\" else "", text)
     depth = np.cumsum([{"{": 1, "}": -1}.get(character, 0) for character in bare])
     assert depth.min() == 0 and depth[-1] == 0 and bare.count("$") % 2 == 0
-    body = [found for found in text.splitlines() if found.endswith(r"\\")]
+    body = [text_line for text_line in text.splitlines() if text_line.endswith(r"\\")]
     spans = [
-        found.count(" & ") + sum(int(span) - 1 for span in re.findall(r"\\multicolumn\{(\d+)\}", found)) + 1
-        for found in body
+        text_line.count(" & ") + sum(int(span) - 1 for span in re.findall(r"\\multicolumn\{(\d+)\}", text_line)) + 1
+        for text_line in body
     ]
     assert spans == [8] * spans.count(8) + [7] * spans.count(7), (
         "patients with the paper's numbers, then phantoms without"

@@ -1,8 +1,8 @@
 """The answers that the LLM is taught, and how an answer is parsed.
 
 One decision: the grammar is ten whole sentences, and those that AnomalyGPT is taught. Anything else is kept as it is
-and counted as unparsed, never guessed: a search for "No" would also find it in "Now" (medad_core/README.md, "Prompt and
-answer").
+and counted as unparsed, never guessed: a search for "No" would also find it in "Now". See
+medad_core/README.md, "Mistakes that are not repeated".
 """
 
 from __future__ import annotations

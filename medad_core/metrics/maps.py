@@ -6,11 +6,12 @@ One decision: histograms add, so a patient that is drawn twice counts its pixels
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from medad_core.metrics import ranking
-from medad_core.metrics.arrays import FloatArray, IntArray
+from medad_core.metrics.arrays import BoolArray, FloatArray, IntArray
 from medad_core.metrics.pixel import FPR_LIMIT, PixelHistogram
 from medad_core.metrics.ranking import Values
 from medad_core.metrics.statistic import Statistic
@@ -19,52 +20,71 @@ from medad_core.metrics.statistic import Statistic
 _BATCH = 64
 
 
+@dataclass(frozen=True)
+class PixelCounts:
+    """Pixels and regions of each patient at L levels; the metrics map patient weights (B, P) to values (B,) in [0, 1].
+
+    tumour, other: pixels, float64 (P, L). region_share: (P, L), see `PixelHistogram`. regions: (P,). tied: (L,) bool,
+    levels whose pixels all have one value.
+    """
+
+    tumour: FloatArray
+    other: FloatArray
+    region_share: FloatArray
+    regions: FloatArray
+    tied: BoolArray
+
+    @classmethod
+    def of(cls, histograms: Sequence[PixelHistogram]) -> PixelCounts:
+        """Of one histogram a patient, at least one."""
+        classes = np.array([histogram.classes() for histogram in histograms], float)
+        return cls(
+            tumour=classes[:, 0],
+            other=classes[:, 1],
+            region_share=np.array([histogram.region_share for histogram in histograms]),
+            regions=np.array([histogram.regions for histogram in histograms], float),
+            tied=histograms[0].tied,
+        )
+
+    def auroc(self, weights: FloatArray) -> FloatArray:
+        """Area under the ROC curve over pixels."""
+        return ranking.auroc(weights @ self.tumour, weights @ self.other)
+
+    def average_precision(self, weights: FloatArray) -> FloatArray:
+        """Average precision over pixels."""
+        return ranking.average_precision_of_levels(weights @ self.tumour, weights @ self.other, self.tied)
+
+    def aupro(self, weights: FloatArray) -> FloatArray:
+        """Area under the per-region overlap curve, see `ranking.aupro`."""
+        return ranking.aupro(weights @ self.region_share, weights @ self.regions, weights @ self.other, FPR_LIMIT)
+
+    def pairs(self, weights: FloatArray) -> FloatArray:
+        """How many pairs of a tumour pixel and another there are."""
+        return np.asarray((weights @ self.tumour.sum(axis=1)) * (weights @ self.other.sum(axis=1)))
+
+    def count_regions(self, weights: FloatArray) -> FloatArray:
+        """How many regions there are."""
+        return np.asarray(weights @ self.regions)
+
+
 def pixel_statistics(histograms: Sequence[PixelHistogram], fold: IntArray | None = None) -> list[Statistic]:
     """AUROC, average precision and AUPRO over pixels, in this order, from one histogram a patient; at least one.
 
     `fold` (P,): patients whose maps are of one model, within which the curves are taken (`ranking.within_strata`);
     None: all are of one.
     """
+    counts = PixelCounts.of(histograms)
     strata = np.zeros(len(histograms), int) if fold is None else fold
-    classes = np.array([histogram.classes() for histogram in histograms], float)
-    positives = classes[:, 0]
-    negatives = classes[:, 1]
-    region_share = np.array([histogram.region_share for histogram in histograms])
-    regions = np.array([histogram.regions for histogram in histograms], float)
-    tumour_pixels = positives.sum(axis=1)
-    other_pixels = negatives.sum(axis=1)
-    tied = histograms[0].tied
-
-    def auroc(weights: FloatArray) -> FloatArray:
-        return ranking.auroc(weights @ positives, weights @ negatives)
-
-    def precision(weights: FloatArray) -> FloatArray:
-        return ranking.average_precision_of_levels(weights @ positives, weights @ negatives, tied)
-
-    def aupro(weights: FloatArray) -> FloatArray:
-        return ranking.aupro(weights @ region_share, weights @ regions, weights @ negatives, FPR_LIMIT)
-
-    def pairs_of_pixels(weights: FloatArray) -> FloatArray:
-        return np.asarray((weights @ tumour_pixels) * (weights @ other_pixels))
-
-    def number_of_regions(weights: FloatArray) -> FloatArray:
-        return np.asarray(weights @ regions)
-
     pixels = sum(histogram.pixels for histogram in histograms)
+
+    def statistic(metric: str, values: Values, sizes: Values) -> Statistic:
+        within = _in_batches(ranking.within_strata(values, sizes, strata))
+        return Statistic(metric, "pixel", "all", pixels, within, "no labelled pixels of both classes")
+
     return [
-        Statistic(
-            metric,
-            "pixel",
-            "all",
-            pixels,
-            _in_batches(ranking.within_strata(values, sizes, strata)),
-            "no labelled pixels of both classes",
-        )
-        for metric, values, sizes in (
-            ("auroc", auroc, pairs_of_pixels),
-            ("ap", precision, pairs_of_pixels),
-            ("aupro", aupro, number_of_regions),
-        )
+        statistic("auroc", counts.auroc, counts.pairs),
+        statistic("ap", counts.average_precision, counts.pairs),
+        statistic("aupro", counts.aupro, counts.count_regions),
     ]
 
 

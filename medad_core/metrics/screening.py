@@ -30,14 +30,14 @@ from medad_core.metrics.units import Units
 if TYPE_CHECKING:
     from medad_core.config import EvaluateSettings
 
-Brightness = Mapping[tuple[str, int], float]
+SliceBrightness = Mapping[tuple[str, int], float]
 
 
 def evaluate(
     predictions: pd.DataFrame,
     pixel: Mapping[str, PixelHistogram] | None,
     settings: EvaluateSettings,
-    brightness: Brightness | None = None,
+    brightness: SliceBrightness | None = None,
 ) -> list[MetricRow]:
     """Every metric for every split present and for "all", with 95 % intervals by bootstrap over patients.
 
@@ -61,7 +61,7 @@ def evaluate(
 
 
 def _statistics(
-    frame: pd.DataFrame, pixel: Mapping[str, PixelHistogram], map_threshold: float, brightness: Brightness
+    frame: pd.DataFrame, pixel: Mapping[str, PixelHistogram], map_threshold: float, brightness: SliceBrightness
 ) -> list[Statistic]:
     slices = slice_units(frame)
     patients = patient_units(slices)
@@ -81,7 +81,7 @@ def _statistics(
     ]
 
 
-def _scores(frame: pd.DataFrame, brightness: Brightness) -> dict[str, FloatArray]:
+def _scores(frame: pd.DataFrame, brightness: SliceBrightness) -> dict[str, FloatArray]:
     """Scores (N,) by name, NaN where absent."""
     keys = zip(frame["case_id"], frame["slice_index"], strict=True)
     return {

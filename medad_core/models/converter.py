@@ -24,8 +24,8 @@ CHANNELS = (1, 32, 64, 128, 192)
 class _Scaled(nn.Module):
     """LayerNorm, then one learned factor.
 
-    Soft tokens that are shorter than the LLM's own embeddings have no effect on it (medad_core/README.md, "The
-    converter").
+    Soft tokens that are shorter than the LLM's own embeddings have no effect on it.
+    Source: medad_core/README.md, "The converter".
     """
 
     def __init__(self, width: int, scale: float) -> None:

@@ -87,6 +87,7 @@ def focal_dice_loss(grid: Tensor, masks: Tensor) -> Tensor:
 
     `grid` (B, taps, gh, gw) holds logit differences. `masks` (B, H, W) are float in [0, 1], all zero for a normal
     slice. Dice is taken over the batch, because a slice without tumour has no overlap of its own.
+    Source: medad_core/README.md, "The decoder".
     """
     logits = upsample(grid, tuple(masks.shape[-2:]))
     target = masks.unsqueeze(1).expand_as(logits)

@@ -1,8 +1,8 @@
 """Frozen image encoders: slices in, patch features of four intermediate blocks out.
 
-One decision: blocks are tapped by forward hooks on the raw block outputs (medad_core/README.md, "The image encoder": no
-final LayerNorm, class token dropped), so one class serves every vision transformer of `transformers`; a family says
-where its blocks are.
+One decision: blocks are tapped by forward hooks on the raw block outputs (no final LayerNorm, class token dropped), so
+one class serves every vision transformer of `transformers`; a family says where its blocks are.
+Source: medad_core/README.md, "The image encoder".
 """
 
 from __future__ import annotations

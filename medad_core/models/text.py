@@ -140,9 +140,9 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str], contex
 
 
 def text_features(encoder: TextEncoder, sentences: Sentences) -> Tensor:
-    """Unit vectors (2, width), 0 normal and 1 abnormal: the mean of each ensemble, normalised again.
+    """Unit vectors (2, width), 0 normal and 1 abnormal: mean of each ensemble, normalised again.
 
-    See medad_core/README.md, "Texts".
+    Source: medad_core/README.md, "Texts".
     """
     means = [encoder.encode(ensemble).mean(0) for ensemble in (sentences.normal, sentences.abnormal)]
     return F.normalize(torch.stack(means), dim=-1)

@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from medad_core.metrics import MetricRow
 from medad_core.metrics.markdown import split_title
 from medad_core.metrics.names import LEVELS, READING, SUBSETS, metric_name
+from medad_core.metrics.printed import interval_text, value_text
 from medad_core.report.colour import legend_gradient
 from medad_core.report.figures import OUTLINE, View, brain_view, map_uri, outline_path, slice_uri
 from medad_core.report.gallery import OUTCOMES, GalleryItem
@@ -70,7 +71,7 @@ def render_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(metric=metric_name, split=split_title, number=_number)
+    environment.filters.update(metric=metric_name, split=split_title, number=value_text, interval=interval_text)
     split = main_split(rows)
     return environment.get_template("report.html.j2").render(
         summary=summary,
@@ -102,7 +103,7 @@ def _headlines(rows: Sequence[MetricRow], split: str) -> list[_Headline]:
         row = measured.get((level, metric))
         if row is not None:
             baseline = brightness if (level, metric) in _BESIDE_BRIGHTNESS else None
-            text = None if baseline is None else f"brightness alone: {baseline.value:.3f}"
+            text = None if baseline is None else f"brightness alone: {value_text(baseline.value)}"
             headlines.append(_Headline(title, what, row, text))
     return headlines
 
@@ -123,7 +124,3 @@ def _card(item: GalleryItem, key: str, view: View) -> _Card:
     height, width = item.image.shape
     outline = None if item.mask is None else outline_path(item.mask)
     return _Card(item, key, width, height, view, slice_uri(item.image), map_uri(item.anomaly_map), outline)
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"

@@ -22,7 +22,7 @@ from medad_core.models.device import device_of, settle_torch
 from medad_core.models.text import load_sentences
 from medad_core.reproduce.experiment import open_experiment
 from medad_core.reproduce.proposed import grids_of, load_tokens
-from medad_core.reproduce.rows import drawn, frame_of, scored_slices
+from medad_core.reproduce.scoring import decoder_maps, frame_of, scored_slices
 from medad_core.reproduce.units import Unit, write_unit
 
 
@@ -40,22 +40,23 @@ def speaking(settings: Settings) -> Iterator[tuple[Engine, Prompt]]:
 
 
 def answer_unit(out: str, unit: Unit, settings: Settings, engine: Engine, prompt: Prompt) -> None:
-    """Let the LLM answer for the test slices of a unit, and keep scores and answers. Its verdict needs no validation."""
+    """Let the LLM answer for the test slices of a unit, and keep scores and answers; a verdict needs no validation."""
     experiment = open_experiment(out)
     slices = scored_slices(experiment, unit.fold, experiment.load(out), settings)
-    grids, converter = grids_of(out, unit.fold, unit.seed), load_tokens(out, unit)
-    collected = drawn(slices, grids, settings)
+    grids = grids_of(out, unit.fold, unit.seed)
+    converter = load_tokens(out, unit)
+    collected = decoder_maps(slices, grids, settings)
     frame = frame_of(experiment, unit.fold, slices, np.array(collected.scores))
     frame = frame.assign(map_score=frame["score"])
     test = np.flatnonzero(frame["split"] == "test")
     with torch.inference_mode():
         picked = np.stack([grids[case.case_id][position] for case, position in (slices.picks[at] for at in test)])
         tokens = converter(torch.from_numpy(picked).float()).half().numpy()
-    said = engine.generate(prompt.assemble(converter.knowledge_tokens().numpy(), tokens))
-    answers = [parse(generation.text) for generation in said]
+    generations = engine.generate(prompt.assemble(converter.knowledge_tokens().numpy(), tokens))
+    answers = [parse(generation.text) for generation in generations]
     frame = frame.iloc[test].assign(
-        score=[generation.p_yes for generation in said],
-        answer=[generation.text for generation in said],
+        score=[generation.p_yes for generation in generations],
+        answer=[generation.text for generation in generations],
         answer_parsed=[answer is not None for answer in answers],
         verdict=[answer and answer.verdict for answer in answers],
         location=[answer and answer.location for answer in answers],

@@ -1,4 +1,4 @@
-"""The scores of one row and seed, all folds together, as what the metrics take: thresholds, decisions, units, statistics.
+"""The scores of one row and seed, all folds together, become thresholds, decisions and statistics.
 
 One decision: a threshold is chosen on the validation patients of the same fold and the same group and nowhere else.
 Where they do not allow one, the decisions of that fold are undefined, and so is every number that would rest on them.
@@ -56,6 +56,12 @@ class SeedOfRow:
     thumbnails: dict[tuple[str, int], np.ndarray]
     training_errors: tuple[float, ...]
 
+    def threshold(self, fold: int, level: str, rule: str) -> float | None:
+        """The threshold of a fold; None where it has none."""
+        wanted = (fold, level, rule)
+        chosen = (item.threshold for item in self.thresholds if (item.fold, item.level, item.threshold.rule) == wanted)
+        return next((threshold.value for threshold in chosen), None)
+
 
 def seed_of_row(
     row: str, group: str, experiment: Experiment, folds: Sequence[ScoredUnit], settings: Settings
@@ -97,7 +103,7 @@ def _of_group(histograms: Histograms, group: str, experiment: Experiment) -> His
 def _thresholds(
     row: str, validation: pd.DataFrame, histograms: Sequence[Histograms], experiment: Experiment
 ) -> Iterator[Chosen]:
-    """Thresholds of each fold: of slices and patients by every rule, where the row does not decide itself, and of pixels."""
+    """Thresholds of each fold: for slices and patients by every rule, unless the row decides itself, and for pixels."""
     for fold, of_fold in enumerate(histograms):
         if row not in (*THROUGH_LLM, "majority"):
             slices = validation[validation["fold"] == fold]
@@ -121,25 +127,17 @@ def _row_units(
     settings: Settings,
 ) -> RowUnits:
     patient, names = pd.factorize(test["case_id"].map(patient_of))
-    fold_of_slice = test["fold"].to_numpy()
     fold = np.zeros(len(names), int)
-    fold[patient] = fold_of_slice
+    fold[patient] = test["fold"]
     slices = Units("image", patient, fold, numbers(test["label"]))
-    score = numbers(test["score"])
-    if row in THROUGH_LLM:
-        answer = Decision("answer", answers_of(test).decision.verdict, undecided_is_wrong=True)
-        decisions = (answer,)
-        of_patients = (majority_vote(slices, answer),)
-    else:
-        decisions = tuple(_decisions(row, score, fold_of_slice, "image", chosen))
-        of_patients = tuple(_decisions(row, mean_scores(slices, score), fold, "patient", chosen))
+    decisions, of_patients = _all_decisions(row, test, slices, chosen)
     pixel = {item.fold: item.threshold for item in chosen if item.level == "pixel"}
     missing = next((threshold.reason for threshold in pixel.values() if threshold.value is None), None)
     return RowUnits(
         patient=patient,
         fold=fold,
         label=slices.label,
-        score=score,
+        score=numbers(test["score"]),
         probability=row in PROBABILITIES,
         decisions=decisions,
         area_mm2=numbers(test["area_mm2"]),
@@ -149,6 +147,19 @@ def _row_units(
         pixel_thresholds=None if missing or not pixel else np.array([pixel[number].value for number in fold], float),
         pixel_reason=missing or "this row draws no map of its own",
     )
+
+
+def _all_decisions(
+    row: str, test: pd.DataFrame, slices: Units, chosen: Sequence[Chosen]
+) -> tuple[tuple[Decision, ...], tuple[Decision, ...]]:
+    """Decisions for slices, and for patients by their mean score or, where the row answers, by most of its answers."""
+    if row in THROUGH_LLM:
+        answer = Decision("answer", answers_of(test).decision.verdict, undecided_is_wrong=True)
+        return (answer,), (majority_vote(slices, answer),)
+    score = numbers(test["score"])
+    of_slices = _decisions(row, score, slices.fold[slices.patient], "image", chosen)
+    of_patients = _decisions(row, mean_scores(slices, score), slices.fold, "patient", chosen)
+    return tuple(of_slices), tuple(of_patients)
 
 
 def _decisions(

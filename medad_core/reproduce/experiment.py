@@ -1,4 +1,4 @@
-"""An experiment on disk: `DIR/study.json` says which cases were encoded, how they are dealt to folds, and with which settings.
+"""An experiment on disk: `DIR/study.json` says which cases were encoded, how they are dealt to folds.
 
 One decision: it is written once, after the cases were read and encoded, and everything later opens it. Row files
 beside it are of this experiment and of no other; a command with other settings is refused.
@@ -6,7 +6,8 @@ beside it are of this experiment and of no other; a command with other settings 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from medad_core.models.device import device_of, settle_torch
 from medad_core.models.encoder import encoder_fingerprint, load_encoder
 from medad_core.reproduce.folds import Fold, deal
 from medad_core.reproduce.schema import PATIENTS, PHANTOMS
+from medad_core.reproduce.units import ReportProgress
 from medad_core.run.cohort import find_cohort, settle_cohort
 from medad_core.run.fingerprints import shared_fingerprint, speech_fingerprint
 from medad_core.store import join, write_text
@@ -54,12 +56,16 @@ class Experiment(BaseModel):
 
     def group_of(self, case_id: str) -> str:
         """patients or phantoms."""
-        return PHANTOMS if next(case for case in self.cases if case.case_id == case_id).phantom else PATIENTS
+        return self._groups[case_id]
+
+    @cached_property
+    def _groups(self) -> dict[str, str]:
+        return {case.case_id: PHANTOMS if case.phantom else PATIENTS for case in self.cases}
 
     @property
     def groups(self) -> tuple[str, ...]:
         """The groups that are there, patients first."""
-        return tuple(sorted({self.group_of(case.case_id) for case in self.cases}))
+        return tuple(sorted(set(self._groups.values())))
 
     def patients(self, group: str, fold: int | None = None) -> int:
         """How many patients (or phantoms) of a group there are, or are tested in one fold."""
@@ -68,16 +74,14 @@ class Experiment(BaseModel):
 
 
 def open_experiment(out: str) -> Experiment:
-    """Raises StoreError where there is none."""
+    """The experiment of a folder. Raises StoreError where there is none."""
     data = read_bytes(join(out, "study.json"))
     if data is None:
         raise StoreError(f"{out} has no study.json; make one with `medad reproduce DATA --out {out}`")
     return Experiment.model_validate_json(data)
 
 
-def prepare(
-    data: str, out: str, settings: Settings, progress: Callable[[int, int], None] = lambda *_: None
-) -> Experiment:
+def prepare(data: str, out: str, settings: Settings, progress: ReportProgress = lambda *_: None) -> Experiment:
     """Read, encode and deal the labelled cases below `data`; one that is there already is checked and given back.
 
     Raises UsageError where `data` is no folder of cases, StoreError where `out` was made of other cases or settings.
@@ -106,8 +110,9 @@ def prepare(
 
 def tumour_free_counts(cases: Iterable[TrainingCase], settings: Settings) -> dict[str, int]:
     """Tumour-free slices of each case within the screening range."""
-    first, last = settings.data.first_slice, settings.data.last_slice
-    return {case.case_id: int((~case.has_tumour[case.within(first, last)]).sum()) for case in cases}
+    data = settings.data
+    within = {case.case_id: case.has_tumour[case.within(data.first_slice, data.last_slice)] for case in cases}
+    return {case_id: int((~has_tumour).sum()) for case_id, has_tumour in within.items()}
 
 
 def experiment_fingerprint(settings: Settings) -> dict[str, str]:
@@ -130,33 +135,34 @@ def check_experiment(out: str, fingerprint: dict[str, str]) -> None:
     """Raise StoreError where `out` holds an experiment with another fingerprint, naming what differs."""
     if read_bytes(join(out, "study.json")) is None:
         return
-    there = open_experiment(out).fingerprint
+    stored = open_experiment(out).fingerprint
     wrong = [
-        f"{key} (there {there.get(key)}, now {fingerprint.get(key)})"
-        for key in sorted(there.keys() | fingerprint.keys())
-        if there.get(key) != fingerprint.get(key)
+        f"{key} (there {stored.get(key)}, now {fingerprint.get(key)})"
+        for key in sorted(stored.keys() | fingerprint.keys())
+        if stored.get(key) != fingerprint.get(key)
     ]
     if wrong:
         raise StoreError(f"{out} was made with other settings: {'; '.join(wrong)}; choose another --out")
 
 
 def _note(case: TrainingCase, phantom: bool, out: Path) -> ExperimentCase:
-    files = (str(Path(array.filename).resolve().relative_to(out.resolve())) for array in (case.features, case.images))
-    features, pictures = files
     return ExperimentCase(
         case_id=case.case_id,
         phantom=phantom,
-        features=features,
-        pictures=pictures,
+        features=_below(out, case.features),
+        pictures=_below(out, case.images),
         first_slice=int(case.slice_index[0]),
         pixel_mm2=case.pixel_mm2,
     )
 
 
+def _below(out: Path, array: np.ndarray) -> str:
+    """Where a memory map lies, relative to `out`."""
+    return str(Path(array.filename).resolve().relative_to(out.resolve()))
+
+
 def _load(out: Path, case: ExperimentCase) -> TrainingCase:
-    features, (images, brain, masks) = (
-        np.load(out / case.features, mmap_mode="r"),
-        np.load(out / case.pictures, mmap_mode="r"),
-    )
+    features = np.load(out / case.features, mmap_mode="r")
+    images, brain, masks = np.load(out / case.pictures, mmap_mode="r")
     index = np.arange(case.first_slice, case.first_slice + len(images), dtype=np.int32)
     return TrainingCase(case.case_id, index, features, images, brain.view(bool), masks.view(bool), case.pixel_mm2)

@@ -6,7 +6,6 @@ most of the work.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from medad_core.config import Settings
@@ -18,7 +17,7 @@ from medad_core.models.memory import free_memory
 from medad_core.models.text import load_sentences, load_text_encoder, text_features
 from medad_core.models.weights import AnyConverter, load_converter, save_converter
 from medad_core.reproduce.experiment import open_experiment
-from medad_core.reproduce.units import Unit
+from medad_core.reproduce.units import ReportProgress, Unit
 from medad_core.training.decoder import train_decoder
 from medad_core.training.fitting import (
     ConverterData,
@@ -34,18 +33,18 @@ from medad_core.training.fitting import (
 from medad_core.training.folds import deal_folds
 from medad_core.training.loop import arithmetic_of
 
-Progress = Callable[[int, int], None]
 
-
-def fit_decoder(out: str, fold: int, seed: int, settings: Settings, progress: Progress = lambda *_: None) -> None:
+def fit_decoder(out: str, fold: int, seed: int, settings: Settings, progress: ReportProgress = lambda *_: None) -> None:
     """Grids of every case of a fold: those to train on by cross-fitting, the others by a decoder of all of those."""
     work = _work(out, fold, seed)
     if (work / "grids.npz").is_file():
         return
     settle_torch(settings)
     experiment = open_experiment(out)
-    cases, dealt = experiment.load(out), experiment.folds[fold]
-    train, other = [cases[name] for name in dealt.train], [cases[name] for name in (*dealt.validation, *dealt.test)]
+    cases = experiment.load(out)
+    dealt = experiment.folds[fold]
+    train = [cases[name] for name in dealt.train]
+    others = [cases[name] for name in (*dealt.validation, *dealt.test)]
     check_kinds(train, (), "to train on")
     seeded = settings.train.model_copy(update={"seed": seed})
     inner = deal_folds(train, seeded.folds, settings.data.first_slice, settings.data.last_slice, seed)
@@ -57,7 +56,7 @@ def fit_decoder(out: str, fold: int, seed: int, settings: Settings, progress: Pr
     decoder = train_decoder(
         train, text, seeded.decoder, seed, work / "decoder.pt", arithmetic=arithmetic, until=fitted.steps
     )
-    save_grids(work / "grids.npz", fitted.grids | decode_all(decoder, other))
+    save_grids(work / "grids.npz", fitted.grids | decode_all(decoder, others))
     (work / "decoder.pt").unlink()
     progress(len(inner) + 1, len(inner) + 1)
 
@@ -70,7 +69,7 @@ def grids_of(out: str, fold: int, seed: int) -> Grids:
     return load_grids(path)
 
 
-def fit_tokens(out: str, unit: Unit, settings: Settings, progress: Progress = lambda *_: None) -> None:
+def fit_tokens(out: str, unit: Unit, settings: Settings, progress: ReportProgress = lambda *_: None) -> None:
     """Train the converter of a row `proposed` or `without-knowledge` and keep it."""
     path = _converter_path(out, unit)
     if path.is_file():
@@ -79,17 +78,19 @@ def fit_tokens(out: str, unit: Unit, settings: Settings, progress: Progress = la
 
     settle_torch(settings)
     experiment = open_experiment(out)
-    cases, dealt, grids = experiment.load(out), experiment.folds[unit.fold], grids_of(out, unit.fold, unit.seed)
-    train, validation = ([cases[name] for name in names] for names in (dealt.train, dealt.validation))
+    cases = experiment.load(out)
+    dealt = experiment.folds[unit.fold]
+    grids = grids_of(out, unit.fold, unit.seed)
+    train = [cases[name] for name in dealt.train]
+    validation = [cases[name] for name in dealt.validation]
     check_kinds(validation, (), "to validate on")
     folder = llm_folder(settings.llm.model, settings.llm.lora, where=settings.models)
-    prompt, encoder = (
-        Prompt(folder, settings.llm.template),
-        load_text_encoder(settings.models.text_encoder, where=settings.models),
-    )
+    prompt = Prompt(folder, settings.llm.template)
+    encoder = load_text_encoder(settings.models.text_encoder, where=settings.models)
     knowledge = encoder.encode(load_sentences().knowledge)[: None if unit.row == "proposed" else 0]
     seeded = settings.train.model_copy(update={"seed": unit.seed})
-    checkpoint, arithmetic = path.with_suffix(".pt"), arithmetic_of(seeded, device_of(settings))
+    checkpoint = path.with_suffix(".pt")
+    arithmetic = arithmetic_of(seeded, device_of(settings))
     free_memory()
     llm = load_llm(prompt.folder, arithmetic.dtype).to(arithmetic.device)
     converter, _ = fit_converter(

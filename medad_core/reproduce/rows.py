@@ -1,189 +1,118 @@
-"""How each row of the table comes to its scores.
+"""How each row of the table comes to its scores, but for those that the LLM answers for.
 
 One decision: whatever a row is, it is trained on the same patients and seeds and gives the same frame of scores for
-the same validation and test slices. Nothing here knows a test label other than to write it beside the score.
+the same validation and test slices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
-import torch
 
 from medad_core.config import Settings
-from medad_core.data.location import true_cell
 from medad_core.errors import MedadError
-from medad_core.metrics import PixelHistogram
-from medad_core.models.decoder import image_scores, render_maps
 from medad_core.models.device import device_of, settle_torch
 from medad_core.models.encoder import load_encoder
-from medad_core.reproduce import proposed
 from medad_core.reproduce.experiment import Experiment, open_experiment
+from medad_core.reproduce.proposed import grids_of
 from medad_core.reproduce.schema import PROPOSED
+from medad_core.reproduce.scoring import Collector, decoder_maps, frame_of, scored_slices
 from medad_core.reproduce.slices import Slices, to_native, tumour_free
-from medad_core.reproduce.units import Key, ScoredUnit, Unit, failure_of, read_unit, write_unit
+from medad_core.reproduce.units import ReportProgress, ScoredUnit, Unit, failure_of, read_unit, write_unit
 from medad_core.training.features import TrainingCase
 
-Progress = Callable[[int, int], None]
+
+@dataclass(frozen=True)
+class _Work:
+    """What a unit is made from: the experiment in the folder `out` and its cases."""
+
+    out: str
+    unit: Unit
+    settings: Settings
+    experiment: Experiment
+    cases: dict[str, TrainingCase]
+    progress: ReportProgress
+
+    @property
+    def train(self) -> list[TrainingCase]:
+        return [self.cases[name] for name in self.experiment.folds[self.unit.fold].train]
+
+    @property
+    def slices(self) -> Slices:
+        """Validation and test slices."""
+        return scored_slices(self.experiment, self.unit.fold, self.cases, self.settings)
+
+    def collected(self, collected: Collector) -> ScoredUnit:
+        """A unit of collected scores and maps."""
+        frame = frame_of(self.experiment, self.unit.fold, collected.slices, np.array(collected.scores))
+        return collected.scored(frame, self.experiment, self.settings.reproduce.gallery)
 
 
-def run_unit(out: str, unit: Unit, settings: Settings, progress: Progress = lambda *_: None) -> None:
+def run_unit(out: str, unit: Unit, settings: Settings, progress: ReportProgress = lambda *_: None) -> None:
     """Score a unit that needs no answers of the LLM, and keep it. Raises MedadError where it cannot be done."""
     settle_torch(settings)
     experiment = open_experiment(out)
-    cases = experiment.load(out)
+    work = _Work(out, unit, settings, experiment, experiment.load(out), progress)
     makers = {"majority": _majority, "without-llm": _without_llm, "shuffled": _shuffled}
-    write_unit(out, unit, makers.get(unit.row, _detector)(out, unit, settings, experiment, cases, progress))
+    make = makers.get(unit.row, _detector)
+    write_unit(out, unit, make(work))
 
 
-def scored_slices(experiment: Experiment, fold: int, cases: dict[str, TrainingCase], settings: Settings) -> Slices:
-    """Validation and test slices of a fold within the screening range, case by case."""
-    dealt = experiment.folds[fold]
-    return Slices.of(
-        (cases[name] for name in (*dealt.validation, *dealt.test)),
-        lambda case: case.within(settings.data.first_slice, settings.data.last_slice),
-    )
-
-
-def frame_of(experiment: Experiment, fold: int, slices: Slices, scores: np.ndarray) -> pd.DataFrame:
-    """A frame of SCORES without text; `scores` (N,) in the order of `slices`."""
-    rows = []
-    for (case, position), score in zip(slices.picks, scores, strict=True):
-        mask = case.masks[position]
-        pixels = int(mask.sum())
-        rows.append(
-            (
-                case.case_id,
-                int(case.slice_index[position]),
-                experiment.folds[fold].split_of(case.case_id),
-                int(pixels > 0),
-                pixels * case.pixel_mm2,
-                float(score),
-                true_cell(mask),
-            )
-        )
-    frame = pd.DataFrame(
-        rows, columns=["case_id", "slice_index", "split", "label", "area_mm2", "score", "location_true"]
-    )
-    return frame.assign(map_score=None, answer=None, answer_parsed=None, verdict=None, location=None)
-
-
-class Collector:
-    """Takes the maps of `slices` in order: counts their pixels, and keeps a thumbnail of each for the gallery."""
-
-    def __init__(self, slices: Slices) -> None:
-        self.slices = slices
-        self.scores: list[float] = []
-        self.histograms: dict[str, PixelHistogram] = {}
-        self.thumbnails: dict[Key, np.ndarray] = {}
-
-    def add(self, score: float, anomaly_map: np.ndarray) -> None:
-        """The next slice: its score, and its map (H, W) in [0, 1]. Raises MedadError for a map that is no probability."""
-        at = len(self.scores)
-        case, position = self.slices.picks[at]
-        try:
-            self.histograms.setdefault(case.case_id, PixelHistogram()).accumulate(anomaly_map, self.slices.mask(at))
-        except ValueError as error:
-            raise MedadError(f"{case.case_id}, slice {case.slice_index[position]}: {error}") from error
-        self.thumbnails[case.case_id, int(case.slice_index[position])] = np.round(255 * anomaly_map[::2, ::2]).astype(
-            np.uint8
-        )
-        self.scores.append(float(score))
-
-    def scored(self, frame: pd.DataFrame, experiment: Experiment, keep: int) -> ScoredUnit:
-        """The frame with histograms, and with thumbnails of the `keep` tumour-free test slices of highest score and tumour slices of lowest."""
-        test = frame[frame["split"] == "test"].sort_values("score")
-        kinds = test.groupby([test["case_id"].map(experiment.group_of), "label"])
-        worst = [rows.head(keep) if label else rows.tail(keep) for (_, label), rows in kinds]
-        keys = {(row.case_id, row.slice_index) for rows in worst for row in rows.itertuples()}
-        return ScoredUnit(frame, self.histograms, {key: self.thumbnails[key] for key in sorted(keys)})
-
-
-def drawn(slices: Slices, grids: proposed.Grids, settings: Settings) -> Collector:
-    """The decoder's maps of `slices`, from grids in half precision as screening keeps them."""
-    collected, kind = Collector(slices), settings.models.image_score
-    for case, position in slices.picks:
-        rendered = render_maps(torch.from_numpy(grids[case.case_id][position : position + 1]), *case.masks.shape[1:])
-        collected.add(float(image_scores(rendered, kind.kind, kind.quantile)), rendered[0].numpy())
-    return collected
-
-
-def _detector(
-    out: str, unit: Unit, settings: Settings, experiment: Experiment, cases: dict[str, TrainingCase], progress: Progress
-) -> ScoredUnit:
+def _detector(work: _Work) -> ScoredUnit:
+    """A baseline, fitted on the tumour-free training slices."""
     from medad_core.baselines import build
 
+    settings = work.settings
     device = device_of(settings)
-    detector = build(
-        unit.row,
-        settings.reproduce.baselines,
-        load_encoder(settings.models.encoder, device, where=settings.models),
-        unit.seed,
-        device,
-    )
-    detector.fit(Slices.of((cases[name] for name in experiment.folds[unit.fold].train), tumour_free), progress)
-    slices = scored_slices(experiment, unit.fold, cases, settings)
-    collected = Collector(slices)
-    for batch in detector.score(slices):
-        for score, drawn in zip(batch.scores, batch.maps, strict=True):
-            collected.add(score, to_native(drawn[None], *slices.mask(len(collected.scores)).shape)[0])
-    scored = collected.scored(
-        frame_of(experiment, unit.fold, slices, np.array(collected.scores)), experiment, settings.reproduce.gallery
-    )
-    return replace(scored, training_error=detector.training_error)
+    encoder = load_encoder(settings.models.encoder, device, where=settings.models)
+    detector = build(work.unit.row, settings.reproduce.baselines, encoder, work.unit.seed, device)
+    detector.fit(Slices.of(work.train, tumour_free), work.progress)
+    collected = Collector(work.slices)
+    for batch in detector.score(collected.slices):
+        for score, square in zip(batch.scores, batch.maps, strict=True):
+            height, width = collected.slices.mask(len(collected.scores)).shape
+            collected.add(score, to_native(square[None], height, width)[0])
+    return replace(work.collected(collected), training_error=detector.training_error)
 
 
-def _majority(
-    out: str, unit: Unit, settings: Settings, experiment: Experiment, cases: dict[str, TrainingCase], progress: Progress
-) -> ScoredUnit:
+def _majority(work: _Work) -> ScoredUnit:
     """Always the training patients' share of tumour slices, within the screening range."""
-    first, last = settings.data.first_slice, settings.data.last_slice
-    flags = [
-        case.has_tumour[case.within(first, last)]
-        for case in (cases[name] for name in experiment.folds[unit.fold].train)
-    ]
+    data = work.settings.data
+    flags = [case.has_tumour[case.within(data.first_slice, data.last_slice)] for case in work.train]
     if not flags:
         raise MedadError("no patients to train on")
-    slices = scored_slices(experiment, unit.fold, cases, settings)
-    return ScoredUnit(
-        frame_of(experiment, unit.fold, slices, np.full(len(slices), np.concatenate(flags).mean())), {}, {}
-    )
+    slices = work.slices
+    scores = np.full(len(slices), np.concatenate(flags).mean())
+    return ScoredUnit(frame_of(work.experiment, work.unit.fold, slices, scores), {}, {})
 
 
-def _without_llm(
-    out: str, unit: Unit, settings: Settings, experiment: Experiment, cases: dict[str, TrainingCase], progress: Progress
-) -> ScoredUnit:
+def _without_llm(work: _Work) -> ScoredUnit:
     """The map's own score."""
-    slices = scored_slices(experiment, unit.fold, cases, settings)
-    collected = drawn(slices, proposed.grids_of(out, unit.fold, unit.seed), settings)
-    return collected.scored(
-        frame_of(experiment, unit.fold, slices, np.array(collected.scores)), experiment, settings.reproduce.gallery
-    )
+    grids = grids_of(work.out, work.unit.fold, work.unit.seed)
+    return work.collected(decoder_maps(work.slices, grids, work.settings))
 
 
-def _shuffled(
-    out: str, unit: Unit, settings: Settings, experiment: Experiment, cases: dict[str, TrainingCase], progress: Progress
-) -> ScoredUnit:
-    """The proposed scheme with every slice given the map tokens of another slice of the same kind of case, drawn by the seed.
+def _shuffled(work: _Work) -> ScoredUnit:
+    """The proposed scheme with every slice given the map tokens of another slice, drawn by the seed.
 
-    Greedy answers depend on nothing but the prompt, and a shuffled prompt is another slice's prompt: so its answer is
-    the answer that the other slice was given, and no LLM has to speak again.
+    The other slice is of a case of the same kind, patient or phantom. Greedy answers depend on nothing but the prompt,
+    and a shuffled prompt is another slice's prompt. So its answer is the answer that the other slice was given, and no
+    LLM has to speak again.
     """
-    source = Unit(PROPOSED, unit.fold, unit.seed)
-    missing = failure_of(out, source)
+    source = Unit(PROPOSED, work.unit.fold, work.unit.seed)
+    missing = failure_of(work.out, source)
     if missing:
         raise MedadError(f"the proposed scheme has no answers to shuffle: {missing}")
-    said = read_unit(out, source).frame
-    groups = said["case_id"].map(experiment.group_of) + "/" + said["split"]
-    order = np.arange(len(said))
-    rng = np.random.default_rng([unit.seed, unit.fold])
-    for _, rows in said.groupby(groups, sort=True).indices.items():
+    answered = read_unit(work.out, source).frame
+    groups = answered["case_id"].map(work.experiment.group_of) + "/" + answered["split"]
+    order = np.arange(len(answered))
+    rng = np.random.default_rng([work.unit.seed, work.unit.fold])
+    for rows in answered.groupby(groups, sort=True).indices.values():
         order[rows] = derangement(rows, rng)
-    moved = ["score", "map_score", "answer", "answer_parsed", "verdict", "location"]
-    return ScoredUnit(said.assign(**{column: said[column].to_numpy()[order] for column in moved}), {}, {})
+    moved = ("score", "map_score", "answer", "answer_parsed", "verdict", "location")
+    return ScoredUnit(answered.assign(**{column: answered[column].to_numpy()[order] for column in moved}), {}, {})
 
 
 def derangement(rows: Sequence[int], rng: np.random.Generator) -> np.ndarray:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-PATIENTS, PHANTOMS = "patients", "phantoms"
+PATIENTS = "patients"
+PHANTOMS = "phantoms"
 PROPOSED = "proposed"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table. `kind` is paper (of the paper's own table), baseline (ours) or ablation (of the proposed scheme)."""
+    """A row of the table; `kind` is paper (of its own table), baseline (ours) or ablation (of the proposed scheme)."""
 
     name: str
     title: str

@@ -1,4 +1,4 @@
-"""What one row scored on one fold with one seed: `DIR/rows/{row}/fold-{f}-seed-{s}.parquet` and its pixel histograms beside.
+"""What one row scored on one fold with one seed: `DIR/rows/{row}/fold-{f}-seed-{s}.parquet`, histograms beside it.
 
 One decision: the histograms are written first and the scores last, so a unit whose scores are there is done. A unit
 that failed leaves a `.failed` file with its reason instead, and is tried again by the same command.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,8 @@ from medad_core.store import join, read_table, write_bytes, write_table, write_t
 from medad_core.store.files import make_folder, read_bytes, remove, size_of
 
 TRAINING_ERROR = "training_error"
-Key = tuple[str, int]  # case_id, slice_index
+SliceKey = tuple[str, int]  # case_id, slice_index
+ReportProgress = Callable[[int, int], None]  # steps done, and of how many
 LLM_ROWS = ("proposed", "without-knowledge")  # answered by the LLM; the row "shuffled" takes answers of "proposed"
 THROUGH_LLM = (*LLM_ROWS, "shuffled")
 
@@ -59,13 +60,16 @@ class Unit:
 
 @dataclass(frozen=True)
 class ScoredUnit:
-    """Scores of a unit: a frame of SCORES; histograms by case_id, of validation and test alike; and thumbnails of
-    some maps, uint8 at half size (0 to 255 is 0 to 1). The last two are empty where a row has no maps.
-    `training_error`: see `baselines.Detector`."""
+    """Scores of a unit.
+
+    frame: a row of SCORES a slice. histograms: by case_id, of validation and test alike. thumbnails: of some maps,
+    uint8 at half size (0 to 255 is 0 to 1). Both are empty where a row has no maps. training_error: see
+    `baselines.Detector`.
+    """
 
     frame: pd.DataFrame
     histograms: dict[str, PixelHistogram]
-    thumbnails: dict[Key, np.ndarray]
+    thumbnails: dict[SliceKey, np.ndarray]
     training_error: float | None = None
 
 
@@ -82,6 +86,7 @@ def units_of(settings: ReproduceSettings, folds: int) -> list[Unit]:
 
 
 def is_done(out: str, unit: Unit) -> bool:
+    """Whether the scores of a unit are there."""
     return size_of(_at(out, unit, ".parquet")) is not None
 
 
@@ -105,7 +110,8 @@ class DamagedUnit(StoreError):
 
     def __init__(self, unit: Unit, why: str) -> None:
         super().__init__(
-            f"fold {unit.fold}, seed {unit.seed}: its files are damaged ({why}); run the same command again to make them anew"
+            f"fold {unit.fold}, seed {unit.seed}: its files are damaged ({why}); "
+            "run the same command again to make them anew"
         )
         self.unit = unit
 
@@ -137,7 +143,8 @@ def failure_of(out: str, unit: Unit) -> str | None:
     if is_done(out, unit):
         return None
     noted = read_bytes(_at(out, unit, ".failed"))
-    reason, head = noted.decode().strip() if noted else "not run yet", f"fold {unit.fold}, seed {unit.seed}: "
+    reason = noted.decode().strip() if noted else "not run yet"
+    head = f"fold {unit.fold}, seed {unit.seed}: "
     return reason if reason.startswith(head) else head + reason
 
 
@@ -157,7 +164,7 @@ def _packed(scored: ScoredUnit) -> Iterator[tuple[str, np.ndarray]]:
 
 def _unpacked(frame: pd.DataFrame, stored: Mapping[str, np.ndarray]) -> ScoredUnit:
     arrays: dict[str, dict[str, np.ndarray]] = {}
-    thumbnails: dict[Key, np.ndarray] = {}
+    thumbnails: dict[SliceKey, np.ndarray] = {}
     error = float(stored[TRAINING_ERROR]) if TRAINING_ERROR in stored else None
     for key in (key for key in stored if key != TRAINING_ERROR):
         kind, rest = key.split("/", 1)
@@ -166,6 +173,5 @@ def _unpacked(frame: pd.DataFrame, stored: Mapping[str, np.ndarray]) -> ScoredUn
             thumbnails[case_id, int(name)] = stored[key]
         else:
             arrays.setdefault(case_id, {})[name] = stored[key]
-    return ScoredUnit(
-        frame, {case_id: PixelHistogram.from_arrays(found) for case_id, found in arrays.items()}, thumbnails, error
-    )
+    histograms = {case_id: PixelHistogram.from_arrays(of_case) for case_id, of_case in arrays.items()}
+    return ScoredUnit(frame, histograms, thumbnails, error)

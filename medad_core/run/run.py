@@ -39,12 +39,13 @@ class Run:
         Everything that can be wrong with the command is found here, before work is spent: raises UsageError, StoreError or
         WeightsError. A new run gets its `cohort.json` and `run.json`; of an old one only leftovers of killed writers go.
         """
-        discovery = discover(data, settings.data.modality)
+        root = Path(data).resolve()
+        discovery = discover(root, settings.data.modality)
         check_writable(out)
         run = cls(out, settings)
         check_models(settings)
         _ = run.models
-        run.cohort = open_cohort(out, Path(data).resolve(), discovery, settings.data)
+        run.cohort = open_cohort(out, root, discovery, settings.data)
         run.sweep()
         if not has_run_info(out):
             run.note(data)

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from medad_core.config import Settings
@@ -22,6 +23,7 @@ from medad_core.metrics.answers import Answers, answer_statistics
 from medad_core.metrics.decisions import decision_statistics
 from medad_core.metrics.location import cell_steps
 from medad_core.metrics.maps import pixel_statistics, pooled_dice
+from medad_core.metrics.printed import markdown_table, value_text
 from medad_core.metrics.scores import score_statistics
 from medad_core.metrics.statistic import COHORT, Statistic
 from medad_core.metrics.units import Units
@@ -29,12 +31,12 @@ from medad_core.models.converter import Converter
 from medad_core.models.decoder import image_scores, render_maps
 from medad_core.training.features import TrainingCase
 
+Scores = dict[str, float | int | None]  # None where undefined
+
 AT_ONCE = 256  # slices whose prompts lie in memory together
 
 
-def cross_validated_scores(
-    cases: Sequence[TrainingCase], grids: dict[str, np.ndarray], settings: Settings
-) -> dict[str, float | int | None]:
+def cross_validated_scores(cases: Sequence[TrainingCase], grids: dict[str, np.ndarray], settings: Settings) -> Scores:
     """Image and pixel scores of maps drawn by decoders that had not seen the patient, slices of the screening range."""
     picks = _picks(cases, settings)
     scores: dict[str, list[float]] = {kind: [] for kind in ("max", "quantile", "mean")}
@@ -46,7 +48,7 @@ def cross_validated_scores(
         for kind, values in scores.items():
             values.append(float(image_scores(rendered, kind, settings.models.image_score.quantile)))
     slices = _units(picks)
-    card = _counts(picks, slices)
+    card = _counts(cases, slices)
     for kind, values in scores.items():
         auroc, _ = score_statistics(slices, np.array(values), COHORT)
         card[f"image_auroc_{kind}"] = _value(auroc, slices.patients)
@@ -63,8 +65,11 @@ def verdict_scores(
     prompt: Prompt,
     llm: torch.nn.Module,
     settings: Settings,
-) -> dict[str, float | int | None]:
-    """The LLM's answers on the patients of fold 0, whose maps the converter has not learned from, slices of the screening range."""
+) -> Scores:
+    """The LLM's answers on `cases`, the patients of fold 0, whose maps the converter has not learned from.
+
+    Slices of the screening range.
+    """
     picks = _picks(cases, settings)
     generations = _generations(picks, grids, converter, prompt, llm, settings)
     slices = _units(picks)
@@ -75,7 +80,7 @@ def verdict_scores(
         *answer_statistics(slices, answers, np.full(len(picks), np.nan), settings.evaluate.map_threshold),
     ]
     by_name = {statistic.metric: statistic for statistic in statistics}
-    card = _counts(picks, slices)
+    card = _counts(cases, slices)
     card["unparsed"] = int((~answers.says_yes & ~answers.says_no).sum())
     card["p_yes_auroc"] = _value(p_yes_auroc, slices.patients)
     for metric in ("sensitivity", "specificity", "balanced_accuracy", "location_exact", "location_exact_or_neighbour"):
@@ -124,22 +129,17 @@ def _picks(cases: Sequence[TrainingCase], settings: Settings) -> list[tuple[Trai
 
 
 def _units(picks: Sequence[tuple[TrainingCase, int]]) -> Units:
-    patients = {patient: number for number, patient in enumerate(_patients(picks))}
-    patient = np.array([patients[patient_of(case.case_id)] for case, _ in picks], int)
-    label = np.array([case.masks[index].any() for case, index in picks], float)
     # Every slice was scored by one decoder or another of the same recipe, and they are ranked together.
-    return Units("image", patient, np.zeros(len(patients), int), label)
+    patient, names = pd.factorize(np.array([patient_of(case.case_id) for case, _ in picks], object))
+    label = np.array([case.masks[index].any() for case, index in picks], float)
+    return Units("image", patient, np.zeros(len(names), int), label)
 
 
-def _patients(picks: Sequence[tuple[TrainingCase, int]]) -> list[str]:
-    return list(dict.fromkeys(patient_of(case.case_id) for case, _ in picks))
-
-
-def _counts(picks: Sequence[tuple[TrainingCase, int]], slices: Units) -> dict[str, float | int | None]:
+def _counts(cases: Sequence[TrainingCase], slices: Units) -> Scores:
     return {
-        "slices": len(picks),
+        "slices": len(slices.label),
         "tumour_free": int(slices.negative.sum()),
-        "patients": slices.patients,
+        "patients": len({patient_of(case.case_id) for case in cases}),
     }
 
 
@@ -154,7 +154,7 @@ def write_card(
     settings: Settings,
     cases: Sequence[TrainingCase],
     folds: list[list[str]],
-    scores: dict[str, dict],
+    scores: dict[str, Scores],
     curve: list[dict],
     decoder_steps: int,
     licence: str,
@@ -177,33 +177,38 @@ def write_card(
 
 
 def _markdown(card: dict) -> str:
-    def table(rows: dict) -> str:
-        return "\n".join(
-            f"| {name} | {'undefined' if value is None else f'{value:.4f}' if isinstance(value, float) else value} |"
-            for name, value in rows.items()
-        )
+    settings = card["settings"]
+    models = settings["models"]
+    train = settings["train"]
+    everyone = "" if train["hold_out_test"] else " train.hold_out_test=false"
+    made_of = f"{len(card['cases'])} cases, {card['slices']} slices ({card['tumour_free_slices']} tumour-free)"
+    facts = [
+        f"Trained on {made_of}, axial {train['first_slice']} to {train['last_slice']}: {', '.join(card['cases'])}.",
+        f"Licence of the data: {card['data_licence']}.",
+        f"Made by `medad train DATA --out WEIGHTS{everyone}` with the settings in `card.json`, seed {train['seed']}.",
+        f"The decoder kept is trained on all cases, for {card['decoder_steps']} of {train['decoder']['steps']} steps, "
+        "as many as served the patients held out best. "
+        f"Its scores are of {len(card['folds'])} decoders, each scored on patients it had not seen.",
+        f"The converter learned from maps of all patients but {', '.join(card['folds'][0])}, who chose its checkpoint. "
+        "Its scores are of these patients, so they flatter it a little.",
+    ]
+    parts = [
+        f"# Decoder and converter for {models['encoder']}, {models['text_encoder']} and {settings['llm']['model']}",
+        "For research. Not a medical device.",
+        "\n".join(f"* {fact}" for fact in facts),
+        "## Maps, held-out patients",
+        _score_table(card["scores"]["decoder"]),
+        "## Answers of the LLM, held-out patients",
+        _score_table(card["scores"]["converter"]),
+    ]
+    return "\n\n".join(parts) + "\n"
 
-    models, train = card["settings"]["models"], card["settings"]["train"]
-    return f"""# Decoder and converter for {models["encoder"]}, {models["text_encoder"]} and {card["settings"]["llm"]["model"]}
 
-For research. Not a medical device.
+def _score_table(scores: Scores) -> str:
+    return markdown_table(["score", "value"], [[name, _score_text(score)] for name, score in scores.items()], "ll")
 
-* Trained on {len(card["cases"])} cases, {card["slices"]} slices ({card["tumour_free_slices"]} tumour-free), axial {train["first_slice"]} to {train["last_slice"]}: {", ".join(card["cases"])}.
-* Licence of the data: {card["data_licence"]}.
-* Made by `medad train DATA --out WEIGHTS{"" if train["hold_out_test"] else " train.hold_out_test=false"}` with the settings in `card.json`, seed {train["seed"]}.
-* The decoder kept is trained on all cases, for {card["decoder_steps"]} of {train["decoder"]["steps"]} steps, as many as served the patients held out best. Its scores are of {len(card["folds"])} decoders, each scored on patients it had not seen.
-* The converter learned from maps of all patients but {", ".join(card["folds"][0])}, who chose its checkpoint. Its scores are of these
-  patients, so they flatter it a little.
 
-## Maps, held-out patients
-
-| score | value |
-|---|---|
-{table(card["scores"]["decoder"])}
-
-## Answers of the LLM, held-out patients
-
-| score | value |
-|---|---|
-{table(card["scores"]["converter"])}
-"""
+def _score_text(score: float | int | None) -> str:
+    if score is None:
+        return "undefined"
+    return value_text(score, digits=4) if isinstance(score, float) else str(score)

@@ -57,7 +57,6 @@ class _Section:
 
     key: str
     title: str
-    group: str
     rule: str
     missing: str | None
     parts: tuple[_Part, ...]
@@ -78,10 +77,7 @@ def render_gallery(sheet: Sheet, rows: Sequence[GalleryRow]) -> str:
     environment.filters.update(number=small, heading=heading)
     pictures = _pictures(rows)
     return environment.get_template("gallery.html.j2").render(
-        groups=[
-            (group, [section for section in _sections(sheet, rows, pictures) if section.group == group.name])
-            for group in sheet.groups
-        ],
+        groups=[(group, list(_sections(sheet, group.name, rows, pictures))) for group in sheet.groups],
         pictures=pictures.values(),
         facts=sheet.facts,
         generated=GENERATED,
@@ -92,55 +88,49 @@ def render_gallery(sheet: Sheet, rows: Sequence[GalleryRow]) -> str:
 
 
 def _sections(
-    sheet: Sheet, rows: Sequence[GalleryRow], pictures: dict[tuple[str, int], _Picture]
+    sheet: Sheet, group: str, rows: Sequence[GalleryRow], pictures: dict[tuple[str, int], _Picture]
 ) -> Iterable[_Section]:
-    given = {(row.group, row.row): row for row in rows}
-    for group in sheet.groups:
-        for row in sheet.rows:
-            found, key = given.get((group.name, row.name)), f"{group.name}-{row.name}"
-            failed = sheet.failed(row.name)
-            if found is None and not failed:
-                continue
-            missing = f"failed: {failed}" if failed else _undecided(sheet, found)
-            parts = () if missing else tuple(_part(found, kind, pictures) for kind in _KINDS)
-            yield _Section(
-                key,
-                row.title,
-                group.name,
-                "" if found is None else rule_words(found.rule, sheet.facts.patient_slices),
-                missing,
-                parts,
-            )
+    """One section a row of the group that failed, or whose errors are known."""
+    errors = {row.row: row for row in rows if row.group == group}
+    for row in sheet.rows:
+        of_row = errors.get(row.name)
+        failed = sheet.failed(row.name)
+        key = f"{group}-{row.name}"
+        rule = "" if of_row is None else rule_words(of_row.rule, sheet.facts.patient_slices)
+        if failed:
+            yield _Section(key, row.title, rule, f"failed: {failed}", ())
+        elif of_row is not None:
+            undecided = _undecided(sheet, of_row)
+            parts = () if undecided else tuple(_part(of_row, kind, pictures) for kind in _KINDS)
+            yield _Section(key, row.title, rule, undecided, parts)
 
 
 def _undecided(sheet: Sheet, row: GalleryRow) -> str | None:
     """Why a row decided nothing that could be wrong: in a fold without threshold, no slice is an error."""
     wanted = (row.row, row.group, "image", row.rule)
-    notes = [
-        note
-        for note in sheet.facts.thresholds
-        if (note.row, note.group, note.level, note.rule) == wanted and note.value is None
-    ]
-    return (
-        f"no decisions: fold {notes[0].fold} has no threshold ({notes[0].reason})" if notes and not row.items else None
-    )
+    for note in sheet.facts.thresholds:
+        if (note.row, note.group, note.level, note.rule) == wanted and note.value is None and not row.items:
+            return f"no decisions: fold {note.fold} has no threshold ({note.reason})"
+    return None
 
 
 def _part(row: GalleryRow, kind: str, pictures: dict[tuple[str, int], _Picture]) -> _Part:
-    cards = tuple(
-        _Card(item, pictures[_place(item)], None if item.anomaly_map is None else map_uri(item.anomaly_map))
-        for item in row.worst(kind)
-    )
+    cards = tuple(_card(item, pictures) for item in row.worst(kind))
     return _Part(kind, _KINDS[kind], row.total(kind), cards)
+
+
+def _card(item: GallerySlice, pictures: dict[tuple[str, int], _Picture]) -> _Card:
+    veil = None if item.anomaly_map is None else map_uri(item.anomaly_map)
+    return _Card(item, pictures[_place(item)], veil)
 
 
 def _pictures(rows: Iterable[GalleryRow]) -> dict[tuple[str, int], _Picture]:
     """Every slice once. Slices of one shape share a view, so that sizes can be compared."""
     items = {_place(item): item for row in rows for item in row.items}
-    shapes = {item.image.shape for item in items.values()}
-    views = {
-        shape: brain_view([item.image for item in items.values() if item.image.shape == shape]) for shape in shapes
-    }
+    images: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for item in items.values():
+        images.setdefault(item.image.shape, []).append(item.image)
+    views = {shape: brain_view(same_shape) for shape, same_shape in images.items()}
     return {
         place: _picture(item, f"s{number}", views[item.image.shape])
         for number, (place, item) in enumerate(items.items())

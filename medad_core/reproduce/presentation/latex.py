@@ -52,11 +52,9 @@ def render_latex(sheet: Sheet) -> str:
 
 def escaped(text: str) -> str:
     """`text` on one line as LaTeX prints it; a character that plain LaTeX lacks becomes a question mark."""
-    replaced = re.sub(
-        "|".join(map(re.escape, _SPECIAL | _BEYOND_ASCII)),
-        lambda found: (_SPECIAL | _BEYOND_ASCII)[found[0]],
-        " ".join(text.split()),
-    )
+    commands = _SPECIAL | _BEYOND_ASCII
+    special = "|".join(map(re.escape, commands))
+    replaced = re.sub(special, lambda match: commands[match[0]], " ".join(text.split()))
     return replaced.encode("ascii", "replace").decode()
 
 

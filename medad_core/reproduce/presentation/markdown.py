@@ -45,8 +45,8 @@ def _facts(sheet: Sheet) -> Iterable[str]:
         yield f"{heading(group.name)}: {_counted(group)}"
     yield _split(facts)
     yield (
-        "A value is the mean over seeds, ± its standard deviation where a row has several; in brackets the 95 % interval "
-        "of a bootstrap over patients, all slices of a patient together."
+        "A value is the mean over seeds, ± its standard deviation where a row has several; "
+        "in brackets the 95 % interval of a bootstrap over patients, all slices of a patient together."
     )
     yield (
         "Thresholds are chosen on validation patients alone. Main decisions: the LLM's own answer where a row speaks, "

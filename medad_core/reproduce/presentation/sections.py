@@ -31,8 +31,8 @@ Cells = Callable[[Row], list[list[str]]]  # the lines of one row of the table, w
 
 _NO_NUMBERS = "The proposed scheme has no numbers to compare with."
 _HOW_COMPARED = (
-    "p: two-sided, of the paired bootstrap over patients, not corrected for the number of comparisons. DeLong's test takes "
-    "slices for independent, which those of one patient are not: trust the bootstrap."
+    "p: two-sided, of the paired bootstrap over patients, not corrected for the number of comparisons. "
+    "DeLong's test takes slices for independent, which those of one patient are not: trust the bootstrap."
 )
 _JOINED = ("any", "k_of_n", "mean")  # how the slices of a patient become one decision
 _OF_PATIENTS = (("auroc", "AUROC"), *DECIDED[:4])

@@ -105,20 +105,17 @@ class Sheet:
         """The line behind a cell; None where the row has no such number."""
         for rule in self._rules(column.rule):
             wanted = (column.level, column.metric, rule)
-            found = (
-                line
-                for line in self.of_row(group, row)
-                if (line.level, line.metric, line.rule) == wanted and _fits(line, column)
-            )
-            if line := next(found, None):
-                return line
+            for line in self.of_row(group, row):
+                if (line.level, line.metric, line.rule) == wanted and _fits(line, column):
+                    return line
         return None
 
     def best(self, group: str, column: Column) -> float | None:
         """The best value of a column as it is printed, to 3 decimals."""
         lines = (self.find(group, row.name, column) for row in self.rows)
         values = [round(line.value, 3) for line in lines if line and line.value is not None]
-        return (min if column.low_is_better else max)(values, default=None)
+        best = min if column.low_is_better else max
+        return best(values, default=None)
 
     def _rules(self, rule: str) -> list[str]:
         if not rule.endswith(MAIN):
@@ -127,10 +124,10 @@ class Sheet:
 
     @cached_property
     def _by_row(self) -> dict[tuple[str, str], list[Line]]:
-        found = defaultdict(list)
+        lines: dict[tuple[str, str], list[Line]] = defaultdict(list)
         for line in self.lines:
-            found[line.group, line.row].append(line)
-        return dict(found)
+            lines[line.group, line.row].append(line)
+        return dict(lines)
 
 
 def _fits(line: Line, column: Column) -> bool:

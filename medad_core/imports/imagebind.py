@@ -1,10 +1,9 @@
 """ImageBind's vision and text towers as a CLIP folder, from `imagebind_huge.pth` and without ImageBind's code.
 
-One decision: both towers are plain pre-norm transformers, so they are CLIP's with other names. Sizes are read
-from the tensors; only the numbers of heads cannot be (16 and 16 in the published file). Every tensor of vision and text is
-used exactly once; those of the other modalities are counted and left out.
-Source: Girdhar et al. 2023, "ImageBind: One Embedding Space To Bind Them All"; weights CC BY-NC-SA 4.0. See
-medad_core/README.md, "The image encoder".
+One decision: both towers are plain pre-norm transformers, so they are CLIP's with other names. Sizes are read from the
+tensors; only the numbers of heads cannot be (16 and 16 in the published file). Every tensor of vision and text is used
+exactly once; those of the other modalities are counted and left out. Source: Girdhar et al. 2023, "ImageBind: One
+Embedding Space To Bind Them All"; weights CC BY-NC-SA 4.0. See medad_core/README.md, "The image encoder".
 """
 
 from __future__ import annotations

@@ -109,6 +109,6 @@ def flow_within(name: str, run_name: str, work: Callable[[], Result]) -> Result:
 
 @contextmanager
 def _one_heartbeat() -> Iterator[None]:
-    """For flows within a flow: the outer one's heartbeat says that the process lives, and another takes a second to end."""
+    """For flows within a flow: the outer heartbeat says that the process lives, and another takes a second to end."""
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield

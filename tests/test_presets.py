@@ -139,13 +139,13 @@ def test_weights_that_are_pickles_are_refused(bare):
 
 
 def test_models_lists_presets_and_where_they_are(bare, monkeypatch):
-    write_model(bare / "models" / "vicuna-7b")
-    monkeypatch.chdir(bare)
-    monkeypatch.setenv("MEDAD_MODELS", "models")  # a longer path would be folded in its column
+    folder = write_model(bare / "models" / "vicuna-7b")
+    monkeypatch.setenv("MEDAD_MODELS", str(bare / "models"))
+    monkeypatch.setattr("flows.cli.tables.FILE_WIDTH", 400)  # no path is folded
     result = CliRunner().invoke(app, ["models"])
     assert result.exit_code == 0 and "dinov2-small" in result.stdout, result.output
     lines = {line.split()[0]: line for line in result.stdout.splitlines() if line.split()}
-    assert lines["vicuna-7b"].rstrip().endswith("models/vicuna-7b")
+    assert lines["vicuna-7b"].rstrip().endswith(str(folder))
     assert lines["llama-3.2-1b"].rstrip().endswith("no") and "MIT" in lines["openclip-vit-h-14"]
 
 

@@ -186,7 +186,7 @@ def test_what_the_core_logs_in_a_worker_reaches_the_server(deployed):
             flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=["slices-ward-00001"]))
         )
         logs = until(lambda: client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[stage.id]))), 30)
-    assert [log.name for log in logs if "BraTS2021_00009 is left out" in log.message] == ["medad_core.stages.common"]
+    assert [log.name for log in logs if "BraTS2021_00009 is left out" in log.message] == ["medad_core.stages.parts"]
 
 
 def test_the_summary_of_a_night_names_what_was_rejected_and_the_webhook_only_counts(deployed, hook):

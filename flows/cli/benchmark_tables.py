@@ -84,6 +84,7 @@ def bookkeeping_table(report: BookkeepingReport) -> Table:
     table.add_row("  its peak memory", *(f"{size.status_mb.median:,.0f} MB" for size in report.sizes), "")
     table.add_row("walk through DATA", *(_seconds(size.discover_s) for size in report.sizes), growth["discover"])
     table.add_row("open a finished run", *(_seconds(size.open_s) for size in report.sizes), growth["open"])
+    table.add_row("  of it, hashing its parts", *(_seconds(size.hash_s) for size in report.sizes), "")
     table.add_row("read one case", *(f"{size.read_case_ms.median:.2f} ms" for size in report.sizes), "")
     return table
 

@@ -55,8 +55,8 @@ class BookkeepingSize:
 
     Seconds (`read_case_ms`: milliseconds), `status_mb` the peak memory of `status`.
 
-    `discover_s` is the walk through DATA, `open_s` everything else before a finished run is found to be finished, the
-    hash of every part among it.
+    `discover_s` is the walk through DATA, `open_s` everything else before a finished run is found to be finished,
+    `hash_s` of it the hash of every part.
     """
 
     cases: int
@@ -65,6 +65,7 @@ class BookkeepingSize:
     status_mb: Spread
     discover_s: Spread
     open_s: Spread
+    hash_s: Spread
     read_case_ms: Spread
 
 
@@ -106,6 +107,7 @@ def _measure_size(scratch: Path, cases: int, turns: int, progress: Callable[[str
         status_mb=Spread.of([result.peak_mb for result in measured["status"]]),
         discover_s=seconds("discover"),
         open_s=seconds("open"),
+        hash_s=seconds("hash"),
         read_case_ms=seconds("read", 1000.0),
     )
 
@@ -246,6 +248,15 @@ def _parts_of(cohort: Cohort) -> list[list[str]]:
     return [case_ids[start : start + CASES_PER_PART] for start in range(0, len(case_ids), CASES_PER_PART)]
 
 
+def _hash(scratch: Path) -> float:
+    """Seconds of hashing every part once, which opening a finished run does."""
+    started = time.perf_counter()
+    for name in PART_STAGES:
+        for file in (scratch / "run" / name).glob("part-*.parquet"):
+            sha256_file(str(file))
+    return time.perf_counter() - started
+
+
 def _read(scratch: Path) -> float:
     """Seconds of reading one case, of a stage that is open."""
     stage: Stage = stage_of(str(scratch / "run"), "maps")
@@ -260,7 +271,7 @@ def _read(scratch: Path) -> float:
     return (time.perf_counter() - started) / READ
 
 
-MEASUREMENTS = {"status": _status, "discover": _discover, "open": _open, "read": _read}
+MEASUREMENTS = {"status": _status, "discover": _discover, "open": _open, "hash": _hash, "read": _read}
 
 
 def _in_process(name: str, scratch: Path) -> Measured:

@@ -102,7 +102,8 @@ class _Search:
         strays = self._take_files(folder, [entry for entry in entries if is_file(entry)])
         strays_below: dict[Path, list[str]] = {}
         if depth < _DEEPEST:
-            strays_below = {Path(entry.path): self.walk(Path(entry.path), depth + 1) for entry in folders}
+            paths = [Path(entry.path) for entry in folders]
+            strays_below = {path: self.walk(path, depth + 1) for path in paths}
         else:
             strays += [f"{entry.name}/" for entry in folders]
         if depth and self._count == before:

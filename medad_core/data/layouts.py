@@ -44,14 +44,15 @@ def draft_folder(folder: Path, names: Sequence[str]) -> tuple[list[DraftCase], l
     drafts: dict[str, DraftCase] = {}
     unknown: list[str] = []
     own = folder_name(folder)
+    place = str(folder)
     for name in names:
         parsed = parse(name)
         if parsed.kind is None:
             unknown.append(name)
             continue
         case_id = parsed.case_id or own
-        draft = drafts.setdefault(case_id, DraftCase(case_id, str(folder)))
-        draft.files[parsed.kind].append(VolumeRef(str(folder / name)))
+        draft = drafts.setdefault(case_id, DraftCase(case_id, place))
+        draft.files[parsed.kind].append(VolumeRef(f"{place}/{name}"))
     _adopt_lone_mask(drafts, own)
     # Derived files beside a case (X_FLAIR_bias, X_brain) are no cases of their own.
     starts = tuple(case_id + mark for case_id in drafts for mark in "_-.")

@@ -19,7 +19,12 @@ from prefect.client.schemas.filters import (
     LogFilter,
     LogFilterFlowRunId,
 )
-from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW, temporary_settings
+from prefect.settings import (
+    PREFECT_API_DATABASE_CONNECTION_URL,
+    PREFECT_API_URL,
+    PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW,
+    temporary_settings,
+)
 from prefect_harness import WORDS, Screened
 from sqlalchemy import make_url
 from test_notify import Hook
@@ -126,7 +131,7 @@ def test_the_webhooks_address_reaches_no_server_no_task_and_no_note_of_the_run(s
         run = tmp_path / "run"
         screen(str(tiny_cohort), str(run), settings)
     assert len(hook.bodies) == 1, "the address was used"
-    database = make_url(PREFECT_API_DATABASE_CONNECTION_URL.value().get_secret_value()).database
+    database = make_url(PREFECT_API_DATABASE_CONNECTION_URL.value()).database
     files = [
         *Path(database).parent.glob(f"{Path(database).name}*"),
         *(file for file in run.rglob("*") if file.is_file()),

@@ -1,6 +1,8 @@
 """Stages on disk: plans, parts, records and manifests."""
 
+import os
 import pickle
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -21,6 +23,7 @@ from medad_core.store import (
     SLICES,
     Item,
     Stage,
+    files,
     fingerprint_of,
     sha256_file,
 )
@@ -158,6 +161,109 @@ def test_parts_may_be_written_at_the_same_time(tmp_path):
         list(pool.map(lambda n: stage.write_part(n, cases(names[n]), seconds=0), range(12)))
     assert stage.finish().done == 12
     assert stage.read().equals(cases(*names))
+
+
+# --- books that are read once ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[str]:
+    """Names of the files that are read or hashed from now on."""
+    names: list[str] = []
+    for function in ("read_bytes", "sha256_file"):
+        original = getattr(files, function)
+
+        def noting(uri: str, original=original):
+            names.append(uri.rsplit("/", 1)[-1])
+            return original(uri)
+
+        monkeypatch.setattr(files, function, noting)
+    read_many = files.read_many
+
+    def noting_many(uri: str, wanted):
+        wanted = list(wanted)
+        names.extend(wanted)
+        return read_many(uri, wanted)
+
+    monkeypatch.setattr(files, "read_many", noting_many)
+    return names
+
+
+def aged(run, seconds: float = 10.0) -> None:
+    """Let all files but the manifest look as old as those of an earlier command."""
+    for path in run.rglob("*"):
+        if path.is_file() and path.name != "_manifest.json":
+            stat = path.stat()
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns - int(seconds * 1e9)))
+
+
+def test_a_finished_stage_is_looked_at_without_reading_a_record(tmp_path, reads):
+    finished(tmp_path, ("a",), ("b",))
+    aged(tmp_path)
+    stage = stage_of_maps(tmp_path)
+    reads.clear()
+    assert stage.progress().finished and len(stage.records()) == 2
+    assert sorted(reads) == ["_manifest.json", "_plan.json"]
+
+
+def test_of_an_unfinished_stage_only_new_records_are_read(tmp_path, reads):
+    writer = Stage(str(tmp_path), "maps", MAPS)
+    writer.prepare(FINGERPRINT, [("a",), ("b",), ("c",)])
+    writer.write_part(0, cases("a"))
+    watcher = stage_of_maps(tmp_path)
+    assert watcher.progress().parts_done == 1
+    writer.write_part(2, cases("c"))
+    reads.clear()
+    assert watcher.progress().parts_done == 2
+    assert reads == ["00002.json"]
+
+
+def test_a_record_that_was_replaced_is_read_again(tmp_path):
+    writer = Stage(str(tmp_path), "maps", MAPS)
+    writer.prepare(FINGERPRINT, [("a", "b")])
+    writer.write_part(0, cases("a"), failed=[Item(key="b", reason="r")])
+    watcher = stage_of_maps(tmp_path)
+    assert watcher.progress().failed == 1
+    writer.write_part(0, cases("a", "b"))
+    assert watcher.progress().failed == 0
+
+
+def test_a_record_that_was_edited_after_the_manifest_is_read_and_not_believed(tmp_path):
+    finished(tmp_path, ("a",), ("b",))
+    aged(tmp_path)
+    (tmp_path / "maps" / "_parts" / "00001.json").write_text("{}")
+    stage = stage_of_maps(tmp_path)
+    assert stage.pending() == [1]
+
+
+def test_a_part_of_an_earlier_command_is_hashed_once(tmp_path, reads, monkeypatch):
+    finished(tmp_path, ("a",), ("b",))
+    # ctime cannot be set back; two seconds later it is old enough.
+    later = time.time_ns() + 10 * 10**9
+    monkeypatch.setattr("medad_core.store.stage.time.time_ns", lambda: later)
+    stage = stage_of_maps(tmp_path)
+    reads.clear()
+    assert stage.pending() == []
+    stage.finish()
+    assert [name for name in reads if name.endswith(".parquet")] == ["part-00000.parquet", "part-00001.parquet"]
+
+
+def test_a_part_that_changes_after_it_was_hashed_is_hashed_again(tmp_path, monkeypatch):
+    finished(tmp_path, ("a",))
+    later = time.time_ns() + 10 * 10**9
+    monkeypatch.setattr("medad_core.store.stage.time.time_ns", lambda: later)
+    stage = stage_of_maps(tmp_path)
+    assert stage.pending() == []
+    file = tmp_path / "maps" / "part-00000.parquet"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    time.sleep(0.02)
+    file.write_bytes(data)
+    assert stage.pending() == [0]
+
+
+def stage_of_maps(run) -> Stage:
+    return Stage(str(run), "maps", MAPS)
 
 
 # --- plans and fingerprints ------------------------------------------------------------------------------------------

@@ -19,8 +19,14 @@ from prefect.client.schemas.filters import (
     LogFilter,
     LogFilterFlowRunId,
 )
-from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW, temporary_settings
+from prefect.settings import (
+    PREFECT_API_DATABASE_CONNECTION_URL,
+    PREFECT_API_URL,
+    PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW,
+    temporary_settings,
+)
 from prefect_harness import WORDS, Screened
+from sqlalchemy import make_url
 from test_notify import Hook
 
 from flows import artifacts as artifacts_module
@@ -116,6 +122,24 @@ def test_the_webhook_is_given_how_a_flow_ended_and_only_numbers(server, fails):
         "name": "ward",
         "counts": {"cases_screened": 2},
     }
+
+
+def test_the_webhooks_address_reaches_no_server_no_task_and_no_note_of_the_run(server, tiny_cohort, tmp_path):
+    secret = "t0k3n-that-nobody-may-see"
+    with Hook(200) as hook:
+        settings = load_settings(None, [*WORDS, f"notify.webhook={hook.url}/{secret}"])
+        run = tmp_path / "run"
+        screen(str(tiny_cohort), str(run), settings)
+    assert len(hook.bodies) == 1, "the address was used"
+    database = make_url(PREFECT_API_DATABASE_CONNECTION_URL.value()).database
+    files = [
+        *Path(database).parent.glob(f"{Path(database).name}*"),
+        *(file for file in run.rglob("*") if file.is_file()),
+    ]
+    assert len(files) > 10
+    leaks = [file for file in files if secret.encode() in file.read_bytes()]
+    assert leaks == []
+    assert b"BraTS2021_00002" in Path(database).read_bytes(), "the server's database is the one that is looked into"
 
 
 def test_a_run_asked_to_end_does_not_wait_for_its_webhook():

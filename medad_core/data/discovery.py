@@ -24,6 +24,7 @@ from medad_core.data.layouts import (
 )
 from medad_core.data.names import MASK, MODALITIES, is_nifti, printable
 from medad_core.errors import UsageError
+from medad_core.store.collector import collector_paused
 
 _DEEPEST = 4
 _NAMED = 3  # stray files that a reason names
@@ -36,6 +37,7 @@ _ASIDE = re.compile(
 )
 
 
+@collector_paused()
 def discover(root: str | Path, modality: str = "flair", *, may_be_empty: bool = False) -> Discovery:
     """Find every case under `root` that has a volume of `modality` ("flair", "t1", "t1ce" or "t2").
 

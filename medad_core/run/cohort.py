@@ -23,11 +23,13 @@ from medad_core.data.nifti import open_nifti
 from medad_core.data.split import split_cases
 from medad_core.errors import CaseError, StoreError
 from medad_core.store import fingerprint_of, join, write_text
+from medad_core.store.collector import collector_paused
 from medad_core.store.files import make_folder, read_bytes
 
 NAME = "cohort.json"
 PHANTOM_NOTE = b"medad phantom"
 UNLABELLED = "screen"
+FileFacts = tuple[str, int | None, int]  # path below the root, channel, size in bytes
 
 
 class File(BaseModel):
@@ -77,6 +79,7 @@ class Cohort(BaseModel):
         return self.model_copy(update={"root": root})
 
 
+@collector_paused()
 def open_cohort(run: str, root: Path, discovery: Discovery, settings: DataSettings) -> Cohort:
     """The cohort of what was discovered below `root`: the run's own where its files are the same, else settled now.
 
@@ -136,11 +139,12 @@ def _has_files_of(stored: Cohort, root: Path, discovery: Discovery, modality: st
 
     Compared as plain values: a hundred thousand members would take seconds to make.
     """
-    discovered = {
-        case.case_id: (_facts(root, case.volumes[modality]), case.mask and _facts(root, case.mask), None)
-        for case in discovery.cases
-    }
-    discovered |= {case_id: (None, None, reason) for case_id, reason in _rejected(discovery)}
+    discovered: dict[str, tuple[FileFacts | None, FileFacts | None, str | None]] = {}
+    for case in discovery.cases:
+        mask = None if case.mask is None else _facts(root, case.mask)
+        discovered[case.case_id] = (_facts(root, case.volumes[modality]), mask, None)
+    for case_id, reason in _rejected(discovery):
+        discovered[case_id] = (None, None, reason)
     settled = {
         member.case_id: (_stored_facts(member.volume), _stored_facts(member.mask), member.rejected)
         for member in stored.members
@@ -148,11 +152,11 @@ def _has_files_of(stored: Cohort, root: Path, discovery: Discovery, modality: st
     return settled == discovered
 
 
-def _facts(root: Path, ref: VolumeRef) -> tuple[str, int | None, int]:
+def _facts(root: Path, ref: VolumeRef) -> FileFacts:
     return _below(root, ref.path), ref.channel, os.path.getsize(ref.path)
 
 
-def _stored_facts(file: File | None) -> tuple[str, int | None, int] | None:
+def _stored_facts(file: File | None) -> FileFacts | None:
     return None if file is None else (file.path, file.channel, file.size)
 
 

@@ -15,12 +15,7 @@ Rejected = tuple[str, str, str]  # case_id, stage, reason
 
 def rejected_cases(stages: Iterable[Stage]) -> list[Rejected]:
     """Case, stage and reason of every case that failed, sorted. Raises StoreError where a plan is damaged."""
-    rows = []
-    for stage in stages:
-        if stage.find_plan() is not None:
-            failed = (item for record in stage.records().values() for item in record.failed)
-            rows += [(item.key, stage.name, item.reason) for item in failed]
-    return sorted(rows)
+    return sorted((item.key, stage.name, item.reason) for stage in stages for item in stage.failed())
 
 
 def write_rejected(run: str, stages: Iterable[Stage]) -> list[Rejected]:

@@ -203,10 +203,12 @@ def _list_local(folder: Path) -> dict[str, FileStamp]:
     stamps = {}
     with os.scandir(folder) as entries:
         for entry in entries:
-            with suppress(FileNotFoundError):  # gone between the listing and the look
+            try:
                 facts = entry.stat()
-                if not S_ISDIR(facts.st_mode):
-                    stamps[entry.name] = _local_stamp(facts)
+            except FileNotFoundError:  # gone between the listing and the look
+                continue
+            if not S_ISDIR(facts.st_mode):
+                stamps[entry.name] = _local_stamp(facts)
     return stamps
 
 

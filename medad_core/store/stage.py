@@ -27,6 +27,7 @@ import pyarrow as pa
 from medad_core.errors import StoreError
 from medad_core.store import files
 from medad_core.store.bookkeeping import PARTS, Bookkeeping, part_name
+from medad_core.store.collector import collector_paused
 from medad_core.store.files import FileStamp
 from medad_core.store.planning import account, difference, make_plan
 from medad_core.store.records import Item, PartPlan, PartRecord, Plan, StageManifest, StageProgress, manifest_of
@@ -53,6 +54,7 @@ class Stage:
 
     # --- plan -------------------------------------------------------------------------------------------------------
 
+    @collector_paused()
     def prepare(self, fingerprint: Mapping[str, str], parts: Sequence[Sequence[str]]) -> Plan:
         """Write the plan, or give back the one that is stored.
 
@@ -74,6 +76,7 @@ class Stage:
         self.sweep()
         return stored or plan
 
+    @collector_paused()
     def find_plan(self) -> Plan | None:
         """The stored plan, None where the stage was never prepared. Raises StoreError where it is damaged."""
         return self._books.read_plan()
@@ -99,6 +102,11 @@ class Stage:
 
         A file is hashed once, and again only where it was written to since.
         """
+        return self._survey()[1]
+
+    @collector_paused()
+    def _survey(self) -> tuple[dict[int, PartRecord], list[int]]:
+        """The sound records, and the numbers that `pending` gives."""
         plan = self.plan()
         records = self._books.records(plan)
         stamps = files.list_files(self.uri)
@@ -110,7 +118,7 @@ class Stage:
             pending.append(part.number)
             if fault != "no record":
                 log.warning("%s part %d is made again: %s", self.name, part.number, fault)
-        return pending
+        return records, pending
 
     def write_part(
         self,
@@ -174,14 +182,27 @@ class Stage:
         """Let a part be pending again."""
         self._books.remove_record(number)
 
+    @collector_paused()
     def records(self) -> dict[int, PartRecord]:
         """Sound records of this plan by part number, without reading the parts themselves."""
         return self._books.records(self.plan())
+
+    @collector_paused()
+    def failed(self) -> tuple[Item, ...]:
+        """The cases that failed so far, with their reasons; none where the stage was never prepared."""
+        plan = self.find_plan()
+        if plan is None:
+            return ()
+        manifest = self._books.whole_manifest(plan)
+        if manifest is not None:
+            return manifest.failed
+        return tuple(item for record in self._books.records(plan).values() for item in record.failed)
 
     def done_inputs(self, number: int) -> tuple[str, ...]:
         """The cases of a part that have rows, in row order. Raises StoreError where the part is not done."""
         return self._done(self._required(number))
 
+    @collector_paused()
     def finished_inputs(self) -> list[tuple[str, ...]]:
         """`done_inputs` of every part. Raises StoreError where the stage is not finished."""
         return [self._done(record) for record in self.require_finished().parts]
@@ -193,10 +214,14 @@ class Stage:
 
         Raises StoreError.
         """
-        pending = self.pending()
+        records, pending = self._survey()
         if pending:
             raise StoreError(self._unfinished(pending))
-        manifest = manifest_of(self.plan(), list(self.records().values()))
+        parts = tuple(records.values())
+        stored = self.manifest()
+        if stored is not None and stored.parts == parts:
+            return stored
+        manifest = manifest_of(self.plan(), parts)
         self._books.write_manifest(manifest)
         return manifest
 
@@ -221,6 +246,7 @@ class Stage:
             raise StoreError(self._unfinished(self.pending()))
         return manifest
 
+    @collector_paused()
     def progress(self) -> StageProgress:
         """How far the stage is; cheap, for status lines. Raises StoreError where it was never prepared.
 

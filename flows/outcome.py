@@ -17,6 +17,7 @@ from prefect.context import FlowRunContext, TagsContext
 from flows.artifacts import publish
 from flows.courtesy import show_on_server
 from medad_core.config import Settings
+from medad_core.errors import UsageError
 from medad_core.notify import ATTEMPTS, Notification, notify
 
 SHORT_TIMEOUT_S = 1.0  # that a run which has seconds left waits for its webhook
@@ -58,6 +59,20 @@ def outcome_reported(kind: str, name: str, settings: Settings) -> Iterator[Repor
         raise
     show_on_server(publish, name, report.counts, report.runs)
     notify(notification("finished"), settings.notify, ATTEMPTS)
+
+
+@contextmanager
+def failure_reported(kind: str, name: str, settings: Settings) -> Iterator[None]:
+    """Report to the webhook what fails before a flow begins; wrong usage concerns only the person who typed it."""
+    begun = time.monotonic()
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception:
+        seconds = round(time.monotonic() - begun, 1)
+        notify(Notification(event="failed", kind=kind, name=name, seconds=seconds), settings.notify)
+        raise
 
 
 @contextmanager

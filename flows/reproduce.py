@@ -13,6 +13,7 @@ from prefect.task_runners import TaskRunner
 
 from flows.executor import interruptible, task_runner
 from flows.gpu import gpu_slot
+from flows.parameters import DEFAULTS, SettingsParameter
 from medad_core.config import Settings
 from medad_core.environment import package_versions
 from medad_core.errors import MedadError
@@ -29,7 +30,6 @@ from tasks.reproduce import (
     write_table,
 )
 
-DEFAULTS = Settings()
 ON_THE_DECODER = (*THROUGH_LLM, "without-llm")
 Item = dict[str, Any]  # the arguments of one task, beside those that all share
 
@@ -53,7 +53,7 @@ def _run_name() -> str:
 @flow(
     name="reproduce", description="Labelled cases to the paper's table.", persist_result=False, flow_run_name=_run_name
 )
-def reproduce(data: str, out: str, settings: Settings = DEFAULTS) -> Reproduced:
+def reproduce(data: str, out: str, settings: SettingsParameter = DEFAULTS) -> Reproduced:
     """Fit and score every row of the table; run it again to resume.
 
     Rows that fail are in the table with their reason. Raises RowsFailed at the end where there are some.

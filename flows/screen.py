@@ -14,8 +14,8 @@ from prefect.runtime import flow_run
 
 from flows.artifacts import name_parts
 from flows.outcome import Report, outcome_reported
+from flows.parameters import DEFAULTS, SettingsParameter
 from flows.stages import evaluate_within, stage_within
-from medad_core.config import Settings
 from medad_core.inbox.folder import CohortFolder
 from medad_core.inbox.lock import locked
 from medad_core.inbox.screening import CohortOutcome, screen_inbox
@@ -23,8 +23,6 @@ from medad_core.run.run import Run
 from medad_core.stages.complete import require_cases
 from medad_core.store import PART_STAGES
 from tasks.whole import Outcome
-
-DEFAULTS = Settings()
 
 
 def _run_name() -> str:
@@ -46,7 +44,7 @@ def run_name(folder: str) -> str:
     persist_result=False,
     flow_run_name=_run_name,
 )
-def screen(data: str, run: str, settings: Settings = DEFAULTS) -> Outcome:
+def screen(data: str, run: str, settings: SettingsParameter = DEFAULTS) -> Outcome:
     """Screen every case below `data`; run it again to resume."""
     with outcome_reported("screen", name_parts(run)[0], settings) as report:
         return _screen(Run.open(data, run, settings), data, report)
@@ -79,7 +77,7 @@ def _screen(run: Run, data: str, report: Report) -> Outcome:
     persist_result=False,
     flow_run_name=_cohort_run_name,
 )
-def screen_cohort(inbox: str, cohort: str, settings: Settings = DEFAULTS, wait: bool = False) -> CohortOutcome:
+def screen_cohort(inbox: str, cohort: str, settings: SettingsParameter = DEFAULTS, wait: bool = False) -> CohortOutcome:
     """Screen what is new or changed in `inbox`; a second command on the same cohort is refused, or waits."""
     folder = CohortFolder(cohort, Path(inbox))
     with locked(folder.folder, wait), outcome_reported("screen-cohort", folder.folder.name, settings) as report:

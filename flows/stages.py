@@ -18,7 +18,7 @@ from flows.artifacts import name_parts, progress_shown
 from flows.executor import FlowExecutor, range_count
 from flows.gpu import gpu_slot
 from flows.outcome import untagged
-from medad_core.config import Settings
+from flows.parameters import DEFAULTS, SettingsParameter
 from medad_core.run.run import Run
 from medad_core.stages.complete import complete_stage, plan_stage
 from medad_core.store import StageProgress
@@ -27,7 +27,6 @@ from tasks.whole import Outcome
 from tasks.whole import evaluate_run as evaluate_task
 
 Result = TypeVar("Result")
-DEFAULTS = Settings()
 
 
 def _run_name() -> str:
@@ -44,31 +43,31 @@ OPTIONS = {"persist_result": False, "flow_run_name": _run_name}
 
 
 @flow(name="slices", description="Volumes to slices.", **OPTIONS)
-def slices(run: str, settings: Settings = DEFAULTS) -> StageProgress:
+def slices(run: str, settings: SettingsParameter = DEFAULTS) -> StageProgress:
     """Cut the cohort of a run into slices."""
     return make_stage(Run.reopen(run, settings), "slices")
 
 
 @flow(name="maps", description="Slices to anomaly maps.", **OPTIONS)
-def maps(run: str, settings: Settings = DEFAULTS) -> StageProgress:
+def maps(run: str, settings: SettingsParameter = DEFAULTS) -> StageProgress:
     """Draw an anomaly map of every slice."""
     return make_stage(Run.reopen(run, settings), "maps")
 
 
 @flow(name="prompts", description="Anomaly maps to prompt embeddings.", **OPTIONS)
-def prompts(run: str, settings: Settings = DEFAULTS) -> StageProgress:
+def prompts(run: str, settings: SettingsParameter = DEFAULTS) -> StageProgress:
     """Turn every map into tokens that the LLM can read."""
     return make_stage(Run.reopen(run, settings), "prompts")
 
 
 @flow(name="answers", description="Prompt embeddings to answers.", **OPTIONS)
-def answers(run: str, settings: Settings = DEFAULTS) -> StageProgress:
+def answers(run: str, settings: SettingsParameter = DEFAULTS) -> StageProgress:
     """Let the LLM say for every slice whether and where something is wrong."""
     return make_stage(Run.reopen(run, settings), "answers")
 
 
 @flow(name="evaluate", description="Stage files to predictions, metrics and page.", **OPTIONS)
-def evaluate(run: str, settings: Settings | None = None) -> Outcome:
+def evaluate(run: str, settings: SettingsParameter | None = None) -> Outcome:
     """Write predictions, metrics and page of a finished run; without settings, by those that the run was made with."""
     return evaluate_run(Run.reopen(run, settings))
 

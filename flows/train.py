@@ -8,11 +8,9 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.gpu import gpu_slot
-from medad_core.config import Settings
+from flows.parameters import DEFAULTS, SettingsParameter
 from tasks.policy import with_policy
 from tasks.whole import Trained, train_weights
-
-DEFAULTS = Settings()
 
 
 def _run_name() -> str:
@@ -20,7 +18,7 @@ def _run_name() -> str:
 
 
 @flow(name="train", description="Labelled cases to weights.", persist_result=False, flow_run_name=_run_name)
-def train(data: str, out: str, settings: Settings = DEFAULTS, licence: str = "not stated") -> Trained:
+def train(data: str, out: str, settings: SettingsParameter = DEFAULTS, licence: str = "not stated") -> Trained:
     """Train decoder and converter on every labelled case below `data`; run it again to resume."""
     from medad_core.models.device import device_of
 

@@ -14,7 +14,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.orchestrator import check_orchestration, check_runner
 from flows.screen import screen
 from flows.stages import maps, slices
-from medad_core.config import FlowSettings, load_settings
+from medad_core.config import FlowSettings, Settings, load_settings
 from medad_core.errors import ConfigError, StoreError, UsageError
 from medad_core.faults.classify import can_heal
 from medad_core.llm.transformers_engine import TransformersEngine
@@ -200,3 +200,16 @@ def test_only_what_may_pass_by_itself_can_heal():
         ValueError(),
     ):
         assert not can_heal(error)
+
+
+def test_settings_that_an_earlier_deployment_holds_as_text_are_read():
+    from flows.cohort import screen_cohort  # where it looks for the flow
+
+    given = {"inbox": "in", "cohort": "out"}
+    assert screen_cohort.validate_parameters({**given, "settings": ""})["settings"] == Settings()
+    read = screen_cohort.validate_parameters({**given, "settings": "data: {last_slice: 91}"})["settings"]
+    assert read.data.last_slice == 91
+    mapping = screen_cohort.validate_parameters({**given, "settings": {"data": {"last_slice": 92}}})["settings"]
+    assert mapping.data.last_slice == 92
+    with pytest.raises(Exception, match="last_slide"):
+        screen_cohort.validate_parameters({**given, "settings": "data: {last_slide: 91}"})

@@ -102,6 +102,14 @@ def test_a_missing_part_makes_a_finished_stage_unfinished(tmp_path):
         stage.require_finished()
 
 
+def test_a_finished_stage_whose_record_was_deleted_is_unfinished_and_hands_no_cases_on(tmp_path):
+    stage = finished(tmp_path, ("a",), ("b",))
+    (tmp_path / "maps" / "_parts" / "00001.json").unlink()
+    assert not stage.is_finished() and not stage.progress().finished
+    with pytest.raises(StoreError, match=r"not finished \(part 1 of 2 parts pending\)"):
+        stage.finished_inputs()
+
+
 def test_progress_counts_from_the_records(tmp_path):
     stage = Stage(str(tmp_path), "maps", MAPS)
     stage.prepare(FINGERPRINT, [("a", "b"), ("c",)])

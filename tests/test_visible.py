@@ -37,6 +37,7 @@ from flows.outcome import outcome_reported
 from flows.screen import screen
 from flows.stages import maps
 from medad_core.config import Settings, load_settings
+from medad_core.errors import StoreError, UsageError
 from medad_core.store import PART_STAGES, StageProgress, stage_of
 
 pytest_plugins = ("prefect_harness",)
@@ -140,6 +141,16 @@ def test_the_webhooks_address_reaches_no_server_no_task_and_no_note_of_the_run(s
     leaks = [file for file in files if secret.encode() in file.read_bytes()]
     assert leaks == []
     assert b"BraTS2021_00002" in Path(database).read_bytes(), "the server's database is the one that is looked into"
+
+
+def test_what_fails_before_a_flow_begins_is_reported_and_wrong_usage_is_not():
+    with Hook(200) as hook:
+        settings = Settings.model_validate({"notify": {"webhook": hook.url}})
+        with pytest.raises(StoreError), outcome.failure_reported("screen", "ward", settings):
+            raise StoreError("made of other data")
+        with pytest.raises(UsageError), outcome.failure_reported("screen", "ward", settings):
+            raise UsageError("a wrong key")
+    assert [(body["event"], body["name"]) for body in hook.bodies] == [("failed", "ward")]
 
 
 def test_a_run_asked_to_end_does_not_wait_for_its_webhook():

@@ -51,13 +51,16 @@ def _screen_run(data: str, out: str, settings: Settings, terminals: Consoles) ->
     from flows.cli.progress import watching
 
     with terminals.err.status("checking data, models and settings"):
+        from flows.artifacts import name_parts
         from flows.cli.server import start_temporary_server
         from flows.orchestrator import check_orchestration
+        from flows.outcome import failure_reported
         from flows.screen import screen_run
         from medad_core.run.run import Run
 
         check_orchestration(settings)
-        run = Run.open(data, out, settings)
+        with failure_reported("screen", name_parts(out)[0], settings):
+            run = Run.open(data, out, settings)
         start_temporary_server()
     with watching(lambda: out, terminals.err):
         outcome = screen_run(run, data)

@@ -227,7 +227,7 @@ def _open(scratch: Path) -> float:
     run = str(scratch / "run")
     discovery = discover(scratch / "data")
     started = time.perf_counter()
-    cohort = open_cohort(run, (scratch / "data").resolve(), discovery, Settings().data)
+    cohort = open_cohort(run, (scratch / "data").resolve(), discovery, Settings().data, is_dealt=True)
     stages = open_stages(run)
     upstream: dict[str, str] = {}
     parts: Sequence[Sequence[str]] = _parts_of(cohort)

@@ -106,8 +106,9 @@ class Supervisor:
                 number,
             )
             failure = self.executor.make_apart(number)
-            suspect = None if failure is None else suspect_of(failure.error)
-            self._judge(number, suspect, attempts_before=1)
+            if failure is not None:
+                self.stage.sweep()
+                self._judge(number, suspect_of(failure.error), attempts_before=1)
         safe = ([number for number in numbers if number not in dangerous] for numbers in ranges)
         return [numbers for numbers in safe if numbers]
 

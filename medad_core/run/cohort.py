@@ -80,13 +80,13 @@ class Cohort(BaseModel):
 
 
 @collector_paused()
-def open_cohort(run: str, root: Path, discovery: Discovery, settings: DataSettings) -> Cohort:
+def open_cohort(run: str, root: Path, discovery: Discovery, settings: DataSettings, is_dealt: bool) -> Cohort:
     """The cohort of what was discovered below `root`: the run's own where its files are the same, else settled now.
 
-    Raises StoreError naming the cases that changed.
+    `is_dealt`: the stored splits were dealt by these settings. Raises StoreError naming the cases that changed.
     """
     stored = find_stored(run)
-    if stored is None or not _has_files_of(stored, root, discovery, settings.modality):
+    if stored is None or not is_dealt or not _has_files_of(stored, root, discovery, settings.modality):
         return settle_cohort(run, make_cohort(root, discovery, settings))
     if stored.root != str(root):
         stored = stored.at(str(root))

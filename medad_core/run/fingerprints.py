@@ -31,8 +31,8 @@ from medad_core.models.weights import (
     weights_fingerprint,
     weights_folder,
 )
-
-Fields = dict[str, str]
+from medad_core.run.fields import PICTURE, Fields, settings_fields
+from medad_core.store.planning import difference
 
 
 @dataclass(frozen=True)
@@ -61,24 +61,7 @@ class ResolvedModels:
 def run_fingerprint(settings: Settings, stored: Mapping[str, str] | None = None) -> Fields:
     """All that determines the predictions of a case, its files aside; `stored` as `stored_maps` above."""
     models = ResolvedModels.of(settings, stored)
-    return {**slices_fields(settings), **models.maps, **models.prompts, **models.answers}
-
-
-def slices_fields(settings: Settings) -> Fields:
-    """What of the settings determines the picture of a slice."""
-    return settings_fields(settings, "data.modality", "data.first_slice", "data.last_slice", "data.scaling")
-
-
-def settings_fields(settings: Settings, *keys: str) -> Fields:
-    """The named sections of the settings as fingerprint fields."""
-    tree = settings.model_dump(mode="json")
-    fields = {}
-    for key in keys:
-        value = tree
-        for name in key.split("."):
-            value = value[name]
-        fields[key] = str(value)
-    return fields
+    return {**settings_fields(settings, *PICTURE), **models.maps, **models.prompts, **models.answers}
 
 
 def shared_fingerprint(settings: Settings) -> Fields:
@@ -215,3 +198,16 @@ def check_llm(settings: Settings, template: str, image: bool = False) -> None:
     check_prompts(folder, template, image)
     if settings.llm.lora is not None:
         check_lora(folder, Path(settings.llm.lora).expanduser())
+
+
+def check_planned(stage: str, planned: Mapping[str, str], current: Mapping[str, str]) -> None:
+    """Raise WeightsError where models are no longer those that a stage was planned with.
+
+    They may have been replaced while the stages before it ran, or be others on this machine.
+    """
+    fields = {name: planned[name] for name in current if name in planned}
+    if fields != dict(current):
+        raise WeightsError(
+            f"the stage {stage} was planned {difference(fields, current)}; bring those models back, or choose another "
+            "output folder for the new ones"
+        )

@@ -15,6 +15,7 @@ from medad_core.config import Settings
 from medad_core.data.discovery import discover
 from medad_core.environment import package_versions
 from medad_core.run.cohort import Cohort, cohort_of, open_cohort
+from medad_core.run.fields import DEALT_BY, settings_fields
 from medad_core.run.info import RunInfo, has_run_info, read_run_info, write_run_info
 from medad_core.run.rejected import Rejected, write_rejected
 from medad_core.store import Stage, check_writable, open_stages
@@ -46,7 +47,7 @@ class Run:
         run = cls(out, settings)
         check_models(settings)
         _ = run.models
-        run.cohort = open_cohort(out, root, discovery, settings.data)
+        run.cohort = open_cohort(out, root, discovery, settings.data, run._is_dealt())
         run.sweep()
         if not has_run_info(out):
             run.note(data)
@@ -72,6 +73,12 @@ class Run:
 
         plan = self.stage("maps").find_plan()
         return ResolvedModels.of(self.settings, None if plan is None else plan.fingerprint)
+
+    def _is_dealt(self) -> bool:
+        """Whether the splits of `cohort.json` were dealt by these settings, as the plan of `slices` says."""
+        plan = self.stage("slices").find_plan()
+        fields = settings_fields(self.settings, *DEALT_BY)
+        return plan is not None and all(plan.fingerprint.get(name) == value for name, value in fields.items())
 
     def stage(self, name: str) -> Stage:
         """One of the stages slices, maps, prompts, answers."""

@@ -15,6 +15,7 @@ from medad_core.llm.protocol import Engine, Generation
 from medad_core.llm.restarting import RestartingEngine, captured_engine_log
 from medad_core.models.converter import MAP_TOKENS
 from medad_core.models.device import device_of
+from medad_core.run.fingerprints import answers_fingerprint, check_planned
 from medad_core.run.run import Run
 from medad_core.stages.loading import load_converter_of, load_prompt_of
 from medad_core.stages.parts import OnPart, ignore_part, making, plan_after
@@ -38,6 +39,7 @@ def run_parts(
     if not numbers:
         return []
     settings = run.settings
+    check_planned("answers", run.stage("answers").plan().fingerprint, answers_fingerprint(settings))
     prompt = load_prompt_of(settings)
     knowledge = load_converter_of(settings).knowledge_tokens().numpy()
     prompts = run.stage("prompts")

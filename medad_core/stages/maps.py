@@ -13,7 +13,7 @@ from torch import Tensor
 from medad_core.config import Settings
 from medad_core.models.decoder import image_scores, peaks, render_maps
 from medad_core.models.device import batch_size_of, device_of, worker_device
-from medad_core.run.fingerprints import settled_precision
+from medad_core.run.fingerprints import check_planned, maps_fingerprint, settled_precision
 from medad_core.run.run import Run
 from medad_core.stages.batches import (
     CaseImages,
@@ -48,9 +48,11 @@ def run_parts(
         return []
     stage = run.stage("maps")
     parts = stage.plan().parts
+    planned = stage.plan().fingerprint
+    check_planned("maps", planned, maps_fingerprint(run.settings, planned))
     case_ids = [case_id for number in numbers for case_id in parts[number].inputs]
     with worker_device(run.uri, device_of(run.settings)) as device:
-        models = models or load_map_models(run.settings, device, settled_precision(stage.plan().fingerprint))
+        models = models or load_map_models(run.settings, device, settled_precision(planned))
         size = batch_size_of(run.settings, models.device)
         batches = batches_of(read_cases(run.stage("slices"), case_ids), size, pinned=models.device.type == "cuda")
         with closing(maps_of(made_ahead(batches), models, run.settings)) as maps:

@@ -10,6 +10,7 @@ import torch
 
 from medad_core.models.device import device_of
 from medad_core.models.weights import AnyConverter
+from medad_core.run.fingerprints import check_planned, prompts_fingerprint
 from medad_core.run.run import Run
 from medad_core.stages.loading import load_converter_of
 from medad_core.stages.parts import OnPart, ignore_part, plan_after, run_casewise
@@ -31,6 +32,7 @@ def run_parts(
     """Convert the maps of the given parts. The converter is loaded where it is not given."""
     if not numbers:
         return []
+    check_planned("prompts", run.stage("prompts").plan().fingerprint, prompts_fingerprint(run.settings))
     maps = run.stage("maps")
     device = device_of(run.settings)
     loaded = (converter or load_converter_of(run.settings)).to(device)

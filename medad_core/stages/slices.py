@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from medad_core.data.read import read_slices
 from medad_core.errors import CaseError
-from medad_core.run.fingerprints import settings_fields, slices_fields
+from medad_core.run.fields import PICTURE, SPLIT, settings_fields
 from medad_core.run.run import Run
 from medad_core.stages.parts import OnPart, ignore_part, run_casewise
 from medad_core.stages.rows import slice_rows
@@ -23,7 +23,7 @@ def plan(run: Run) -> Plan:
     cases = [member.case_id for member in run.cohort.members]
     size = run.settings.data.cases_per_part
     parts = [cases[start : start + size] for start in range(0, len(cases), size)]
-    fingerprint = {**slices_fields(run.settings), **settings_fields(run.settings, "data.split")}
+    fingerprint = settings_fields(run.settings, *PICTURE, *SPLIT)
     return run.stage("slices").prepare({**fingerprint, "cohort": run.cohort.content}, parts)
 
 

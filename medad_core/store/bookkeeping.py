@@ -41,7 +41,7 @@ class Bookkeeping:
     def read_plan(self) -> Plan | None:
         """The plan that is stored now, None where there is none. Raises StoreError where it is damaged."""
         stamp = files.stamp_of(self._at(PLAN))
-        if stamp is not None and stamp == self._plan_stamp:
+        if stamp is not None and stamp == self._plan_stamp and stamp.identity:
             return self._plan
         data = None if stamp is None else files.read_bytes(self._at(PLAN))
         if data is None:
@@ -78,7 +78,7 @@ class Bookkeeping:
             name = _record_name(part.number)
             stamp = stamps.get(name)
             kept = self._records.get(part.number)
-            if stamp is None or (kept is not None and kept[0] == stamp):
+            if stamp is None or (kept is not None and kept[0] == stamp and stamp.identity):
                 continue
             if manifest_stamp and manifest and stamp.modified_ns < manifest_stamp.modified_ns:
                 self._records[part.number] = (stamp, manifest.parts[part.number])
@@ -101,7 +101,7 @@ class Bookkeeping:
         if stamp is None:
             return None
         kept = self._records.get(number)
-        if kept is None or kept[0] != stamp:
+        if kept is None or kept[0] != stamp or not stamp.identity:
             data = files.read_bytes(self._record_at(number))
             kept = self._records[number] = (stamp, self._parsed(plan, number, data))
         return kept[1]
@@ -153,7 +153,7 @@ class Bookkeeping:
         if stamp is None:
             self._manifest = None
             return None, None
-        if self._manifest is None or self._manifest[0] != stamp:
+        if self._manifest is None or self._manifest[0] != stamp or not stamp.identity:
             self._manifest = (stamp, self._read_manifest(plan))
         return self._manifest
 

@@ -33,6 +33,8 @@ _WHICH = ("ETag", "etag", "md5Hash", "ino")  # … and what tells its contents a
 class FileStamp(NamedTuple):
     """How a file lies on disk: size in bytes, times in ns (0 where a filesystem does not say), inode or ETag.
 
+    `identity` is empty where a filesystem tells two contents of one size not apart.
+
     A file whose stamp is the same was not replaced. It may have been written to within one tick of the clock of its
     filesystem: who must know that for sure compares `changed_ns` with the time of the look.
     """
@@ -175,6 +177,7 @@ def stamp_of(uri: str) -> FileStamp | None:
             if path is not None:
                 return _local_stamp(path.stat())
             fs, remote = filesystem(uri)
+            fs.invalidate_cache(fs._parent(remote))  # others may have written there since it was listed
             return _remote_stamp(fs.info(remote))
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -220,7 +223,7 @@ def _local_stamp(facts: os.stat_result) -> FileStamp:
 def _remote_stamp(entry: dict[str, Any]) -> FileStamp:
     moment = next((entry[key] for key in _WHEN if key in entry), None)
     modified_ns = int(moment.timestamp() * 1e9) if isinstance(moment, datetime) else 0
-    identity = next((str(entry[key]) for key in _WHICH if key in entry), str(moment))
+    identity = next((str(entry[key]) for key in _WHICH if key in entry), str(moment or ""))
     return FileStamp(int(entry["size"]), modified_ns, modified_ns, identity)
 
 

@@ -205,7 +205,10 @@ class Stage:
     @collector_paused()
     def finished_inputs(self) -> list[tuple[str, ...]]:
         """`done_inputs` of every part. Raises StoreError where the stage is not finished."""
-        return [self._done(record) for record in self.require_finished().parts]
+        manifest = self._books.whole_manifest(self.plan())
+        if manifest is None:
+            raise StoreError(self._unfinished(self.pending()))
+        return [self._done(record) for record in manifest.parts]
 
     # --- completion -------------------------------------------------------------------------------------------------
 
@@ -231,8 +234,12 @@ class Stage:
         return None if plan is None else self._books.manifest(plan)
 
     def is_finished(self) -> bool:
-        """Whether a manifest is there and every part has the size it says. Reads no part; `pending` checks sha256."""
-        manifest = self.manifest()
+        """Whether a manifest is there, and every record, and every part has the size it says.
+
+        Reads no part; `pending` checks sha256.
+        """
+        plan = self._books.plan
+        manifest = None if plan is None else self._books.whole_manifest(plan)
         if manifest is None:
             return False
         stamps = files.list_files(self.uri)

@@ -1,0 +1,96 @@
+"""A run that is opened: what it takes over from disk, what it refuses, and what it notices later."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from prefect_harness import WORDS, write_case
+
+from medad_core.config import Settings, load_settings
+from medad_core.errors import StoreError, UsageError, WeightsError
+from medad_core.run import cohort
+from medad_core.run.fingerprints import check_planned
+from medad_core.run.run import Run
+from medad_core.stages import maps, slices
+from medad_core.store import join
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    for number in range(6):
+        write_case(tmp_path / "data", f"BraTS2021_{number:05d}", seed=number, tumour=range(60 + number % 2, 64))
+    return tmp_path / "data"
+
+
+def opened(data: Path, *words: str) -> Run:
+    return Run.open(str(data), str(data.parent / "run"), load_settings(None, [*WORDS, *words]))
+
+
+def test_a_run_that_was_begun_is_opened_without_a_look_into_its_masks(data, monkeypatch):
+    first = opened(data)
+    slices.plan(first)
+    monkeypatch.setattr(cohort, "open_nifti", lambda *_: pytest.fail("a mask was opened"))
+    monkeypatch.setattr(cohort, "_is_phantom", lambda *_: pytest.fail("a volume was opened"))
+    assert opened(data).cohort == first.cohort
+
+
+@pytest.mark.parametrize("word", ["data.split.seed=7", "data.first_slice=61"])
+def test_splits_are_never_taken_over_from_other_settings(data, word):
+    first = opened(data)
+    slices.plan(first)
+    with pytest.raises(StoreError, match=r"was made of other data|data\.first_slice"):
+        slices.plan(opened(data, word))
+    shutil.rmtree(data.parent / "run" / "slices")
+    (data.parent / "run" / "cohort.json").unlink()
+    again = opened(data, word)
+    fresh = cohort.find_cohort(data, load_settings(None, [*WORDS, word]).data)
+    assert again.cohort == fresh
+
+
+def test_deleting_the_slices_alone_lets_no_splits_of_other_settings_through(data):
+    slices.plan(opened(data))
+    shutil.rmtree(data.parent / "run" / "slices")
+    with pytest.raises(StoreError, match="was made of other data"):
+        opened(data, "data.split.seed=7")
+
+
+def test_a_folder_that_is_none_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(UsageError, match="no such folder"):
+        Run.open(str(tmp_path / "nothing"), str(tmp_path / "run"), Settings())
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_were_replaced_after_a_stage_was_planned_are_refused(data):
+    from medad_core.models.weights import weights_folder
+
+    weights = data.parent / "weights"
+    shutil.copytree(weights_folder("embedded"), weights)
+    run = opened(data, f"models.weights={weights}")
+    slices.plan(run)
+    slices.run_parts(run, [0, 1, 2, 3, 4, 5])
+    run.stage("slices").finish()
+    maps.plan(run)
+    decoder = weights / "decoder.safetensors"
+    content = bytearray(decoder.read_bytes())
+    content[-1] ^= 1
+    decoder.write_bytes(content)
+    with pytest.raises(WeightsError, match="the stage maps was planned with other content: decoder_sha256"):
+        maps.run_parts(run, [0])
+
+
+def test_planned_models_are_compared_field_by_field():
+    check_planned("maps", {"encoder": "a", "inputs": "3 cases"}, {"encoder": "a"})
+    for current in ({"encoder": "b"}, {"encoder": "a", "precision": "bfloat16"}):
+        with pytest.raises(WeightsError, match=r"encoder|precision"):
+            check_planned("maps", {"encoder": "a"}, current)
+
+
+def test_a_cohort_behind_a_link_is_the_same_cohort(data):
+    first = opened(data)
+    slices.plan(first)
+    link = data.parent / "link"
+    link.symlink_to(data)
+    assert Run.open(str(link), first.uri, first.settings).cohort == first.cohort
+    assert Path(join(first.uri, "cohort.json")).is_file()

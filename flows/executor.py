@@ -31,7 +31,7 @@ Runner = TypeVar("Runner", TaskRunner, ProcessPoolExecutor)
 
 
 def task_runner(settings: FlowSettings) -> TaskRunner:
-    """The runner that the settings name. Raises UsageError where it cannot work here."""
+    """The runner that the settings name. Raises UsageError if it cannot work here."""
     if settings.runner == "thread":
         return ThreadPoolTaskRunner(max_workers=settings.max_workers)
     check_runner(settings)
@@ -82,7 +82,7 @@ def _close(runner: Runner) -> None:
     queue up after some seconds, but Python would wait at its end for what is still in it.
     """
     runner.__exit__(None, None, None)
-    queue = getattr(runner, "_subprocess_message_queue", None)  # None again where it could be closed
+    queue = getattr(runner, "_subprocess_message_queue", None)  # None again if it could be closed
     if queue is not None:
         queue.cancel_join_thread()
 

@@ -15,14 +15,14 @@ SERVER_TIMEOUT_S = 10.0
 
 
 def server_url() -> str | None:
-    """The configured Prefect server, None where a temporary one is started for each command."""
+    """The configured Prefect server, None if a temporary one is started for each command."""
     from prefect.settings import PREFECT_API_URL
 
     return PREFECT_API_URL.value()
 
 
 def server_fault(url: str, timeout_s: float = SERVER_TIMEOUT_S) -> Exception | None:
-    """What keeps the Prefect server at `url` from answering, None where it answers."""
+    """What keeps the Prefect server at `url` from answering, None if it answers."""
     import httpx
 
     try:

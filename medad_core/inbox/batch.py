@@ -32,7 +32,7 @@ def histories_of(batches: Sequence[Batch]) -> dict[str, tuple[Screening, ...]]:
 
 
 def next_screening(study: Study, history: tuple[Screening, ...], attempts: int) -> PlannedStudy | None:
-    """The screening that a study needs, None where its content is on record for good.
+    """The screening that a study needs, None if its content is on record for good.
 
     `history` are the screenings of its case, oldest first. A quarantined content is tried `attempts` times in all.
     """
@@ -59,7 +59,7 @@ def case_of(inbox: Path, study: Study, modality: str) -> Case:
 def finished_batch(run: Path, inbox: Path, plan: BatchPlan) -> Batch:
     """The commit of a batch whose `run` is finished.
 
-    Raises StoreError where a case has neither rows nor a reason, or both.
+    Raises StoreError if a case has neither rows nor a reason, or both.
     """
     predictions = str(run / PREDICTIONS)
     rows = _rows_by_case(predictions)

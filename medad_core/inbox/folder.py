@@ -79,7 +79,7 @@ class CohortFolder:
         return tuple(batches)
 
     def open_batch(self) -> BatchPlan | None:
-        """The batch that was begun and is not committed, if any. Raises StoreError where its plan is damaged."""
+        """The batch that was begun and is not committed, if any. Raises StoreError if its plan is damaged."""
         path = self.run_of(len(self.batches()) + 1) / PLANNED
         data = read_bytes(str(path))
         if data is None:
@@ -87,14 +87,14 @@ class CohortFolder:
         return _parsed(BatchPlan, data, path, f"delete {path.parent}: {_DELETE_BATCH}")
 
     def open_run(self) -> str | None:
-        """The run of the batch that is being screened, None where there is none."""
+        """The run of the batch that is being screened, None if there is none."""
         plan = self.open_batch()
         return None if plan is None else str(self.run_of(plan.number))
 
     def ledger(self) -> Ledger | None:
         """The ledger as it was last written.
 
-        None where there is none, or it is damaged: the next screening writes it anew.
+        None if there is none, or it is damaged: the next screening writes it anew.
         """
         data = read_bytes(str(self.folder / LEDGER))
         try:
@@ -108,7 +108,7 @@ class CohortFolder:
         return histories_of(self.batches())
 
     def known_files(self) -> dict[str, StoredFile]:
-        """Files of the last scan by path; none where the ledger is gone: they are hashed again then."""
+        """Files of the last scan by path; none if the ledger is gone: they are hashed again then."""
         ledger = self.ledger()
         return {} if ledger is None else ledger.files
 
@@ -121,7 +121,7 @@ class CohortFolder:
         return None if plan is None else plan.fingerprint
 
     def check_fingerprint(self, current: dict[str, str]) -> None:
-        """Raise StoreError where the cohort was screened with other models or settings: its rows do not compare."""
+        """Raise StoreError if the cohort was screened with other models or settings: its rows do not compare."""
         stored = self.fingerprint()
         if stored is not None and stored != current:
             raise StoreError(
@@ -152,7 +152,7 @@ class CohortFolder:
     ) -> BatchPlan:
         """Lay out the next batch. Its folder appears whole, so a batch that is there has its plan and its cohort.
 
-        Raises StoreError where a file of a study is gone.
+        Raises StoreError if a file of a study is gone.
         """
         plan = BatchPlan(
             number=len(self.batches()) + 1,
@@ -172,7 +172,7 @@ class CohortFolder:
     def resume(self, inbox: Path) -> BatchPlan | None:
         """The batch that was begun, ready to go on, wherever the inbox is mounted now.
 
-        Raises StoreError where its run is damaged.
+        Raises StoreError if its run is damaged.
         """
         plan = self.open_batch()
         if plan is None:

@@ -32,7 +32,7 @@ class LockedError(MedadError):
 def locked(cohort: Path, wait: bool = False) -> Iterator[None]:
     """Hold the cohort's folder while the block runs. With `wait`, wait for another process that holds it.
 
-    Raises LockedError naming the holder otherwise, StoreError where the lock cannot be written.
+    Raises LockedError naming the holder otherwise, StoreError if the lock cannot be written.
     """
     path = cohort / ".lock"
     with explained("lock", str(cohort)):
@@ -55,14 +55,14 @@ def locked(cohort: Path, wait: bool = False) -> Iterator[None]:
 
 
 def check_free(cohort: Path) -> None:
-    """Raise LockedError where another process holds the cohort now."""
+    """Raise LockedError if another process holds the cohort now."""
     name = holder(cohort)
     if name is not None:
         raise LockedError(_refusal(cohort, name))
 
 
 def holder(cohort: Path) -> str | None:
-    """Who holds the cohort ("process 1 on host since …"), None where nobody does. Only reads the lock's file."""
+    """Who holds the cohort ("process 1 on host since …"), None if nobody does. Only reads the lock's file."""
     path = cohort / ".lock"
     with explained("read", str(path)):
         try:

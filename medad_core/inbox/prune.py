@@ -26,7 +26,7 @@ _NOTE_TEXT = (
 def prune(cohort: str, keep: int) -> dict[int, int]:
     """Prune all committed batches but the newest `keep`. Returns the bytes freed of each, by batch number.
 
-    Raises UsageError for a folder that is no cohort, LockedError where it is in use.
+    Raises UsageError for a folder that is no cohort, LockedError if it is in use.
     """
     if not is_cohort(cohort):
         raise UsageError(f"{cohort}: not the folder of a cohort; make one with `medad screen INBOX --cohort {cohort}`")

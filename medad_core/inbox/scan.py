@@ -51,7 +51,7 @@ class InboxScan:
 def scan_inbox(inbox: Path, settings: Settings, known: Mapping[str, StoredFile]) -> InboxScan:
     """Every study below `inbox`. `known` are the files of an earlier scan, by path relative to the inbox.
 
-    Raises UsageError where the inbox is missing. An empty one is no error: nothing has come yet.
+    Raises UsageError if the inbox is missing. An empty one is no error: nothing has come yet.
     """
     modality = settings.data.modality
     discovery = discover(inbox, modality, may_be_empty=True)
@@ -74,7 +74,7 @@ def scan_inbox(inbox: Path, settings: Settings, known: Mapping[str, StoredFile])
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """How the file lies on disk, None where there is none."""
+    """How the file lies on disk, None if there is none."""
     try:
         facts = path.stat()
     except OSError:
@@ -116,7 +116,7 @@ def _refs(case: Case, modality: str) -> tuple[VolumeRef, ...]:
 
 
 def _stamps(case: Case, modality: str) -> tuple[Stamp, ...] | None:
-    """Stamps of all files of a case, None where one is gone."""
+    """Stamps of all files of a case, None if one is gone."""
     stamps = [stamp_of(Path(ref.path)) for ref in _refs(case, modality)]
     present = tuple(stamp for stamp in stamps if stamp is not None)
     return present if len(present) == len(stamps) else None

@@ -110,7 +110,7 @@ class _Screening:
     ) -> list[tuple[tuple[PlannedStudy, ...], bool]]:
         """What is pending as up to two batches: what comes for the first time, and, apart, what went wrong before.
 
-        A batch that is stuck is let go of for it. Raises its suspect where it is so large that the machine must be at
+        A batch that is stuck is let go of for it. Raises its suspect if it is so large that the machine must be at
         fault, or where it was tried apart already and nothing else has come.
         """
         tried = {planned.study.content for planned in stuck.plan.studies} if stuck else set()
@@ -138,7 +138,7 @@ class _Screening:
 def screen_inbox(folder: CohortFolder, inbox: Path, settings: Settings, screen_batch: ScreenBatch) -> CohortOutcome:
     """Screen what is new or changed in `inbox`, and what was left. The caller holds the cohort's lock.
 
-    Raises StoreError where the cohort was screened with other models or settings, or is damaged; what stops a run.
+    Raises StoreError if the cohort was screened with other models or settings, or is damaged; what stops a run.
     """
     folder.reconcile()
     settled, fingerprint = _settled(folder, settings)

@@ -21,12 +21,12 @@ BATCHES_IN_VIEW = b"medad.batches"
 
 
 def write_predictions(path: str, batches: Sequence[Batch], run_of: Callable[[int], Path]) -> None:
-    """Replace the view at `path` whole; nothing happens where it is up to date, or there is no batch.
+    """Replace the view at `path` whole; nothing happens if it is up to date, or there is no batch.
 
     `batches` are oldest first, `run_of` gives the run of a batch by number. A case whose newest content was rejected
     has no rows: those of its older content would pass for the newer.
 
-    Raises StoreError where the predictions of a batch are not those that were committed.
+    Raises StoreError if the predictions of a batch are not those that were committed.
     """
     numbers = ",".join(str(batch.number) for batch in batches).encode()
     if not batches or _batches_in(path) == numbers:
@@ -52,7 +52,7 @@ def _newest_rows(predictions: str, batch: Batch, newest: Mapping[str, Screening]
 
 
 def _batches_in(path: str) -> bytes | None:
-    """The batches that a view was made of; None where there is no sound one."""
+    """The batches that a view was made of; None if there is no sound one."""
     try:
         return (pq.read_schema(path).metadata or {}).get(BATCHES_IN_VIEW)
     except (OSError, pa.ArrowInvalid):

@@ -33,7 +33,7 @@ def run_parts(
     """Answer the prompts of the given parts.
 
     An engine is started where none is given, restarted once where it breaks down, and closed again. Raises EngineError
-    where it breaks down again, naming its log, `RUN/answers/engine.log`.
+    if it breaks down again, naming its log, `RUN/answers/engine.log`.
     """
     if not numbers:
         return []

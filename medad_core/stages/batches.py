@@ -181,7 +181,7 @@ class InPieces:
         self.size = min(size, self._learnt.get(key, size))
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Results of all images, uint8 (B, H, W). Raises OutOfMemoryError where not even one slice fits."""
+        """Results of all images, uint8 (B, H, W). Raises OutOfMemoryError if not even one slice fits."""
         pieces = []
         start = 0
         while start < len(images):
@@ -205,7 +205,7 @@ class InPieces:
 
 
 def refuse_not_finite(case: CaseImages, grids: np.ndarray) -> None:
-    """Raise CaseError where half precision did not hold the map."""
+    """Raise CaseError if half precision did not hold the map."""
     if not np.isfinite(grids).all():
         raise CaseError(
             case.case_id, "its map is not finite; set models.precision=float32 and choose another output folder"

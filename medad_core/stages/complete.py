@@ -34,7 +34,7 @@ def complete_stage(
 
 
 def require_cases(run: Run, progress: StageProgress) -> None:
-    """Raise MedadError where the stage `slices` left no case to go on with."""
+    """Raise MedadError if the stage `slices` left no case to go on with."""
     if progress.stage == "slices" and progress.done == 0:
         requested = progress.requested
         raise MedadError(f"none of the {requested} cases could be used; {run.uri}/rejected.csv says why of each")

@@ -68,7 +68,7 @@ class _Measured:
 
 
 def evaluate_run(run: Run) -> Results:
-    """Write predictions, metrics and page of a run whose stages are finished. Raises StoreError where one is not."""
+    """Write predictions, metrics and page of a run whose stages are finished. Raises StoreError if one is not."""
     for name in ("slices", "maps", "answers"):
         run.stage(name).require_finished()
     rejected = run.write_rejected()

@@ -51,7 +51,7 @@ def load_map_models(settings: Settings, device: str | None = None, precision: st
 
 
 def load_converter_of(settings: Settings) -> AnyConverter:
-    """The converter of the weights, on the CPU. Raises WeightsError where it does not fit the other models."""
+    """The converter of the weights, on the CPU. Raises WeightsError if it does not fit the other models."""
     settle_torch(settings)
     return load_converter(weights_folder(settings.models.weights), converter_surroundings(settings))
 
@@ -59,6 +59,6 @@ def load_converter_of(settings: Settings) -> AnyConverter:
 def load_prompt_of(settings: Settings) -> Prompt:
     """The prompt in the template of the settings, or in the one that the weights' converter speaks.
 
-    Raises WeightsError where it cannot be worded.
+    Raises WeightsError if it cannot be worded.
     """
     return Prompt(llm_folder(settings.llm.model, settings.llm.lora, where=settings.models), *wording(settings))

@@ -24,7 +24,7 @@ OnPart = Callable[[PartRecord], None]  # called after every part
 
 
 def plan_after(run: Run, upstream: str, name: str, fingerprint: dict[str, str]) -> Plan:
-    """Plan a stage part for part like the finished stage before it. Raises StoreError where that is not finished."""
+    """Plan a stage part for part like the finished stage before it. Raises StoreError if that is not finished."""
     before = run.stage(upstream)
     parts = before.finished_inputs()
     return run.stage(name).prepare({**fingerprint, upstream: before.plan().fingerprint_sha256}, parts)

@@ -40,7 +40,7 @@ def slice_rows(case: CaseSlices, split: str) -> pa.Table:
 def images_of(table: pa.Table) -> np.ndarray:
     """Rows of one case to uint8 (N, H, W), read-only: the pictures lie one after another in Arrow's memory already.
 
-    Raises CaseError where there are none, or a picture is not as large as its row says.
+    Raises CaseError if there are none, or a picture is not as large as its row says.
     """
     case_id, sizes = (
         str(table["case_id"][0]) if len(table) else "",
@@ -61,7 +61,7 @@ def images_of(table: pa.Table) -> np.ndarray:
 
 
 def bits_of(row: Mapping, column: str) -> np.ndarray | None:
-    """A packed column (`brain`, `mask`) of one row to bool (H, W); None where null."""
+    """A packed column (`brain`, `mask`) of one row to bool (H, W); None if null."""
     if row[column] is None:
         return None
     shape = row["height"], row["width"]
@@ -100,7 +100,7 @@ def grids_of(table: pa.Table) -> np.ndarray:
 
 
 def embeddings_of(table: pa.Table) -> np.ndarray | None:
-    """Rows of maps to float16 (N, joint); None where the weights did not ask for embeddings."""
+    """Rows of maps to float16 (N, joint); None if the weights did not ask for embeddings."""
     column = table["embedding"]
     return None if column.null_count else np.stack([np.frombuffer(row.as_buffer(), np.float16) for row in column])
 

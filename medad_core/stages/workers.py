@@ -20,7 +20,7 @@ class StageModule(Protocol):
     """What the module of a stage has."""
 
     def plan(self, run: Run) -> Plan:
-        """Write the plan of the stage, or give back the stored one. Raises StoreError where it is of something else."""
+        """Write the plan of the stage, or give back the stored one. Raises StoreError if it is of something else."""
 
     def run_parts(self, run: Run, numbers: Sequence[int]) -> list[PartRecord]:
         """Make the given parts."""
@@ -48,7 +48,7 @@ def stage_module(name: str) -> StageModule:
 def make_parts(uri: str, settings: Settings, name: str, numbers: Sequence[int], attempt: int = 1) -> list[PartRecord]:
     """Make parts of a stage; on a further attempt only those that the one before did not finish.
 
-    Raises Suspect where a part is to blame, anything else where the run has to stop.
+    Raises Suspect if a part is to blame, anything else where the run has to stop.
     """
     stopping.end_with_parent()
     run = Run.reopen(uri, settings)

@@ -1,6 +1,6 @@
 """`RUN/run.json`: the settings and the data of a run, for people and for later commands.
 
-One decision: no fingerprint depends on it. It contains the complete settings as YAML text, like the files in `configs/`.
+One decision: no fingerprint depends on it. It contains the complete settings as YAML text, like those in `configs/`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import pyarrow as pa
 from medad_core.errors import RowsError
 from medad_core.store.records import Item, PartPlan, Plan, fingerprint_of
 
-# Last words of keys that say how rows are made. With one of them in the fingerprint, no other machine could resume a run.
+# Last words of keys that say how rows are made. With one of them in the fingerprint, no other machine could resume.
 HOW_MADE = frozenset(
     [
         "batch_size",

@@ -96,7 +96,7 @@ class _Counts(Record):
 
 
 class PartRecord(_Counts):
-    """Written after its part; a part without a record is ignored. `plan_sha256` is the hash of the plan it belongs to."""
+    """Written after its part; a part without a record is ignored. `plan_sha256` is the hash of its plan."""
 
     number: int = Field(ge=0)
     bytes: int = Field(ge=0)

@@ -1,6 +1,6 @@
 """Arrow schemas of the data between stages; medad_core/README.md, "Stages on disk", describes the rows.
 
-One decision: a field is nullable only if a missing value has a meaning (an unlabelled case, an answer that does not parse),
+One decision: a field is nullable only if a missing value has a meaning (an unlabelled case, an unparsed answer),
 and the store refuses a null anywhere else. Keys are always (case_id, slice_index). Arrays are stored as raw bytes in
 row-major order, little-endian, with their shape in other columns: float16 and packed bits have no compact Arrow type.
 """
@@ -54,9 +54,7 @@ PROMPTS = pa.schema(
         *_KEYS,
         _field("tokens", pa.int16()),
         _field("width", pa.int32()),
-        _field(
-            "embeddings", pa.binary()
-        ),  # float16 (tokens, width) of the slice: the image's, if any, then the map's
+        _field("embeddings", pa.binary()),  # float16 (tokens, width) of the slice: the image's, if any, then the map's
     ]
 )
 

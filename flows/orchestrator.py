@@ -21,13 +21,16 @@ def server_url() -> str | None:
     return PREFECT_API_URL.value()
 
 
-def server_fault(url: str, timeout_s: float = SERVER_TIMEOUT_S) -> Exception | None:
-    """The error of a request to the Prefect server at `url`, None if it answers."""
+def server_fault(url: str, timeout_s: float = SERVER_TIMEOUT_S, *, trust_env: bool = True) -> Exception | None:
+    """The error of a request to the Prefect server at `url`, None if it answers.
+
+    With `trust_env` False, the request ignores the proxy settings of the environment.
+    """
     import httpx
 
     try:
-        httpx.get(f"{url}/health", timeout=timeout_s).raise_for_status()
-    except httpx.HTTPError as error:
+        httpx.get(f"{url}/health", timeout=timeout_s, trust_env=trust_env).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         return error
     return None
 

@@ -12,7 +12,10 @@ import pytest
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real volumes beside the checkout; they may not be copied into the project, so a test that needs them skips without them."""
+    """Folder of real volumes beside the checkout; a test that needs them skips where they are not.
+
+    They may not be copied into the project.
+    """
     beside = Path(__file__).resolve().parents[1].parent / "shared" / "data"
     folder = Path(os.environ.get("MEDAD_SHARED_DATA", beside))
     if not folder.is_dir():
@@ -22,7 +25,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def untouched():
-    """A command sets environment, logging and threads of its process; here the process is pytest's, and the tests after it want it as it was."""
+    """Puts environment, logging and threads back: a command sets those of its process, and that is pytest's."""
     environment = dict(os.environ)
     loggers = [logging.getLogger(name) for name in ("medad_core", "tasks", "flows")]
     before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]

@@ -1,6 +1,6 @@
 """Fixtures that need Prefect: one real server a session, a tiny cohort, and one uninterrupted run of it.
 
-A plugin and not part of conftest.py, so that tests without Prefect never import it: `pytest_plugins = ("prefect_harness",)`.
+A plugin, `pytest_plugins = ("prefect_harness",)`, and not part of conftest.py: tests without Prefect never import it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Presets: what is named is found on this machine first, and fetched only where that is allowed.
+"""Presets: a model is looked for on this machine first, and fetched only where that is allowed.
 
 The hub is a server of this test.
 """
@@ -64,13 +64,14 @@ def test_presets_are_complete_and_state_their_licence():
     assert {"imagebind-huge", "openclip-vit-h-14", "vicuna-7b", "llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b"} == set(
         presets()
     )
-    imagebind, openclip = presets()["imagebind-huge"], presets()["openclip-vit-h-14"]
+    imagebind = presets()["imagebind-huge"]
+    openclip = presets()["openclip-vit-h-14"]
     assert imagebind.roles == openclip.roles == ["image encoder", "text encoder"] and imagebind.hub is None
     assert "CC BY-NC-SA 4.0" in imagebind.licence and "MIT" in openclip.licence
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "key"),
     [
         ({"lisence": "MIT"}, "lisence"),
         ({"hub": "no-owner"}, "hub"),
@@ -79,11 +80,11 @@ def test_presets_are_complete_and_state_their_licence():
         ({"hub": None}, "get"),
     ],
 )
-def test_a_wrong_preset_names_its_file_and_key(tmp_path, monkeypatch, change, says):
+def test_a_wrong_preset_names_its_file_and_key(tmp_path, monkeypatch, change, key):
     whole = {"roles": ["language model"], "licence": "MIT", "hub": "owner/name", "revision": None}
     (tmp_path / "mine.yaml").write_text(json.dumps({**whole, **change}))
     monkeypatch.setattr(module, "FOLDER", tmp_path)
-    with pytest.raises(ConfigError, match=rf"mine\.yaml: .*{says}"):
+    with pytest.raises(ConfigError, match=rf"mine\.yaml: .*{key}"):
         module.presets.__wrapped__()
 
 
@@ -94,7 +95,8 @@ def test_llama_3_2_8b_says_that_there_is_none_and_what_is_meant(bare):
 
 
 def test_a_preset_is_found_in_the_folder_of_the_setting_and_then_of_the_environment(bare, monkeypatch):
-    first, second = write_model(bare / "a" / "imagebind-huge"), write_model(bare / "b" / "imagebind-huge")
+    first = write_model(bare / "a" / "imagebind-huge")
+    second = write_model(bare / "b" / "imagebind-huge")
     monkeypatch.setenv("MEDAD_MODELS", str(bare / "b"))
     assert encoder_folder("imagebind-huge", where=ModelSettings(folder=str(bare / "a"))) == first
     assert text_encoder_folder("imagebind-huge") == second
@@ -115,8 +117,8 @@ def test_an_absent_preset_says_where_to_put_it_and_which_setting_to_change(bare)
 
 
 def test_a_name_of_another_role_is_refused(bare):
-    for name, says in (("vicuna-7b", "language model"), ("minilm", "text encoder")):
-        with pytest.raises(ConfigError, match=rf"models\.encoder: {name} is no image encoder but {says}"):
+    for name, role in (("vicuna-7b", "language model"), ("minilm", "text encoder")):
+        with pytest.raises(ConfigError, match=rf"models\.encoder: {name} is no image encoder but {role}"):
             encoder_folder(name)
     with pytest.raises(ConfigError, match=r"llm\.model: imagebind-huge is no language model"):
         llm_folder("imagebind-huge")
@@ -150,12 +152,12 @@ def test_models_lists_presets_and_where_they_are(bare, monkeypatch):
 class _Hub(BaseHTTPRequestHandler):
     """As much of the hub as a download asks for: the commit of a revision, its files, and each file."""
 
-    asked: list[str]
+    requested: list[str]
     files: dict[str, bytes]
 
     def do_GET(self) -> None:
         path = unquote(self.path.split("?")[0])
-        self.asked.append(path)
+        self.requested.append(path)
         if "/revision/" in path:
             self._send(json.dumps({"id": "meta-llama/Llama-3.2-1B-Instruct", "sha": COMMIT, "siblings": []}).encode())
         elif "/tree/" in path:
@@ -165,9 +167,8 @@ class _Hub(BaseHTTPRequestHandler):
             ]
             self._send(json.dumps(rows).encode())
         elif (name := path.partition(f"/resolve/{COMMIT}/")[2]) in self.files:
-            self._send(
-                self.files[name], {"ETag": f'"{hashlib.sha1(self.files[name]).hexdigest()}"', "X-Repo-Commit": COMMIT}
-            )
+            data = self.files[name]
+            self._send(data, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT})
         else:
             self.send_error(404)
 
@@ -175,11 +176,9 @@ class _Hub(BaseHTTPRequestHandler):
 
     def _send(self, data: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(200)
-        for name, value in {
-            "Content-Length": str(len(data)),
-            "Content-Type": "application/json",
-            **(headers or {}),
-        }.items():
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Type", "application/json")
+        for name, value in (headers or {}).items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
@@ -192,7 +191,7 @@ class _Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub():
     """A hub on the loopback with one model; gives its address, and the handler with what was asked for."""
-    handler = type("Handler", (_Hub,), {"asked": [], "files": dict(FILES)})
+    handler = type("Handler", (_Hub,), {"requested": [], "files": dict(FILES)})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", handler
@@ -202,13 +201,15 @@ def hub():
 
 def resolve(address: str, home: Path, offline: bool, **environment: str) -> subprocess.CompletedProcess:
     """Ask for llama-3.2-1b in a process of its own: the hub's library reads its environment when it is imported."""
-    code = (
-        "from medad_core.config import ModelSettings\n"
-        "from medad_core.errors import MedadError\n"
-        "from medad_core.models.resolve import model_folder\n"
-        f"try: print(model_folder('llama-3.2-1b', 'language model', ModelSettings(offline={offline})).folder)\n"
-        "except MedadError as error: raise SystemExit(f'{type(error).__name__}: {error}')"
-    )
+    code = f"""
+from medad_core.config import ModelSettings
+from medad_core.errors import MedadError
+from medad_core.models.resolve import model_folder
+try:
+    print(model_folder("llama-3.2-1b", "language model", ModelSettings(offline={offline})).folder)
+except MedadError as error:
+    raise SystemExit(f"{{type(error).__name__}}: {{error}}")
+"""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "MEDAD_"))}
     environment = {
         **kept,
@@ -224,7 +225,7 @@ def resolve(address: str, home: Path, offline: bool, **environment: str) -> subp
 def test_download_is_off_unless_asked_for_and_then_fetches_safetensors_and_no_pickle_or_code(hub, tmp_path):
     address, handler = hub
     refused = resolve(address, tmp_path, offline=True)
-    assert refused.returncode == 1 and "models.offline=false" in refused.stderr and not handler.asked
+    assert refused.returncode == 1 and "models.offline=false" in refused.stderr and not handler.requested
 
     fetched = resolve(address, tmp_path, offline=False)
     assert fetched.returncode == 0, fetched.stderr
@@ -238,12 +239,12 @@ def test_download_is_off_unless_asked_for_and_then_fetches_safetensors_and_no_pi
         "tokenizer.model",
     }
     assert {path.name for path in folder.iterdir()} == wanted
-    assert not [path for path in handler.asked if path.endswith((".bin", ".pth", ".py", "params.json"))]
+    assert not [path for path in handler.requested if path.endswith((".bin", ".pth", ".py", "params.json"))]
 
-    handler.asked.clear()
+    handler.requested.clear()
     again = resolve(address, tmp_path, offline=True)
-    assert again.stdout == fetched.stdout and not handler.asked  # what is in the hub's cache needs no network
-    assert resolve(address, tmp_path, offline=False).stdout == fetched.stdout and not handler.asked
+    assert again.stdout == fetched.stdout and not handler.requested  # what is in the hub's cache needs no network
+    assert resolve(address, tmp_path, offline=False).stdout == fetched.stdout and not handler.requested
 
     (folder / "model-00002-of-00002.safetensors").unlink()
     assert "not on this machine" in resolve(address, tmp_path, offline=True).stderr  # half a model is none
@@ -254,7 +255,7 @@ def test_a_hub_that_cannot_be_reached_or_has_no_safetensors_is_one_line(hub, tmp
     nowhere = resolve("http://127.0.0.1:9", tmp_path, offline=False)
     assert nowhere.returncode == 1 and "could not be downloaded" in nowhere.stderr and "Traceback" not in nowhere.stderr
     forbidden = resolve(address, tmp_path, offline=False, HF_HUB_OFFLINE="1")
-    assert "HF_HUB_OFFLINE" in forbidden.stderr and not handler.asked
+    assert "HF_HUB_OFFLINE" in forbidden.stderr and not handler.requested
     for name in [name for name in handler.files if "safetensors" in name]:
         del handler.files[name]
     pickled = resolve(address, tmp_path, offline=False)

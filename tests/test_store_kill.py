@@ -1,8 +1,8 @@
 """A process killed at any moment leaves a stage that the same command completes to the same rows.
 
 The file is its own victim: run as a script it performs a small stage in forked processes, each of which sends itself
-SIGKILL at one step: before and after every call that changes the disk, halfway through every small file, and between
-two patients of a part.
+SIGKILL at one step. Steps lie before and after every call that changes the disk, halfway through every small file, and
+between two patients of a part.
 """
 
 import json
@@ -97,8 +97,8 @@ def damage(run: str) -> None:
 
 
 def victim(root: Path, scenario: str) -> None:
-    """Run the command once for each step, killed there, in `root/0`, `root/1`, …; the steps go to `root/steps.json`."""
-    work(str(root / "finished"))  # also does here, once, what pyarrow would else do first in every fork
+    """Run the command once for each step, killed at it, in `root/0`, `root/1`, …; `root/steps.json` has the steps."""
+    work(str(root / "finished"))  # also does once, before any fork, what pyarrow does at its first call
     damage(str(root / "finished"))
     start = root / "finished" if scenario == "repair" else None
     steps = _in_fork(root / "whole", start, None)

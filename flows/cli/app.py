@@ -1,7 +1,7 @@
 """`medad`: the command line.
 
-One decision: everything heavy is imported inside the commands, so that `medad --help` answers at once. Exit codes are in
-`flows.cli.command`.
+One decision: everything heavy is imported inside the commands, so that `medad --help` answers at once. The exit codes
+are in `flows.cli.command`.
 """
 
 from __future__ import annotations

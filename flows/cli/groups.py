@@ -1,7 +1,7 @@
 """A command as a process group: whatever it starts ends with it, and it ends with us.
 
-One decision: signals go to the group. Should this process be killed, and have no time for signals, a shell beside each group sees the end of a
-pipe that only this process holds, and sends them.
+One decision: signals go to the group. A process that is killed has no time to send any; then a shell beside each group
+sees the end of a pipe that only the killed process held, and sends them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
-GRACE_S = 10.0  # a flow run that is told to end does so in 8 s
+GRACE_S = 10.0  # a flow run that gets SIGTERM ends in 8 s
 POLL_S = 0.1
-LINES = 15  # of the log of what died
+LINES = 15  # that are kept of a command's log, for the case that it dies
 RECORD = re.compile(r"\d\d:\d\d:\d\d\.\d+ \| ")  # how a record of Prefect's logs begins; what follows it are tracebacks
 GUARD = f'read -r _; kill -TERM "-$0"; sleep {GRACE_S:.0f}; kill -KILL "-$0"'
 
@@ -67,12 +67,12 @@ class Group:
             if line:
                 self.last.append(line)
             if RECORD.match(line) and self._is_new(line):
-                # A terminal that is gone, a full disk: nobody would empty the pipe any more, and all would stand still.
+                # A terminal that is gone, a full disk: an error would end this thread, and nobody would empty the pipe.
                 with suppress(Exception):
                     self.print_line(f"{self.name} | {line}")
 
     def _is_new(self, line: str) -> bool:
-        """Whether a line says something new.
+        """Whether a line is new, numbers aside.
 
         Prefect's server on SQLite reports every write that it has to try again, with other numbers each time.
         """
@@ -83,20 +83,20 @@ class Group:
         self.printed.add(without_numbers)
         return is_new
 
-    def lives(self) -> bool:
-        """Whether any process of the group does."""
-        self.ended()  # what has ended counts until its parent has looked
+    def is_alive(self) -> bool:
+        """Whether any process of the group lives."""
+        self.has_ended()  # what has ended counts until its parent has looked
         return self._signal(0)
 
-    def ended(self) -> bool:
-        """Whether the command itself has."""
+    def has_ended(self) -> bool:
+        """Whether the command itself has ended."""
         return self.process.poll() is not None
 
     def end(self, grace_s: float, at_once: Callable[[], bool]) -> None:
         """SIGTERM to the group, SIGKILL to what is left of it after `grace_s`, or at once when `at_once` says so."""
         until = time.monotonic() + grace_s
         self._signal(signal.SIGTERM)
-        while self.lives() and time.monotonic() < until and not at_once():
+        while self.is_alive() and time.monotonic() < until and not at_once():
             time.sleep(POLL_S)
         self._signal(signal.SIGKILL)
         self.process.wait()

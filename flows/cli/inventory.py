@@ -21,7 +21,10 @@ WEIGHTS = ("decoder.safetensors", "converter.safetensors")
 
 @dataclass(frozen=True)
 class Packaged:
-    """A model of the offline pack. `source` is None where its package is not installed, `converted` where it was not used yet."""
+    """A model of the offline pack.
+
+    `source` is None where its package is not installed, `converted` where it was not used yet.
+    """
 
     name: str
     role: str
@@ -57,15 +60,10 @@ def _packaged(name: str) -> Packaged:
         source = None
     if source is not None and not source.is_file():
         source = None
-    folder = cache_root() / f"{name}-{sha256_file(str(source))[:12]}" if source else None
-    return Packaged(
-        name,
-        model.role,
-        model.distribution,
-        model.licence,
-        source,
-        folder if folder and (folder / RECORD).is_file() else None,
-    )
+    converted = cache_root() / f"{name}-{sha256_file(str(source))[:12]}" if source else None
+    if converted is not None and not (converted / RECORD).is_file():
+        converted = None
+    return Packaged(name, model.role, model.distribution, model.licence, source, converted)
 
 
 def embedded_weights() -> Path | None:

@@ -30,21 +30,10 @@ def _list() -> None:
     from flows.cli.tables import models_table, presets_table, terminal
 
     console = terminal()
-    console.print(
-        models_table(
-            (m.name, m.role, m.distribution, m.licence, m.source is not None, m.converted) for m in packaged_models()
-        )
-    )
-    console.print(
-        presets_table(
-            (p.preset.name, p.preset.roles, p.preset.hub or "its authors", p.preset.licence, p.folder)
-            for p in known_presets()
-        )
-    )
-    console.print(
-        f"weights 'embedded' (decoder and converter for the first three): {embedded_weights() or 'not there'}",
-        soft_wrap=True,
-    )
+    console.print(models_table(packaged_models()))
+    console.print(presets_table(known_presets()))
+    weights = embedded_weights() or "not there"
+    console.print(f"weights 'embedded' (decoder and converter for the first three): {weights}", soft_wrap=True)
     console.print(
         "Others: models.encoder takes a local transformers folder of a DINOv2, CLIP or SigLIP vision model, "
         "models.text_encoder one of a BERT sentence encoder or of CLIP's or SigLIP's text model, llm.model one of a "

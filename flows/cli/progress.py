@@ -1,7 +1,7 @@
 """Progress of a run on the terminal, read from the run's own files.
 
-One decision: the bars are driven by part records and not by callbacks, so they are right for every runner, and for a second
-terminal. Where there is no terminal, a line is written whenever a part is done.
+One decision: the bars are driven by part records and not by callbacks. So they are right for every runner, and for a
+second terminal. Where there is no terminal, a line is written whenever a part is done.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from medad_core.errors import MedadError
 from medad_core.store import Stage, open_stages
 
 POLL_S = 0.5
-OPENING, CLOSING = "cases", "results"
+OPENING = "cases"  # the first bar: until the first stage has a plan
+CLOSING = "results"  # the last: after the last stage
 
 
 class Board:
@@ -37,7 +38,7 @@ class Board:
         )
         self.progress = Progress(*columns, console=console, disable=not self.live)
         self._tasks: dict[str, TaskID] = {}
-        self._last: dict[str, tuple] = {}
+        self._last: dict[str, tuple[int, int | None, str]] = {}
 
     def show(self, name: str, done: int, of: int | None, note: str = "") -> None:
         """Set a bar; `of` None is a step of unknown length."""
@@ -45,9 +46,8 @@ class Board:
             return
         self._last[name] = (done, of, note)
         if not self.live:
-            self.console.print(
-                f"{name}: {'…' if of is None else f'{done} of {of}'}{f', {note}' if note else ''}", highlight=False
-            )
+            count = "…" if of is None else f"{done} of {of}"
+            self.console.print(f"{name}: {count}, {note}" if note else f"{name}: {count}", highlight=False)
             return
         if name not in self._tasks:
             self._tasks[name] = self.progress.add_task(name, total=of, note=note)
@@ -109,7 +109,8 @@ class RunWatcher:
 def watching(find: Callable[[], str | None], console: Console) -> Iterator[None]:
     """Show the progress of the run that `find` names while the block runs."""
     board = Board(console)
-    watcher, stop = RunWatcher(find, board), threading.Event()
+    watcher = RunWatcher(find, board)
+    stop = threading.Event()
 
     def poll() -> None:
         while not stop.wait(POLL_S):
@@ -131,15 +132,22 @@ def watching(find: Callable[[], str | None], console: Console) -> Iterator[None]
 
 
 class _Steps(logging.Handler):
-    """Turns the log lines `"%s %d of %d"` of a long task into bars. The bar of a finished step goes, unless it is one to `keep`."""
+    """Turns the log lines `"%s %d of %d"` of a long task into bars.
+
+    The bar of a finished step goes, unless it is one to `keep`.
+    """
 
     def __init__(self, board: Board, keep: Collection[str] | None) -> None:
         super().__init__()
-        self.board, self.keep = board, keep
+        self.board = board
+        self.keep = keep
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Show the step of a record; other records are left to other handlers."""
         if isinstance(record.args, tuple) and len(record.args) == 3:
-            name, done, of = str(record.args[0]), int(record.args[1]), int(record.args[2])
+            name = str(record.args[0])
+            done = int(str(record.args[1]))
+            of = int(str(record.args[2]))
             self.board.show(name, done, of)
             if done == of and self.keep is not None and name not in self.keep:
                 self.board.retire(name)
@@ -147,7 +155,10 @@ class _Steps(logging.Handler):
 
 @contextmanager
 def following(logger: str, console: Console, keep: Collection[str] | None = None) -> Iterator[None]:
-    """Show the steps that `logger` reports while the block runs; of many steps, only the bars to `keep` outlast their end."""
+    """Show the steps that `logger` reports while the block runs.
+
+    Of many steps, only the bars to `keep` outlast their end.
+    """
     board = Board(console)
     handler = _Steps(board, keep)
     logging.getLogger(logger).addHandler(handler)

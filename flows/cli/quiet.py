@@ -1,7 +1,7 @@
 """The environment and logging of a `medad` command.
 
-One decision: libraries are quietened by their own environment variables, set before they are imported and only where the user
-has not set them, so `PREFECT_LOGGING_LEVEL=DEBUG medad screen …` does what it says.
+One decision: libraries are quietened by their own environment variables. They are set before the library is imported,
+and only where the user has not set them: `PREFECT_LOGGING_LEVEL=DEBUG medad screen …` does what it says.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ PREFECT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # would write to the temporary server's SQLite while the run does
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # the default 20 s is too short on a small machine
     "PREFECT_LOGGING_LEVEL": "WARNING",
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # a failed run is told in one line by the command, not as a traceback
-    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # says only that events were lost while the server was away
-    "PREFECT_CLIENT_MAX_RETRIES": "6",  # a server that is away for two minutes (2 + 4 + … + 64 s) costs a run nothing but the wait
-    "PREFECT_LOGGING_EXTRA_LOGGERS": "medad_core",  # what the core says appears beside the runs of a real server
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command reports a failed run in one line, no traceback
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # reports only that events were lost while the server was away
+    "PREFECT_CLIENT_MAX_RETRIES": "6",  # a run outlasts a server that is away for two minutes (2 + 4 + … + 64 s)
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "medad_core",  # what the core logs appears beside the runs of a real server
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "PREFECT_CLI_WARN_ON_VERSION_MISMATCH": "false",
 }
@@ -37,7 +37,10 @@ OFFLINE = {"HF_HUB_OFFLINE": "1"}  # models are local unless models.offline is f
 
 
 def prepare_process(debug: bool, console: Console, online: bool = False) -> None:
-    """Set the defaults above and send the core's warnings to `console`; `debug` keeps everything loud, `online` lets models be fetched."""
+    """Set the defaults above, and send the core's warnings to `console`.
+
+    `debug` keeps everything loud, `online` lets models be fetched.
+    """
     for name, value in {**PREFECT, **({} if online else OFFLINE)}.items():
         if not (debug and "LOGGING" in name):
             os.environ.setdefault(name, value)
@@ -48,7 +51,7 @@ def prepare_process(debug: bool, console: Console, online: bool = False) -> None
     for name in ("medad_core", "tasks", "flows"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
-        logger.handlers[:] = [_handler(console, debug)]  # a second command in one process must not say everything twice
+        logger.handlers[:] = [_handler(console, debug)]  # a second command in one process must not log everything twice
         logger.propagate = debug
 
 

@@ -44,7 +44,7 @@ def screen(
     terminals = consoles(online=not settings.models.offline)
     if cohort is not None:
         return _screen_cohort(absolute(data), absolute(cohort), settings, wait, terminals)
-    return _screen_run(absolute(data), absolute(out), settings, terminals)
+    return _screen_run(absolute(data), absolute(str(out)), settings, terminals)
 
 
 def _screen_run(data: str, out: str, settings: Settings, terminals: Consoles) -> int:

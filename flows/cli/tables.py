@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -12,6 +12,9 @@ from rich.table import Table
 from medad_core.metrics.names import MAIN_METRICS, metric_name
 from medad_core.metrics.printed import interval_text, value_text
 from medad_core.store import StageProgress
+
+if TYPE_CHECKING:
+    from flows.cli.inventory import Known, Packaged
 
 PAPER_COLUMNS = (
     ("image", "auroc", "AUROC"),
@@ -63,7 +66,7 @@ def status_table(stages: Iterable[tuple[str, StageProgress | None]]) -> Table:
     return table
 
 
-def metrics_rows(rows: Iterable[Mapping]) -> Table:
+def metrics_rows(rows: Iterable[Mapping[str, Any]]) -> Table:
     """The main metrics over all cases with their intervals; the undefined with their reason."""
     by_name = {(row["metric"], row["level"]): row for row in rows if row["split"] == "all"}
     table = plain_table("metric", "level", "value", "95 % interval", "n")
@@ -71,31 +74,36 @@ def metrics_rows(rows: Iterable[Mapping]) -> Table:
         row = by_name.get(key)
         if row is None:
             continue
-        undefined = row["value"] is None
-        interval = row["reason"] or "undefined" if undefined else interval_text(row["ci_low"], row["ci_high"])
+        if row["value"] is None:
+            interval = row["reason"] or "undefined"
+        else:
+            interval = interval_text(row["ci_low"], row["ci_high"])
         table.add_row(metric_name(key[0]), key[1], value_text(row["value"]), interval, str(row["n"]))
     return table
 
 
-def models_table(models: Iterable[tuple[str, str, str, str, bool, Path | None]]) -> Table:
+def models_table(models: Iterable[Packaged]) -> Table:
     """Name, role, distribution, licence, installed, converted folder of every packaged model."""
     table = plain_table("name", "role", "from", "licence", "installed", "converted")
-    for name, role, source, licence, here, folder in models:
-        table.add_row(
-            name, role, source, licence, "yes" if here else "no: make setup", str(folder) if folder else "on first use"
-        )
+    for model in models:
+        installed = "yes" if model.source else "no: make setup"
+        converted = str(model.converted) if model.converted else "on first use"
+        table.add_row(model.name, model.role, model.distribution, model.licence, installed, converted)
     return table
 
 
-def presets_table(presets: Iterable[tuple[str, Iterable[str], str, str, Path | None]]) -> Table:
+def presets_table(presets: Iterable[Known]) -> Table:
     """Name, roles, origin, licence and folder of every preset."""
     table = plain_table("preset", "role", "from", "licence", "on this machine")
-    for name, roles, source, licence, folder in presets:
-        table.add_row(name, ", ".join(roles), source, licence, str(folder) if folder else "no")
+    for known in presets:
+        preset = known.preset
+        source = preset.hub or "its authors"
+        folder = str(known.folder) if known.folder else "no"
+        table.add_row(preset.name, ", ".join(preset.roles), source, preset.licence, folder)
     return table
 
 
-def paper_table(lines: Iterable[Mapping], failed: Mapping[str, str], rule: str) -> Iterator[Table]:
+def paper_table(lines: Iterable[Mapping[str, Any]], failed: Mapping[str, str], rule: str) -> Iterator[Table]:
     """The main columns of the paper's table, one table a group; decisions by `rule` where a row has thresholds."""
     rules = ("", rule, "answer", "always", "validation")
     shown = [line for line in lines if line["rule"] in rules and _main(line)]
@@ -104,12 +112,13 @@ def paper_table(lines: Iterable[Mapping], failed: Mapping[str, str], rule: str) 
         table = plain_table(group, *(title for _, _, title in PAPER_COLUMNS))
         for row in dict.fromkeys(key[1] for key in by_cell if key[0] == group):
             cells = [by_cell.get((group, row, level, metric)) for level, metric, _ in PAPER_COLUMNS]
-            table.add_row(row, *(value_text(cell and cell["value"]) for cell in cells))
+            values = [cell["value"] if cell is not None else None for cell in cells]
+            table.add_row(row, *map(value_text, values))
         for row in failed:
             table.add_row(row, "failed")
         yield table
 
 
-def _main(line: Mapping) -> bool:
+def _main(line: Mapping[str, Any]) -> bool:
     """Whether a line is of all slices, not of a bin of lesion sizes."""
     return not line["subset"].startswith("area")

@@ -47,14 +47,16 @@ def train(
 
 def _report_trained(trained: Trained, terminals: Consoles) -> int:
     for part, scores in trained.scores.items():
-        numbers = (
-            f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in scores.items()
-        )
+        numbers = [f"{name} {_number(value)}" for name, value in scores.items()]
         terminals.out.print(f"{part}: {', '.join(numbers)}")
     terminals.out.print(f"weights and card: {trained.folder}", soft_wrap=True)
     for case_id, reason in trained.rejected:
         terminals.err.print(f"medad: {case_id} was left out: {reason}", soft_wrap=True)
     return SOME_REJECTED if trained.rejected else OK
+
+
+def _number(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def reproduce(

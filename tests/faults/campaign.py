@@ -1,6 +1,7 @@
-"""The processes of the fault campaign: one prepared parent that forks a fresh screening whenever it is asked, so that a life costs seconds.
+"""The processes of the fault campaign: one prepared parent that forks a fresh screening on request.
 
-Run as `python campaign.py`: reads one line a life (JSON: inbox, cohort, words), answers with the child's pid, then with how it ended.
+So a life costs seconds. Run as `python campaign.py`: it reads one line a life (JSON: inbox, cohort, words), and writes
+the child's pid, then its exit code.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import traceback
 
 
 def prepare() -> None:
-    """Import what a screening needs. Nothing may start a thread here: threads do not survive a fork."""
+    """Import what a screening needs. Nothing of it may start a thread: threads do not survive a fork."""
     import medad_core.llm.transformers_engine
     import medad_core.stages.answers
     import medad_core.stages.evaluate

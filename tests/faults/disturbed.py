@@ -1,4 +1,4 @@
-"""What the tests of faults share: the real command in a process of its own with something wrong in it, and what must hold afterwards."""
+"""What the tests of faults share: the real command in a process with a fault in it, and what must hold afterwards."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ SOON_S = 10.0  # how long a signal may take
 
 
 def start(words: list, fault: tuple = ("none", ""), server: str | None = None, **environment: str) -> subprocess.Popen:
-    """`medad` with `words`, in a session of its own; without `server` it starts a temporary one. See faulty.py for `fault`."""
-    base = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
-    surroundings = {
-        **base,
-        **({"PREFECT_API_URL": server} if server else {}),
-        "PYTHONPATH": str(HERE.parents[1]),
-        **environment,
-    }
+    """`medad` with `words`, in a session of its own; without `server` it starts a temporary one.
+
+    faulty.py describes `fault`.
+    """
+    variables = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    if server:
+        variables["PREFECT_API_URL"] = server
+    variables |= {"PYTHONPATH": str(HERE.parents[1]), **environment}
     command = [sys.executable, HERE / "faulty.py", *fault, "--", *words]
     return subprocess.Popen(
         [str(word) for word in command],
-        env=surroundings,
+        env=variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -44,7 +44,7 @@ def screening(screened, run: Path, *words: str) -> list:
 
 
 def ends(process: subprocess.Popen, code: int, timeout: float = DEADLINE_S) -> str:
-    """Wait for the end with this exit code; what was said."""
+    """Wait for the end with this exit code; returns the output."""
     try:
         output = process.communicate(timeout=timeout)[0]
     except subprocess.TimeoutExpired:
@@ -79,7 +79,10 @@ def temporary_files(run: Path) -> list[Path]:
 
 
 def same_rows(screened, run: Path) -> None:
-    """Every stage and the predictions as in the run that nothing disturbed, in every column; no key twice, no temporary file."""
+    """Every stage and the predictions are, in every column, those of the run that nothing disturbed.
+
+    No key is there twice, no temporary file is left.
+    """
     for name in PART_STAGES:
         assert stage_of(str(run), name).read().equals(stage_of(screened.run, name).read()), name
     rows = pd.read_parquet(Path(run) / "predictions.parquet")

@@ -1,11 +1,13 @@
-"""The command `medad`, in a process where something goes wrong: `python faulty.py FAULT CASE [FILE] -- screen DATA --out RUN …`.
+"""The command `medad`, in a process where something goes wrong.
 
-A file that is run as a script, and not patches in the test: pools of processes import it again, so the fault is in their workers too. When the volume
-of CASE is read, FAULT says what happens:
+    python faulty.py FAULT CASE [FILE] -- screen DATA --out RUN …
+
+It is a script, and no patch in the test: pools of processes import it again, so the fault is in their workers too.
+FAULT is what happens when the volume of CASE is read:
 
 raise   an error of no known kind
 die     the process dies as under the kernel's out-of-memory killer
-hold    once: the process number is written to FILE, and nothing happens for an hour (what a signal finds in the middle of a long call)
+hold    once: the process number is written to FILE, and the call takes an hour, in which a signal may come
 
 Word `slices` instead of `screen` runs that stage alone: `slices RUN key=value…`.
 """

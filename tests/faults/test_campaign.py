@@ -1,7 +1,8 @@
 """A run of nights on one inbox, killed at seeded random moments, against the same nights undisturbed.
 
-Every night something comes, changes, goes, or arrives broken; then the screening is started and killed (SIGKILL) a number of times before it may end. All the
-while the cohort's view has to be sound; after each night it has to be the one of the undisturbed cohort. `MEDAD_KILLS` sets the number of kills.
+Every night something comes, changes, goes, or arrives broken. Then the screening is started and killed (SIGKILL) a
+number of times before it may end. All the while the cohort's predictions have to be sound. After each night they have
+to be those of the undisturbed cohort. `MEDAD_KILLS` sets the number of kills.
 """
 
 from __future__ import annotations
@@ -28,9 +29,8 @@ pytest_plugins = ("prefect_harness",)
 KILLS = int(os.environ.get("MEDAD_KILLS", "50"))
 SEED = 20261123
 KILLS_A_NIGHT = 12
-LATEST = (
-    0.7  # of an undisturbed life: one that goes on where another stopped is shorter, and comes to its end in that time
-)
+# The latest kill, as a share of an undisturbed life: one that goes on where another stopped ends in that time.
+LATEST = 0.7
 LIFE_S = 180.0  # a life that lasts longer hangs
 READ_S = 0.5
 CAMPAIGN_WORDS = [*WORDS, "inbox.settle_s=0", "data.cases_per_part=2"]
@@ -56,11 +56,8 @@ class Screener:
     def live(self, inbox: Path, cohort: Path, kill_after_s: float | None) -> tuple[int, float]:
         """Exit code (-9 where it was killed) and seconds lived."""
         started = time.monotonic()
-        print(
-            json.dumps({"inbox": str(inbox), "cohort": str(cohort), "words": CAMPAIGN_WORDS}),
-            file=self.parent.stdin,
-            flush=True,
-        )
+        request = json.dumps({"inbox": str(inbox), "cohort": str(cohort), "words": CAMPAIGN_WORDS})
+        print(request, file=self.parent.stdin, flush=True)
         child = int(self.parent.stdout.readline())
         timer = threading.Timer(LIFE_S if kill_after_s is None else kill_after_s, _kill, [child])
         timer.start()
@@ -86,12 +83,11 @@ def screener(server, tmp_path):
     made.close()
 
 
-def happen(night: int, inbox: Path) -> None:
+def change_inbox(night: int, inbox: Path) -> None:
     """What comes into the inbox before a night, the same for both cohorts."""
     for number in range(2):
-        write_case(
-            inbox, f"BraTS2021_{10 * night + number:05d}", seed=10 * night + number, tumour=range(60 + number, 64)
-        )
+        seed = 10 * night + number
+        write_case(inbox, f"BraTS2021_{seed:05d}", seed=seed, tumour=range(60 + number, 64))
     if night % 3 == 1:
         shutil.rmtree(inbox / "BraTS2021_00000")
         write_case(inbox, "BraTS2021_00000", seed=1000 + night)
@@ -106,17 +102,23 @@ def copied(inbox: Path, target: Path) -> Path:
     return Path(shutil.copytree(inbox, target))
 
 
-def told(cohort: Path) -> list[dict]:
-    """What the commits say, times aside."""
+def commits(cohort: Path) -> list[dict]:
+    """The records of the committed batches, times aside."""
     return [batch.model_dump(exclude={"opened", "committed"}) for batch in CohortFolder(cohort).batches()]
 
 
 class Reader(threading.Thread):
-    """Somebody who reads the cohort's predictions all the time. From the first commit on they are there, whole, of committed batches, every key once."""
+    """Somebody who reads the cohort's predictions all the time.
+
+    From the first commit on they exist and are whole: rows of committed batches, every key once.
+    """
 
     def __init__(self, cohort: Path) -> None:
         super().__init__(daemon=True)
-        self.cohort, self.reads, self.fault, self.over = cohort, 0, None, threading.Event()
+        self.cohort = cohort
+        self.reads = 0
+        self.fault: Exception | None = None
+        self.over = threading.Event()
 
     def run(self) -> None:
         while not self.over.wait(READ_S) and self.fault is None:
@@ -145,15 +147,17 @@ class Reader(threading.Thread):
 
 
 def test_killed_at_random_moments_nothing_is_lost_done_twice_or_half_shown(screener, tmp_path, capsys):
-    moments, inbox = random.Random(SEED), tmp_path / "inbox"
+    moments = random.Random(SEED)
+    inbox = tmp_path / "inbox"
     inbox.mkdir()
-    calm, struck = tmp_path / "calm", tmp_path / "struck"
+    calm = tmp_path / "calm"
+    struck = tmp_path / "struck"
     kills = lives = night = 0
     reader = Reader(struck)
     reader.start()
     stages: dict[str, int] = {}
     while kills < KILLS:
-        happen(night, inbox)
+        change_inbox(night, inbox)
         night += 1
         code, seconds = screener.live(inbox, calm, None)
         assert code == 0, (tmp_path / "lives.log").read_text()
@@ -165,26 +169,25 @@ def test_killed_at_random_moments_nothing_is_lost_done_twice_or_half_shown(scree
                 break
             kills += 1
             assert reader.fault is None, reader.fault
-            where = _reached(struck)
-            stages[where] = stages.get(where, 0) + 1
+            newest = _newest_work(struck)
+            stages[newest] = stages.get(newest, 0) + 1
         code, _ = screener.live(inbox, struck, None)
         lives += 1
         assert code == 0, (tmp_path / "lives.log").read_text()
         pd.testing.assert_frame_equal(
             pd.read_parquet(struck / "predictions.parquet"), pd.read_parquet(calm / "predictions.parquet")
         )
-        assert told(struck) == told(calm)
+        assert commits(struck) == commits(calm)
     reads = reader.stop()
     assert CohortFolder(struck).ledger().cases == CohortFolder(calm).ledger().cases
     assert not [path for path in struck.rglob("*") if path.name.endswith((".tmp", ".begun")) or path.name == ".new"]
     with capsys.disabled():
-        print(
-            f"\n{kills} kills in {lives} lives over {night} nights, killed with the newest work in: {stages}; {reads} looks at the predictions meanwhile; rows lost, doubled or changed: 0"
-        )
+        print(f"\n{kills} kills in {lives} lives over {night} nights, killed with the newest work in: {stages}")
+        print(f"{reads} looks at the predictions meanwhile; rows lost, doubled or changed: 0")
 
 
-def _reached(cohort: Path) -> str:
-    """The room in which the killed process wrote last."""
+def _newest_work(cohort: Path) -> str:
+    """The folder or file that the killed process wrote last."""
     files = [path for path in cohort.rglob("*") if path.is_file() and path.name != ".lock"]
     if not files:
         return "start"

@@ -1,4 +1,4 @@
-"""A disk that is full, or turns read-only, under a real run: one line, the right exit code, and the same rows once there is room."""
+"""A disk that is full, or turns read-only, under a real run: one line, its exit code, and the same rows afterwards."""
 
 from __future__ import annotations
 
@@ -46,16 +46,17 @@ def leave_room(disk: Path, room: int) -> None:
 def test_a_disk_that_fills_up_or_turns_read_only_stops_the_run_and_the_same_command_goes_on_when_it_is_well(
     screened, server, disk
 ):
-    run, filler = disk / "run", disk / "filler"
-    leave_room(disk, sum(file.stat().st_size for file in (Path(screened.run) / "slices").rglob("*")) // 2)
+    run = disk / "run"
+    filler = disk / "filler"
+    slices = sum(file.stat().st_size for file in (Path(screened.run) / "slices").rglob("*"))
+    leave_room(disk, slices // 2)
     one_line(ends(start(screening(screened, run), server=server), 1), "No space left on device")
     assert temporary_files(run) == [] and len(list((run / "slices" / "_parts").iterdir())) == 1
     filler.unlink()
 
     process = start(screening(screened, run), server=server)
-    until(
-        lambda: (run / "maps" / "_parts" / "00000.json").exists() and remount(disk, "ro"), process
-    )  # refused while a file is being written
+    # The remount is refused while a file is being written.
+    until(lambda: (run / "maps" / "_parts" / "00000.json").exists() and remount(disk, "ro"), process)
     one_line(ends(process, 1), "Read-only file system")
     one_line(ends(start(screening(screened, run), server=server), 2), "cannot write results", "Read-only file system")
     assert remount(disk, "rw")

@@ -1,4 +1,7 @@
-"""A Prefect server that is killed in the middle of a run: where it comes back the run ends as if nothing had been, where it does not, with one line."""
+"""A Prefect server that is killed in the middle of a run.
+
+Where it comes back, the run ends as if nothing had been; where it does not, the run ends with one line.
+"""
 
 from __future__ import annotations
 
@@ -27,19 +30,8 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "uvicorn",
-            "--factory",
-            "prefect.server.api.server:create_app",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(self.port),
-            "--log-level",
-            "error",
-        ]
+        uvicorn = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+        command = [*uvicorn, "--host", "127.0.0.1", "--port", str(self.port), "--log-level", "error"]
         self.process = subprocess.Popen(
             command, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -63,18 +55,17 @@ def mortal(tmp_path):
     server.kill()
 
 
-def test_a_server_that_dies_stops_no_run_if_it_comes_back_and_one_line_says_so_if_not(screened, mortal, tmp_path):
+def test_a_server_that_dies_stops_no_run_if_it_comes_back_and_is_named_in_one_line_if_not(screened, mortal, tmp_path):
     run = tmp_path / "run"
-    process = start(
-        screening(screened, run), server=mortal.url, PREFECT_CLIENT_MAX_RETRIES="2"
-    )  # SQLite is busy at times: 503
-    until(lambda: (run / "slices" / "_parts" / "00000.json").exists(), process)
+    # Two retries, because SQLite is busy at times (503).
+    process = start(screening(screened, run), server=mortal.url, PREFECT_CLIENT_MAX_RETRIES="2")
+    until((run / "slices" / "_parts" / "00000.json").exists, process)
     mortal.kill()
     assert f"medad: the Prefect server at 127.0.0.1:{mortal.port} answers no more" in ends(process, 1)
 
     mortal.start()
     process = start(screening(screened, run), server=mortal.url)
-    until(lambda: (run / "maps" / "_plan.json").exists(), process)
+    until((run / "maps" / "_plan.json").exists, process)
     mortal.kill()
     mortal.start()
     ends(process, 3)

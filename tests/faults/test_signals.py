@@ -1,4 +1,7 @@
-"""SIGTERM, Ctrl-C and SIGKILL in the middle of a part that takes an hour: seconds, the right exit code, nothing left, and the same rows."""
+"""SIGTERM, Ctrl-C and SIGKILL in the middle of a part that takes an hour.
+
+The command ends within seconds with its exit code, leaves nothing behind, and run again it makes the same rows.
+"""
 
 from __future__ import annotations
 
@@ -54,21 +57,19 @@ def test_signals_stop_a_command_within_seconds_and_the_same_command_goes_on(scre
     process.kill()
     until(lambda: gone(children), deadline_s=SOON_S)
 
-    whole = f"screen-{Path(screened.data).name}"  # others of this name were killed, and are said to run for ever
+    whole = f"screen-{Path(screened.data).name}"  # others of this name were killed; the server takes them for running
     before = states(server, whole).count("Running")
-    process, children = held_at(
-        "BraTS2021_00003", screening(screened, run, "flow.runner=process", "flow.max_workers=2"), run, server
-    )
+    words = screening(screened, run, "flow.runner=process", "flow.max_workers=2")
+    process, children = held_at("BraTS2021_00003", words, run, server)
     process.terminate()
     time.sleep(1)
-    process.terminate()  # as a worker and its group do: nothing is left undone for it
+    process.terminate()  # as a worker and its group do; the second one must cut nothing short
     ends_soon(process, 143, "terminated")
     until(lambda: gone(children), deadline_s=SOON_S)
     assert temporary_files(run) == []
     assert states(server, "slices-signalled") == ["Crashed"]
-    assert "Crashed" in states(server, whole) and states(server, whole).count("Running") == before, (
-        "a run that has ended is said to run still"
-    )
+    assert "Crashed" in states(server, whole)
+    assert states(server, whole).count("Running") == before, "the server takes a run that has ended for running"
 
     ends(start(screening(screened, run), server=server), 3)
     same_rows(screened, run)

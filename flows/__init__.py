@@ -1,1 +1,1 @@
-"""Prefect flows: what follows what, where tasks run, and what a server is shown. Flows take references and settings."""
+"""Prefect flows: the order of stages, the task runners, and the artifacts. Flows take references and settings."""

@@ -1,7 +1,7 @@
-"""What a Prefect server is shown of a run: progress while it runs, a summary and links when it has ended.
+"""What a Prefect server shows of a run: progress while it runs, a summary and links when it has ended.
 
-One decision: all of it is a courtesy, read from the run's own files, and sent only to a server that is configured: the
-temporary one of a single command ends with it, and nobody looks there. What fails is a warning.
+One decision: artifacts are optional. They are read from the run's files, and sent only to a configured server, because
+the temporary server of a single command ends with the command. A failure to send causes only a warning.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from medad_core.store.files import read_bytes
 
 log = logging.getLogger(__name__)
 LOOK_S = 5.0  # between two looks at a stage's files
-PATIENCE_S = 3.0  # that a stage waits, at its end, for the server to take the last look
-SHOWN = 20  # rejected cases that are named; rejected.csv has them all
+PATIENCE_S = 3.0  # the time that a stage waits, at its end, for the last update
+SHOWN = 20  # number of rejected cases that are named; rejected.csv has all of them
 
 
 def name_parts(run: str) -> tuple[str, ...]:
-    """The last word of a run's folder; of a cohort's batch, cohort and number."""
+    """The name of a run's folder; for a batch of a cohort, the cohort's name and the batch number."""
     words = run.rstrip("/").split("/")
     return (words[-3], words[-1]) if words[-2:-1] == ["batches"] and len(words) > 2 else (words[-1],)
 
 
 @contextmanager
 def progress_shown(stage: Stage) -> Iterator[None]:
-    """Keep a progress artifact of the flow run in step with a stage's files while the block runs."""
+    """Update a progress artifact of the flow run from a stage's files while the block runs."""
     if server_url() is None:
         yield
         return
     stop = threading.Event()
-    # A stage of its own: that of the run is used by another thread.
+    # A second Stage object, because another thread uses the one of the run.
     shown = _ProgressArtifact(Stage(stage.run, stage.name, stage.schema))
     thread = in_background(shown.follow, stop)
     try:
@@ -73,13 +73,13 @@ class _ProgressArtifact:
         self.last: StageProgress | None = None
 
     def follow(self, stop: threading.Event) -> None:
-        """Look until `stop` is set, and once more then."""
+        """Update the artifact until `stop` is set, and once more after that."""
         ended = False
         while not ended:
-            ended = stop.is_set()  # asked first, so that the last look comes after the last part
+            ended = stop.is_set()  # read first, so that the last update comes after the last part
             try:
                 self._look()
-            except Exception as error:  # the server may be away for a while, and a file may be replaced just now
+            except Exception as error:  # the server may be down for a while, and a file may be replaced at this moment
                 log.debug("progress of %s is not shown: %s", self.stage.name, error)
             stop.wait(LOOK_S)
 
@@ -98,14 +98,14 @@ class _ProgressArtifact:
 
 
 def handled(progress: StageProgress) -> int:
-    """Cases that a stage is through with."""
+    """Number of cases that a stage has finished: done, skipped or failed."""
     return progress.done + progress.skipped + progress.failed
 
 
 def progress_line(current: StageProgress, first: StageProgress, elapsed_s: float) -> str:
-    """Counts, and the time left at the pace since the `first` look.
+    """Counts, and the time left at the speed since the `first` progress.
 
-    Such as "3 of 8 parts, 12 of 32 cases (1 rejected), 492 slices; about 2 min left".
+    Example: "3 of 8 parts, 12 of 32 cases (1 rejected), 492 slices; about 2 min left".
     """
     parts = f"{current.parts_done} of {current.parts} parts"
     cases = f"{handled(current)} of {current.requested} cases ({current.failed} rejected)"
@@ -118,7 +118,7 @@ def progress_line(current: StageProgress, first: StageProgress, elapsed_s: float
 
 
 def publish(name: str, counts: Mapping[str, int], runs: Sequence[str]) -> None:
-    """The summary of `runs` and a link to the page of each, as artifacts of the flow run."""
+    """Create artifacts of the flow run: the summary of `runs`, and a link to the page of each."""
     text = summary(name, counts, runs)
     create_markdown_artifact(text, key=artifact_key("summary", name), description=f"How the screening of {name} ended")
     for run in runs:
@@ -132,7 +132,7 @@ def publish(name: str, counts: Mapping[str, int], runs: Sequence[str]) -> None:
 
 
 def summary(name: str, counts: Mapping[str, int], runs: Sequence[str]) -> str:
-    """Markdown: the counts, then of each run its main metrics, its rejected cases by reason, and where its page is."""
+    """Markdown: the counts, then for each run its main metrics, its rejected cases by reason, a link to its page."""
     numbers = ", ".join(f"{number} {what.replace('_', ' ')}" for what, number in counts.items())
     sections = [section for run in runs for section in _run_summary(run)]
     return "\n\n".join([f"# {name}", "For research. Not a medical device.", numbers, *sections])
@@ -147,7 +147,7 @@ def _run_summary(run: str) -> Iterator[str]:
 
 
 def kind_of(reason: str) -> str:
-    """A reason without what belongs to the one case: file name, numbers, details in brackets and the way out."""
+    """A reason without the details of a single case: file name, numbers, text in brackets, and the advice."""
     text = re.sub(r"\s*\(.*?\)", "", reason.split("; ", maxsplit=1)[0])
     text = re.sub(r"^\S+\.\S+: ", "", text)
     return re.sub(r"\d+(\.\d+)?", "…", text)

@@ -1,4 +1,4 @@
-"""Work that nobody waits for long: sent from threads, and a warning where it fails."""
+"""Sends optional updates to a Prefect server: in threads, with a short wait, and with a warning on failure."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 from flows.orchestrator import server_url
 
 log = logging.getLogger(__name__)
-PATIENCE_S = 3.0  # that a run waits for a server to take what it shows
+PATIENCE_S = 3.0  # the time that a run waits for the server to accept an update
 
 
 def show_on_server(show: Callable[..., None], *args: Any) -> None:
-    """Call `show` for the server that is configured, wait for PATIENCE_S at most, and warn of what fails."""
+    """Call `show` if a server is configured, wait PATIENCE_S at most, and warn on failure."""
     if server_url() is None:
         return
 
@@ -29,7 +29,7 @@ def show_on_server(show: Callable[..., None], *args: Any) -> None:
 
 
 def in_background(work: Callable[..., None], *args: Any) -> threading.Thread:
-    """Start a thread that ends with the process. It knows the flow run that it works for."""
+    """Start a daemon thread with the context of the flow run."""
     run = contextvars.copy_context().run  # a thread starts without the context
     thread = threading.Thread(target=run, args=(work, *args), name="medad-visible", daemon=True)
     thread.start()

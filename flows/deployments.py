@@ -1,8 +1,8 @@
-"""What `configs/deploy/prefect.yaml` says, registered on a Prefect server: work pools, the GPU's limit, deployments.
+"""Registers `configs/deploy/prefect.yaml` on a Prefect server: work pools, the GPU's limit, deployments.
 
-One decision: the file is Prefect's own, read by Prefect's own model, so `prefect deploy` takes it too. What it lacks
-for a command line is added here: settings, and that a deployment whose schedule would run without its folders is not
-registered.
+One decision: the file has Prefect's own format and is read with Prefect's own model, so `prefect deploy` accepts it.
+This module adds what the command line needs: settings, and a check that skips a deployment whose schedule would run
+without its folders.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ FILE = Path(medad_core.__file__).parent.parent / "configs" / "deploy" / "prefect
 
 @dataclass(frozen=True)
 class Entry:
-    """A deployment of the file. `missing` are the variables without which it cannot be registered."""
+    """A deployment in the file. `missing` lists unset variables without which it cannot be registered."""
 
     config: Mapping[str, Any]
     missing: tuple[str, ...]
 
     @property
     def pattern(self) -> str:
-        """FLOW/NAME of all deployments that this entry can be, whatever its variables are."""
+        """Pattern FLOW/NAME of the deployments of this entry, for any values of its variables."""
         return f"{self.flow.name}/{_without_placeholders(self.config['name'])}"
 
     @property
@@ -70,7 +70,7 @@ class Entry:
 def read_entries(
     file: Path = FILE, *, pool: str | None = None, cron: str | None = None, timezone: str | None = None
 ) -> list[Entry]:
-    """The deployments of a file; `pool` is taken by all of them, `cron` and `timezone` by all schedules.
+    """The deployments of a file; `pool` applies to all of them, `cron` and `timezone` to all schedules.
 
     Raises ConfigError.
     """
@@ -88,7 +88,7 @@ def read_entries(
 
 
 def _entry(config: dict[str, Any]) -> Entry:
-    """A parameter that is not given can be given when a run is started, but not where a schedule starts it."""
+    """A parameter may stay unset if a person starts the run, but not if a schedule starts it."""
     parameters = config.get("parameters", {})
     unset = {key: _unset(value) for key, value in parameters.items()}
     given = {key: value for key, value in parameters.items() if not unset[key]}
@@ -102,9 +102,9 @@ def _entry(config: dict[str, Any]) -> Entry:
 def register(
     client: SyncPrefectClient, entries: Sequence[Entry], version: str, settings: Settings | None = None
 ) -> list[str]:
-    """Make pools and limit where they are missing, and every deployment that can be made, new or changed.
+    """Create missing pools and the limit, and create or update every deployment that has its variables.
 
-    Their runs have `settings` where some are given. Returns the names of the deployments.
+    `settings`, if given, are those of their runs. Returns the names of the deployments.
     """
     for pool in dict.fromkeys(entry.pool for entry in entries):
         _ensure_pool(client, pool)
@@ -150,7 +150,7 @@ def _ensure_pool(client: SyncPrefectClient, name: str) -> None:
         client.read_work_pool(name)
     except ObjectNotFound:
         template = ProcessWorker.get_default_base_job_template()
-        with suppress(ObjectAlreadyExists):  # a worker that starts makes its pool too
+        with suppress(ObjectAlreadyExists):  # a starting worker also creates its pool
             client.create_work_pool(
                 WorkPoolCreate(
                     name=name,

@@ -1,9 +1,9 @@
-"""Ranges of parts to futures: where the tasks of a flow run, by configuration.
+"""Runs ranges of parts as Prefect tasks, with the task runner of the settings.
 
 One decision: the runner is opened inside the flow from `settings.flow`, so the same flow, deployed or called, follows
-its settings; `max_workers` is always set, because Prefect's own default is without bound. It is opened anew for what a
-failure left undone: a pool of processes is of no use any more once one of them has died. Whose fault a failure is, is
-not judged here.
+its settings. `max_workers` is always set, because Prefect's default has no limit. After a failure, a new runner makes
+the remaining parts, because a process pool cannot be used after one of its processes has died. This module does not
+decide what is at fault for a failure.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from medad_core.run.run import Run
 from medad_core.stages.workers import make_parts
 from tasks.parts import task_of_range
 
-RANGES_PER_WORKER = 3  # enough that a slow range does not leave the others idle, few enough that models load rarely
+RANGES_PER_WORKER = 3  # enough to balance slow ranges, few enough that models are loaded rarely
 Runner = TypeVar("Runner", TaskRunner, ProcessPoolExecutor)
 
 
 def task_runner(settings: FlowSettings) -> TaskRunner:
-    """The runner that the settings name. Raises UsageError where it cannot work here."""
+    """The task runner in the settings. Raises UsageError if it cannot work here."""
     if settings.runner == "thread":
         return ThreadPoolTaskRunner(max_workers=settings.max_workers)
     check_runner(settings)
@@ -44,29 +44,28 @@ def task_runner(settings: FlowSettings) -> TaskRunner:
 
 
 def range_count(settings: FlowSettings) -> int:
-    """Into how many ranges the parts of a stage are cut. One worker needs one: it would only load its models again."""
+    """The number of ranges of a stage. One worker gets one range, because each range loads the models again."""
     return 1 if settings.max_workers == 1 else RANGES_PER_WORKER * settings.max_workers
 
 
 @contextmanager
 def interruptible(runner: Runner, tidy: Callable[[], None] = lambda: None) -> Iterator[Runner]:
-    """`runner`, opened. Leaving it waits for what runs in it, but after SIGTERM or Ctrl-C not for long.
+    """Open `runner`. On exit, wait for its tasks, but only briefly after SIGTERM or Ctrl-C.
 
-    Then threads are left behind where they are in the middle of a batch, processes are ended, and `tidy` removes what
-    they leave.
+    Then threads in the middle of a batch are abandoned, processes are ended, and `tidy` removes their leftovers.
     """
     stopping.withdraw_request()
     runner.__enter__()
     try:
         yield runner
     except (KeyboardInterrupt, SystemExit, TerminationSignal) as interruption:
-        if isinstance(interruption, TerminationSignal):  # Prefect hides the signal from the handler of the command
+        if isinstance(interruption, TerminationSignal):  # Prefect's handler replaces that of the command
             end_in(code=TERMINATED)
             ignore_sigterm()
         leave_behind(lambda: _close(runner))
         tidy()
         if isinstance(interruption, KeyboardInterrupt) and not server_url():
-            # Ctrl-C has reached the temporary server too: Prefect would try for minutes to reach it.
+            # Ctrl-C has also ended the temporary server: Prefect would try for minutes to reach it.
             end_soon(INTERRUPTED)
         raise
     except BaseException:
@@ -76,19 +75,19 @@ def interruptible(runner: Runner, tidy: Callable[[], None] = lambda: None) -> It
 
 
 def _close(runner: Runner) -> None:
-    """Wait for what runs, and close.
+    """Wait for the tasks of `runner`, and close it.
 
-    A worker that is killed while it writes to the pool's queue of messages keeps the queue's lock: Prefect gives the
-    queue up after some seconds, but Python would wait at its end for what is still in it.
+    A worker that is killed while it writes to the pool's message queue keeps the queue's lock. Prefect gives the queue
+    up after some seconds, but Python would wait for the rest of the queue when it exits.
     """
     runner.__exit__(None, None, None)
-    queue = getattr(runner, "_subprocess_message_queue", None)  # None again where it could be closed
+    queue = getattr(runner, "_subprocess_message_queue", None)  # None if it could be closed
     if queue is not None:
         queue.cancel_join_thread()
 
 
 class FlowExecutor:
-    """See `medad_core.faults.supervisor.Executor`: every range is a task of the flow that runs."""
+    """See `medad_core.faults.supervisor.Executor`: every range is a task of the current flow."""
 
     def __init__(self, run: Run, stage: str) -> None:
         self.run = run
@@ -97,7 +96,7 @@ class FlowExecutor:
 
     @property
     def is_own_process(self) -> bool:
-        """Threads share the process; the workers of the other runners are processes of their own."""
+        """True for threads; the workers of the other runners are separate processes."""
         return self.settings.runner == "thread"
 
     def make(self, ranges: Sequence[Range], on_failure: OnFailure) -> list[Failure]:
@@ -142,7 +141,7 @@ class FlowExecutor:
         return runner.submit(task_of_range(self.stage, numbers, settings), parameters)
 
     def _tidy(self) -> None:
-        """After an interruption, whose fault no part is."""
+        """Clean up after an interruption: no part is at fault, so all notes are removed."""
         self.run.sweep()
         stage = self.run.stage(self.stage)
         for number in stage.begun():

@@ -1,8 +1,8 @@
-"""One stage at a time on the GPU, of all flow runs of a Prefect server.
+"""Lets one stage at a time use the GPU, among all flow runs of a Prefect server.
 
-One decision: the slot is a global concurrency limit of the server, which `medad deploy` makes; where there is no server
-or no GPU there is nothing to share. A stage holds it as a whole, because its models stay in the GPU's memory between
-its parts.
+One decision: the slot is a global concurrency limit of the server, which `medad deploy` creates. Without a server or a
+GPU there is no slot. A stage holds the slot from start to end, because its models stay in the GPU's memory between its
+parts.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ LIMIT = "medad-gpu"
 
 @contextmanager
 def gpu_slot(device: str) -> Iterator[None]:
-    """Hold the slot while the block runs, waiting for it, if `device` is a CUDA one and a server is configured."""
+    """Wait for the slot and hold it while the block runs, if `device` is CUDA and a server is configured."""
     if server_url() is None or not device.startswith("cuda"):
         yield
         return
-    # Not strict: a server that `medad deploy` has never seen has no such limit, and one run there needs none.
+    # Not strict: without `medad deploy` a server has no such limit, and then a run needs none.
     with concurrency(LIMIT, raise_on_lease_renewal_failure=False):
         yield

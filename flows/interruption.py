@@ -1,11 +1,11 @@
 """SIGTERM and Ctrl-C: the process ends within seconds, whatever it is doing.
 
-One decision: state on disk is sound at every moment, so nothing has to be waited for. Work is asked to stop and given
-GRACE_S; what has not stopped by then is left where it is. After LAST_S the process ends in the middle of whatever it
-still does.
+One decision: the files on disk are consistent at every moment, so the process need not wait for anything. Work is asked
+to stop within GRACE_S; work that has not stopped by then is abandoned. After LAST_S the process ends, whatever it is
+doing.
 
-Prefect puts a handler of its own in place of ours while a flow runs: it raises TerminationSignal in the main thread,
-the engine marks the run as crashed on its server, and then the signal is sent again, to us.
+While a flow runs, Prefect replaces our signal handler by its own. This raises TerminationSignal in the main thread, the
+engine marks the run as crashed on its server, and then Prefect sends the signal again to our handler.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def signals_as_errors() -> Iterator[None]:
     try:
         yield
     except Terminated:
-        before[signal.SIGTERM] = signal.SIG_IGN  # a second one would only cut the end short
+        before[signal.SIGTERM] = signal.SIG_IGN  # a second SIGTERM would interrupt the clean-up
         raise
     finally:
         for number, handler in before.items():
@@ -66,7 +66,7 @@ def signals_as_errors() -> Iterator[None]:
 
 
 def end_in(seconds: float = LAST_S, *, code: int) -> None:
-    """End the process with `code` in so many seconds, should it still be there."""
+    """End the process with `code` after `seconds`, if it has not ended by then."""
     timer = threading.Timer(seconds, end, (code,))
     timer.daemon = True
     timer.start()
@@ -74,22 +74,22 @@ def end_in(seconds: float = LAST_S, *, code: int) -> None:
 
 
 def end_soon(code: int) -> None:
-    """End a process that is ending already in SOON_S: it has nothing more to wait for."""
+    """If the process is already ending, end it after SOON_S instead of LAST_S."""
     if _ending:
         end_in(SOON_S, code=code)
 
 
 def ignore_sigterm() -> None:
-    """Ignore further SIGTERMs until Prefect has taken its own handler away.
+    """Ignore further SIGTERMs until Prefect has removed its own handler.
 
-    A worker that ends and its group send two, and the second would cut the clean-up short.
+    An ending worker causes two: its own, and that of its process group. The second would interrupt the clean-up.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def announce(code: int) -> None:
-    """One line on stderr, once."""
+    """Write one line to stderr, once per code."""
     if code not in _announced:
         _announced.append(code)
         line = f"medad: {WORDS[code]}; the same command goes on where it stopped\n"
@@ -98,7 +98,7 @@ def announce(code: int) -> None:
 
 
 def end(code: int) -> None:
-    """End the process now: no thread is waited for, no temporary file is left."""
+    """End the process now: remove its temporary files, but do not wait for threads."""
     from medad_core.store.files import sweep_own
 
     _end_children()
@@ -110,13 +110,13 @@ def end(code: int) -> None:
 
 
 def end_if_left_behind(code: int) -> None:
-    """End the process now, where a thread was left in the middle of its work: Python would wait for it."""
+    """End the process now if an abandoned thread still runs, because Python would wait for it."""
     if any(thread.is_alive() for thread in _left_behind):
         end(code)
 
 
 def leave_behind(close: Callable[[], None]) -> None:
-    """Ask all work of this process to stop, end its child processes, and call `close`; wait for it GRACE_S at most."""
+    """Ask all work of this process to stop, end its child processes, and wait GRACE_S at most for `close()`."""
     from medad_core import stopping
 
     stopping.request_stop()
@@ -128,7 +128,7 @@ def leave_behind(close: Callable[[], None]) -> None:
 
 
 def _end_children() -> None:
-    """SIGTERM, then SIGKILL, to the processes that multiprocessing started here."""
+    """Send SIGTERM, then SIGKILL, to the child processes of multiprocessing."""
     children = multiprocessing.active_children()
     for child in children:
         child.terminate()

@@ -1,7 +1,7 @@
-"""The Prefect server and the runners that settings name: what is there, and what cannot work.
+"""Checks the Prefect server and the runner in the settings.
 
-One decision: a runner that cannot work here, or a server that does not answer, costs one line before the run, never a
-failed flow run.
+One decision: if the runner does not work here, or the server does not answer, the user gets one line before the run
+starts, never a failed flow run.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ SERVER_TIMEOUT_S = 10.0
 
 
 def server_url() -> str | None:
-    """The configured Prefect server, None where a temporary one is started for each command."""
+    """The configured Prefect server, None if a temporary one is started for each command."""
     from prefect.settings import PREFECT_API_URL
 
     return PREFECT_API_URL.value()
 
 
 def server_fault(url: str, timeout_s: float = SERVER_TIMEOUT_S, *, trust_env: bool = True) -> Exception | None:
-    """What keeps the Prefect server at `url` from answering, None where it answers.
+    """The error of a request to the Prefect server at `url`, None if it answers.
 
-    `trust_env` False asks past the proxy of the environment.
+    With `trust_env` False, the request ignores the proxy settings of the environment.
     """
     import httpx
 
@@ -36,7 +36,7 @@ def server_fault(url: str, timeout_s: float = SERVER_TIMEOUT_S, *, trust_env: bo
 
 
 def check_orchestration(settings: Settings) -> None:
-    """The runner, and the server where one is configured. Raises UsageError."""
+    """Check the runner, and the server if one is configured. Raises UsageError."""
     check_runner(settings.flow, _device_of(settings) if settings.flow.runner == "ray" else "cpu")
     url = server_url()
     fault = server_fault(url) if url else None
@@ -48,11 +48,11 @@ def check_orchestration(settings: Settings) -> None:
 
 
 def check_runner(settings: FlowSettings, device: str = "cpu") -> None:
-    """Raise UsageError for a runner that is not installed, that finds no server, or that hides the GPU of `device`."""
+    """Raise UsageError for a runner that is not installed, has no server, or hides the GPU of `device`."""
     if settings.runner == "ray" and device.startswith("cuda"):
         raise UsageError(
-            "flow.runner: Ray shows no GPU to tasks that ask it for none, as medad's do; set flow.runner=process, "
-            "or models.device=cpu"
+            "flow.runner: Ray shows no GPU to tasks that request none, and medad's tasks request none; "
+            "set flow.runner=process, or models.device=cpu"
         )
     if settings.runner == "ray" and importlib.util.find_spec("prefect_ray") is None:
         raise UsageError("flow.runner: ray is not installed; install medad[ray] or set flow.runner=thread")

@@ -1,6 +1,7 @@
-"""How a screening ends: tags and a summary on a Prefect server, and the webhook.
+"""Reports how a screening ends: tags and a summary on a Prefect server, and the webhook.
 
-One decision: a screening reports itself when its flow ends, however it ends; nothing of that changes how it ends.
+One decision: a screening sends its report when its flow ends, with success or not. A failed report never changes the
+result of the screening.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from medad_core.config import Settings
 from medad_core.errors import UsageError
 from medad_core.notify import ATTEMPTS, Notification, notify
 
-SHORT_TIMEOUT_S = 1.0  # that a run which has seconds left waits for its webhook
+SHORT_TIMEOUT_S = 1.0  # the time that an ending process waits for its webhook
 
 
 @dataclass
 class Report:
-    """What a flow reports when it ends: numbers, and the finished runs that the server shows a summary of."""
+    """What a flow reports when it ends: numbers, and the finished runs for the summary on the server."""
 
     counts: dict[str, int] = field(default_factory=dict)
     runs: tuple[str, ...] = ()
@@ -33,7 +34,7 @@ class Report:
 
 @contextmanager
 def outcome_reported(kind: str, name: str, settings: Settings) -> Iterator[Report]:
-    """Tag the flow run with its cohort while the block runs; report to webhook and server how it ended.
+    """Tag the flow run with its cohort while the block runs; report the end to webhook and server.
 
     `kind` is screen or screen-cohort. Errors pass through.
     """
@@ -77,9 +78,9 @@ def failure_reported(kind: str, name: str, settings: Settings) -> Iterator[None]
 
 @contextmanager
 def untagged() -> Iterator[None]:
-    """For tasks: Prefect asks its server for a slot of every tag of a task run.
+    """Remove the tags for tasks, because Prefect requests a slot for every tag of a task run.
 
-    A run that is not given one, because the server is busy, fails.
+    If the server is busy and gives no slot, the task run fails.
     """
     with TagsContext(current_tags=set()):
         yield
@@ -92,7 +93,7 @@ def _tag(marks: Sequence[str]) -> None:
 
 
 def _log_the_core() -> None:
-    """Prefect sends what `medad_core` logs to the server, but leaves its level at that of the root, for warnings."""
+    """Set the level of `medad_core` to INFO: by default, Prefect sends only its warnings to the server."""
     core = logging.getLogger("medad_core")
     if core.level == logging.NOTSET:
         core.setLevel(logging.INFO)

@@ -1,6 +1,7 @@
-"""What is checked before Prefect starts anything, beside what opening a run checks (`medad_core.run.run.Run.open`).
+"""Checks before Prefect starts anything, in addition to those of `medad_core.run.run.Run.open`.
 
-One decision: a wrong folder, key, runner or weights file costs seconds and one line, never a failed flow run.
+One decision: for a wrong folder, key, runner or weights file the user gets one line within seconds, never a failed flow
+run.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from medad_core.store import check_writable
 
 
 def check_cohort(inbox: str, cohort: str, settings: Settings, wait: bool) -> None:
-    """Everything that can be wrong with a `screen --cohort` command.
+    """Check everything that can be wrong with a `screen --cohort` command.
 
     Raises UsageError, StoreError, WeightsError or LockedError.
     """
@@ -35,7 +36,7 @@ def check_cohort(inbox: str, cohort: str, settings: Settings, wait: bool) -> Non
 
 
 def check_reproducing(out: str, settings: Settings) -> None:
-    """Everything that can be wrong with a `reproduce` command.
+    """Check everything that can be wrong with a `reproduce` command.
 
     Raises UsageError, ConfigError, StoreError or WeightsError.
     """
@@ -64,7 +65,7 @@ def check_reproducing(out: str, settings: Settings) -> None:
 
 
 def check_training(settings: Settings) -> None:
-    """Everything that can be wrong with a `train` command, the cohort aside.
+    """Check everything that can be wrong with a `train` command, except the cohort.
 
     Raises UsageError, ConfigError or WeightsError.
     """

@@ -31,11 +31,11 @@ from tasks.reproduce import (
 )
 
 ON_THE_DECODER = (*THROUGH_LLM, "without-llm")
-Item = dict[str, Any]  # the arguments of one task, beside those that all share
+Item = dict[str, Any]  # the arguments of one task, without those that all tasks share
 
 
 class RowsFailed(MedadError):
-    """The table is made, with rows that failed: on the server the run is to be seen as one that failed."""
+    """The table was made, but some rows failed. Raised so that the server shows the flow run as failed."""
 
     def __init__(self, made: Reproduced) -> None:
         rows = ", ".join(row for row, _ in made.failed)
@@ -56,7 +56,7 @@ def _run_name() -> str:
 def reproduce(data: str, out: str, settings: SettingsParameter = DEFAULTS) -> Reproduced:
     """Fit and score every row of the table; run it again to resume.
 
-    Rows that fail are in the table with their reason. Raises RowsFailed at the end where there are some.
+    Failed rows are in the table with their reason. Raises RowsFailed at the end if there are any.
     """
     from medad_core.models.device import device_of
 
@@ -83,7 +83,7 @@ def _reproduce(data: str, out: str, settings: Settings) -> Reproduced:
 
 
 def _decoders(units: Iterable[Unit]) -> list[Item]:
-    """The decoders that units wait for: fold, seed and the rows of those units."""
+    """The decoders that units need: fold, seed and the rows of those units."""
     waiting: dict[tuple[int, int], list[str]] = {}
     for unit in units:
         if unit.row in ON_THE_DECODER:
@@ -94,7 +94,7 @@ def _decoders(units: Iterable[Unit]) -> list[Item]:
 class _Steps:
     """Submits the tasks of one kind and waits for all of them.
 
-    What failed has left its reason, so nothing is raised.
+    Failed tasks have written their reason, so nothing is raised.
     """
 
     def __init__(self, runner: TaskRunner, out: str, settings: Settings) -> None:
@@ -103,7 +103,7 @@ class _Steps:
         self.shared = {"out": out, "settings": settings}
 
     def each(self, task: Task, items: Sequence[Item]) -> list[Item]:
-        """Run `task` on the arguments of every item; the items on which it went well."""
+        """Run `task` with the arguments of every item; returns the items that succeeded."""
         futures = []
         for item in items:
             words = (str(value) for value in item.values() if not isinstance(value, list))

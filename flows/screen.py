@@ -1,7 +1,7 @@
-"""The whole path: a cohort in, or what is new in an inbox; predictions, metrics and page out.
+"""All stages: a cohort, or new studies of an inbox, in; predictions, metrics and page out.
 
-One decision: what is checked and opened before a flow begins is handed to it (`screen_run`); a deployment, which has
-only references, opens it itself (`screen`).
+One decision: a command opens and checks the run before its flow begins, and passes it on (`screen_run`). A deployment
+has only references, so its flow opens the run itself (`screen`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _cohort_run_name() -> str:
 
 
 def run_name(folder: str) -> str:
-    """Such as `screen-ward-2026-02-03`."""
+    """The name of a flow run, such as `screen-ward-2026-02-03`."""
     return f"screen-{Path(folder).name}-{date.today()}"
 
 
@@ -51,7 +51,7 @@ def screen(data: str, run: str, settings: SettingsParameter = DEFAULTS) -> Outco
 
 
 def screen_run(run: Run, data: str) -> Outcome:
-    """Screen an opened run of the cases below `data`, as a flow run like those of `screen`."""
+    """Screen an opened run of the cases below `data`, in a flow run like that of `screen`."""
 
     def work() -> Outcome:
         with outcome_reported("screen", name_parts(run.uri)[0], run.settings) as report:
@@ -78,7 +78,7 @@ def _screen(run: Run, data: str, report: Report) -> Outcome:
     flow_run_name=_cohort_run_name,
 )
 def screen_cohort(inbox: str, cohort: str, settings: SettingsParameter = DEFAULTS, wait: bool = False) -> CohortOutcome:
-    """Screen what is new or changed in `inbox`; a second command on the same cohort is refused, or waits."""
+    """Screen new and changed studies of `inbox`; a second command on the same cohort is refused, or waits."""
     folder = CohortFolder(cohort, Path(inbox))
     with locked(folder.folder, wait), outcome_reported("screen-cohort", folder.folder.name, settings) as report:
         outcome = screen_inbox(folder, Path(inbox).resolve(), settings, _screen_batch)
@@ -88,7 +88,7 @@ def screen_cohort(inbox: str, cohort: str, settings: SettingsParameter = DEFAULT
 
 
 def _screen_batch(run: Run, machine_is_well: bool) -> str:
-    """Run the stages of a batch; its page."""
+    """Run the stages of a batch; returns its page."""
     for name in PART_STAGES:
         stage_within(run, name, machine_is_well)
     return evaluate_within(run).page

@@ -1,7 +1,7 @@
-"""The stages of a run as flows: plan, make what is pending, finish.
+"""The stages of a run as flows: plan, make the pending parts, finish.
 
-One decision: each flow asks the stage files what is left, so running one again is the way to resume it, and running a
-finished one does nothing. Plans are made here and not in tasks: there is one planner a stage.
+One decision: each flow reads from the stage files what is left. So running a flow again resumes it, and running a
+finished flow does nothing. Plans are made here and not in tasks, so only one process plans a stage.
 """
 
 from __future__ import annotations
@@ -62,23 +62,23 @@ def prompts(run: str, settings: SettingsParameter = DEFAULTS) -> StageProgress:
 
 @flow(name="answers", description="Prompt embeddings to answers.", **OPTIONS)
 def answers(run: str, settings: SettingsParameter = DEFAULTS) -> StageProgress:
-    """Let the LLM say for every slice whether and where something is wrong."""
+    """Let the LLM answer for every slice whether there is an anomaly, and where."""
     return make_stage(Run.reopen(run, settings), "answers")
 
 
 @flow(name="evaluate", description="Stage files to predictions, metrics and page.", **OPTIONS)
 def evaluate(run: str, settings: SettingsParameter | None = None) -> Outcome:
-    """Write predictions, metrics and page of a finished run; without settings, by those that the run was made with."""
+    """Write predictions, metrics and page of a finished run; without settings, with those of the run."""
     return evaluate_run(Run.reopen(run, settings))
 
 
 def make_stage(run: Run, name: str, machine_is_well: bool = False) -> StageProgress:
-    """Plan and make one stage of an opened run, within a flow run. Raises what stops the run."""
+    """Plan and make one stage of an opened run, within a flow run. Raises the error that stops the run."""
     from medad_core.models.device import device_of  # torch takes seconds, and a deployment imports this module
 
     plan_stage(run, name)
     device = "cpu" if name == "slices" else device_of(run.settings)
-    # An engine takes seconds to start and fills a device: all answers that are pending go to one.
+    # An engine takes seconds to start and fills a device, so one engine makes all pending answers.
     ranges = 1 if name == "answers" else range_count(run.settings.flow)
     with untagged(), progress_shown(run.stage(name)), gpu_slot(device):
         return complete_stage(run, name, FlowExecutor(run, name), ranges, machine_is_well)
@@ -91,23 +91,23 @@ def evaluate_run(run: Run) -> Outcome:
 
 
 def stage_within(run: Run, name: str, machine_is_well: bool = False) -> StageProgress:
-    """A stage as a flow run of its own, within the one of a screening that has opened the run."""
+    """Run a stage in its own flow run, inside that of a screening that has opened the run."""
     return flow_within(name, stage_run_name(name, run.uri), lambda: make_stage(run, name, machine_is_well))
 
 
 def evaluate_within(run: Run) -> Outcome:
-    """The evaluation as a flow run of its own, within the one of a screening that has opened the run."""
+    """Run the evaluation in its own flow run, inside that of a screening that has opened the run."""
     return flow_within("evaluate", stage_run_name("evaluate", run.uri), lambda: evaluate_run(run))
 
 
 def flow_within(name: str, run_name: str, work: Callable[[], Result]) -> Result:
-    """Run `work` as a flow run of its own. It has no parameters: what is opened crosses no boundary of Prefect."""
+    """Run `work` in its own flow run. It has no parameters, so Prefect does not serialise the opened run."""
     with _one_heartbeat():
         return flow(name=name, flow_run_name=run_name, persist_result=False)(work)()
 
 
 @contextmanager
 def _one_heartbeat() -> Iterator[None]:
-    """For flows within a flow: the outer heartbeat says that the process lives, and another takes a second to end."""
+    """Disable the heartbeat of inner flows: the outer one is enough, and each takes a second to end."""
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield

@@ -29,13 +29,13 @@ from prefect.client.schemas.sorting import FlowRunSort
 from flows.deployments import FILE, Entry
 
 TAG = "medad"
-SCHEDULER_S = 20.0  # in which a server's scheduler makes the runs of a schedule that is new to it
+SCHEDULER_S = 20.0  # the time in which a server's scheduler creates the runs of a new schedule
 LOOK_S = 0.5
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A deployment as the server has it, and what is to be said about it."""
+    """A deployment on the server, with remarks for the user."""
 
     name: str
     pool: str | None
@@ -45,7 +45,7 @@ class Standing:
 
 
 def standing(client: SyncPrefectClient, entries: Sequence[Entry], file: Path = FILE) -> list[Standing]:
-    """All deployments of the server that carry our tag, the orphaned ones too, by name."""
+    """All deployments on the server with our tag, including orphaned ones, sorted by name."""
     tagged = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))
     deployments = client.read_deployments(deployment_filter=tagged)
     next_runs = _next_runs(client, deployments)
@@ -67,9 +67,9 @@ def standing(client: SyncPrefectClient, entries: Sequence[Entry], file: Path = F
 
 
 def _next_runs(client: SyncPrefectClient, deployments: Sequence[DeploymentResponse]) -> dict[UUID, datetime]:
-    """When the server will start each next.
+    """The time of the next run of each deployment.
 
-    Its scheduler looks at new schedules every few seconds, so it is waited for.
+    The server's scheduler reads new schedules every few seconds, so this function waits for it.
     """
     due = {deployment.id for deployment in deployments if _is_due(deployment)}
     next_runs: dict[UUID, datetime] = {}
@@ -129,7 +129,7 @@ def _schedules(deployment: DeploymentResponse) -> str:
 
 
 def _when(deployment: DeploymentResponse, next_runs: Mapping[UUID, datetime]) -> str:
-    """The next run in the zone of the deployment's first schedule."""
+    """The next run, in the time zone of the deployment's first schedule."""
     if deployment.id not in next_runs:
         return "–"
     zone = deployment.schedules[0].schedule.timezone if deployment.schedules else None

@@ -1,4 +1,4 @@
-"""Labelled cases in, a decoder, a converter and their card out."""
+"""The flow of training: labelled cases in; decoder, converter and their card out."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Prefect tasks: each hands one range of parts, or one whole-run step, to the core."""
+"""Prefect tasks: each passes one range of parts, or one step of a whole run, to the core."""

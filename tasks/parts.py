@@ -21,7 +21,7 @@ DESCRIPTIONS = {
 
 
 class PartsReport(BaseModel):
-    """What crosses the boundary between a task and its flow: counts, never rows."""
+    """What a task returns to its flow: counts, never rows."""
 
     model_config = ConfigDict(frozen=True)
     stage: str
@@ -44,8 +44,8 @@ class PartsReport(BaseModel):
 
 @task(name="parts", **OPTIONS)
 def make_parts(run: str, settings: Settings, stage: str, numbers: list[int]) -> PartsReport:
-    """Make parts of a stage; a retry makes those that the attempt before did not finish."""
-    # The core's stage modules import torch; it is imported where a task runs, so that importing tasks stays light.
+    """Make parts of a stage; a retry makes those that are still pending."""
+    # The stage modules import torch. They are imported inside the task, so that importing this module stays fast.
     from medad_core.stages import workers
 
     return PartsReport.of(stage, workers.make_parts(run, settings, stage, numbers, task_run.run_count or 1))

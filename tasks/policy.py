@@ -1,6 +1,6 @@
-"""What all tasks have in common: no cache, no kept results, retries only for what can heal.
+"""The options of all tasks: no cache, no stored results, retries only for errors that a retry may help.
 
-One decision: stage files alone say what is done. Prefect's cache sees neither our code nor our data, so it is off; a
+One decision: stage files alone say what is done. Prefect's cache knows neither our code nor our data, so it is off. A
 retried task asks the stage which of its parts are still pending.
 """
 
@@ -23,5 +23,5 @@ OPTIONS = {"cache_policy": NO_CACHE, "persist_result": False, "retry_condition_f
 
 
 def with_policy(task: Task, name: str, settings: FlowSettings) -> Task:
-    """The task with the run name and the retries that the settings ask for."""
+    """The task with the given run name and the retries of the settings."""
     return task.with_options(task_run_name=name, retries=settings.retries, retry_delay_seconds=settings.retry_delay_s)

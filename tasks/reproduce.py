@@ -1,4 +1,4 @@
-"""One task a unit of the paper's table: fit, answer, score. A unit that fails leaves its reason; the others go on."""
+"""One task per unit of the paper's table: fit, answer, score. A failed unit records its reason; the others continue."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Reproduced(BaseModel):
-    """Where the table is, which rows failed and why, and which cases could not be used."""
+    """The paths of the table, the failed rows with reasons, and the cases that could not be used."""
 
     model_config = ConfigDict(frozen=True)
     table: str
@@ -31,7 +31,7 @@ class Reproduced(BaseModel):
     rejected: tuple[tuple[str, str], ...]
 
 
-@task(name="prepare", description="Read, encode and deal the cases.", **OPTIONS)
+@task(name="prepare", description="Read and encode the cases, and assign them to folds.", **OPTIONS)
 def prepare_experiment(data: str, out: str, settings: Settings) -> int:
     """Prepare the experiment; returns its number of folds."""
     from medad_core.reproduce.experiment import prepare
@@ -41,7 +41,7 @@ def prepare_experiment(data: str, out: str, settings: Settings) -> int:
 
 @task(name="decoder", description="Train the decoder of one fold and seed.", **OPTIONS)
 def fit_decoder(out: str, settings: Settings, fold: int, seed: int, rows: list[str]) -> bool:
-    """Train the decoder that `rows` wait for; returns whether it went well."""
+    """Train the decoder that `rows` need; returns whether it succeeded."""
     from medad_core.reproduce.proposed import fit_decoder
 
     with _noting_failure(out, [Unit(row, fold, seed) for row in rows]) as went_well:
@@ -51,7 +51,7 @@ def fit_decoder(out: str, settings: Settings, fold: int, seed: int, rows: list[s
 
 @task(name="converter", description="Train the converter of one row, fold and seed.", **OPTIONS)
 def fit_converter(out: str, settings: Settings, row: str, fold: int, seed: int) -> bool:
-    """Train the converter of a unit; returns whether it went well."""
+    """Train the converter of a unit; returns whether it succeeded."""
     from medad_core.reproduce.proposed import fit_tokens
 
     unit = Unit(row, fold, seed)
@@ -62,7 +62,7 @@ def fit_converter(out: str, settings: Settings, row: str, fold: int, seed: int) 
 
 @task(name="answers", description="Let the LLM answer for all units that wait for it; one engine.", **OPTIONS)
 def answer_units(out: str, settings: Settings, units: list[tuple[str, int, int]]) -> bool:
-    """Answer for all units; returns whether all went well."""
+    """Answer for all units; returns whether all succeeded."""
     from medad_core.reproduce.answers import answer_unit, speaking
 
     waiting = [Unit(*unit) for unit in units]
@@ -79,7 +79,7 @@ def answer_units(out: str, settings: Settings, units: list[tuple[str, int, int]]
 
 @task(name="row", description="Fit and score one row on one fold with one seed.", **OPTIONS)
 def score_unit(out: str, settings: Settings, row: str, fold: int, seed: int) -> bool:
-    """Fit and score a unit; returns whether it went well."""
+    """Fit and score a unit; returns whether it succeeded."""
     from medad_core.reproduce.rows import run_unit
 
     unit = Unit(row, fold, seed)
@@ -91,7 +91,7 @@ def score_unit(out: str, settings: Settings, row: str, fold: int, seed: int) -> 
 
 @task(name="table", description="The table, its figure and its gallery, from the scores alone.", **OPTIONS)
 def write_table(out: str, settings: Settings) -> Reproduced:
-    """Write the table and what goes with it."""
+    """Write the table, its figure and its gallery."""
     from medad_core.reproduce.results import write
 
     written = write(out, settings)
@@ -109,7 +109,7 @@ def _progress(name: str) -> Callable[[int, int], None]:
 
 
 def _report_units(out: str, settings: Settings) -> None:
-    """Report how much of the whole is done."""
+    """Log how many of all units are done."""
     from medad_core.reproduce.experiment import open_experiment
 
     units = units_of(settings.reproduce, len(open_experiment(out).folds))
@@ -118,9 +118,9 @@ def _report_units(out: str, settings: Settings) -> None:
 
 @contextmanager
 def _noting_failure(out: str, units: list[Unit]) -> Iterator[Callable[[], bool]]:
-    """Keep the reason of a failure with the units that it costs, and go on with the others.
+    """Record the reason of a failure for the units that it affects; the other units continue.
 
-    What it gives says whether all went well. What may heal passes through, so that Prefect tries again.
+    Yields a function that returns whether all succeeded. Errors that a retry may help are raised for Prefect.
     """
     stopping.end_with_parent()
     reasons: list[str] = []

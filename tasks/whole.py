@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class Outcome(BaseModel):
-    """What a run came to. Files are named, metrics stay in them; `rejected` is (case_id, stage, reason)."""
+    """The result of a run: paths and counts, no metrics; `rejected` is (case_id, stage, reason)."""
 
     model_config = ConfigDict(frozen=True)
     predictions: str
@@ -26,7 +26,7 @@ class Outcome(BaseModel):
 
 
 class Trained(BaseModel):
-    """Where the weights are, which cases were left out and why, and the scores of the card."""
+    """The folder of the weights, the rejected cases with reasons, and the scores of the card."""
 
     model_config = ConfigDict(frozen=True)
     folder: str

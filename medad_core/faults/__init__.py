@@ -1,8 +1,8 @@
-"""Whose fault an error is, and what to do about it; without an orchestrator, so flows and a plain loop do the same.
+"""What is at fault for an error, and what to do about it. Flows and a plain loop use it in the same way.
 
-classify    the run's fault, the part's, or unsure; and whether trying again may help
-suspect     a part that is blamed, as an error that crosses processes
-trial       the parts of a stage that are given up, and whether the machine is in doubt
-supervisor  try alone, make apart, prove the machine, quarantine, stop
-quarantine  a part that is given up, recorded
+classify    whether the run or the part is at fault, or unsure; and whether a retry may help
+suspect     a part that may be at fault, as an error that can be pickled
+trial       the parts of a stage that are given up, and whether the machine may be at fault
+supervisor  retry a part alone or in its own process, probe the machine, quarantine, stop
+quarantine  record a part that is given up
 """

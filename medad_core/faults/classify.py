@@ -1,12 +1,12 @@
-"""Whose fault is an error?
+"""Decides what is at fault for an error: the run or the part.
 
-One decision: an error is judged by its type and by the causes behind it, never by where it was caught.
+One decision: an error is classified by its type and its causes, never by the place where it was caught.
 
-* the run's: disk, network, settings, weights, a model or engine that cannot be loaded. It stops the run, whose next
-  start may find it healed; quarantining for it would cost every case.
-* the part's: an error raised while one part was made (PartError), rows that do not fit (RowsError).
-* unsure: a GPU or machine out of memory, an engine that broke down (EngineError), a volume that would not be read
-  (InputError). As the part's, but only where other parts went well, before and after.
+* the run: disk, network, settings, weights, a model or engine that cannot be loaded. The error stops the run. At the
+  next start the cause may be gone; quarantine would lose every case.
+* the part: an error raised while one part was made (PartError), rows that do not fit (RowsError).
+* unsure: a GPU or machine out of memory, an engine that broke down (EngineError), a volume that could not be read
+  (InputError). The part is at fault only if other parts succeed, before and after it.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from enum import Enum
 
 from medad_core.errors import EngineError, EngineStartError, InputError, PartError, RowsError
 
-# What is missing, forbidden, full or of the wrong kind now will be so in a second. (Remote filesystems raise the
-# classes without a number.)
+# Errors that a retry after some seconds cannot help: missing, forbidden, full or of the wrong kind. (Remote filesystems
+# raise the classes without a number.)
 LASTING = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 LASTING_NUMBERS = frozenset(
     (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
 )
 OUT_OF_MEMORY = "OutOfMemoryError"  # torch's, by name, because torch is not imported for it
 DEVICE_ERRORS = ("AcceleratorError", "FatalError", OUT_OF_MEMORY)
-# What torch and Python say, as a RuntimeError, when a device fails or the memory of the machine is spent.
+# Words in the RuntimeError of torch or Python when a device fails or the machine is out of memory.
 DEVICE_WORDS = ("CUDA", "cuDNN", "NCCL", "allocate memory", "start new thread")
 
 
 class Fault(Enum):
-    """Whose fault an error is."""
+    """What is at fault for an error."""
 
     RUN = "run"
     PART = "part"
@@ -38,7 +38,7 @@ class Fault(Enum):
 
 
 def classify(error: BaseException) -> Fault:
-    """Whose fault an error is that was raised while parts were made."""
+    """What is at fault for an error that was raised while parts were made."""
     if isinstance(error, EngineError | InputError):
         return Fault.UNSURE
     if isinstance(error, RowsError):
@@ -49,11 +49,10 @@ def classify(error: BaseException) -> Fault:
 
 
 def can_heal(error: BaseException) -> bool:
-    """Whether trying again may help: a filesystem or network that stuttered, a GPU that was full.
+    """Whether a retry may help: after a short fault of a filesystem or network, or if a GPU was full.
 
-    A wrong setting never heals.
-
-    The store turns system errors into StoreError; the system's own error is its cause. An engine was restarted already.
+    A retry does not help for a wrong setting, nor for an engine, which was already restarted. The store turns system
+    errors into StoreError; its cause is the system's own error.
     """
     if any(isinstance(cause, EngineError | EngineStartError) for cause in (error, error.__cause__)):
         return False
@@ -71,13 +70,13 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def in_one_line(error: BaseException) -> str:
-    """Such as `ValueError: too many dimensions`."""
+    """The type and first line of an error, such as `ValueError: too many dimensions`."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _is_of_the_device(error: BaseException) -> bool:
-    """Out of memory, or a GPU that failed: neither has one class in torch."""
+    """Whether memory ran out or a GPU failed. torch has no single class for either."""
     if _is_named(error, DEVICE_ERRORS) or isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in DEVICE_WORDS)

@@ -1,7 +1,7 @@
-"""A part that is given up: all of its cases failed, none has rows, and the stages after it go on without them.
+"""Records a part that is given up: all its cases failed, none has rows, and later stages continue without them.
 
-One decision: a quarantined part is an ordinary record, so everything is accounted for; deleting the record lets the
-same command try the part again.
+One decision: a quarantined part has an ordinary record, so all cases are counted. If you delete the record, the same
+command tries the part again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def quarantine(stage: Stage, number: int, attempts: int, why: str) -> PartRecord:
-    """Record a part that could not be made in so many attempts. Raises StoreError."""
+    """Record a part that could not be made in `attempts` attempts. Raises StoreError."""
     reason = f"{QUARANTINED}{attempts} attempts: {why}"
     log.warning("%s part %d is %s", stage.name, number, reason)
     failed = [Item(key=case_id, reason=reason) for case_id in stage.plan().parts[number].inputs]

@@ -1,16 +1,16 @@
-"""The parts of one stage are made, or quarantined, or the run stops.
+"""Has all parts of one stage made, quarantines parts that fail, or stops the run.
 
-One decision: an executor makes ranges of parts and judges nothing; the supervisor judges and makes nothing. What it
-does, in order:
+One decision: an executor makes ranges of parts and decides nothing; the supervisor decides and makes nothing. It works
+in this order:
 
-1. A part in the middle of which this very process ended before is made apart, in a process of its own.
-2. All other parts are made side by side, in ranges.
-3. Of a range that failed, the first part that is not done is to blame: it is tried alone, and given up where it fails
-   again. The rest of the range is made once more. Where only worker processes died, for the first time, everything is
-   made once more.
-4. Where many are given up one after another, the machine is in doubt: a part that went well before is made again, to
-   prove it. Where it fails, or there is none, the run stops.
-5. At the end those that were given up are quarantined.
+1. If an earlier process ended while it made a part, this part is made in a separate process.
+2. All other parts are made in parallel, in ranges.
+3. If a range failed, its first part that is not done is the suspect. It is tried alone, and given up if it fails
+   again. The rest of the range is tried again. The first time that only worker processes died, all unfinished parts
+   are tried again.
+4. If many parts are given up one after another, the machine may be at fault. To test it, a part that succeeded before
+   is made again. If this part fails, or if no part succeeded before, the run stops.
+5. At the end, the parts that were given up are quarantined.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Range = Sequence[int]
 
 @dataclass(frozen=True)
 class Failure:
-    """A range of parts that was not made to its end, and the error that it ended with."""
+    """A range of parts that failed, and its error."""
 
     numbers: Range
     error: Exception
@@ -51,23 +51,23 @@ class Executor(Protocol):
 
     @property
     def is_own_process(self) -> bool:
-        """Whether parts are made in this very process, which a part may end."""
+        """Whether parts are made in this process, so that a bad part can end it."""
 
     def make(self, ranges: Sequence[Range], on_failure: OnFailure) -> list[Failure]:
-        """Make the ranges side by side; those that failed. Errors that may heal were tried again already.
+        """Make the ranges in parallel; returns those that failed after all retries.
 
-        `on_failure` is called as soon as a range has failed; where it raises, what has not begun is left.
+        `on_failure` is called as soon as a range has failed. If it raises, ranges that have not begun are not made.
         """
 
     def make_alone(self, number: int) -> Failure | None:
-        """Make one part once, beside no other; None where it was made."""
+        """Make one part once, with no other in parallel; returns None if it was made."""
 
     def make_apart(self, number: int) -> Failure | None:
-        """Make one part in a new process; None where it was made."""
+        """Make one part in a new process; returns None if it was made."""
 
 
 class Supervisor:
-    """Lets `executor` make parts of `stage`; `tries_alone` is how often a part is tried that is to blame."""
+    """Has `executor` make parts of `stage`. A suspect part is tried alone `tries_alone` times."""
 
     def __init__(self, stage: Stage, executor: Executor, tries_alone: int = 1, machine_is_well: bool = False) -> None:
         self.stage = stage
@@ -76,7 +76,7 @@ class Supervisor:
         self.trial = Trial(machine_is_well)
 
     def make(self, ranges: Sequence[Range]) -> None:
-        """Make every part of `ranges`, or quarantine it. Raises what stops the run."""
+        """Make every part of `ranges`, or quarantine it. Raises the error that stops the run."""
         ranges = self._make_dangerous_apart(ranges)
         deaths = 0
         while ranges:
@@ -94,14 +94,14 @@ class Supervisor:
         self._quarantine()
 
     def _make_dangerous_apart(self, ranges: Sequence[Range]) -> list[Range]:
-        """Make the parts that ended this process before in another one; the ranges without them."""
+        """Make the parts that ended an earlier process in a separate one; returns the ranges without them."""
         if not self.executor.is_own_process:
             return list(ranges)
         begun = self.stage.begun()
         dangerous = [number for numbers in ranges for number in numbers if number in begun]
         for number in dangerous:
             log.warning(
-                "a process ended in the middle of %s part %d; the part is made in one of its own now",
+                "a process ended in the middle of %s part %d; the part is now made in a separate process",
                 self.stage.name,
                 number,
             )
@@ -113,7 +113,7 @@ class Supervisor:
         return [numbers for numbers in safe if numbers]
 
     def _undone(self, failures: Sequence[Failure]) -> list[Range]:
-        """Of each failed range the parts that are still to be made."""
+        """The unfinished parts of each failed range."""
         if not failures:
             return []
         given_up = {part.number for part in self.trial.given_up}
@@ -121,14 +121,14 @@ class Supervisor:
         return [[number for number in failure.numbers if number in left] for failure in failures]
 
     def _try_first_parts(self, undone: Sequence[Range], failures: Sequence[Failure], deaths: int) -> None:
-        """Try alone the first part of each range: the one that its error came from."""
+        """Try the first part of each range alone: this part caused the error of its range."""
         for numbers, failure in zip(undone, failures, strict=True):
             if numbers:
                 attempts_before = suspect_of(failure.error).attempts + (deaths > 1)
                 self._judge(numbers[0], self._alone(numbers[0]), attempts_before)
 
     def _alone(self, number: int) -> Suspect | None:
-        """Try a part by itself; None where it was made. Raises what stops the run."""
+        """Try a part alone; returns None if it was made. Raises the error that stops the run."""
         suspect = None
         for _ in range(self.tries_alone):
             failure = self.executor.make_alone(number)
@@ -140,19 +140,19 @@ class Supervisor:
         return suspect
 
     def _judge(self, number: int, suspect: Suspect | None, attempts_before: int) -> None:
-        """Give a part up, unless it was made after all. Raises the suspect where the machine fails and not the part."""
+        """Give a part up, unless it was made. Raises the suspect if the machine is at fault and not the part."""
         if suspect is None:
             return
         if self.trial.give_up(number, attempts_before + suspect.attempts, suspect, self._made()):
             self._prove_machine(suspect)
 
     def _prove_machine(self, suspect: Suspect) -> None:
-        """Make a part again that went well once. Raises the suspect where there is none, or it does not go well now."""
+        """Make a part again that succeeded before. Raises the suspect if there is none, or if it fails now."""
         good = [number for number, record in self.stage.records().items() if record.rows]
         if not good:
             raise suspect
         log.warning(
-            "%s part %d is made again, to see whether it is the machine that fails",
+            "%s part %d is made again, to test whether the machine is at fault",
             self.stage.name,
             good[-1],
         )
@@ -162,7 +162,7 @@ class Supervisor:
         self.trial.trust()
 
     def _quarantine(self) -> None:
-        """Record what was given up. Raises a suspect where the machine may have failed and not the part."""
+        """Quarantine the parts that were given up. Raises a suspect if the machine may be at fault and not the part."""
         made = self._made()
         if self.trial.in_doubt(made):
             self._prove_machine(self.trial.given_up[-1].suspect)
@@ -170,7 +170,7 @@ class Supervisor:
             quarantine(self.stage, part.number, part.attempts, part.suspect.reason)
 
     def _made(self) -> int:
-        """How many parts have rows, of earlier lives of the run too."""
+        """The number of parts with rows, including parts that earlier processes made."""
         return sum(record.rows > 0 for record in self.stage.records().values())
 
 

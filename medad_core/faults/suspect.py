@@ -1,7 +1,7 @@
-"""A part that is blamed for an error.
+"""A part that may be at fault for an error.
 
-One decision: an error is judged in the process where it was raised, because its causes do not survive the way to
-another; what travels is the judgement.
+One decision: an error is classified in the process that raised it, because its causes are lost when it is pickled. Only
+the result is sent to the other process.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from medad_core.faults.classify import Fault, classify, in_one_line
 
 
 class Suspect(MedadError):
-    """A part could not be made, by its own fault as far as can be told; `unsure` where it may be the machine's.
+    """A part could not be made and is probably at fault; `unsure` if the machine may be at fault instead.
 
-    Its message is that of the error; `attempts` counts how often the part was tried.
+    The message is that of the original error; `attempts` is the number of times that the part was tried.
     """
 
     def __init__(self, message: str, reason: str, unsure: bool, attempts: int) -> None:
@@ -30,7 +30,7 @@ class Suspect(MedadError):
 
 
 def accuse(error: Exception, attempts: int) -> Exception:
-    """A Suspect where the part may be at fault, the error itself where it stops the run."""
+    """A Suspect if the part may be at fault; the error itself if it stops the run."""
     fault = classify(error)
     if fault is Fault.RUN:
         return error
@@ -39,7 +39,7 @@ def accuse(error: Exception, attempts: int) -> Exception:
 
 
 def suspect_of(error: BaseException) -> Suspect:
-    """What is known of a part that failed in a worker; raises the error where it stops the run."""
+    """The Suspect of an error from a worker. Raises the error if it stops the run."""
     if isinstance(error, BrokenProcessPool):
         return Suspect("a worker process died in the middle of its work", "its worker process died", True, 1)
     if not isinstance(error, Suspect):

@@ -1,12 +1,12 @@
-"""Incremental cohorts: which studies of an inbox are new or changed, which batch screened each, and one view of it all.
+"""Incremental cohorts: which studies of an inbox are new or changed, which batch screened each, and all predictions.
 
     COHORT/batches/00001/                a run, as `medad screen --out` makes it, plus
-    COHORT/batches/00001/_planned.json   which files of which content it screens; written once, first
-    COHORT/batches/00001/_batch.json     what became of each; written last: the batch counts from this moment on
+    COHORT/batches/00001/_planned.json   its studies with files and contents; written once, first
+    COHORT/batches/00001/_batch.json     the result of each study; written last: from then on the batch counts
     COHORT/predictions.parquet           rows of the newest screening of every case, from all batches that count
-    COHORT/ledger.json                   every case with all its screenings, and who waits
+    COHORT/ledger.json                   every case with all its screenings, and the waiting studies
 
-One decision: `_batch.json` is the only truth. Predictions and ledger are views of these files. They are replaced whole,
-and made again whenever they are behind. So nothing that kills the process makes them disagree with what was screened
-for longer than until the next command.
+One decision: only the `_batch.json` files are authoritative. Predictions and ledger are derived from them. They are
+replaced as a whole, and written again whenever they are out of date. So if a process is killed, the next command makes
+them consistent again.
 """

@@ -1,6 +1,6 @@
-"""One batch: which studies it takes, and what became of each once its run is finished.
+"""One batch: which studies it screens, and the result of each after its run is finished.
 
-One decision: a case whose files are no longer those that were planned does not count; the next batch screens it again.
+One decision: a case whose files have changed since the plan does not count; the next batch screens it again.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def histories_of(batches: Sequence[Batch]) -> dict[str, tuple[Screening, ...]]:
 
 
 def next_screening(study: Study, history: tuple[Screening, ...], attempts: int) -> PlannedStudy | None:
-    """The screening that a study needs, None where its content is on record for good.
+    """The screening that a study needs, None if its content needs no further screening.
 
-    `history` are the screenings of its case, oldest first. A quarantined content is tried `attempts` times in all.
+    `history` contains the screenings of its case, oldest first. Quarantined content is tried `attempts` times in all.
     """
     if not history:
         return PlannedStudy(study=study, revision=1, attempt=1)
@@ -48,7 +48,7 @@ def next_screening(study: Study, history: tuple[Screening, ...], attempts: int) 
 
 
 def case_of(inbox: Path, study: Study, modality: str) -> Case:
-    """A study as `read_slices` wants it, with `inbox` where it is mounted."""
+    """A study as a `Case` for `read_slices`; `inbox` is the folder where the inbox is mounted now."""
 
     def ref(file: StoredFile) -> VolumeRef:
         return VolumeRef(str(inbox / file.path), file.channel)
@@ -59,7 +59,7 @@ def case_of(inbox: Path, study: Study, modality: str) -> Case:
 def finished_batch(run: Path, inbox: Path, plan: BatchPlan) -> Batch:
     """The commit of a batch whose `run` is finished.
 
-    Raises StoreError where a case has neither rows nor a reason, or both.
+    Raises StoreError if a case has neither rows nor a reason, or both.
     """
     predictions = str(run / PREDICTIONS)
     rows = _rows_by_case(predictions)
@@ -88,7 +88,7 @@ def current_time() -> str:
 
 
 def _is_changed(inbox: Path, study: Study, reasons: Mapping[str, str]) -> bool:
-    # A volume that was whole when it was hashed, and could not be read a moment later, is no fault of the study.
+    # If a volume was complete when it was hashed, and could not be read later, the study is not at fault.
     return UNREADABLE in reasons.get(study.case_id, "") or not unchanged(inbox, study)
 
 
@@ -106,7 +106,7 @@ def _screening(
         reason = "a reason" if case_id in reasons else "no reason"
         raise StoreError(
             f"batch {number}: {case_id} has {rows} rows and {reason} of rejection; "
-            "delete the batch's folder to screen it anew"
+            "delete the batch's folder to screen it again"
         )
     return Screening(
         case_id=case_id,

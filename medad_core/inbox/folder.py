@@ -1,6 +1,6 @@
-"""A cohort's folder: its batches, what they say together, and what is left to screen.
+"""The folder of an incremental cohort: its batches, the files derived from them, and the studies left to screen.
 
-See the package for the files, and for what is true and what is a view. Whoever writes here holds the lock (`lock.py`).
+The package's docstring lists the files. A caller that writes must hold the lock (`lock.py`).
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ log = logging.getLogger(__name__)
 PLANNED = "_planned.json"
 COMMIT = "_batch.json"
 LEDGER = "ledger.json"
-UNFINISHED = ".new"  # the folder of a batch that is being laid out
-_DELETE_BATCH = "nothing of it counts yet, the next command screens it anew"
+UNFINISHED = ".new"  # the folder of a batch that is being planned
+_DELETE_BATCH = "nothing of it counts yet, the next command screens it again"
 Kind = TypeVar("Kind", bound=Record)
 
 
 def is_cohort(folder: str) -> bool:
-    """Whether `folder` is that of an incremental cohort, and not of one run."""
+    """Whether `folder` belongs to an incremental cohort, not to a single run."""
     return (Path(folder) / "batches").is_dir() or (Path(folder) / LEDGER).is_file()
 
 
 class CohortFolder:
-    """`medad screen INBOX --cohort FOLDER`. Keeps no state but its path: what is true lies on disk.
+    """The FOLDER of `medad screen INBOX --cohort FOLDER`. Its only state is its path; all else is read from disk.
 
-    Raises UsageError for a folder that cannot be locked, or lies inside the inbox.
+    Raises UsageError for a folder that cannot be locked, or is inside the inbox.
     """
 
     def __init__(self, folder: str | Path, inbox: Path | None = None) -> None:
@@ -52,7 +52,7 @@ class CohortFolder:
         self.folder = Path(folder)
         if inbox is not None and self.folder.resolve().is_relative_to(inbox.resolve()):
             raise UsageError(
-                f"--cohort {folder}: lies inside the inbox {inbox}, and would be looked into as if it were studies; "
+                f"--cohort {folder}: lies inside the inbox {inbox}, and would be scanned for studies; "
                 "choose a folder beside it"
             )
 
@@ -65,7 +65,7 @@ class CohortFolder:
     def batches(self) -> tuple[Batch, ...]:
         """The committed batches, oldest first.
 
-        Raises StoreError for a commit that is damaged or missing: what it says must not be guessed.
+        Raises StoreError for a commit that is damaged or missing, because its content must not be guessed.
         """
         commits = sorted(self.folder.glob(f"batches/*/{COMMIT}"))
         batches = [
@@ -79,7 +79,7 @@ class CohortFolder:
         return tuple(batches)
 
     def open_batch(self) -> BatchPlan | None:
-        """The batch that was begun and is not committed, if any. Raises StoreError where its plan is damaged."""
+        """The batch that was begun and is not committed, if any. Raises StoreError if its plan is damaged."""
         path = self.run_of(len(self.batches()) + 1) / PLANNED
         data = read_bytes(str(path))
         if data is None:
@@ -87,14 +87,14 @@ class CohortFolder:
         return _parsed(BatchPlan, data, path, f"delete {path.parent}: {_DELETE_BATCH}")
 
     def open_run(self) -> str | None:
-        """The run of the batch that is being screened, None where there is none."""
+        """The run of the batch that is being screened, None if there is none."""
         plan = self.open_batch()
         return None if plan is None else str(self.run_of(plan.number))
 
     def ledger(self) -> Ledger | None:
-        """The ledger as it was last written.
+        """The ledger as last written.
 
-        None where there is none, or it is damaged: the next screening writes it anew.
+        None if there is none, or it is damaged: the next screening writes it again.
         """
         data = read_bytes(str(self.folder / LEDGER))
         try:
@@ -108,12 +108,12 @@ class CohortFolder:
         return histories_of(self.batches())
 
     def known_files(self) -> dict[str, StoredFile]:
-        """Files of the last scan by path; none where the ledger is gone: they are hashed again then."""
+        """Files of the last scan by path; empty if there is no ledger: then all files are hashed again."""
         ledger = self.ledger()
         return {} if ledger is None else ledger.files
 
     def fingerprint(self) -> dict[str, str] | None:
-        """What determines the rows that were made, or are being made; None for a new cohort."""
+        """The fingerprint of the rows that were made, or are being made; None for a new cohort."""
         batches = self.batches()
         if batches:
             return batches[0].fingerprint
@@ -121,17 +121,17 @@ class CohortFolder:
         return None if plan is None else plan.fingerprint
 
     def check_fingerprint(self, current: dict[str, str]) -> None:
-        """Raise StoreError where the cohort was screened with other models or settings: its rows do not compare."""
+        """Raise StoreError if the cohort was screened with different models or settings."""
         stored = self.fingerprint()
         if stored is not None and stored != current:
             raise StoreError(
                 f"{self.folder} was screened {difference(stored, current)}; choose another --cohort for these settings"
             )
 
-    # --- what is to do ----------------------------------------------------------------------------------------------
+    # --- what is left to do -----------------------------------------------------------------------------------------
 
     def reconcile(self) -> None:
-        """Bring the view up to the commits and remove what killed writers left; every command begins with it."""
+        """Update the predictions and remove what killed writers left. Every command does this first."""
         self._clear()
         sweep(str(self.folder))
         self.write_view()
@@ -150,9 +150,9 @@ class CohortFolder:
         settings: Settings,
         apart: bool = False,
     ) -> BatchPlan:
-        """Lay out the next batch. Its folder appears whole, so a batch that is there has its plan and its cohort.
+        """Plan the next batch. Its folder appears complete, so every batch has its plan and its cohort.
 
-        Raises StoreError where a file of a study is gone.
+        Raises StoreError if a file of a study is missing.
         """
         plan = BatchPlan(
             number=len(self.batches()) + 1,
@@ -163,16 +163,16 @@ class CohortFolder:
         )
         cases = [case_of(inbox, planned.study, settings.data.modality) for planned in studies]
         scratch = self._scratch
-        with explained("plan a batch of", str(inbox)):  # a file may go between the scan and its plan
+        with explained("plan a batch of", str(inbox)):  # a file may be deleted between the scan and the plan
             settle_cohort(str(scratch), members_of(inbox, cases, settings.data))
         write_bytes(str(scratch / PLANNED), plan.to_json())
         move_folder(scratch, self.run_of(plan.number))
         return plan
 
     def resume(self, inbox: Path) -> BatchPlan | None:
-        """The batch that was begun, ready to go on, wherever the inbox is mounted now.
+        """The unfinished batch, ready to be resumed with `inbox` as the inbox's current path; None if there is none.
 
-        Raises StoreError where its run is damaged.
+        Raises StoreError if its run is damaged.
         """
         plan = self.open_batch()
         if plan is None:
@@ -190,16 +190,18 @@ class CohortFolder:
         return plan
 
     def withdraw(self, plan: BatchPlan) -> None:
-        """Let go of a batch that was begun: its studies are pending again, and nothing of it ever counted."""
-        move_folder(self.run_of(plan.number), self._scratch)  # which goes by itself, should this be killed
+        """Remove an unfinished batch: its studies are pending again. It never counted."""
+        move_folder(
+            self.run_of(plan.number), self._scratch
+        )  # every command removes this folder, so a kill here does no harm
         self._clear()
 
-    # --- what became of it ------------------------------------------------------------------------------------------
+    # --- results ----------------------------------------------------------------------------------------------------
 
     def commit(self, inbox: Path, plan: BatchPlan) -> Batch:
-        """Let a finished batch count, and bring the view up to it.
+        """Commit a finished batch, and update the predictions.
 
-        Cases whose files are no longer those that were planned do not count: the next batch screens them as they are.
+        Cases whose files have changed since the plan do not count: the next batch screens them again.
         """
         run = self.run_of(plan.number)
         batch = finished_batch(run, inbox, plan)
@@ -208,11 +210,11 @@ class CohortFolder:
         return batch
 
     def write_view(self) -> None:
-        """`predictions.parquet`: rows of the newest screening of every case, replaced whole unless it is up to date."""
+        """Write `predictions.parquet`: rows of the newest screening of every case. Does nothing if it is up to date."""
         write_predictions(str(self.folder / PREDICTIONS), self.batches(), self.run_of)
 
     def write_ledger(self, inbox: Path, scan: InboxScan) -> Ledger:
-        """`ledger.json`, replaced whole."""
+        """Write `ledger.json`, replacing the earlier one."""
         present = {study.case_id for study in scan.studies} | scan.waiting.keys() | scan.unusable.keys()
         batches = self.batches()
         cases = {

@@ -1,8 +1,8 @@
-"""One screening of a cohort at a time.
+"""A lock that allows one screening of a cohort at a time.
 
-One decision: the lock is the kernel's (`flock`), held by an open file. It ends with its process, however that dies, so
-there is no stale lock to recognise; what the file says is for people only. The package filelock does not serve: it
-opens the file to write and empties it, which erases the holder's name and shuts out readers who may not write.
+One decision: it is a kernel lock (`flock`) on an open file. The kernel releases it when the process ends, so there are
+no stale locks. The content of the file is for people only. The package filelock is not suitable: it opens the file for
+writing and empties it, which erases the holder's name and excludes readers without write permission.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from medad_core.errors import MedadError
 from medad_core.store.files import explained
 
 POLL_S = 0.2
-GRACE_S = 1.0  # whoever asks for the holder shares the lock for a moment, which is no reason to refuse
+GRACE_S = 1.0  # `holder` shares the lock for a moment, which is no reason to refuse
 
 
 class LockedError(MedadError):
@@ -32,7 +32,7 @@ class LockedError(MedadError):
 def locked(cohort: Path, wait: bool = False) -> Iterator[None]:
     """Hold the cohort's folder while the block runs. With `wait`, wait for another process that holds it.
 
-    Raises LockedError naming the holder otherwise, StoreError where the lock cannot be written.
+    Raises LockedError naming the holder otherwise, StoreError if the lock cannot be written.
     """
     path = cohort / ".lock"
     with explained("lock", str(cohort)):
@@ -50,19 +50,19 @@ def locked(cohort: Path, wait: bool = False) -> Iterator[None]:
             os.pwrite(descriptor, json.dumps(note).encode(), 0)
         yield
     finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child that is still there has the same lock
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child that still runs has the same lock
         os.close(descriptor)
 
 
 def check_free(cohort: Path) -> None:
-    """Raise LockedError where another process holds the cohort now."""
+    """Raise LockedError if another process holds the cohort now."""
     name = holder(cohort)
     if name is not None:
         raise LockedError(_refusal(cohort, name))
 
 
 def holder(cohort: Path) -> str | None:
-    """Who holds the cohort ("process 1 on host since …"), None where nobody does. Only reads the lock's file."""
+    """The process that holds the cohort ("process 1 on host since …"), None if none does. Only reads the lock file."""
     path = cohort / ".lock"
     with explained("read", str(path)):
         try:

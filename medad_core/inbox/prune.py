@@ -1,7 +1,7 @@
-"""Retention: older batches give up what lies between volumes and predictions.
+"""Deletes the stages' files of older batches.
 
-One decision: only the stages' folders go. Predictions, metrics, page, reasons and commits of every batch stay, so the
-cohort's view can always be made again.
+One decision: only the folders of the stages are deleted. Predictions, metrics, page, rejected.csv and commit of every
+batch stay, so the cohort's predictions can always be written again.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _NOTE_TEXT = (
 
 
 def prune(cohort: str, keep: int) -> dict[int, int]:
-    """Prune all committed batches but the newest `keep`. Returns the bytes freed of each, by batch number.
+    """Prune all committed batches except the newest `keep`. Returns the bytes freed, by batch number.
 
-    Raises UsageError for a folder that is no cohort, LockedError where it is in use.
+    Raises UsageError for a folder that is not a cohort, LockedError if it is in use.
     """
     if not is_cohort(cohort):
         raise UsageError(f"{cohort}: not the folder of a cohort; make one with `medad screen INBOX --cohort {cohort}`")
@@ -44,7 +44,7 @@ def _prune(run: Path) -> int:
     if not stages:
         return 0
     freed = sum(_size_of(stage) for stage in stages)
-    # The note is first: a batch that lost half of its stages to a kill says so.
+    # The note is written first, so that it is there even if a kill leaves half of the stages.
     write_text(str(run / NOTE), _NOTE_TEXT.format(date=datetime.now(UTC).date()))
     with explained("prune", str(run)):
         for stage in stages:

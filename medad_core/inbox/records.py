@@ -1,4 +1,4 @@
-"""What a cohort writes about itself: studies as they lay in the inbox, a batch's plan and its commit, the ledger."""
+"""The bookkeeping files of a cohort as models: studies, the plan and the commit of a batch, the ledger."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from medad_core.store.records import Record, fingerprint_of
 
 
 class Stamp(Record):
-    """How a file lay on disk: length in bytes, times in ns.
+    """The state of a file on disk: length in bytes, times in ns.
 
-    A copying program cannot set ctime, so a file whose stamp is the same was not written to.
+    A copying program cannot set ctime, so a file with an unchanged stamp was not written to.
     """
 
     size: int
@@ -31,7 +31,7 @@ class StoredFile(Record):
 
 
 class Study(Record):
-    """A case as it lies in the inbox."""
+    """A case as it is in the inbox."""
 
     case_id: str
     volume: StoredFile
@@ -39,7 +39,7 @@ class Study(Record):
 
     @property
     def content(self) -> str:
-        """Hash of the bytes and their roles. Where the files lie and what they are called does not count."""
+        """Hash of the bytes and their roles. It does not depend on their paths."""
         roles = {"volume": [self.volume.sha256, self.volume.channel]}
         if self.mask is not None:
             roles["mask"] = [self.mask.sha256, self.mask.channel]
@@ -47,7 +47,7 @@ class Study(Record):
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
-        """The volume, and the mask where there is one."""
+        """The volume, and the mask if there is one."""
         return (self.volume,) if self.mask is None else (self.volume, self.mask)
 
 
@@ -63,9 +63,9 @@ class PlannedStudy(Record):
 
 
 class BatchPlan(Record):
-    """`_planned.json`: written once, before the batch begins; a batch that is resumed goes by it.
+    """`_planned.json`: written once, before the batch begins; a resumed batch uses it.
 
-    In a batch whose studies went wrong before, each is a part of its own (`apart`), so that none takes others with it.
+    If the studies of a batch failed before, each gets its own part (`apart`), so that none affects the others.
     """
 
     number: int = Field(ge=1)
@@ -76,7 +76,7 @@ class BatchPlan(Record):
 
 
 class Screening(Record):
-    """What became of one study in one batch. `reason` says why a rejected one has no rows."""
+    """The result of one study in one batch. `reason` says why a rejected study has no rows."""
 
     case_id: str
     batch: int
@@ -91,7 +91,7 @@ class Screening(Record):
 class Batch(Record):
     """`_batch.json`: the commit.
 
-    `changed` are cases that do not count: at the end their files were no longer the planned ones, or could not be read.
+    `changed` lists cases that do not count: their files changed during the batch, or could not be read.
     """
 
     number: int
@@ -111,10 +111,10 @@ class CaseHistory(Record):
 
 
 class Ledger(Record):
-    """`ledger.json`, written after each scan; `looked` is its time.
+    """`ledger.json`, written after each scan; `looked` is the time of the scan.
 
-    `waiting` and `unusable` say why studies were not screened. `files` remembers contents, so that unchanged files are
-    not read again.
+    `waiting` and `unusable` have the reasons why studies were not screened. `files` has the hashes of the last scan, so
+    that unchanged files are not read again.
     """
 
     inbox: str

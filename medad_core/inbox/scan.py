@@ -1,7 +1,7 @@
-"""Scanning an inbox: which studies are in it, whole, and of which content.
+"""Scans an inbox: which complete studies are in it, and their content.
 
-One decision: a study is taken only when all its files were whole and have not changed for `inbox.settle_s`. Anything
-else waits for the next scan, with the reason. Files whose stamp is the one remembered are not read again.
+One decision: a study is taken only if all its files are complete and have not changed for `inbox.settle_s`. Every other
+study waits for the next scan, with the reason. Files with an unchanged stamp are not read again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from medad_core.inbox.records import Stamp, StoredFile, Study
 from medad_core.store import sha256_file
 
 log = logging.getLogger(__name__)
-READERS = 8  # hashing releases the GIL, and network folders answer slowly one file at a time
+READERS = 8  # hashing releases the GIL, and network folders are slow if files are read one by one
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Fault:
 
 @dataclass(frozen=True)
 class InboxScan:
-    """What an inbox holds: its studies by case_id, and the reasons of those that were not taken.
+    """The content of an inbox: its studies by case_id, and the reasons of those that were not taken.
 
-    A study that is `waiting` may be whole next time, an `unusable` one needs somebody to do something. Every scan looks
-    at both again.
+    A `waiting` study may be complete at the next scan; an `unusable` one needs a person to repair it. Every scan checks
+    both again.
     """
 
     studies: tuple[Study, ...]
@@ -49,9 +49,9 @@ class InboxScan:
 
 
 def scan_inbox(inbox: Path, settings: Settings, known: Mapping[str, StoredFile]) -> InboxScan:
-    """Every study below `inbox`. `known` are the files of an earlier scan, by path relative to the inbox.
+    """Every study below `inbox`. `known` has the files of an earlier scan, by path relative to the inbox.
 
-    Raises UsageError where the inbox is missing. An empty one is no error: nothing has come yet.
+    Raises UsageError if the inbox is missing. An empty inbox is not an error.
     """
     modality = settings.data.modality
     discovery = discover(inbox, modality, may_be_empty=True)
@@ -74,7 +74,7 @@ def scan_inbox(inbox: Path, settings: Settings, known: Mapping[str, StoredFile])
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """How the file lies on disk, None where there is none."""
+    """The stamp of a file, None if there is no such file."""
     try:
         facts = path.stat()
     except OSError:
@@ -88,7 +88,7 @@ def unchanged(inbox: Path, study: Study) -> bool:
 
 
 def _has_content(path: Path, file: StoredFile) -> bool:
-    """A stamp may change without the content: a backup by hard links or a chmod sets ctime."""
+    """Compare hashes if the stamp differs: a backup by hard links or a chmod changes ctime, not the content."""
     stamp = stamp_of(path)
     if stamp is None or stamp.size != file.stamp.size:
         return False
@@ -97,12 +97,12 @@ def _has_content(path: Path, file: StoredFile) -> bool:
     try:
         return sha256_file(str(path)) == file.sha256
     except StoreError:
-        log.warning("%s cannot be read any more; its study is looked at again next time", path)
+        log.warning("%s cannot be read any more; the next scan checks its study again", path)
         return False
 
 
 def _reasons(faults: Iterable[Fault | Rejection]) -> dict[str, str]:
-    """Reasons by case_id; several of one case in a row."""
+    """Reasons by case_id; several reasons of one case are joined."""
     reasons: dict[str, str] = {}
     for fault in faults:
         earlier = reasons.get(fault.case_id)
@@ -116,7 +116,7 @@ def _refs(case: Case, modality: str) -> tuple[VolumeRef, ...]:
 
 
 def _stamps(case: Case, modality: str) -> tuple[Stamp, ...] | None:
-    """Stamps of all files of a case, None where one is gone."""
+    """Stamps of all files of a case, None if one is missing."""
     stamps = [stamp_of(Path(ref.path)) for ref in _refs(case, modality)]
     present = tuple(stamp for stamp in stamps if stamp is not None)
     return present if len(present) == len(stamps) else None
@@ -125,7 +125,7 @@ def _stamps(case: Case, modality: str) -> tuple[Stamp, ...] | None:
 def _let_settle(stamps: Iterable[tuple[Stamp, ...] | None], settle_s: float) -> None:
     """Wait once, until the youngest file is old enough.
 
-    A clock that runs ahead on the file server costs one whole wait, no more.
+    If the file server's clock is ahead, this waits for `settle_s`, but not longer.
     """
     files = [stamp for of_case in stamps for stamp in of_case or ()]
     youngest = max((max(stamp.mtime_ns, stamp.ctime_ns) / 1e9 for stamp in files), default=0.0)
@@ -136,10 +136,10 @@ def _let_settle(stamps: Iterable[tuple[Stamp, ...] | None], settle_s: float) -> 
 def _read_study(
     inbox: Path, case: Case, modality: str, before: tuple[Stamp, ...] | None, known: Mapping[str, StoredFile]
 ) -> Study | Fault:
-    """A case with the hashes of its files, where their stamps are still those of `before`."""
+    """The study with the hashes of its files; a Fault if their stamps differ from `before`."""
     try:
         files = [_read_file(inbox, case.case_id, ref, known) for ref in _refs(case, modality)]
-    except Exception as error:  # whatever is wrong with one study, the others are screened
+    except Exception as error:  # an error of one study must not stop the others
         at_fault = isinstance(error, CaseError) and not isinstance(error, TruncatedError)
         return Fault(case.case_id, _one_line(error), may_pass=not at_fault)
     if tuple(file.stamp for file in files) != before or _stamps(case, modality) != before:
@@ -158,7 +158,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _read_file(inbox: Path, case_id: str, ref: VolumeRef, known: Mapping[str, StoredFile]) -> StoredFile:
-    """The content of a file: as remembered where its stamp is the same, else read and hashed."""
+    """The content of a file: the known hash if the stamp is the same, else a new hash."""
     source = Path(ref.path)
     path = os.path.relpath(source, inbox)
     stamp = stamp_of(source)
@@ -170,5 +170,5 @@ def _read_file(inbox: Path, case_id: str, ref: VolumeRef, known: Mapping[str, St
     except OSError as error:
         raise StoreError(f"{source.name}: {UNREADABLE} ({error.strerror})") from error
     if stamp is None:
-        raise StoreError(f"{source.name}: came while it was looked for")
+        raise StoreError(f"{source.name}: appeared during the scan")
     return StoredFile(path=path, channel=ref.channel, stamp=stamp, sha256=content)

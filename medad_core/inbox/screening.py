@@ -1,9 +1,9 @@
-"""An inbox into a cohort: what is new or changed becomes a batch, what a killed command left is finished first.
+"""Screens an inbox into a cohort: an unfinished batch is finished first, then new and changed studies become a batch.
 
-One decision: a batch is an ordinary run, and counts from the moment that its commit is written. Up to three batches a
-command: the one that was left, one of what has come since, and one of what went wrong before, each study a part of its
-own. So nobody is held up or taken along by a study that cannot be screened, which alone cannot be told from a broken
-machine. How a batch is screened is handed in: by flows, or by a plain loop.
+One decision: a batch is an ordinary run, and counts as soon as its commit is written. A command screens up to three
+batches: the unfinished one, one of new and changed studies, and one of studies that failed before, each in its own
+part. So a study that cannot be screened does not affect others. By itself, such a study cannot be distinguished from a
+broken machine. The caller passes a function that screens a batch: with flows, or in a plain loop.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from medad_core.inbox.records import BatchPlan, PlannedStudy
 from medad_core.inbox.scan import InboxScan, scan_inbox
 from medad_core.run.run import Run
 
-FEW = SURE_IN_A_ROW  # parts; more of them that fail one after another are not to blame
-ScreenBatch = Callable[[Run, bool], str]  # the run of a batch, and whether the machine is known to be well, to its page
+FEW = SURE_IN_A_ROW  # parts; if more fail one after another, they are not at fault
+ScreenBatch = Callable[
+    [Run, bool], str
+]  # from the run of a batch, and whether the machine is known to work, to the page
 
 
 class ScreenedBatch(BaseModel):
-    """A batch that was committed: numbers of cases, and of slices with a prediction."""
+    """A committed batch: numbers of cases, and of slices with a prediction."""
 
     model_config = ConfigDict(frozen=True)
     batch: int
@@ -39,7 +41,7 @@ class ScreenedBatch(BaseModel):
 
 
 class CohortOutcome(BaseModel):
-    """What a look into the inbox came to. `cases` and `slices` are those of the whole cohort's predictions."""
+    """The result of screening an inbox. `cases` and `slices` are numbers of the whole cohort's predictions."""
 
     model_config = ConfigDict(frozen=True)
     predictions: str
@@ -50,7 +52,7 @@ class CohortOutcome(BaseModel):
     unusable: dict[str, str]
 
     def counts(self) -> dict[str, int]:
-        """The numbers that a webhook is given."""
+        """The numbers for the webhook."""
         return {
             "batches": len(self.batches),
             "cases_screened": sum(batch.screened for batch in self.batches),
@@ -64,7 +66,7 @@ class CohortOutcome(BaseModel):
 
 @dataclass(frozen=True)
 class _Stuck:
-    """A batch that was left and stopped again, and the suspect that stopped it."""
+    """An unfinished batch that stopped again, and the suspect that stopped it."""
 
     plan: BatchPlan
     suspect: Suspect
@@ -72,7 +74,7 @@ class _Stuck:
 
 @dataclass(frozen=True)
 class _Screening:
-    """One command on a cohort that it holds."""
+    """One command on a cohort that it has locked."""
 
     folder: CohortFolder
     inbox: Path
@@ -80,7 +82,7 @@ class _Screening:
     screen_batch: ScreenBatch
 
     def finish_left(self) -> tuple[list[ScreenedBatch], _Stuck | None]:
-        """Finish the batch that was left, if any."""
+        """Finish the unfinished batch, if there is one."""
         plan = self.folder.resume(self.inbox)
         if plan is None:
             return [], None
@@ -108,10 +110,10 @@ class _Screening:
     def sort_out(
         self, pending: Sequence[PlannedStudy], stuck: _Stuck | None
     ) -> list[tuple[tuple[PlannedStudy, ...], bool]]:
-        """What is pending as up to two batches: what comes for the first time, and, apart, what went wrong before.
+        """The pending studies as up to two batches: new ones, and, with a part for each, those that failed before.
 
-        A batch that is stuck is let go of for it. Raises its suspect where it is so large that the machine must be at
-        fault, or where it was tried apart already and nothing else has come.
+        A stuck batch is withdrawn first. Raises its suspect if it is so large that the machine must be at fault, or if
+        its studies were already tried in parts of their own and there are no other studies.
         """
         tried = {planned.study.content for planned in stuck.plan.studies} if stuck else set()
         again = tuple(planned for planned in pending if planned.attempt > 1 or planned.study.content in tried)
@@ -128,7 +130,7 @@ class _Screening:
         return len(stuck.plan.studies) > FEW * self.settings.data.cases_per_part
 
     def _settings_of(self, plan: BatchPlan) -> Settings:
-        """In a batch of studies that went wrong before, each is a part."""
+        """The settings for a batch: studies that failed before get a part each."""
         if not plan.apart:
             return self.settings
         data = self.settings.data.model_copy(update={"cases_per_part": 1})
@@ -136,9 +138,10 @@ class _Screening:
 
 
 def screen_inbox(folder: CohortFolder, inbox: Path, settings: Settings, screen_batch: ScreenBatch) -> CohortOutcome:
-    """Screen what is new or changed in `inbox`, and what was left. The caller holds the cohort's lock.
+    """Screen new and changed studies of `inbox`, after the unfinished batch. The caller holds the cohort's lock.
 
-    Raises StoreError where the cohort was screened with other models or settings, or is damaged; what stops a run.
+    Raises StoreError if the cohort was screened with different models or settings, or is damaged, and every error that
+    stops a run.
     """
     folder.reconcile()
     settled, fingerprint = _settled(folder, settings)
@@ -156,7 +159,7 @@ def screen_inbox(folder: CohortFolder, inbox: Path, settings: Settings, screen_b
 
 
 def _settled(folder: CohortFolder, settings: Settings) -> tuple[Settings, dict[str, str]]:
-    """The settings with the precision that the cohort has, whatever `auto` would come to on this machine."""
+    """The settings with the precision of the cohort, even if `auto` would select a different one on this machine."""
     from medad_core.run.fingerprints import run_fingerprint, settled_precision  # model libraries take seconds
 
     fingerprint = run_fingerprint(settings, folder.fingerprint())

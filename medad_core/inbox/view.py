@@ -1,6 +1,6 @@
 """`COHORT/predictions.parquet`: the rows of the newest screening of every case, from all committed batches.
 
-One decision: the file's metadata name the batches it was made of, so whether it is up to date is read from its footer.
+One decision: the file's metadata name its batches, so its footer shows whether it is up to date.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ BATCHES_IN_VIEW = b"medad.batches"
 
 
 def write_predictions(path: str, batches: Sequence[Batch], run_of: Callable[[int], Path]) -> None:
-    """Replace the view at `path` whole; nothing happens where it is up to date, or there is no batch.
+    """Replace the file at `path`; do nothing if it is up to date, or there is no batch.
 
-    `batches` are oldest first, `run_of` gives the run of a batch by number. A case whose newest content was rejected
-    has no rows: those of its older content would pass for the newer.
+    `batches` are oldest first; `run_of` returns the run of a batch by number. A case whose newest content was rejected
+    has no rows, because rows of its older content would be mistaken for the newer.
 
-    Raises StoreError where the predictions of a batch are not those that were committed.
+    Raises StoreError if the predictions of a batch are not those that were committed.
     """
     numbers = ",".join(str(batch.number) for batch in batches).encode()
     if not batches or _batches_in(path) == numbers:
@@ -34,7 +34,7 @@ def write_predictions(path: str, batches: Sequence[Batch], run_of: Callable[[int
     newest = {case_id: screenings[-1] for case_id, screenings in histories_of(batches).items()}
     tables = [_newest_rows(str(run_of(batch.number) / PREDICTIONS), batch, newest) for batch in batches]
     rows = pa.concat_tables(tables).sort_by([("case_id", "ascending"), ("slice_index", "ascending")])
-    # What a batch's file says of its columns to pandas (a label is a nullable integer) is kept.
+    # Keep the metadata that tell pandas about the columns (a label is a nullable integer).
     metadata = {**(tables[-1].schema.metadata or {}), BATCHES_IN_VIEW: numbers}
     write_table(path, rows, COHORT_PREDICTIONS.with_metadata(metadata))
 
@@ -52,7 +52,7 @@ def _newest_rows(predictions: str, batch: Batch, newest: Mapping[str, Screening]
 
 
 def _batches_in(path: str) -> bytes | None:
-    """The batches that a view was made of; None where there is no sound one."""
+    """The batches in the file at `path`; None if there is no valid one."""
     try:
         return (pq.read_schema(path).metadata or {}).get(BATCHES_IN_VIEW)
     except (OSError, pa.ArrowInvalid):

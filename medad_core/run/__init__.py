@@ -1,4 +1,4 @@
-"""A run, opened once and handed down (`medad_core.run.run.Run`); what its folder says of itself.
+"""A run, opened once and passed on (`medad_core.run.run.Run`), and the files that describe it.
 
-Nothing is imported here: `cohort`, `info` and `rejected` are read without any model library.
+Nothing is imported here, so that `cohort`, `info` and `rejected` can be imported without any model library.
 """

@@ -1,8 +1,8 @@
-"""Who is screened: `RUN/cohort.json`, written once before the first stage.
+"""The cases of a run: `RUN/cohort.json`, written once before the first stage.
 
-One decision: cases, their files, their split and the reasons of those that cannot be used are settled before any volume
-is read, in one file that every later stage and every resumed run goes by. Where the same files are there still, a
-resumed run takes it as it is, and opens no volume and no mask.
+One decision: the cases, their files, their split and the reasons of rejected cases are determined before any volume is
+read, and written to one file. Every later stage and every resumed run use this file. If the data files are still the
+same, a resumed run uses it as it is, and opens no volume and no mask.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class File(BaseModel):
 
 
 class Member(BaseModel):
-    """One case of the cohort. `rejected` is the reason why it cannot be used, None for a usable one."""
+    """One case of the cohort. `rejected` is the reason why it cannot be used, None for a usable case."""
 
     model_config = ConfigDict(frozen=True)
     case_id: str
@@ -62,11 +62,11 @@ class Cohort(BaseModel):
 
     @property
     def content(self) -> str:
-        """Hash of which files of which sizes play which part. The root does not count: a moved cohort is the same."""
+        """Hash of the members: files, sizes, roles, splits. The root is not in it: a moved cohort is the same."""
         return fingerprint_of({member.case_id: member.model_dump() for member in self.members})
 
     def case(self, member: Member, modality: str) -> Case:
-        """A usable member as `read_slices` wants it."""
+        """A usable member as a `Case` for `read_slices`."""
 
         def ref(file: File) -> VolumeRef:
             return VolumeRef(str(Path(self.root) / file.path), file.channel)
@@ -75,13 +75,13 @@ class Cohort(BaseModel):
         return Case(member.case_id, {modality: ref(member.volume)}, ref(member.mask) if member.mask else None)
 
     def at(self, root: str) -> Cohort:
-        """The same cohort, whose files lie below another root now."""
+        """The same cohort with a different root."""
         return self.model_copy(update={"root": root})
 
 
 @collector_paused()
 def open_cohort(run: str, root: Path, discovery: Discovery, settings: DataSettings, is_dealt: bool) -> Cohort:
-    """The cohort of what was discovered below `root`: the run's own where its files are the same, else settled now.
+    """The cohort of what was discovered below `root`: the stored one if its files are the same, else a new one.
 
     `is_dealt`: the stored splits were dealt by these settings. Raises StoreError naming the cases that changed.
     """
@@ -95,9 +95,9 @@ def open_cohort(run: str, root: Path, discovery: Discovery, settings: DataSettin
 
 
 def find_cohort(data: str | Path, settings: DataSettings) -> Cohort:
-    """Discover cases below `data`, look for tumour-free slices in their masks, and split patients.
+    """Discover cases below `data`, look for tumour-free slices in their masks, and split the patients.
 
-    Raises UsageError where `data` is no folder of cases.
+    Raises UsageError if `data` is not a folder of cases.
     """
     root = Path(data).resolve()
     return make_cohort(root, discover(root, settings.modality), settings)
@@ -114,7 +114,7 @@ def make_cohort(root: Path, discovery: Discovery, settings: DataSettings) -> Coh
 def members_of(root: Path, cases: Sequence[Case], settings: DataSettings) -> Cohort:
     """A cohort of the given cases of an inbox.
 
-    Nothing is trained on what comes into an inbox one by one, so nobody is dealt to a split.
+    Nothing is trained on cases from an inbox, so they belong to no split.
     """
     members = tuple(_member(root, case, settings.modality, UNLABELLED) for case in cases)
     return Cohort(root=str(root), members=members)
@@ -128,16 +128,16 @@ def _sorted_cohort(root: Path, usable: Sequence[Member], discovery: Discovery) -
 
 
 def _rejected(discovery: Discovery) -> Iterator[tuple[str, str]]:
-    """Case and reason of those that cannot be used, each under a name of its own."""
+    """Name and reason of each case that cannot be used; the names are unique."""
     taken = {case.case_id for case in discovery.cases}
     for case in discovery.rejected:
         yield _untaken(case.case_id, taken), case.reason
 
 
 def _has_files_of(stored: Cohort, root: Path, discovery: Discovery, modality: str) -> bool:
-    """Whether `stored` is of the very files that were discovered, their contents and splits aside.
+    """Whether `stored` has the same files as `discovery`, apart from their content and splits.
 
-    Compared as plain values: a hundred thousand members would take seconds to make.
+    Plain values are compared, because making 100,000 members would take seconds.
     """
     discovered: dict[str, tuple[FileFacts | None, FileFacts | None, str | None]] = {}
     for case in discovery.cases:
@@ -167,7 +167,7 @@ def _below(root: Path, path: str) -> str:
 
 
 def _untaken(case_id: str, taken: set[str]) -> str:
-    """`case_id`, numbered where another folder has the same name: a rejected case must not stop the others."""
+    """`case_id`, with a number if it is taken: a rejected case must not stop the others."""
     name = case_id
     number = 2
     while name in taken:
@@ -178,7 +178,7 @@ def _untaken(case_id: str, taken: set[str]) -> str:
 
 
 def _split_patients(facts: Mapping[str, bool | None], settings: DataSettings) -> dict[str, str]:
-    """Every visit of a patient goes where the patient goes; the unlabelled are apart."""
+    """The split of every case. All visits of a patient have the same split; unlabelled cases have their own."""
     patients: dict[str, bool] = {}
     for case_id, tumour_free in facts.items():
         if tumour_free is not None:
@@ -190,9 +190,9 @@ def _split_patients(facts: Mapping[str, bool | None], settings: DataSettings) ->
 
 
 def _has_tumour_free(case: Case, settings: DataSettings) -> bool | None:
-    """Whether a labelled case has a slice without tumour in the range; None where it is unlabelled.
+    """Whether a labelled case has a slice without tumour in the range; None if it is unlabelled.
 
-    A mask that cannot be read is judged when its case is.
+    A mask that cannot be read counts as False here; its case is rejected later.
     """
     if case.mask is None:
         return None
@@ -229,7 +229,7 @@ def _is_phantom(path: str) -> bool:
 
 
 def cohort_of(run: str) -> Cohort:
-    """The cohort of a run. Raises StoreError where there is none, or it is damaged."""
+    """The cohort of a run. Raises StoreError if there is none, or it is damaged."""
     cohort = find_stored(run)
     if cohort is None:
         raise StoreError(f"{run} has no cohort.json; make a run with `medad screen DATA --out {run}`")
@@ -237,7 +237,7 @@ def cohort_of(run: str) -> Cohort:
 
 
 def find_stored(run: str) -> Cohort | None:
-    """The cohort that a run was settled on, None for a new one. Raises StoreError where it is damaged."""
+    """The stored cohort of a run, None for a new run. Raises StoreError if it is damaged."""
     path = join(run, NAME)
     data = read_bytes(path)
     try:
@@ -256,9 +256,9 @@ def write_cohort(run: str, cohort: Cohort) -> None:
 
 
 def settle_cohort(run: str, cohort: Cohort) -> Cohort:
-    """Write `RUN/cohort.json`, or check that the stored one is of the same cases.
+    """Write `RUN/cohort.json`, or check that the stored one has the same cases.
 
-    Raises StoreError naming what changed.
+    Raises StoreError naming the cases that changed.
     """
     stored = find_stored(run)
     if stored is not None and stored.content != cohort.content:

@@ -1,8 +1,8 @@
-"""What determines the rows of each stage, as fields of its fingerprint, before any model is loaded.
+"""The fields of each stage's fingerprint, computed before any model is loaded.
 
-One decision: compatibility is settled from fingerprints when a run is opened, so a decoder of another encoder is
-refused before the first forward pass. The precision of maps is settled there too: whichever machine goes on with a run
-keeps to it.
+One decision: compatibility is checked with fingerprints when a run is opened, so a decoder of a different encoder is
+refused before the first forward pass. The precision of maps is fixed there too: every machine that resumes a run uses
+the same.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from medad_core.store.planning import difference
 
 @dataclass(frozen=True)
 class ResolvedModels:
-    """The models of a run: for each stage after `slices` what determines its rows."""
+    """The models of a run, as the fingerprint fields of each stage after `slices`."""
 
     maps: Fields
     prompts: Fields
@@ -45,9 +45,9 @@ class ResolvedModels:
 
     @classmethod
     def of(cls, settings: Settings, stored_maps: Mapping[str, str] | None = None) -> ResolvedModels:
-        """The models that settings name; `stored_maps` is the fingerprint of maps that a run already has.
+        """The models in `settings`; `stored_maps` is the fingerprint of maps that a run already has.
 
-        Raises UsageError or WeightsError where one is missing, or they do not fit together.
+        Raises UsageError or WeightsError if a model is missing, or models do not fit together.
         """
         maps = maps_fingerprint(settings, stored_maps)
         return cls(maps, prompts_fingerprint(settings), answers_fingerprint(settings))
@@ -59,7 +59,7 @@ class ResolvedModels:
 
 
 def run_fingerprint(settings: Settings, stored: Mapping[str, str] | None = None) -> Fields:
-    """All that determines the predictions of a case, its files aside; `stored` as `stored_maps` above."""
+    """All fields that determine the predictions of a case, except its files; `stored` is like `stored_maps` above."""
     models = ResolvedModels.of(settings, stored)
     return {**settings_fields(settings, *PICTURE), **models.maps, **models.prompts, **models.answers}
 
@@ -71,15 +71,15 @@ def shared_fingerprint(settings: Settings) -> Fields:
 
 
 def _scaling_key(settings: Settings) -> str:
-    """What of modality and intensity scaling a decoder depends on."""
+    """The modality and intensity scaling that a decoder depends on."""
     return json.dumps({"modality": settings.data.modality, **settings.data.scaling.model_dump()}, sort_keys=True)
 
 
 def maps_fingerprint(settings: Settings, stored: Mapping[str, str] | None = None) -> Fields:
-    """What determines maps: encoder, texts, decoder, score, and a precision other than float32.
+    """The fields that determine maps: encoder, texts, decoder, score, and a precision other than float32.
 
-    `stored` is the fingerprint of maps that a run already has; precision `auto` keeps to theirs. Raises WeightsError
-    where decoder and encoder do not fit.
+    `stored` is the fingerprint of maps that a run already has; `auto` keeps their precision. Raises WeightsError
+    if decoder and encoder do not fit.
     """
     folder = weights_folder(settings.models.weights)
     present = {
@@ -105,15 +105,15 @@ def maps_fingerprint(settings: Settings, stored: Mapping[str, str] | None = None
 def settled_precision(fingerprint: Mapping[str, str]) -> str:
     """The precision in which the maps of a fingerprint are made.
 
-    float32 is not written, so that maps older than the setting keep their fingerprint.
+    float32 is not in the fingerprint, so that maps older than the setting keep theirs.
     """
     return fingerprint.get("precision", "float32")
 
 
 def joint_of(settings: Settings) -> int | None:
-    """Width of the image embedding that the converter asks for.
+    """Width of the image embedding that the converter needs, None if it needs none.
 
-    Raises WeightsError where the encoder cannot give it.
+    Raises WeightsError if the encoder does not have it.
     """
     asked = converter_facts(weights_folder(settings.models.weights)).joint
     if asked is None:
@@ -122,27 +122,27 @@ def joint_of(settings: Settings) -> int | None:
     if given is None:
         raise WeightsError(NO_JOINT.format(name=settings.models.encoder))
     if asked != given:
-        raise WeightsError(f"models.encoder: its joint space is {given} wide, the converter wants {asked}")
+        raise WeightsError(f"models.encoder: its joint space is {given} wide, the converter needs {asked}")
     return asked
 
 
 def prompts_fingerprint(settings: Settings) -> Fields:
-    """What determines map tokens: the converter. Raises WeightsError where it was made for another LLM."""
+    """The fields that determine map tokens: the converter. Raises WeightsError if it was made for another LLM."""
     folder = weights_folder(settings.models.weights)
     check_fit(folder / CONVERTER, converter_surroundings(settings))
     return weights_fingerprint(folder, CONVERTER)
 
 
 def converter_surroundings(settings: Settings) -> Fields:
-    """What a converter has to fit."""
+    """The fields that a converter must fit."""
     llm = llm_fingerprint(settings.llm.model, settings.llm.lora, where=settings.models)
     return {**llm, **shared_fingerprint(settings)}
 
 
 def answers_fingerprint(settings: Settings) -> Fields:
-    """What determines answers: how the LLM speaks, and in which template.
+    """The fields that determine answers: the LLM, its settings and its template.
 
-    The template is a field where it is another than that of the weights, its spelling where the LLM is the user's own.
+    `template` is a field only if it differs from that of the weights, `wording` only if the LLM is the user's own.
     """
     fields = speech_fingerprint(settings)
     model = model_folder(settings.llm.model, "language model", settings.models)
@@ -155,11 +155,10 @@ def answers_fingerprint(settings: Settings) -> Fields:
 
 
 def speech_fingerprint(settings: Settings) -> Fields:
-    """The LLM, its limit, its type and whether it is held to the grammar.
+    """The LLM, its token limit, its dtype and whether it is restricted to the grammar.
 
-    Not the engine: engines give the same greedy answers.
-
-    float32 and free speech are not written, so that answers older than these settings keep their fingerprint.
+    The engine is not a field: all engines give the same greedy answers. float32 and unrestricted answers are not in the
+    fingerprint, so that answers older than these settings keep theirs.
     """
     llm = settings.llm
     fields = {
@@ -175,24 +174,24 @@ def speech_fingerprint(settings: Settings) -> Fields:
 
 
 def wording(settings: Settings) -> tuple[str, bool]:
-    """The template that the LLM is asked in, and whether a slice has a token of its embedding."""
+    """The template of the LLM's prompt, and whether a slice has a token of its embedding."""
     facts = converter_facts(weights_folder(settings.models.weights))
     template = facts.template if settings.llm.template == "auto" else settings.llm.template
     return template, facts.joint is not None
 
 
 def check_wording(settings: Settings) -> None:
-    """Raise WeightsError where the LLM cannot be asked in the template of settings and weights.
+    """Raise WeightsError if the template of settings and weights does not work with the LLM.
 
-    Loads a tokenizer only.
+    Loads only a tokenizer.
     """
     check_llm(settings, *wording(settings))
 
 
 def check_llm(settings: Settings, template: str, image: bool = False) -> None:
-    """Raise WeightsError where an LLM cannot be asked in a template, or its LoRA does not fit it.
+    """Raise WeightsError if a template does not work with an LLM, or its LoRA does not fit it.
 
-    Reads a tokenizer and headers only.
+    Reads only a tokenizer and headers.
     """
     folder = llm_folder(settings.llm.model, where=settings.models)
     check_prompts(folder, template, image)

@@ -1,6 +1,6 @@
-"""`RUN/run.json`: the settings and the data a run was started with, for people and for commands that come later.
+"""`RUN/run.json`: the settings and the data of a run, for people and for later commands.
 
-One decision: no fingerprint reads it. It holds the complete settings as YAML text, as `configs/` has them.
+One decision: no fingerprint depends on it. It contains the complete settings as YAML text, like those in `configs/`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NAME = "run.json"
 
 
 class RunInfo(Record):
-    """What the command was given. `versions` are those of the packages that matter."""
+    """The settings and data of the command. `versions` are those of the relevant packages."""
 
     settings: str = Field(description="complete settings as YAML (medad_core.config.settings_from_yaml reads it)")
     data_root: str
@@ -25,11 +25,11 @@ class RunInfo(Record):
 
     @classmethod
     def of(cls, settings: Settings, data_root: str, versions: dict[str, str]) -> RunInfo:
-        """The note of a run; the webhook's address is left out of its settings."""
+        """The info of a run. The webhook's address is removed from its settings."""
         return cls(settings=settings_to_yaml(settings), data_root=data_root, versions=versions)
 
     def parsed_settings(self) -> Settings:
-        """The settings of the run. Raises ConfigError where this version does not know one of them."""
+        """The settings of the run. Raises ConfigError if this version does not know one of them."""
         return settings_from_yaml(self.settings)
 
 
@@ -40,12 +40,12 @@ def write_run_info(run: str, info: RunInfo) -> None:
 
 
 def has_run_info(run: str) -> bool:
-    """Whether the run has its note already."""
+    """Whether the run already has a `run.json`."""
     return read_bytes(join(run, NAME)) is not None
 
 
 def read_run_info(run: str) -> RunInfo:
-    """Raises StoreError where `run` is no run of medad, or its note is damaged."""
+    """Read `RUN/run.json`. Raises StoreError if `run` is not a run of medad, or the file is damaged."""
     data = read_bytes(join(run, NAME))
     if data is None:
         raise StoreError(f"{run} is not a run of medad (no run.json); make one with `medad screen DATA --out {run}`")

@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from medad_core.store import Stage, join, write_text
 
 NAME = "rejected.csv"
-QUARANTINED = "quarantined after "  # how the reason of a case begins whose part was given up
+QUARANTINED = "quarantined after "  # start of the reason of a case in a quarantined part
 Rejected = tuple[str, str, str]  # case_id, stage, reason
 
 
 def rejected_cases(stages: Iterable[Stage]) -> list[Rejected]:
-    """Case, stage and reason of every case that failed, sorted. Raises StoreError where a plan is damaged."""
+    """Case, stage and reason of every case that failed, sorted. Raises StoreError if a plan is damaged."""
     return sorted((item.key, stage.name, item.reason) for stage in stages for item in stage.failed())
 
 

@@ -1,8 +1,8 @@
-"""A run, opened once: its settings, its cohort, its models, and the books of its stages.
+"""A run, opened once: its settings, its cohort, its models, and its stages.
 
-One decision: whoever opens a run hands it down, and nothing below discovers cases, parses plans or hashes models again.
-What crosses to another process is its folder and its settings, by which `Run.reopen` opens it there. Model libraries
-are imported where models are looked at, so that a run can be named without them.
+One decision: the caller that opens a run passes it on, and no function discovers cases, parses plans or hashes models
+again. Another process gets only the folder and the settings, and opens the run with `Run.reopen`. Model libraries are
+imported only inside the functions that need them, so that importing this module is fast.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Run:
 
     @classmethod
     def open(cls, data: str, out: str, settings: Settings) -> Run:
-        """Open the run of the cases below `data` in the folder `out`, new or begun.
+        """Open the new or existing run of the cases below `data` in the folder `out`.
 
-        Everything that can be wrong with the command is found here, before work is spent: raises UsageError, StoreError
-        or WeightsError. A new run gets its `cohort.json` and `run.json`; of an old one only leftovers of killed writers
-        go.
+        Everything that can be wrong with the command is checked here, before any work. Raises UsageError, StoreError or
+        WeightsError. A new run gets its `cohort.json` and `run.json`. In an existing run, only temporary files of
+        killed writers are removed.
         """
         root = Path(data).resolve()
         discovery = discover(root, settings.data.modality)
@@ -55,19 +55,19 @@ class Run:
 
     @classmethod
     def reopen(cls, uri: str, settings: Settings | None = None) -> Run:
-        """A run that is there; without settings, by those that it was made with. Raises StoreError where it is none."""
+        """Open an existing run; without settings, with those in `run.json`. Raises StoreError if that is missing."""
         return cls(uri, settings or read_run_info(uri).parsed_settings())
 
     @cached_property
     def cohort(self) -> Cohort:
-        """Who is screened. Raises StoreError where the run was never opened."""
+        """The cases of the run. Raises StoreError if the run was never opened."""
         return cohort_of(self.uri)
 
     @cached_property
     def models(self) -> ResolvedModels:
         """What determines the rows of every stage.
 
-        Raises UsageError or WeightsError where models are missing or do not fit.
+        Raises UsageError or WeightsError if models are missing or do not fit.
         """
         from medad_core.run.fingerprints import ResolvedModels
 
@@ -85,10 +85,10 @@ class Run:
         return self.stages[name]
 
     def note(self, data: str) -> None:
-        """Write `run.json`: the command that the run was given.
+        """Write `run.json`: the settings and data of the command.
 
-        For a run that is begun only once its stages have agreed to the settings: a command that is refused must not
-        change what the run says of itself.
+        For an existing run, call it only after its stages have accepted the settings: a refused command must not
+        change `run.json`.
         """
         info = RunInfo.of(self.settings, str(Path(data).resolve()), package_versions())
         write_run_info(self.uri, info)
@@ -105,7 +105,7 @@ class Run:
 
 
 def check_models(settings: Settings) -> None:
-    """Raise UsageError or WeightsError where the device, the engine or the LLM's template of settings cannot be had."""
+    """Raise UsageError or WeightsError if the device, the engine or the LLM's template cannot be used."""
     from medad_core.llm.engine import check_engine
     from medad_core.models.device import device_of
     from medad_core.run.fingerprints import check_wording

@@ -1,4 +1,4 @@
-"""Prompt embeddings to answers: the frozen LLM speaks, its sentences are parsed, in `RUN/answers/`."""
+"""Prompt embeddings to answers: the frozen LLM answers, and its sentences are parsed. Writes `RUN/answers/`."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def run_parts(
 ) -> list[PartRecord]:
     """Answer the prompts of the given parts.
 
-    An engine is started where none is given, restarted once where it breaks down, and closed again. Raises EngineError
-    where it breaks down again, naming its log, `RUN/answers/engine.log`.
+    If no engine is given, one is started, restarted once if it breaks down, and closed at the end. Raises EngineError
+    if it breaks down again, naming its log, `RUN/answers/engine.log`.
     """
     if not numbers:
         return []
@@ -61,7 +61,7 @@ def run_parts(
 
 @contextmanager
 def _engine(given: Engine | None, start: Callable[[], Engine], folder: str) -> Iterator[Engine]:
-    """The engine that is given, or one that is started here and closed again."""
+    """The given engine, or a new one that is closed when the block ends."""
     if given is not None:
         yield given
         return

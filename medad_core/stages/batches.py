@@ -1,8 +1,8 @@
-"""Slices of many cases as full batches on a device, and what is computed of them back, case by case.
+"""Puts slices of many cases into full batches for a device, and returns the results case by case.
 
-One decision: one loop for CPU and GPU. A thread reads ahead and fills (pinned) batches across the borders of cases; one
-batch is always queued on the device while the results of the one before are taken apart. So a GPU waits for nothing, a
-CPU runs the same lines, and a case that cannot be used takes no other with it.
+One decision: CPU and GPU use the same loop. A thread reads ahead and fills (pinned) batches with slices of several
+cases. One batch is always queued on the device while the results of the previous one are split into cases. So a GPU
+never waits, and a case that cannot be used does not affect the others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Compute = Callable[[Tensor], tuple[Tensor, ...]]  # uint8 (B, H, W) to results (B, …), all on one device
 COLUMNS = ("case_id", "slice_index", "height", "width", "image")
-AHEAD = 2  # batches that are read, or lie ready, while others are computed
+AHEAD = 2  # batches that are read ahead while others are computed
 _END = object()
 
 
@@ -58,7 +58,7 @@ class ImageBatch:
         return len(case.images) == 0 or self.images.shape[1:] == case.images.shape[1:]
 
     def take(self, case: CaseImages, start: int) -> int:
-        """Copy as many slices of `case` as there is room for, from `start` on; returns their number."""
+        """Copy as many slices of `case` as fit into the batch, from `start` on; returns their number."""
         count = min(len(case.images) - start, len(self.images) - self.filled)
         if count:
             np.copyto(self.images[self.filled : self.filled + count].numpy(), case.images[start : start + count])
@@ -68,7 +68,7 @@ class ImageBatch:
 
 
 def read_cases(slices: Stage, case_ids: Iterable[str]) -> Iterator[CaseImages]:
-    """The slices of the named cases. What is wrong with a case comes with it, in its turn."""
+    """The slices of the given cases, in order. The error of a case is returned in its `fault`, not raised."""
     for case_id in case_ids:
         try:
             table = slices.read_case(case_id, COLUMNS)
@@ -80,7 +80,7 @@ def read_cases(slices: Stage, case_ids: Iterable[str]) -> Iterator[CaseImages]:
 def batches_of(cases: Iterable[CaseImages], size: int, pinned: bool = False) -> Iterator[ImageBatch]:
     """Cut cases into batches of `size` slices.
 
-    A batch holds fewer only at the end, and where the size of the pictures changes.
+    A batch has fewer slices only at the end, and before the size of the pictures changes.
     """
     batch = None
     for case in cases:
@@ -89,7 +89,7 @@ def batches_of(cases: Iterable[CaseImages], size: int, pinned: bool = False) -> 
             batch = None
         start, whole = 0, False
         while not whole:
-            # torch keeps pinned memory, and gives it out again only when no copy reads from it any more.
+            # torch caches pinned memory, and reuses it only when no copy reads from it any more.
             batch = batch or ImageBatch(
                 torch.empty((size, *case.images.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
             )
@@ -103,9 +103,9 @@ def batches_of(cases: Iterable[CaseImages], size: int, pinned: bool = False) -> 
 
 
 def made_ahead(items: Iterator[T], count: int = AHEAD) -> Iterator[T]:
-    """The same items, made in a thread of their own, at most `count` before they are asked for.
+    """The same items, made by a separate thread, at most `count` ahead of the consumer.
 
-    Errors are raised in their turn.
+    An error is raised at the position of its item.
     """
     with ThreadPoolExecutor(1, "reader") as reader:
         made = deque(reader.submit(next, items, _END) for _ in range(count))
@@ -120,7 +120,7 @@ def made_ahead(items: Iterator[T], count: int = AHEAD) -> Iterator[T]:
 def compute_batches(
     batches: Iterable[ImageBatch], compute: Compute, device: torch.device
 ) -> Iterator[tuple[ImageBatch, list[np.ndarray]]]:
-    """Every batch with its results. A GPU is given the next batch before the results of this one are waited for."""
+    """Every batch with its results. A GPU gets the next batch before this function waits for the results of one."""
     waiting = None
     for batch in batches:
         stopping.check()
@@ -155,7 +155,7 @@ def _launch(
 def case_results(
     computed: Iterable[tuple[ImageBatch, list[np.ndarray]]],
 ) -> Iterator[tuple[CaseImages, list[np.ndarray]]]:
-    """Every case with its results, put together again across the borders of batches."""
+    """Every case with its results, joined from all batches that contain its slices."""
     pieces: list[list[np.ndarray]] = []
     for batch, results in computed:
         start = 0
@@ -170,7 +170,7 @@ def case_results(
 class InPieces:
     """`compute` in pieces of at most `size` slices.
 
-    Where memory runs out, size is halved, for all that this process still does under `key`.
+    If memory runs out, the size is halved, for all later calls in this process with the same `key`.
     """
 
     _learnt: ClassVar[dict[str, int]] = {}
@@ -181,7 +181,7 @@ class InPieces:
         self.size = min(size, self._learnt.get(key, size))
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Results of all images, uint8 (B, H, W). Raises OutOfMemoryError where not even one slice fits."""
+        """Results of all images, uint8 (B, H, W). Raises OutOfMemoryError if not even one slice fits."""
         pieces = []
         start = 0
         while start < len(images):
@@ -192,7 +192,7 @@ class InPieces:
             except torch.OutOfMemoryError:
                 if self.size == 1:
                     raise
-            # Only here the failed attempt, and what it held, is gone.
+            # Only after the except block is the memory of the failed attempt released.
             self._halve()
         return pieces[0] if len(pieces) == 1 else tuple(map(torch.cat, zip(*pieces, strict=True)))
 
@@ -205,7 +205,7 @@ class InPieces:
 
 
 def refuse_not_finite(case: CaseImages, grids: np.ndarray) -> None:
-    """Raise CaseError where half precision did not hold the map."""
+    """Raise CaseError if half precision cannot represent the map."""
     if not np.isfinite(grids).all():
         raise CaseError(
             case.case_id, "its map is not finite; set models.precision=float32 and choose another output folder"

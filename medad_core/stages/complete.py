@@ -1,4 +1,4 @@
-"""A stage from its plan to its manifest: plan, let the supervisor make what is pending, finish."""
+"""Runs a stage from its plan to its manifest: plan, make the pending parts, finish."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from medad_core.store import StageProgress
 
 
 def plan_stage(run: Run, name: str) -> None:
-    """Plan a stage of a run, or check that the stored plan is of the same. There is one planner a stage."""
+    """Plan a stage of a run, or check that the stored plan is the same. Only one process may plan a stage."""
     stage_module(name).plan(run)
 
 
 def complete_stage(
     run: Run, name: str, executor: Executor, ranges: int = 1, machine_is_well: bool = False
 ) -> StageProgress:
-    """Make, through `executor` and in so many ranges, what is pending of a planned stage; finish it.
+    """Make the pending parts of a planned stage with `executor`, in at most `ranges` ranges; finish the stage.
 
-    Raises what stops the run; a part that cannot be made is quarantined. `machine_is_well`: it worked a moment ago,
-    with other cases.
+    A part that cannot be made is quarantined. Raises the error that stops the run. `machine_is_well`: the machine has
+    just made parts of other cases.
     """
     stage = run.stage(name)
     supervisor = Supervisor(stage, executor, run.settings.flow.retries, machine_is_well)
@@ -34,10 +34,10 @@ def complete_stage(
 
 
 def require_cases(run: Run, progress: StageProgress) -> None:
-    """Raise MedadError where the stage `slices` left no case to go on with."""
+    """Raise MedadError if the stage `slices` left no case to go on with."""
     if progress.stage == "slices" and progress.done == 0:
         requested = progress.requested
-        raise MedadError(f"none of the {requested} cases could be used; {run.uri}/rejected.csv says why of each")
+        raise MedadError(f"none of the {requested} cases could be used; {run.uri}/rejected.csv gives the reasons")
 
 
 def ranges_of(numbers: Sequence[int], count: int) -> list[list[int]]:

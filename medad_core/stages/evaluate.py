@@ -1,7 +1,7 @@
 """Slices, maps and answers to results: `predictions.parquet`, the metrics table and the page.
 
-One decision: results are computed from stage files alone, part by part and without any model, so they can be made again
-at any time and come out the same.
+One decision: results are computed from stage files alone, part by part and without any model. So they can be computed
+again at any time, with the same result.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from medad_core.store.files import remove
 
 GALLERY = 24
 KEYS = ["case_id", "slice_index"]
-# So that pandas reads whole numbers back where others are missing.
+# So that pandas reads integers although some are missing.
 NULLABLE = {"label": "Int8", "tumour_pixels": "Int32"}
 PREDICTIONS_FILE, METRICS_FILE, PAGE_FILE = "predictions.parquet", "metrics.md", "report.html"
 TABLE_FILE = "metrics.parquet"
@@ -41,7 +41,7 @@ TABLE_FILE = "metrics.parquet"
 
 @dataclass(frozen=True)
 class Results:
-    """Where the results of a run are, and what they say."""
+    """The paths of a run's results, the metrics, and the rejected cases."""
 
     predictions: str
     metrics: str
@@ -54,27 +54,27 @@ class Results:
 
 @dataclass
 class _Measured:
-    """What is gathered in one pass over the parts."""
+    """The data collected in one pass over the parts."""
 
     frames: list[pd.DataFrame] = field(default_factory=list)
     pixel: dict[str, PixelHistogram] = field(default_factory=dict)
     brightness: dict[tuple[str, int], float] = field(default_factory=dict)
 
     def predictions(self) -> pd.DataFrame:
-        """All rows, of a run without any case too."""
+        """All rows; an empty table if the run has no case."""
         if not self.frames:
             return PREDICTIONS.empty_table().to_pandas().astype(NULLABLE)
         return pd.concat(self.frames, ignore_index=True)
 
 
 def evaluate_run(run: Run) -> Results:
-    """Write predictions, metrics and page of a run whose stages are finished. Raises StoreError where one is not."""
+    """Write predictions, metrics and page of a run whose stages are finished. Raises StoreError if one is not."""
     for name in ("slices", "maps", "answers"):
         run.stage(name).require_finished()
     rejected = run.write_rejected()
     measured = _measure(run)
     predictions = measured.predictions()
-    # A page beside predictions of another time would mislead: what depends on them goes first and comes back last.
+    # A page that does not match the predictions would mislead: it is removed before, and written after them.
     for name in (PAGE_FILE, METRICS_FILE, TABLE_FILE):
         remove(join(run.uri, name))
     rows_of_predictions = pa.Table.from_pandas(predictions, schema=PREDICTIONS, preserve_index=False)
@@ -95,9 +95,10 @@ def evaluate_run(run: Run) -> Results:
 
 
 def write_predictions(uri: str, rows: pa.Table) -> None:
-    """Write `rows` of PREDICTIONS, unless the very same are stored.
+    """Write `rows` of PREDICTIONS, unless equal rows are stored.
 
-    A cohort knows the file of a batch by its bytes, and another version of pandas or pyarrow writes other ones.
+    A cohort identifies the file of a batch by its bytes, and a different version of pandas or pyarrow writes different
+    bytes.
     """
     try:
         if read_table(uri).equals(rows):
@@ -131,7 +132,7 @@ def _measure(run: Run) -> _Measured:
 
 
 def _predictions(slices: pa.Table, maps: pa.Table, answers: pa.Table, fingerprint: str) -> pd.DataFrame:
-    """One row a slice of one case, columns of PREDICTIONS."""
+    """One row per slice of one case, with the columns of PREDICTIONS."""
     frame = slices.select([*KEYS, "split", "label", "tumour_pixels"]).to_pandas(integer_object_nulls=True)
     scores = maps.select([*KEYS, "anomaly_score", "peak_y", "peak_x"]).to_pandas()
     sentences = answers.drop_columns(["finish_reason", "tokens"]).to_pandas()
@@ -178,16 +179,14 @@ def _caveats(cohort: Cohort, settings: Settings) -> tuple[str, ...]:
     try:
         learned = {patient_of(case_id) for case_id in trained_on(weights_folder(settings.models.weights))}
     except WeightsError:
-        return (
-            "The weights are no longer where they were, so it cannot be said whether they were trained on these cases.",
-        )
+        return ("The weights are no longer there, so medad cannot tell whether they were trained on these cases.",)
     seen = [member for member in cohort.members if patient_of(member.case_id) in learned]
     if not seen:
         return ()
     count = f"{len(seen)} of the {len(cohort.members)} cases"
     return (
-        f"{count} were used to train these weights, so the numbers flatter{_of_the_test_split(cohort, seen)}. "
-        "The weights' card has scores of patients held out.",
+        f"{count} were used to train these weights, so the numbers are too good{_of_the_test_split(cohort, seen)}. "
+        "The weights' card has the scores of held-out patients.",
     )
 
 
@@ -203,11 +202,11 @@ def _notes(cohort: Cohort, settings: Settings, rejected: Sequence[Rejected]) -> 
     notes = ["For research. Not a medical device.", *_caveats(cohort, settings)]
     if any(member.phantom for member in cohort.members):
         notes.append(
-            "**Phantoms: generated pictures, not patients.** These numbers say that the pipeline works, "
+            "**Phantoms: generated pictures, not patients.** These numbers show that the pipeline works, "
             "not how well it finds tumours."
         )
     if rejected:
-        notes.append(f"{len(rejected)} cases could not be used; `rejected.csv` says why.")
+        notes.append(f"{len(rejected)} cases could not be used; `rejected.csv` gives the reasons.")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""The models of a run, loaded: encoder and decoder, converter, prompt."""
+"""Loads the models of a run: encoder and decoder, converter, prompt."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from medad_core.run.fingerprints import converter_surroundings, joint_of, maps_f
 
 @dataclass(frozen=True)
 class MapModels:
-    """Encoder and decoder on one device; `embeds` where the weights ask for embeddings in the joint space."""
+    """Encoder and decoder on one device; `embeds` if the weights need embeddings in the joint space."""
 
     encoder: VisionTransformerEncoder
     decoder: Decoder
     embeds: bool = False
 
     def encode(self, images: np.ndarray | Tensor) -> tuple[Tensor, Tensor | None]:
-        """Patch features of slices, uint8 (B, H, W), and their embeddings where the weights ask for them."""
+        """Patch features of slices, uint8 (B, H, W), and their embeddings if the weights need them."""
         return self.encoder.encode_with_embedding(images) if self.embeds else (self.encoder.encode(images), None)
 
     @property
     def device(self) -> torch.device:
-        """Where both are."""
+        """The device of both."""
         return self.decoder.text.device
 
 
 def load_map_models(settings: Settings, device: str | None = None, precision: str | None = None) -> MapModels:
-    """Encoder and decoder; device and precision are those of the settings where a stage has not settled them."""
+    """Load encoder and decoder. `device` and `precision` replace those of the settings."""
     settle_torch(settings)
     device = device or device_of(settings)
     precision = precision or precision_of(settings)
@@ -51,14 +51,14 @@ def load_map_models(settings: Settings, device: str | None = None, precision: st
 
 
 def load_converter_of(settings: Settings) -> AnyConverter:
-    """The converter of the weights, on the CPU. Raises WeightsError where it does not fit the other models."""
+    """The converter of the weights, on the CPU. Raises WeightsError if it does not fit the other models."""
     settle_torch(settings)
     return load_converter(weights_folder(settings.models.weights), converter_surroundings(settings))
 
 
 def load_prompt_of(settings: Settings) -> Prompt:
-    """The prompt in the template of the settings, or in the one that the weights' converter speaks.
+    """The prompt in the template of the settings, or in the one that the converter was trained with.
 
-    Raises WeightsError where it cannot be worded.
+    Raises WeightsError if the template does not work with the LLM.
     """
     return Prompt(llm_folder(settings.llm.model, settings.llm.lora, where=settings.models), *wording(settings))

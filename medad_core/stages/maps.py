@@ -1,4 +1,4 @@
-"""Slices to anomaly maps: one forward pass of encoder and decoder a slice, kept as a 2 kB grid in `RUN/maps/`."""
+"""Slices to anomaly maps: one forward pass of encoder and decoder per slice, stored as a 2 kB grid in `RUN/maps/`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from medad_core.store import PartRecord, Plan
 def plan(run: Run) -> Plan:
     """One part of maps for each part of slices.
 
-    The precision that `auto` comes to is settled here, for whoever goes on with the run.
+    The plan fixes the precision that `auto` selects, also for other machines that resume the run.
     """
     return plan_after(run, "slices", "maps", run.models.maps)
 
@@ -43,7 +43,7 @@ def plan(run: Run) -> Plan:
 def run_parts(
     run: Run, numbers: Sequence[int], on_part: OnPart = ignore_part, models: MapModels | None = None
 ) -> list[PartRecord]:
-    """Encode and decode the slices of the given parts. `models` are loaded where they are not given."""
+    """Encode and decode the slices of the given parts. `models` are loaded if not given."""
     if not numbers:
         return []
     stage = run.stage("maps")
@@ -64,13 +64,13 @@ def maps_of(
 ) -> Iterator[tuple[CaseImages, list[np.ndarray]]]:
     """Every case with its results: grids (N, taps, gh, gw) float16, scores (N,), peaks (N, 2) as row and column.
 
-    A fourth are the embeddings in the joint space (N, joint) float16, where the weights ask for them.
+    If the weights need them, the embeddings in the joint space (N, joint) float16 come fourth.
     """
     score = settings.models.image_score
 
     @torch.inference_mode()
     def compute(images: Tensor) -> tuple[Tensor, ...]:
-        # Half precision is what is kept, so score and peak are those of the map that anyone renders later.
+        # The grid is stored in half precision, so score and peak are computed from it, like later maps.
         features, embedding = models.encode(images)
         grid = models.decoder(features).half()
         rendered = render_maps(grid, *images.shape[1:])
@@ -84,7 +84,7 @@ def maps_of(
 
 
 def _rows(case_id: str, case: CaseImages, results: list[np.ndarray]) -> pa.Table:
-    """Rows of one case. Raises what is wrong with it."""
+    """Rows of one case. Raises the error of the case, if it has one."""
     if case.fault is not None:
         raise case.fault
     if case.case_id != case_id:

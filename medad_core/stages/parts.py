@@ -1,7 +1,7 @@
-"""What the four stages share: how a part is made, and the parts of a range one after another.
+"""Code that the four stages share: making a part, and the parts of a range one after another.
 
-One decision: whoever calls `run_parts` (a Prefect task, a plain loop, a Python prompt) decides in how many processes.
-Models are loaded once per call of it, and only if there is a part to do.
+One decision: the caller of `run_parts` (a Prefect task, a plain loop, a Python prompt) decides the number of processes.
+Each call loads the models once, and only if there is a part to make.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OnPart = Callable[[PartRecord], None]  # called after every part
 
 
 def plan_after(run: Run, upstream: str, name: str, fingerprint: dict[str, str]) -> Plan:
-    """Plan a stage part for part like the finished stage before it. Raises StoreError where that is not finished."""
+    """Plan a stage with the same parts as the finished stage `upstream`. Raises StoreError if that is not finished."""
     before = run.stage(upstream)
     parts = before.finished_inputs()
     return run.stage(name).prepare({**fingerprint, upstream: before.plan().fingerprint_sha256}, parts)
@@ -32,9 +32,9 @@ def plan_after(run: Run, upstream: str, name: str, fingerprint: dict[str, str]) 
 
 @dataclass
 class CasesOfPart:
-    """Rows of a part, case by case, with the cases that fail kept aside.
+    """Rows of a part, case by case; cases that fail are collected in `failed`.
 
-    The store consumes `rows()` while it writes, so a part never lies in memory whole; `failed` is complete afterwards.
+    The store consumes `rows()` while it writes, so memory never holds a whole part. `failed` is complete afterwards.
     """
 
     cases: Iterable[str]
@@ -54,9 +54,9 @@ class CasesOfPart:
 
 @contextmanager
 def making(stage: Stage, number: int) -> Iterator[None]:
-    """Whatever goes wrong inside goes wrong with this part: errors that do not say what is wrong become PartError.
+    """Make one part inside the block: an error of any other class than MedadError becomes PartError.
 
-    A process that ends inside leaves a note of it (`Stage.begun`).
+    A process that ends inside the block leaves a note (`Stage.begun`).
     """
     stopping.check()
     stage.begin(number)
@@ -73,7 +73,7 @@ def making(stage: Stage, number: int) -> Iterator[None]:
 def run_casewise(
     stage: Stage, numbers: Sequence[int], make: Callable[[str], pa.Table], on_part: OnPart
 ) -> list[PartRecord]:
-    """Write the given parts of a stage, `make(case_id)` giving the rows of one case."""
+    """Write the given parts of a stage; `make(case_id)` returns the rows of one case."""
     records = []
     for number in numbers:
         part = CasesOfPart(stage.plan().parts[number].inputs, make)
@@ -84,4 +84,4 @@ def run_casewise(
 
 
 def ignore_part(_record: PartRecord) -> None:
-    """An `OnPart` for whoever does not follow the parts."""
+    """An `OnPart` that does nothing."""

@@ -1,4 +1,4 @@
-"""Anomaly maps to prompt embeddings: a slice's own tokens in `RUN/prompts/`."""
+"""Anomaly maps to prompt embeddings: writes the tokens of each slice to `RUN/prompts/`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def plan(run: Run) -> Plan:
 def run_parts(
     run: Run, numbers: Sequence[int], on_part: OnPart = ignore_part, converter: AnyConverter | None = None
 ) -> list[PartRecord]:
-    """Convert the maps of the given parts. The converter is loaded where it is not given."""
+    """Convert the maps of the given parts. The converter is loaded if not given."""
     if not numbers:
         return []
     check_planned("prompts", run.stage("prompts").plan().fingerprint, prompts_fingerprint(run.settings))
@@ -46,7 +46,7 @@ def run_parts(
 
 @torch.inference_mode()
 def _tokens(converter: AnyConverter, grids: np.ndarray, embeddings: np.ndarray | None, device: str) -> np.ndarray:
-    """Soft tokens (N, T, width) float16, some slices at a time: `anomalygpt` draws its maps at 224×224."""
+    """Map tokens (N, T, width) float16, some slices at a time: `anomalygpt` renders its maps at 224×224."""
     tokens = []
     for start in range(0, len(grids), SLICES_AT_ONCE):
         some = slice(start, start + SLICES_AT_ONCE)

@@ -1,4 +1,4 @@
-"""Arrays to rows and back: the one place that knows how pictures, grids and tokens lie in Parquet."""
+"""Arrays to rows and back: the only module that knows how Parquet stores pictures, grids and tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medad_core.store import MAPS, PROMPTS, SLICES
 
 
 def slice_rows(case: CaseSlices, split: str) -> pa.Table:
-    """One row a slice."""
+    """One row per slice."""
     count, height, width = case.images.shape
     pixels = None if case.masks is None else case.masks.sum(axis=(1, 2))
     return pa.table(
@@ -38,9 +38,9 @@ def slice_rows(case: CaseSlices, split: str) -> pa.Table:
 
 
 def images_of(table: pa.Table) -> np.ndarray:
-    """Rows of one case to uint8 (N, H, W), read-only: the pictures lie one after another in Arrow's memory already.
+    """Rows of one case to uint8 (N, H, W), read-only: a view on Arrow's memory, without a copy.
 
-    Raises CaseError where there are none, or a picture is not as large as its row says.
+    Raises CaseError if there are no rows, or a picture has a different size than its row says.
     """
     case_id, sizes = (
         str(table["case_id"][0]) if len(table) else "",
@@ -61,7 +61,7 @@ def images_of(table: pa.Table) -> np.ndarray:
 
 
 def bits_of(row: Mapping, column: str) -> np.ndarray | None:
-    """A packed column (`brain`, `mask`) of one row to bool (H, W); None where null."""
+    """A packed column (`brain`, `mask`) of one row to bool (H, W); None if null."""
     if row[column] is None:
         return None
     shape = row["height"], row["width"]
@@ -73,7 +73,7 @@ def map_rows(
 ) -> pa.Table:
     """Rows of one case: grids (N, taps, gh, gw) float16, scores (N,), peaks (N, 2) as row and column.
 
-    `embeddings` (N, joint) float16, where the weights ask for them.
+    `embeddings` (N, joint) float16, if the weights need them.
     """
     count, taps, height, width = grids.shape
     return pa.table(
@@ -100,13 +100,13 @@ def grids_of(table: pa.Table) -> np.ndarray:
 
 
 def embeddings_of(table: pa.Table) -> np.ndarray | None:
-    """Rows of maps to float16 (N, joint); None where the weights did not ask for embeddings."""
+    """Rows of maps to float16 (N, joint); None if the weights need no embeddings."""
     column = table["embedding"]
     return None if column.null_count else np.stack([np.frombuffer(row.as_buffer(), np.float16) for row in column])
 
 
 def prompt_rows(keys: pa.Table, tokens: np.ndarray) -> pa.Table:
-    """Rows of the slices' own tokens (N, T, width) float16."""
+    """Rows of one case with the tokens of its slices (N, T, width) float16."""
     count, length, width = tokens.shape
     return pa.table(
         {

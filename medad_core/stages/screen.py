@@ -1,12 +1,11 @@
-"""The whole path in this process, without an orchestrator: cases in; predictions, metrics and page out.
+"""All stages in this process, without an orchestrator: cases in; predictions, metrics and page out.
 
     from medad_core.config import Settings
     from medad_core.stages.screen import screen
 
     results = screen("DATA", "RUN", Settings())
 
-One decision: it differs from the flows in who calls the parts, and in nothing else; faults are supervised in the same
-way.
+One decision: it differs from the flows only in how parts are called. Faults are supervised in the same way.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from medad_core.store import PartRecord, Plan
 def plan(run: Run) -> Plan:
     """Cut the cohort into parts of `data.cases_per_part` cases.
 
-    Rejected ones are among them: they are accounted for like all others.
+    Rejected cases are included, so that they are counted like all others.
     """
     cases = [member.case_id for member in run.cohort.members]
     size = run.settings.data.cases_per_part

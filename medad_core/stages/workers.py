@@ -1,7 +1,7 @@
-"""Parts of a stage that is named, for a worker of any kind: a task, a loop, a process of its own.
+"""Makes parts of a stage given by name, for any kind of worker: a task, a loop, a separate process.
 
-One decision: a worker is given references and opens the run itself; its errors are judged here, where their causes are
-still known.
+One decision: a worker gets only references and opens the run itself. Its errors are classified here, because their
+causes are lost when they are pickled.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from medad_core.store import PartRecord, Plan
 
 
 class StageModule(Protocol):
-    """What the module of a stage has."""
+    """The functions of a stage's module."""
 
     def plan(self, run: Run) -> Plan:
-        """Write the plan of the stage, or give back the stored one. Raises StoreError where it is of something else."""
+        """Write the plan of the stage, or return the stored one. Raises StoreError if its fingerprint differs."""
 
     def run_parts(self, run: Run, numbers: Sequence[int]) -> list[PartRecord]:
         """Make the given parts."""
 
 
 def stage_module(name: str) -> StageModule:
-    """The module of a stage, which has its name; the libraries that it needs are imported now."""
+    """The module of a stage, which has the stage's name. Imports the libraries that it needs."""
     if name == "slices":
         from medad_core.stages import slices
 
@@ -46,9 +46,9 @@ def stage_module(name: str) -> StageModule:
 
 
 def make_parts(uri: str, settings: Settings, name: str, numbers: Sequence[int], attempt: int = 1) -> list[PartRecord]:
-    """Make parts of a stage; on a further attempt only those that the one before did not finish.
+    """Make parts of a stage; from the second attempt on, only those that are still pending.
 
-    Raises Suspect where a part is to blame, anything else where the run has to stop.
+    Raises Suspect if a part may be at fault, any other error if the run must stop.
     """
     stopping.end_with_parent()
     run = Run.reopen(uri, settings)

@@ -1,4 +1,4 @@
-"""Where stages live: atomic files, Arrow schemas, plan / part record / manifest."""
+"""The storage of stages: atomic files, Arrow schemas, plan, part records and manifest."""
 
 from medad_core.store.files import check_writable, join, sha256_file, write_bytes, write_text
 from medad_core.store.records import Item, PartPlan, PartRecord, Plan, StageManifest, StageProgress, fingerprint_of

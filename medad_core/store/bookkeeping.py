@@ -1,8 +1,8 @@
-"""The books of one stage: its plan, part records and manifest, each file read once.
+"""The bookkeeping of one stage: its plan, part records and manifest. Each file is read once.
 
-One decision: what was read is kept with the stamp of its file, and read again only where the stamp is another. A look
-at a stage of 25,000 parts is then one listing, however often it is taken. Where a manifest is there, it stands for all
-records that are older than it: a finished stage costs one file.
+One decision: what was read is cached with the stamp of its file, and read again only if the stamp has changed. Then
+each look at a stage of 25,000 parts costs one listing of a folder. A manifest replaces all records that are older than
+it, so a finished stage costs one file.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Bookkeeping:
 
     @property
     def plan(self) -> Plan | None:
-        """The plan as last read; read now where it never was."""
+        """The plan as last read. If it was never read, it is read now."""
         return self._plan or self.read_plan()
 
     def read_plan(self) -> Plan | None:
-        """The plan that is stored now, None where there is none. Raises StoreError where it is damaged."""
+        """The plan that is stored now, None if there is none. Raises StoreError if it is damaged."""
         stamp = files.stamp_of(self._at(PLAN))
         if stamp is not None and stamp == self._plan_stamp and stamp.identity:
             return self._plan
@@ -69,7 +69,7 @@ class Bookkeeping:
     # --- records ----------------------------------------------------------------------------------------------------
 
     def records(self, plan: Plan) -> dict[int, PartRecord]:
-        """The sound records of `plan` by part number, in part order."""
+        """The valid records of `plan` by part number, in part order."""
         stamps = files.list_files(self._at(PARTS))
         self._forget_absent(stamps)
         manifest_stamp, manifest = self._stamped_manifest(plan)
@@ -96,7 +96,7 @@ class Bookkeeping:
             del self._records[number]
 
     def record(self, plan: Plan, number: int) -> PartRecord | None:
-        """The sound record of one part, None where there is none; costs one look at its file."""
+        """The valid record of one part, None if there is none. Looks at its file only."""
         stamp = files.stamp_of(self._record_at(number))
         if stamp is None:
             return None
@@ -107,11 +107,11 @@ class Bookkeeping:
         return kept[1]
 
     def write_record(self, record: PartRecord) -> None:
-        """Write the record of a part that is whole. Raises StoreError."""
+        """Write the record of a complete part. Raises StoreError."""
         files.write_bytes(self._record_at(record.number), record.to_json())
 
     def remove_record(self, number: int) -> None:
-        """Let a part, and so the stage, be unfinished. Raises StoreError."""
+        """Make a part, and so the stage, unfinished again. Raises StoreError."""
         files.remove(self._at(MANIFEST))
         files.remove(self._record_at(number))
 
@@ -128,11 +128,11 @@ class Bookkeeping:
     # --- manifest ---------------------------------------------------------------------------------------------------
 
     def manifest(self, plan: Plan) -> StageManifest | None:
-        """The manifest of `plan`; None where the stage is not finished, or its manifest is damaged."""
+        """The manifest of `plan`; None if the stage is not finished, or its manifest is damaged."""
         return self._stamped_manifest(plan)[1]
 
     def whole_manifest(self, plan: Plan) -> StageManifest | None:
-        """The manifest where the file of every part and of every record is there; looks at names only."""
+        """The manifest if the files of all parts and records exist, else None. Looks at file names only."""
         manifest = self.manifest(plan)
         if manifest is None:
             return None
@@ -143,7 +143,7 @@ class Bookkeeping:
         return manifest if whole else None
 
     def write_manifest(self, manifest: StageManifest) -> None:
-        """Write the manifest, unless the very same is stored. Raises StoreError."""
+        """Write the manifest, unless an equal one is stored. Raises StoreError."""
         data = manifest.to_json()
         if files.read_bytes(self._at(MANIFEST)) != data:
             files.write_bytes(self._at(MANIFEST), data)
@@ -170,14 +170,14 @@ class Bookkeeping:
         whole = manifest.fingerprint == plan.fingerprint and numbers == list(range(len(plan.parts)))
         return manifest if whole and all(_belongs(record, plan, record.number) for record in manifest.parts) else None
 
-    # --- notes of parts in the making -------------------------------------------------------------------------------
+    # --- notes of unfinished parts ----------------------------------------------------------------------------------
 
     def write_note(self, number: int) -> None:
         """Note that a part is being made. Raises StoreError."""
         files.write_bytes(self._note_at(number), b"")
 
     def remove_note(self, number: int) -> None:
-        """The part is not being made any more. Raises StoreError."""
+        """Remove the note: the part is no longer being made. Raises StoreError."""
         files.remove(self._note_at(number))
 
     def noted(self) -> set[int]:
@@ -207,6 +207,6 @@ def _record_name(number: int) -> str:
 
 
 def _belongs(record: PartRecord, plan: Plan, number: int) -> bool:
-    """Whether a record is of this plan and this part."""
+    """Whether a record belongs to this plan and this part."""
     requested = len(plan.parts[number].inputs)
     return record.plan_sha256 == plan.sha256 and record.number == number and record.requested == requested

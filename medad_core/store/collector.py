@@ -1,6 +1,6 @@
-"""Python's garbage collector, out of the way while many objects are made that stay.
+"""Pauses Python's garbage collector while many long-lived objects are made.
 
-It looks at all of them again and again as they come: most of the time of reading a hundred thousand records.
+The collector would scan all of them again and again. This would take most of the time of reading 100,000 records.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Collect no cycles while the block runs; memory that nobody refers to is freed all the same."""
+    """Collect no cycles while the block runs. Objects without references are still freed."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

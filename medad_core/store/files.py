@@ -1,10 +1,10 @@
-"""Bytes at a URI, whole or not at all.
+"""Reads and writes files at a URI; a file is written completely or not at all.
 
-One decision: a reader finds either the old file, or no file, or the complete new one, also after a power cut. Locally
-that means: temporary name in the target folder, fsync of the file, rename, fsync of the folder. Other filesystems
-(s3://, gs://, memory://) go through fsspec, whose uploads appear when they are complete.
+One decision: a reader sees either the old file, or no file, or the complete new one, even after a power cut. Locally
+this needs a temporary name in the target folder, fsync of the file, rename, and fsync of the folder. Other filesystems
+(s3://, gs://, memory://) are used through fsspec, whose uploads appear when they are complete.
 
-Every failure of the disk is a StoreError with the path and the system's words.
+Every failure of the disk raises StoreError with the path and the system's message.
 """
 
 from __future__ import annotations
@@ -26,17 +26,16 @@ from medad_core.errors import StoreError, UsageError
 
 _TEMPORARY = ".tmp"
 _own: set[Path] = set()  # temporary files that this process is writing
-_WHEN = ("mtime", "LastModified", "last_modified", "created")  # what fsspec's filesystems call a file's time
-_WHICH = ("ETag", "etag", "md5Hash", "ino")  # … and what tells its contents apart
+_WHEN = ("mtime", "LastModified", "last_modified", "created")  # names of a file's time in fsspec's filesystems
+_WHICH = ("ETag", "etag", "md5Hash", "ino")  # … and names of what identifies its content
 
 
 class FileStamp(NamedTuple):
-    """How a file lies on disk: size in bytes, times in ns (0 where a filesystem does not say), inode or ETag.
+    """The state of a file on disk: size in bytes, times in ns (0 if the filesystem gives none), inode or ETag.
 
-    `identity` is empty where a filesystem tells two contents of one size not apart.
-
-    A file whose stamp is the same was not replaced. It may have been written to within one tick of the clock of its
-    filesystem: who must know that for sure compares `changed_ns` with the time of the look.
+    If the stamp is unchanged, the file was not replaced. But it may have been written to within one tick of the
+    filesystem's clock. A caller that must exclude this compares `changed_ns` with the time at which it took the stamp.
+    `identity` is empty if the filesystem gives neither: then two contents of one size look the same.
     """
 
     size: int
@@ -46,7 +45,7 @@ class FileStamp(NamedTuple):
 
 
 def join(uri: str, *names: str) -> str:
-    """`uri` with `names` below it."""
+    """`uri` followed by `names`, separated by slashes."""
     return "/".join([uri.rstrip("/"), *names])
 
 
@@ -59,7 +58,7 @@ def local_path(uri: str) -> Path | None:
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
-    """fsspec filesystem and its own path of `uri`, for a URI that is not local."""
+    """The fsspec filesystem of a URI that is not local, and the path in that filesystem."""
     try:
         fs, path = fsspec.core.url_to_fs(uri)
     except (ValueError, ImportError) as error:
@@ -69,7 +68,7 @@ def filesystem(uri: str) -> tuple[Any, str]:
 
 @contextmanager
 def explained(action: str, uri: str) -> Iterator[None]:
-    """Turn an OSError inside into a StoreError: "cannot <action> <uri>: <the system's words>"."""
+    """Turn an OSError inside into a StoreError: "cannot <action> <uri>: <the system's message>"."""
     try:
         yield
     except OSError as error:
@@ -83,9 +82,9 @@ def _words(error: BaseException) -> str:
 
 @contextmanager
 def new_file(uri: str) -> Iterator[Path]:
-    """A temporary local path to write to; when the block ends well it becomes `uri`, complete and durable.
+    """A temporary local path to write to. When the block ends without an error, the file becomes `uri`, durably.
 
-    When the block raises, nothing is left. The folder of `uri` must exist. Raises StoreError.
+    If the block raises, nothing is left. The folder of `uri` must exist. Raises StoreError.
     """
     target = local_path(uri)
     folder = target.parent if target is not None else Path(tempfile.gettempdir())
@@ -102,7 +101,7 @@ def new_file(uri: str) -> Iterator[Path]:
                 os.replace(temporary, target)
                 _sync(folder)
     finally:
-        with suppress(OSError):  # of a disk that turned read-only: the first error is the one to tell
+        with suppress(OSError):  # on a disk that became read-only: the first error is the one to report
             temporary.unlink(missing_ok=True)
         _own.discard(temporary)
 
@@ -119,7 +118,7 @@ def write_text(uri: str, text: str) -> None:
 
 
 def read_bytes(uri: str) -> bytes | None:
-    """All bytes of `uri`, None where there is no such file. Raises StoreError."""
+    """All bytes of `uri`, None if there is no such file. Raises StoreError."""
     path = local_path(uri)
     with explained("read", uri):
         try:
@@ -132,15 +131,15 @@ def read_bytes(uri: str) -> bytes | None:
 
 
 def size_of(uri: str) -> int | None:
-    """Length in bytes, None where there is no such file. Raises StoreError."""
+    """Length in bytes, None if there is no such file. Raises StoreError."""
     stamp = stamp_of(uri)
     return None if stamp is None else stamp.size
 
 
 def read_many(uri: str, names: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
-    """Each name with all bytes of the file of that name in the folder `uri`, None where there is no such file.
+    """Each name with the bytes of that file in the folder `uri`, None if there is no such file.
 
-    For many small files: of a local folder without what `read_bytes` does for each. Raises StoreError.
+    Faster than `read_bytes` for many small files of a local folder. Raises StoreError.
     """
     path = local_path(uri)
     if path is None:
@@ -158,7 +157,7 @@ def read_many(uri: str, names: Iterable[str]) -> Iterator[tuple[str, bytes | Non
 
 
 def list_names(uri: str) -> set[str]:
-    """Names of all that lies directly in the folder `uri`; none where there is no such folder. Raises StoreError."""
+    """Names of all entries directly in the folder `uri`; empty if there is no such folder. Raises StoreError."""
     path = local_path(uri)
     if path is None:
         return set(list_files(uri))
@@ -170,7 +169,7 @@ def list_names(uri: str) -> set[str]:
 
 
 def stamp_of(uri: str) -> FileStamp | None:
-    """The stamp of a file, None where there is no such file. Raises StoreError."""
+    """The stamp of a file, None if there is no such file. Raises StoreError."""
     path = local_path(uri)
     with explained("read", uri):
         try:
@@ -184,7 +183,7 @@ def stamp_of(uri: str) -> FileStamp | None:
 
 
 def list_files(uri: str) -> dict[str, FileStamp]:
-    """Name and stamp of every file directly in the folder `uri`; none where there is no such folder.
+    """Name and stamp of every file directly in the folder `uri`; empty if there is no such folder.
 
     Raises StoreError.
     """
@@ -208,7 +207,7 @@ def _list_local(folder: Path) -> dict[str, FileStamp]:
         for entry in entries:
             try:
                 facts = entry.stat()
-            except FileNotFoundError:  # gone between the listing and the look
+            except FileNotFoundError:  # removed after the listing
                 continue
             if not S_ISDIR(facts.st_mode):
                 stamps[entry.name] = _local_stamp(facts)
@@ -241,7 +240,7 @@ def sha256_file(uri: str) -> str:
 
 
 def remove(uri: str) -> None:
-    """Remove the file at `uri`, durably; nothing happens where there is none. Raises StoreError."""
+    """Remove the file at `uri`, durably; nothing happens if there is none. Raises StoreError."""
     path = local_path(uri)
     with explained("remove", uri):
         try:
@@ -271,14 +270,14 @@ def make_folder(uri: str) -> None:
 
 
 def move_folder(source: Path, target: Path) -> None:
-    """Rename a local folder, durably: it appears whole under its new name. Raises StoreError."""
+    """Rename a local folder, durably: it appears complete under its new name. Raises StoreError."""
     with explained("make", str(target)):
         source.rename(target)
         _sync(target.parent)
 
 
 def sweep(uri: str) -> None:
-    """Remove what killed writers left under temporary names directly in the folder `uri`."""
+    """Remove the temporary files of killed writers directly in the folder `uri`."""
     path = local_path(uri)
     if path is not None and path.is_dir():
         with explained("clean", uri):
@@ -289,7 +288,7 @@ def sweep(uri: str) -> None:
 def sweep_own() -> None:
     """Remove the temporary files that this process is writing.
 
-    For one that is about to end and cannot wait for its threads.
+    For a process that is about to end and cannot wait for its threads.
     """
     for temporary in list(_own):
         with suppress(OSError):
@@ -297,7 +296,7 @@ def sweep_own() -> None:
 
 
 def check_writable(uri: str) -> None:
-    """Make the folder `uri` and try to write in it, before any work is spent. Raises UsageError with the way out."""
+    """Make the folder `uri` and try to write in it, before any work is done. Raises UsageError that says what to do."""
     try:
         make_folder(uri)
         write_bytes(join(uri, ".writable"), b"medad")

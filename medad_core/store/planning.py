@@ -1,7 +1,7 @@
-"""Making a plan, telling two plans apart, and adding up what became of one.
+"""Makes a plan, compares two plans, and checks a result against its plan.
 
-One decision: the fingerprint says what rows are, never how they are made. The schema and the set of inputs belong to it
-by themselves; a key that speaks of batch sizes, devices or paths is a mistake of the caller and is refused.
+One decision: the fingerprint contains what the rows are, never how they are made. This module adds the schema and the
+set of inputs to it. A key about batch sizes, devices or paths is a mistake of the caller and is refused.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pyarrow as pa
 from medad_core.errors import RowsError
 from medad_core.store.records import Item, PartPlan, Plan, fingerprint_of
 
-# Last words of keys that say how. With one of them in the fingerprint a run could not be resumed on another machine.
+# Last words of keys that say how rows are made. With one of them in the fingerprint, no other machine could resume.
 HOW_MADE = frozenset(
     [
         "batch_size",
@@ -43,7 +43,7 @@ def make_plan(stage: str, fingerprint: Mapping[str, str], schema: pa.Schema, par
     complete = {
         **fingerprint,
         "schema": fingerprint_of({"fields": fields}),
-        # How inputs are cut into parts is a matter of how; which they are, of what.
+        # The fingerprint contains which inputs there are, not how they are cut into parts.
         "inputs": f"{len(inputs)} cases, {fingerprint_of({'keys': inputs})}",
     }
     numbered = tuple(PartPlan(number=number, inputs=tuple(keys)) for number, keys in enumerate(parts))
@@ -59,7 +59,7 @@ def difference(old: Mapping[str, str], new: Mapping[str, str]) -> str:
 
 
 def account(where: str, part: PartPlan, cases: Sequence[str], skipped: Sequence[Item], failed: Sequence[Item]) -> None:
-    """Hold what came out of a part against what was planned. Raises RowsError naming the cases that do not add up."""
+    """Compare the cases of a part with its plan. Raises RowsError naming the cases that do not match."""
     named = [*cases, *(item.key for item in (*skipped, *failed))]
     for problem, keys in {
         "planned but neither done, skipped nor failed": set(part.inputs) - set(named),
@@ -68,7 +68,7 @@ def account(where: str, part: PartPlan, cases: Sequence[str], skipped: Sequence[
     }.items():
         if keys:
             raise RowsError(f"{where}: {problem}: {', '.join(sorted(keys))}")
-    # The same rows whoever makes them: a resumed run must not depend on the order in which cases happened to be ready.
+    # The rows must always be the same, so a resumed run must not depend on the order in which cases became ready.
     if [key for key in part.inputs if key in cases] != list(cases):
         raise RowsError(f"{where}: cases are not in the planned order")
 

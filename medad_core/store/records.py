@@ -1,8 +1,7 @@
-"""What a stage writes about itself: plan, part records and manifest.
+"""The bookkeeping files of a stage as models: plan, part records and manifest.
 
-One decision: every input is accounted for. `requested = done + skipped + failed` is checked whenever a record or
-manifest is made and whenever one is read, so a count that does not add up cannot travel. Inputs are cases: an item is a
-case_id.
+One decision: every input is counted. `requested = done + skipped + failed` is checked whenever a record or manifest is
+made or read, so a wrong count cannot be passed on. The inputs are cases, and their keys are case ids.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Record(BaseModel):
-    """A frozen JSON record that takes no unknown field."""
+    """A frozen JSON record that accepts no unknown field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,12 +26,12 @@ class Record(BaseModel):
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
-        """Raises ValueError (pydantic's ValidationError) for anything that is not a sound record."""
+        """Parse a record. Raises ValueError (pydantic's ValidationError) if it is not valid."""
         return cls.model_validate_json(data, strict=True)
 
 
 class Item(Record):
-    """A case that gave no rows, and why, in one line."""
+    """A case that has no rows, with the reason in one line."""
 
     key: str
     reason: str = Field(min_length=1)
@@ -46,7 +45,7 @@ class PartPlan(Record):
 
 
 class Plan(Record):
-    """What a stage will do. Written once, first; a resumed run reads it and never makes it again."""
+    """The parts that a stage will make. Written once, first; a resumed run reads it and never changes it."""
 
     stage: str
     fingerprint: dict[str, str]
@@ -69,7 +68,7 @@ class Plan(Record):
 
     @cached_property
     def sha256(self) -> str:
-        """Identity of this very plan, hex; part records carry it."""
+        """Hash of this plan, hex; part records contain it."""
         return hashlib.sha256(self.to_json()).hexdigest()
 
     @cached_property
@@ -97,7 +96,7 @@ class _Counts(Record):
 
 
 class PartRecord(_Counts):
-    """Written after its part; a part without one is rubbish. `plan_sha256` ties it to the plan it was made for."""
+    """Written after its part; a part without a record is ignored. `plan_sha256` is the hash of its plan."""
 
     number: int = Field(ge=0)
     bytes: int = Field(ge=0)
@@ -124,7 +123,7 @@ class StageManifest(_Counts):
 
 
 class StageProgress(Record):
-    """How far a stage is, from its records alone: `parts_done` of `parts`, and the cases and rows in them."""
+    """The progress of a stage, from its records alone: `parts_done` of `parts`, with their cases and rows."""
 
     stage: str
     parts: int

@@ -1,8 +1,8 @@
-"""Arrow schemas of everything that lies between stages; rows as in medad_core/README.md, "Stages on disk".
+"""Arrow schemas of the data between stages; medad_core/README.md, "Stages on disk", describes the rows.
 
-One decision: a field is nullable only where absence has a meaning (an unlabelled case, an answer that does not parse),
-and the store refuses a null anywhere else. Keys are always (case_id, slice_index). Arrays travel as raw bytes in
-row-major order, little-endian, with their shape beside them: float16 and packed bits have no compact Arrow type.
+One decision: a field is nullable only if a missing value has a meaning (an unlabelled case, an unparsed answer),
+and the store refuses a null anywhere else. Keys are always (case_id, slice_index). Arrays are stored as raw bytes in
+row-major order, little-endian, with their shape in other columns: float16 and packed bits have no compact Arrow type.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ SLICES = pa.schema(
         _field("width", pa.int32()),
         _field("image", pa.binary()),  # uint8 (height, width), display orientation
         _field("brain", pa.binary()),  # np.packbits of bool (height, width)
-        _field("mask", pa.binary(), True),  # as brain; null where the case has no segmentation
-        _field("label", pa.int8(), True),  # 1 where the mask has a pixel
+        _field("mask", pa.binary(), True),  # as brain; null if the case has no segmentation
+        _field("label", pa.int8(), True),  # 1 if the mask has a pixel
         _field("tumour_pixels", pa.int32(), True),
-        _field("split", pa.string()),  # train, validation, test; screen where unlabelled
+        _field("split", pa.string()),  # train, validation, test; screen if unlabelled
         _field("spacing_mm", pa.list_(pa.field("item", pa.float32(), nullable=False), 3)),  # row, column, slice
         _field("stored_orientation", pa.string()),  # axis codes of the file, such as LPS
         _field("display_orientation", pa.string()),
@@ -54,9 +54,7 @@ PROMPTS = pa.schema(
         *_KEYS,
         _field("tokens", pa.int16()),
         _field("width", pa.int32()),
-        _field(
-            "embeddings", pa.binary()
-        ),  # float16 (tokens, width), a slice's own: the image's, if any, then the map's
+        _field("embeddings", pa.binary()),  # float16 (tokens, width) of the slice: the image's, if any, then the map's
     ]
 )
 
@@ -65,8 +63,8 @@ ANSWERS = pa.schema(
         *_KEYS,
         _field("answer", pa.string()),
         _field("answer_parsed", pa.bool_()),
-        _field("verdict", pa.string(), True),  # yes, no; null where the answer does not parse
-        _field("location", pa.string(), True),  # one of nine cells; null for no, and where it does not parse
+        _field("verdict", pa.string(), True),  # yes, no; null if the answer does not parse
+        _field("location", pa.string(), True),  # one of nine cells; null for no, and if the answer does not parse
         _field("p_yes", pa.float32()),  # P(Yes) / (P(Yes) + P(No)) of the first token
         _field("finish_reason", pa.string()),
         _field("tokens", pa.int16()),
@@ -85,8 +83,8 @@ PREDICTIONS = pa.schema(
         _field("answer", pa.string()),
         _field("answer_parsed", pa.bool_()),
         _field("location", pa.string(), True),
-        _field("location_true", pa.string(), True),  # cell of the mask's centroid; null where empty or unlabelled
-        _field("location_anatomical", pa.string(), True),  # of `location`, in the patient's own terms
+        _field("location_true", pa.string(), True),  # cell of the mask's centroid; null if empty or unlabelled
+        _field("location_anatomical", pa.string(), True),  # `location` in anatomical terms
         _field("peak_y", pa.float32()),
         _field("peak_x", pa.float32()),
         _field("model_fingerprint", pa.string()),
@@ -96,5 +94,5 @@ PREDICTIONS = pa.schema(
 # The view of an incremental cohort: which content of a case was screened, and in which batch.
 COHORT_PREDICTIONS = pa.schema([*PREDICTIONS, _field("revision", pa.int32()), _field("batch", pa.int32())])
 
-# The stages of a run, in their order: name and folder, and the rows in it.
+# The stages of a run, in order: the name, which is also the folder's, and the schema of the rows.
 PART_STAGES = {"slices": SLICES, "maps": MAPS, "prompts": PROMPTS, "answers": ANSWERS}

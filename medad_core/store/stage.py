@@ -1,7 +1,7 @@
-"""A stage on disk: `RUN/{stage}/` with plan, parts, part records and manifest, in that order of writing.
+"""A stage on disk: `RUN/{stage}/` with plan, parts, part records and manifest, written in this order.
 
-One decision: nothing that looks like completion is written before the data. A part counts when its record says so and
-its sha256 agrees; everything else is rubbish and is made again. So a killed run is resumed by running the same command.
+One decision: no file that marks completion is written before the data. A part counts if it has a record with the right
+sha256. Every other part is ignored and made again. So the same command resumes a killed run.
 
     stage = Stage(run, "maps", MAPS)
     parts = [("case_a", "case_b"), ("case_c",)]
@@ -10,9 +10,9 @@ its sha256 agrees; everything else is rubbish and is made again. So a killed run
         stage.write_part(number, rows, failed=[Item(key="case_b", reason="…")], seconds=1.5)
     manifest = stage.finish()
 
-Files: `_plan.json`, `part-00000.parquet`, `_parts/00000.json`, `_manifest.json`. What was read of them is kept
-(`bookkeeping`), so a stage is opened once and handed down. It travels to other processes as its name; different parts
-may be written at the same time.
+Files: `_plan.json`, `part-00000.parquet`, `_parts/00000.json`, `_manifest.json`. What was read is cached
+(`bookkeeping`), so open a stage once and pass it on. When it is pickled for another process, the cache stays behind.
+Different parts may be written at the same time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from medad_core.store.schemas import PART_STAGES
 from medad_core.store.tables import Rows, read_case_rows, read_table, write_groups
 
 log = logging.getLogger(__name__)
-TICK_NS = 2 * 10**9  # a file that was written to so shortly before it was hashed may have changed since, stamp and all
+TICK_NS = 2 * 10**9  # a file written less than this before it was hashed may have changed since, with the same stamp
 
 
 class Stage:
@@ -47,7 +47,7 @@ class Stage:
         self.schema = schema
         self.uri = files.join(self.run, name)
         self._books = Bookkeeping(self.uri)
-        self._intact: dict[int, tuple[str, FileStamp]] = {}  # parts whose sha256 was found right, with their stamp
+        self._intact: dict[int, tuple[str, FileStamp]] = {}  # parts whose sha256 was correct, with their stamp
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Stage, (self.run, self.name, self.schema)
@@ -56,12 +56,12 @@ class Stage:
 
     @collector_paused()
     def prepare(self, fingerprint: Mapping[str, str], parts: Sequence[Sequence[str]]) -> Plan:
-        """Write the plan, or give back the one that is stored.
+        """Write the plan, or return the stored one.
 
-        `fingerprint` says what determines the rows (hashes of models and weights, scaling, prompts, the upstream plan's
-        `fingerprint_sha256`); the schema and the set of inputs are added here. `parts` are case ids, in row order; how
-        they are cut into parts is not part of the fingerprint. Raises StoreError when the plan that is stored has
-        another fingerprint (naming the fields and the way out), ValueError for a key that says how rows are made.
+        `fingerprint` contains what determines the rows (hashes of models and weights, scaling, prompts, the upstream
+        plan's `fingerprint_sha256`); the schema and the set of inputs are added here. `parts` are case ids, in row
+        order; how they are cut into parts is not in the fingerprint. Raises StoreError if the stored plan has a
+        different fingerprint (naming the fields and what to do), ValueError for a key that says how rows are made.
         """
         plan = make_plan(self.name, fingerprint, self.schema, parts)
         stored = self.find_plan()
@@ -78,11 +78,11 @@ class Stage:
 
     @collector_paused()
     def find_plan(self) -> Plan | None:
-        """The stored plan, None where the stage was never prepared. Raises StoreError where it is damaged."""
+        """The stored plan, None if the stage was never prepared. Raises StoreError if it is damaged."""
         return self._books.read_plan()
 
     def plan(self) -> Plan:
-        """The plan as this object first read it. Raises StoreError where there is none."""
+        """The plan as this object first read it. Raises StoreError if there is none."""
         plan = self._books.plan
         if plan is None:
             raise StoreError(
@@ -98,15 +98,15 @@ class Stage:
     # --- parts ------------------------------------------------------------------------------------------------------
 
     def pending(self) -> list[int]:
-        """Numbers of the planned parts that have no valid record, or whose file is not what its record says (sha256).
+        """Numbers of the planned parts that have no valid record, or whose file does not have the recorded sha256.
 
-        A file is hashed once, and again only where it was written to since.
+        A file is hashed once, and again only if it was written to since.
         """
         return self._survey()[1]
 
     @collector_paused()
     def _survey(self) -> tuple[dict[int, PartRecord], list[int]]:
-        """The sound records, and the numbers that `pending` gives."""
+        """The valid records, and the numbers that `pending` returns."""
         plan = self.plan()
         records = self._books.records(plan)
         stamps = files.list_files(self.uri)
@@ -131,17 +131,17 @@ class Stage:
     ) -> PartRecord:
         """Write a part, then its record.
 
-        `rows`: a table, or an iterable of record batches (tables) that is consumed as it is written; cases in the
-        planned order, the rows of a case together, slice_index rising; one row group a case. Every planned input must
-        either have rows, or be in `skipped` or `failed`; `failed` may grow while `rows` are consumed. `seconds` are
-        added to those that writing takes. Raises StoreError, and nothing is recorded then. Errors of whoever makes the
-        rows pass through.
+        `rows` is a table, or an iterable of record batches or tables that is consumed during writing. Cases must be in
+        the planned order, the rows of a case adjacent, and slice_index increasing; each case gets a row group. Every
+        planned input must either have rows, or be in `skipped` or `failed`; `failed` may grow while `rows` is
+        consumed. `seconds` is added to the time of writing. Raises StoreError; then there is no record. Errors raised
+        by the iterable `rows` pass through.
         """
         started = time.perf_counter()
         plan = self.plan()
         part = self._planned(number)
         where = f"{self.name} part {number}"
-        # A part that is written again must not look complete meanwhile.
+        # A part that is written again must not look complete in the meantime.
         self.forget(number)
         with files.new_file(self._part_at(number)) as temporary:
             count, cases = write_groups(temporary, rows, self.schema, where)
@@ -164,32 +164,32 @@ class Stage:
         return record
 
     def begin(self, number: int) -> None:
-        """Note that a part is being made, until `leave`.
+        """Write a note that a part is being made; `leave` removes it.
 
-        A note that stays behind says that its process ended meanwhile.
+        A note that remains means that the process ended while it made the part.
         """
         self._books.write_note(number)
 
     def leave(self, number: int) -> None:
-        """The part is not being made any more, whatever became of it."""
+        """Remove the note of `begin`, whether the part was made or not."""
         self._books.remove_note(number)
 
     def begun(self) -> set[int]:
-        """The parts that are being made, or in the middle of which a process ended."""
+        """The parts that are being made, or that a process did not finish because it ended."""
         return self._books.noted()
 
     def forget(self, number: int) -> None:
-        """Let a part be pending again."""
+        """Make a part pending again."""
         self._books.remove_record(number)
 
     @collector_paused()
     def records(self) -> dict[int, PartRecord]:
-        """Sound records of this plan by part number, without reading the parts themselves."""
+        """Valid records of this plan by part number, without reading the parts themselves."""
         return self._books.records(self.plan())
 
     @collector_paused()
     def failed(self) -> tuple[Item, ...]:
-        """The cases that failed so far, with their reasons; none where the stage was never prepared."""
+        """The cases that failed so far, with their reasons; empty if the stage was never prepared."""
         plan = self.find_plan()
         if plan is None:
             return ()
@@ -199,12 +199,12 @@ class Stage:
         return tuple(item for record in self._books.records(plan).values() for item in record.failed)
 
     def done_inputs(self, number: int) -> tuple[str, ...]:
-        """The cases of a part that have rows, in row order. Raises StoreError where the part is not done."""
+        """The cases of a part that have rows, in row order. Raises StoreError if the part is not done."""
         return self._done(self._required(number))
 
     @collector_paused()
     def finished_inputs(self) -> list[tuple[str, ...]]:
-        """`done_inputs` of every part. Raises StoreError where the stage is not finished."""
+        """`done_inputs` of every part. Raises StoreError if the stage is not finished."""
         manifest = self._books.whole_manifest(self.plan())
         if manifest is None:
             raise StoreError(self._unfinished(self.pending()))
@@ -213,9 +213,9 @@ class Stage:
     # --- completion -------------------------------------------------------------------------------------------------
 
     def finish(self) -> StageManifest:
-        """Write the manifest once every part is valid (sha256 checked). A second call changes nothing.
+        """Write the manifest, after checking the sha256 of every part. A second call changes nothing.
 
-        Raises StoreError.
+        Raises StoreError if a part is pending.
         """
         records, pending = self._survey()
         if pending:
@@ -229,12 +229,12 @@ class Stage:
         return manifest
 
     def manifest(self) -> StageManifest | None:
-        """The manifest, None where the stage is not finished (or its manifest is damaged, which `finish` mends)."""
+        """The manifest, None if the stage is not finished (or its manifest is damaged, which `finish` repairs)."""
         plan = self._books.plan
         return None if plan is None else self._books.manifest(plan)
 
     def is_finished(self) -> bool:
-        """Whether a manifest is there, and every record, and every part has the size it says.
+        """Whether there is a manifest, and every record, and every part has the size in it.
 
         Reads no part; `pending` checks sha256.
         """
@@ -247,7 +247,7 @@ class Stage:
         return all(stamp and stamp.size == part.bytes for stamp, part in zip(sizes, manifest.parts, strict=True))
 
     def require_finished(self) -> StageManifest:
-        """The manifest of a finished stage. Raises StoreError saying what is missing and how to get it."""
+        """The manifest of a finished stage. Raises StoreError that says what is missing and what to do."""
         manifest = self.manifest() if self.is_finished() else None
         if manifest is None:
             raise StoreError(self._unfinished(self.pending()))
@@ -255,9 +255,9 @@ class Stage:
 
     @collector_paused()
     def progress(self) -> StageProgress:
-        """How far the stage is; cheap, for status lines. Raises StoreError where it was never prepared.
+        """The progress of the stage; cheap enough for status lines. Raises StoreError if it was never prepared.
 
-        A stage whose manifest and files are there counts as finished; `is_finished` looks at their sizes too.
+        A stage counts as finished if its manifest and files exist; `is_finished` also checks their sizes.
         """
         plan = self.plan()
         manifest = self._books.whole_manifest(plan)
@@ -278,20 +278,20 @@ class Stage:
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def read_part(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Rows of one recorded part. Raises StoreError where it is not done, or not as long as its record says."""
+        """Rows of one recorded part. Raises StoreError if it is not done, or has the wrong size."""
         self._required(number)
         return read_table(self._part_at(number), columns)
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Rows of all parts in order. Raises StoreError where a part is not done."""
+        """Rows of all parts in order. Raises StoreError if a part is not done."""
         fields = [self.schema.field(name) for name in columns or self.schema.names]
         tables = [self.read_part(part.number, columns) for part in self.plan().parts]
         return pa.concat_tables(tables) if tables else pa.schema(fields).empty_table()
 
     def read_case(self, case_id: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """Rows of one case, from its own row group; none where it was skipped or failed.
+        """Rows of one case, from its row group; empty if it was skipped or failed.
 
-        Raises StoreError where unknown.
+        Raises StoreError if unknown.
         """
         number = self.plan().part_of.get(case_id)
         if number is None:
@@ -299,7 +299,7 @@ class Stage:
         self._required(number)
         return read_case_rows(self._part_at(number), case_id, columns)
 
-    # --- within -----------------------------------------------------------------------------------------------------
+    # --- helpers ----------------------------------------------------------------------------------------------------
 
     def _part_at(self, number: int) -> str:
         return files.join(self.uri, part_name(number))
@@ -344,7 +344,7 @@ class Stage:
     def _unfinished(self, pending: Sequence[int]) -> str:
         shown = ", ".join(map(str, pending[:8])) + (", …" if len(pending) > 8 else "")
         missing = f"part {shown} of {len(self.plan().parts)} parts pending" if pending else "no manifest"
-        return f"stage {self.name} in {self.run} is not finished ({missing}); run the same command again to go on"
+        return f"stage {self.name} in {self.run} is not finished ({missing}); run the same command again to resume"
 
 
 def stage_of(run: str, name: str) -> Stage:

@@ -1,7 +1,7 @@
-"""Parquet files: one row group a patient, rows checked against the schema on their way to disk.
+"""Parquet files: one row group per case; rows are checked against the schema before they are written.
 
-One decision: row groups follow patients, so one patient is read without scanning a file, and memory holds one patient
-at a time however long the part is.
+One decision: each case has its own row group. So one case is read without reading the whole file, and memory holds one
+case at a time, however long the part is.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Rows: TypeAlias = pa.Table | Iterable[pa.RecordBatch | pa.Table]
 
 
 def write_table(uri: str, table: pa.Table, schema: pa.Schema | None = None) -> None:
-    """Write one Parquet file, durably and whole; `schema`, where given, is enforced. Raises StoreError."""
+    """Write one complete Parquet file, durably; `schema`, if given, is enforced. Raises StoreError."""
     checked = conform(table, schema, uri) if schema is not None else table
     with new_file(uri) as temporary, explained("write", uri):
         pq.write_table(checked, temporary, compression="zstd")
 
 
 def read_table(uri: str, columns: Sequence[str] | None = None, case_id: str | None = None) -> pa.Table:
-    """Read a Parquet file; with `case_id` only that patient's row group. Raises StoreError where damaged or absent."""
+    """Read a Parquet file; with `case_id`, only the rows of that case. Raises StoreError if damaged or absent."""
     path = local_path(uri)
     fs, source = (None, str(path)) if path is not None else filesystem(uri)
     filters = [("case_id", "==", case_id)] if case_id is not None else None
@@ -45,9 +45,9 @@ def read_table(uri: str, columns: Sequence[str] | None = None, case_id: str | No
 
 
 def read_case_rows(uri: str, case_id: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Rows of one case of a part that `write_groups` wrote: its row group alone is read.
+    """Rows of one case of a part that `write_groups` wrote. Only its row group is read.
 
-    Raises StoreError as `read_table`.
+    Raises StoreError like `read_table`.
     """
     path = local_path(uri)
     fs, source = (None, str(path)) if path is not None else filesystem(uri)
@@ -67,7 +67,7 @@ def read_case_rows(uri: str, case_id: str, columns: Sequence[str] | None = None)
 
 
 def _may_hold(group: Any, column: int, case_id: str) -> bool:
-    """Whether a row group may have rows of a case; one without statistics of the column may."""
+    """Whether a row group may have rows of a case. It may if it has no statistics of the column."""
     statistics = group.column(column).statistics
     return statistics is None or not statistics.has_min_max or statistics.min <= case_id <= statistics.max
 
@@ -81,10 +81,10 @@ def _damage_explained(uri: str) -> Iterator[None]:
 
 
 def write_groups(path: Path, rows: Rows, schema: pa.Schema, where: str) -> tuple[int, list[str]]:
-    """Write `rows` to the local `path`, one row group a case; returns the number of rows and the cases in order.
+    """Write `rows` to the local `path`, one row group per case; returns the number of rows and the cases in order.
 
-    The rows of a case must come together, with rising slice_index. Raises RowsError naming the case, StoreError where
-    the disk fails; errors of whoever makes the rows pass through untouched.
+    The rows of a case must be adjacent, with increasing slice_index. Raises RowsError naming the case, StoreError if
+    the disk fails. Errors raised by the iterable `rows` pass through unchanged.
     """
     count, cases = 0, []
     with explained("write", where):
@@ -101,7 +101,7 @@ def write_groups(path: Path, rows: Rows, schema: pa.Schema, where: str) -> tuple
         with explained("write", where):
             writer.close()
     except BaseException:
-        with suppress(OSError):  # the file is thrown away; the first error is the one to tell
+        with suppress(OSError):  # the file is discarded; the first error is the one to report
             writer.close()
         raise
     return count, cases
@@ -118,7 +118,7 @@ def conform(rows: pa.Table | pa.RecordBatch, schema: pa.Schema, where: str) -> p
     for field in schema:
         column = table.column(field.name)
         if not field.nullable and column.null_count:
-            raise RowsError(f"{where}: column {field.name} has {column.null_count} nulls and may have none")
+            raise RowsError(f"{where}: column {field.name} has {column.null_count} nulls and must not have any")
         try:
             arrays.append(column if column.type == field.type else column.cast(field.type))
         except pa.ArrowException as error:
@@ -129,7 +129,7 @@ def conform(rows: pa.Table | pa.RecordBatch, schema: pa.Schema, where: str) -> p
 
 
 def _by_case(rows: Rows, schema: pa.Schema, where: str) -> Iterator[tuple[str, pa.Table]]:
-    """Runs of rows with one case_id, joined across the borders of batches."""
+    """Consecutive rows with the same case_id, joined across record batches."""
     current = ""
     held: list[pa.Table] = []
     for batch in [rows] if isinstance(rows, pa.Table) else rows:

@@ -30,8 +30,9 @@ from medad_core.models.decoder import render_maps
 from medad_core.models.pack import packaged
 from medad_core.models.text import load_text_encoder
 from medad_core.models.weights import CONVERTER, converter_facts, load_converter
-from medad_core.run.cohort import find_cohort, settle_cohort
+from medad_core.run.cohort import settle_cohort
 from medad_core.run.fingerprints import converter_surroundings, maps_fingerprint, prompts_fingerprint
+from medad_core.run.gather import find_cohort
 from medad_core.run.run import Run
 from medad_core.stages import answers, maps, prompts, slices
 from medad_core.stages.loading import load_converter_of, load_map_models, load_prompt_of

@@ -15,7 +15,8 @@ from medad_core.config import Settings, load_settings
 from medad_core.data.names import patient_of
 from medad_core.errors import StoreError
 from medad_core.models.weights import weights_folder
-from medad_core.run.cohort import Cohort, Member, cohort_of, find_cohort, settle_cohort
+from medad_core.run.cohort import Cohort, Member, cohort_of, settle_cohort
+from medad_core.run.gather import find_cohort
 from medad_core.stages.evaluate import _caveats, write_predictions
 from medad_core.store import PREDICTIONS
 

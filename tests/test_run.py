@@ -10,7 +10,7 @@ from prefect_harness import WORDS, write_case
 
 from medad_core.config import Settings, load_settings
 from medad_core.errors import StoreError, UsageError, WeightsError
-from medad_core.run import cohort
+from medad_core.run import gather
 from medad_core.run.fingerprints import check_planned
 from medad_core.run.run import Run
 from medad_core.stages import maps, slices
@@ -31,8 +31,8 @@ def opened(data: Path, *words: str) -> Run:
 def test_a_run_that_was_begun_is_opened_without_a_look_into_its_masks(data, monkeypatch):
     first = opened(data)
     slices.plan(first)
-    monkeypatch.setattr(cohort, "open_nifti", lambda *_: pytest.fail("a mask was opened"))
-    monkeypatch.setattr(cohort, "_is_phantom", lambda *_: pytest.fail("a volume was opened"))
+    monkeypatch.setattr(gather, "open_nifti", lambda *_: pytest.fail("a mask was opened"))
+    monkeypatch.setattr(gather, "_is_phantom", lambda *_: pytest.fail("a volume was opened"))
     assert opened(data).cohort == first.cohort
 
 
@@ -45,7 +45,7 @@ def test_splits_are_never_taken_over_from_other_settings(data, word):
     shutil.rmtree(data.parent / "run" / "slices")
     (data.parent / "run" / "cohort.json").unlink()
     again = opened(data, word)
-    fresh = cohort.find_cohort(data, load_settings(None, [*WORDS, word]).data)
+    fresh = gather.find_cohort(data, load_settings(None, [*WORDS, word]).data)
     assert again.cohort == fresh
 
 

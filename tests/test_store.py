@@ -25,6 +25,7 @@ from medad_core.store import (
     Stage,
     files,
     fingerprint_of,
+    listing,
     sha256_file,
 )
 
@@ -178,14 +179,14 @@ def reads(monkeypatch) -> list[str]:
             return original(uri)
 
         monkeypatch.setattr(files, function, noting)
-    read_many = files.read_many
+    read_many = listing.read_many
 
     def noting_many(uri: str, wanted):
         wanted = list(wanted)
         names.extend(wanted)
         return read_many(uri, wanted)
 
-    monkeypatch.setattr(files, "read_many", noting_many)
+    monkeypatch.setattr(listing, "read_many", noting_many)
     return names
 
 

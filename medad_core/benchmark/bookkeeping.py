@@ -25,7 +25,8 @@ from medad_core.benchmark.spread import Spread
 from medad_core.config import Settings
 from medad_core.data.discovery import discover
 from medad_core.errors import MedadError
-from medad_core.run.cohort import Cohort, File, Member, open_cohort, write_cohort
+from medad_core.run.cohort import Cohort, File, Member, write_cohort
+from medad_core.run.gather import open_cohort
 from medad_core.run.info import RunInfo, write_run_info
 from medad_core.run.rejected import write_rejected
 from medad_core.store import MAPS, PART_STAGES, PartRecord, Plan, Stage, open_stages, sha256_file, stage_of, write_table

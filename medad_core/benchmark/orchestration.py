@@ -21,7 +21,8 @@ from medad_core.benchmark.memory import peak_mb
 from medad_core.benchmark.spread import Spread
 from medad_core.config import Settings, settings_to_yaml
 from medad_core.errors import MedadError
-from medad_core.run.cohort import find_cohort, settle_cohort
+from medad_core.run.cohort import settle_cohort
+from medad_core.run.gather import find_cohort
 from medad_core.run.run import Run
 from medad_core.stages.complete import complete_stage, plan_stage
 from medad_core.stages.screen import LoopExecutor

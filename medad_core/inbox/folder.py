@@ -17,7 +17,8 @@ from medad_core.inbox.batch import PREDICTIONS, case_of, current_time, finished_
 from medad_core.inbox.records import Batch, BatchPlan, CaseHistory, Ledger, PlannedStudy, Screening, StoredFile
 from medad_core.inbox.scan import InboxScan
 from medad_core.inbox.view import write_predictions
-from medad_core.run.cohort import cohort_of, members_of, settle_cohort, write_cohort
+from medad_core.run.cohort import cohort_of, settle_cohort, write_cohort
+from medad_core.run.gather import members_of
 from medad_core.store import open_stages, write_bytes
 from medad_core.store.files import explained, move_folder, read_bytes, sweep
 from medad_core.store.planning import difference

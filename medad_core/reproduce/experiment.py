@@ -21,8 +21,9 @@ from medad_core.models.encoder import encoder_fingerprint, load_encoder
 from medad_core.reproduce.folds import Fold, deal
 from medad_core.reproduce.schema import PATIENTS, PHANTOMS
 from medad_core.reproduce.units import ReportProgress
-from medad_core.run.cohort import find_cohort, settle_cohort
+from medad_core.run.cohort import settle_cohort
 from medad_core.run.fingerprints import shared_fingerprint, speech_fingerprint
+from medad_core.run.gather import find_cohort
 from medad_core.store import join, write_text
 from medad_core.store.files import read_bytes
 from medad_core.training.features import TrainingCase, encode_cohort

@@ -20,7 +20,8 @@ from medad_core.config import ReproduceSettings
 from medad_core.errors import StoreError
 from medad_core.metrics import PixelHistogram
 from medad_core.store import join, read_table, write_bytes, write_table, write_text
-from medad_core.store.files import make_folder, read_bytes, remove, size_of
+from medad_core.store.files import make_folder, read_bytes, remove
+from medad_core.store.listing import size_of
 
 TRAINING_ERROR = "training_error"
 SliceKey = tuple[str, int]  # case_id, slice_index

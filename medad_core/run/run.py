@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from medad_core.config import Settings
 from medad_core.data.discovery import discover
 from medad_core.environment import package_versions
-from medad_core.run.cohort import Cohort, cohort_of, open_cohort
+from medad_core.run.cohort import Cohort, cohort_of
 from medad_core.run.fields import DEALT_BY, settings_fields
+from medad_core.run.gather import open_cohort
 from medad_core.run.info import RunInfo, has_run_info, read_run_info, write_run_info
 from medad_core.run.rejected import Rejected, write_rejected
 from medad_core.store import Stage, check_writable, open_stages

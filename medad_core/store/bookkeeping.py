@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping
 
 from medad_core.errors import StoreError
-from medad_core.store import files
-from medad_core.store.files import FileStamp
+from medad_core.store import files, listing
+from medad_core.store.listing import FileStamp
 from medad_core.store.records import PartRecord, Plan, StageManifest
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Bookkeeping:
 
     def read_plan(self) -> Plan | None:
         """The plan that is stored now, None if there is none. Raises StoreError if it is damaged."""
-        stamp = files.stamp_of(self._at(PLAN))
+        stamp = listing.stamp_of(self._at(PLAN))
         if stamp is not None and stamp == self._plan_stamp and stamp.identity:
             return self._plan
         data = None if stamp is None else files.read_bytes(self._at(PLAN))
@@ -57,7 +57,7 @@ class Bookkeeping:
         """Write the plan of a stage that has none. Raises StoreError."""
         files.make_folder(self._at(PARTS))
         files.write_bytes(self._at(PLAN), plan.to_json())
-        self._keep_plan(plan, files.stamp_of(self._at(PLAN)))
+        self._keep_plan(plan, listing.stamp_of(self._at(PLAN)))
 
     def _keep_plan(self, plan: Plan | None, stamp: FileStamp | None) -> None:
         if plan != self._plan:
@@ -70,7 +70,7 @@ class Bookkeeping:
 
     def records(self, plan: Plan) -> dict[int, PartRecord]:
         """The valid records of `plan` by part number, in part order."""
-        stamps = files.list_files(self._at(PARTS))
+        stamps = listing.list_files(self._at(PARTS))
         self._forget_absent(stamps)
         manifest_stamp, manifest = self._stamped_manifest(plan)
         unread = []
@@ -84,7 +84,7 @@ class Bookkeeping:
                 self._records[part.number] = (stamp, manifest.parts[part.number])
             else:
                 unread.append(name)
-        for name, data in files.read_many(self._at(PARTS), unread):
+        for name, data in listing.read_many(self._at(PARTS), unread):
             number = int(name.removesuffix(".json"))
             self._records[number] = (stamps[name], self._parsed(plan, number, data))
         kept_records = ((number, self._records[number][1]) for number in sorted(self._records))
@@ -97,7 +97,7 @@ class Bookkeeping:
 
     def record(self, plan: Plan, number: int) -> PartRecord | None:
         """The valid record of one part, None if there is none. Looks at its file only."""
-        stamp = files.stamp_of(self._record_at(number))
+        stamp = listing.stamp_of(self._record_at(number))
         if stamp is None:
             return None
         kept = self._records.get(number)
@@ -136,8 +136,8 @@ class Bookkeeping:
         manifest = self.manifest(plan)
         if manifest is None:
             return None
-        records = files.list_names(self._at(PARTS))
-        parts = files.list_names(self.uri)
+        records = listing.list_names(self._at(PARTS))
+        parts = listing.list_names(self.uri)
         numbers = range(len(plan.parts))
         whole = all(_record_name(number) in records and part_name(number) in parts for number in numbers)
         return manifest if whole else None
@@ -149,7 +149,7 @@ class Bookkeeping:
             files.write_bytes(self._at(MANIFEST), data)
 
     def _stamped_manifest(self, plan: Plan) -> tuple[FileStamp | None, StageManifest | None]:
-        stamp = files.stamp_of(self._at(MANIFEST))
+        stamp = listing.stamp_of(self._at(MANIFEST))
         if stamp is None:
             self._manifest = None
             return None, None
@@ -182,7 +182,7 @@ class Bookkeeping:
 
     def noted(self) -> set[int]:
         """The parts that have a note."""
-        matches = (_NOTE.fullmatch(name) for name in files.list_files(self._at(PARTS)))
+        matches = (_NOTE.fullmatch(name) for name in listing.list_files(self._at(PARTS)))
         return {int(match[1]) for match in matches if match}
 
     # --- paths ------------------------------------------------------------------------------------------------------

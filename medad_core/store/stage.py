@@ -25,10 +25,10 @@ from typing import Any
 import pyarrow as pa
 
 from medad_core.errors import StoreError
-from medad_core.store import files
+from medad_core.store import files, listing
 from medad_core.store.bookkeeping import PARTS, Bookkeeping, part_name
 from medad_core.store.collector import collector_paused
-from medad_core.store.files import FileStamp
+from medad_core.store.listing import FileStamp
 from medad_core.store.planning import account, difference, make_plan
 from medad_core.store.records import Item, PartPlan, PartRecord, Plan, StageManifest, StageProgress, manifest_of
 from medad_core.store.schemas import PART_STAGES
@@ -109,7 +109,7 @@ class Stage:
         """The valid records, and the numbers that `pending` returns."""
         plan = self.plan()
         records = self._books.records(plan)
-        stamps = files.list_files(self.uri)
+        stamps = listing.list_files(self.uri)
         pending = []
         for part in plan.parts:
             fault = self._fault(part.number, records.get(part.number), stamps.get(part_name(part.number)))
@@ -242,7 +242,7 @@ class Stage:
         manifest = None if plan is None else self._books.whole_manifest(plan)
         if manifest is None:
             return False
-        stamps = files.list_files(self.uri)
+        stamps = listing.list_files(self.uri)
         sizes = (stamps.get(part_name(part.number)) for part in manifest.parts)
         return all(stamp and stamp.size == part.bytes for stamp, part in zip(sizes, manifest.parts, strict=True))
 
@@ -317,7 +317,7 @@ class Stage:
     def _required(self, number: int) -> PartRecord:
         self._planned(number)
         record = self._books.record(self.plan(), number)
-        if record is None or files.size_of(self._part_at(number)) != record.bytes:
+        if record is None or listing.size_of(self._part_at(number)) != record.bytes:
             raise StoreError(self._unfinished([number]))
         return record
 

@@ -28,8 +28,8 @@ from medad_core.models.encoder import Encoder, load_encoder
 from medad_core.models.memory import free_memory
 from medad_core.models.text import load_sentences, load_text_encoder, text_features
 from medad_core.models.weights import AnyConverter, save_converter, save_decoder
-from medad_core.run.cohort import find_cohort
 from medad_core.run.fingerprints import shared_fingerprint
+from medad_core.run.gather import find_cohort
 from medad_core.store.files import write_text
 from medad_core.training.card import cross_validated_scores, verdict_scores, write_card
 from medad_core.training.decoder import train_decoder

@@ -1,0 +1,175 @@
+"""A cohort from what was discovered: members, their files, their splits; or the stored one, if nothing changed.
+
+One decision: masks and headers are opened for a new cohort only. A resumed run compares names and sizes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+
+from medad_core.config import DataSettings
+from medad_core.data.cases import Case, Discovery, VolumeRef
+from medad_core.data.discovery import discover
+from medad_core.data.names import patient_of
+from medad_core.data.nifti import open_nifti
+from medad_core.data.split import split_cases
+from medad_core.errors import CaseError
+from medad_core.run.cohort import UNLABELLED, Cohort, File, Member, find_stored, settle_cohort, write_cohort
+from medad_core.store.collector import collector_paused
+
+PHANTOM_NOTE = b"medad phantom"
+FileFacts = tuple[str, int | None, int]  # path below the root, channel, size in bytes
+
+
+@collector_paused()
+def open_cohort(run: str, root: Path, discovery: Discovery, settings: DataSettings, is_dealt: bool) -> Cohort:
+    """The cohort of what was discovered below `root`: the stored one if its files are the same, else a new one.
+
+    `is_dealt`: the stored splits were dealt by these settings. Raises StoreError naming the cases that changed.
+    """
+    stored = find_stored(run)
+    if stored is None or not is_dealt or not _has_files_of(stored, root, discovery, settings.modality):
+        return settle_cohort(run, make_cohort(root, discovery, settings))
+    if stored.root != str(root):
+        stored = stored.at(str(root))
+        write_cohort(run, stored)
+    return stored
+
+
+def find_cohort(data: str | Path, settings: DataSettings) -> Cohort:
+    """Discover cases below `data`, look for tumour-free slices in their masks, and split the patients.
+
+    Raises UsageError if `data` is not a folder of cases.
+    """
+    root = Path(data).resolve()
+    return make_cohort(root, discover(root, settings.modality), settings)
+
+
+def make_cohort(root: Path, discovery: Discovery, settings: DataSettings) -> Cohort:
+    """The cohort of what was discovered below `root`. Opens every mask, and the header of every volume."""
+    facts = {case.case_id: _has_tumour_free(case, settings) for case in discovery.cases}
+    splits = _split_patients(facts, settings)
+    usable = [_member(root, case, settings.modality, splits[case.case_id]) for case in discovery.cases]
+    return _sorted_cohort(root, usable, discovery)
+
+
+def members_of(root: Path, cases: Sequence[Case], settings: DataSettings) -> Cohort:
+    """A cohort of the given cases of an inbox.
+
+    Nothing is trained on cases from an inbox, so they belong to no split.
+    """
+    members = tuple(_member(root, case, settings.modality, UNLABELLED) for case in cases)
+    return Cohort(root=str(root), members=members)
+
+
+def _sorted_cohort(root: Path, usable: Sequence[Member], discovery: Discovery) -> Cohort:
+    members = list(usable)
+    for case_id, reason in _rejected(discovery):
+        members.append(Member(case_id=case_id, split=UNLABELLED, rejected=reason))
+    return Cohort(root=str(root), members=tuple(sorted(members, key=lambda member: member.case_id)))
+
+
+def _rejected(discovery: Discovery) -> Iterator[tuple[str, str]]:
+    """Name and reason of each case that cannot be used; the names are unique."""
+    taken = {case.case_id for case in discovery.cases}
+    for case in discovery.rejected:
+        yield _untaken(case.case_id, taken), case.reason
+
+
+def _has_files_of(stored: Cohort, root: Path, discovery: Discovery, modality: str) -> bool:
+    """Whether `stored` has the same files as `discovery`, apart from their content and splits.
+
+    Plain values are compared, because making 100,000 members would take seconds.
+    """
+    discovered: dict[str, tuple[FileFacts | None, FileFacts | None, str | None]] = {}
+    for case in discovery.cases:
+        mask = None if case.mask is None else _facts(root, case.mask)
+        discovered[case.case_id] = (_facts(root, case.volumes[modality]), mask, None)
+    for case_id, reason in _rejected(discovery):
+        discovered[case_id] = (None, None, reason)
+    settled = {
+        member.case_id: (_stored_facts(member.volume), _stored_facts(member.mask), member.rejected)
+        for member in stored.members
+    }
+    return settled == discovered
+
+
+def _facts(root: Path, ref: VolumeRef) -> FileFacts:
+    return _below(root, ref.path), ref.channel, os.path.getsize(ref.path)
+
+
+def _stored_facts(file: File | None) -> FileFacts | None:
+    return None if file is None else (file.path, file.channel, file.size)
+
+
+def _below(root: Path, path: str) -> str:
+    """`path` relative to `root`."""
+    above = f"{root}/"
+    return path.removeprefix(above) if path.startswith(above) else os.path.relpath(path, root)
+
+
+def _untaken(case_id: str, taken: set[str]) -> str:
+    """`case_id`, with a number if it is taken: a rejected case must not stop the others."""
+    name = case_id
+    number = 2
+    while name in taken:
+        name = f"{case_id} ({number})"
+        number += 1
+    taken.add(name)
+    return name
+
+
+def _split_patients(facts: Mapping[str, bool | None], settings: DataSettings) -> dict[str, str]:
+    """The split of every case. All visits of a patient have the same split; unlabelled cases have their own."""
+    patients: dict[str, bool] = {}
+    for case_id, tumour_free in facts.items():
+        if tumour_free is not None:
+            patient = patient_of(case_id)
+            patients[patient] = patients.get(patient, False) or tumour_free
+    share = settings.split
+    dealt = split_cases(patients, ratios=(share.train, share.validation, share.test), seed=share.seed)
+    return {case_id: UNLABELLED if fact is None else dealt[patient_of(case_id)] for case_id, fact in facts.items()}
+
+
+def _has_tumour_free(case: Case, settings: DataSettings) -> bool | None:
+    """Whether a labelled case has a slice without tumour in the range; None if it is unlabelled.
+
+    A mask that cannot be read counts as False here; its case is rejected later.
+    """
+    if case.mask is None:
+        return None
+    try:
+        labels = open_nifti(case.case_id, case.mask).slices(settings.first_slice, settings.last_slice)
+    except CaseError:
+        return False
+    with_tumour = (labels > 0).any(axis=(1, 2))
+    return not bool(with_tumour.all())
+
+
+def _member(root: Path, case: Case, modality: str, split: str) -> Member:
+    volume = case.volumes[modality]
+    return Member(
+        case_id=case.case_id,
+        split=split,
+        phantom=_is_phantom(volume.path),
+        volume=_file(root, volume),
+        mask=_file(root, case.mask) if case.mask else None,
+    )
+
+
+def _file(root: Path, ref: VolumeRef) -> File:
+    path, channel, size = _facts(root, ref)
+    return File(path=path, channel=channel, size=size)
+
+
+def _is_phantom(path: str) -> bool:
+    try:
+        header: Any = nibabel.load(path).header
+        return PHANTOM_NOTE in bytes(header["descrip"].tobytes())
+    except Exception:  # a file that nibabel cannot open is rejected with its reason when it is read
+        return False

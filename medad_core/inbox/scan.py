@@ -27,7 +27,7 @@ READERS = 8  # hashing releases the GIL, and network folders are slow if files a
 
 
 @dataclass(frozen=True)
-class Fault:
+class StudyProblem:
     """Why a study was not taken, and whether the next scan may take it."""
 
     case_id: str
@@ -60,16 +60,16 @@ def scan_inbox(inbox: Path, settings: Settings, known: Mapping[str, StoredFile])
     stamps = {case.case_id: _stamps(case, modality) for case in discovery.cases}
     _let_settle(stamps.values(), settings.inbox.settle_s)
 
-    def read(case: Case) -> Study | Fault:
+    def read(case: Case) -> Study | StudyProblem:
         return _read_study(inbox, case, modality, stamps[case.case_id], known)
 
     with ThreadPoolExecutor(READERS) as pool:
         results = list(pool.map(read, discovery.cases))
-    faults = [result for result in results if isinstance(result, Fault)]
+    problems = [result for result in results if isinstance(result, StudyProblem)]
     return InboxScan(
         studies=tuple(result for result in results if isinstance(result, Study)),
-        waiting=_reasons(fault for fault in faults if fault.may_pass),
-        unusable=_reasons([*discovery.rejected, *(fault for fault in faults if not fault.may_pass)]),
+        waiting=_reasons(problem for problem in problems if problem.may_pass),
+        unusable=_reasons([*discovery.rejected, *(problem for problem in problems if not problem.may_pass)]),
     )
 
 
@@ -101,12 +101,12 @@ def _has_content(path: Path, file: StoredFile) -> bool:
         return False
 
 
-def _reasons(faults: Iterable[Fault | Rejection]) -> dict[str, str]:
+def _reasons(problems: Iterable[StudyProblem | Rejection]) -> dict[str, str]:
     """Reasons by case_id; several reasons of one case are joined."""
     reasons: dict[str, str] = {}
-    for fault in faults:
-        earlier = reasons.get(fault.case_id)
-        reasons[fault.case_id] = fault.reason if earlier is None else f"{earlier}; {fault.reason}"
+    for problem in problems:
+        earlier = reasons.get(problem.case_id)
+        reasons[problem.case_id] = problem.reason if earlier is None else f"{earlier}; {problem.reason}"
     return reasons
 
 
@@ -135,15 +135,15 @@ def _let_settle(stamps: Iterable[tuple[Stamp, ...] | None], settle_s: float) -> 
 
 def _read_study(
     inbox: Path, case: Case, modality: str, before: tuple[Stamp, ...] | None, known: Mapping[str, StoredFile]
-) -> Study | Fault:
-    """The study with the hashes of its files; a Fault if their stamps differ from `before`."""
+) -> Study | StudyProblem:
+    """The study with the hashes of its files; a StudyProblem if their stamps differ from `before`."""
     try:
         files = [_read_file(inbox, case.case_id, ref, known) for ref in _refs(case, modality)]
     except Exception as error:  # an error of one study must not stop the others
         at_fault = isinstance(error, CaseError) and not isinstance(error, TruncatedError)
-        return Fault(case.case_id, _one_line(error), may_pass=not at_fault)
+        return StudyProblem(case.case_id, _one_line(error), may_pass=not at_fault)
     if tuple(file.stamp for file in files) != before or _stamps(case, modality) != before:
-        return Fault(case.case_id, "its files are still changing", may_pass=True)
+        return StudyProblem(case.case_id, "its files are still changing", may_pass=True)
     return Study(case_id=case.case_id, volume=files[0], mask=files[1] if len(files) > 1 else None)
 
 

@@ -34,12 +34,12 @@ _END = object()
 
 @dataclass(frozen=True)
 class CaseImages:
-    """Rows of one case and their pictures, uint8 (N, H, W). A case that cannot be used has a fault and no pictures."""
+    """Rows of one case and their pictures, uint8 (N, H, W). A case that cannot be used has an error and no pictures."""
 
     case_id: str
     keys: pa.Table | None
     images: np.ndarray
-    fault: MedadError | None = None
+    error: MedadError | None = None
 
 
 @dataclass
@@ -68,13 +68,13 @@ class ImageBatch:
 
 
 def read_cases(slices: Stage, case_ids: Iterable[str]) -> Iterator[CaseImages]:
-    """The slices of the given cases, in order. The error of a case is returned in its `fault`, not raised."""
+    """The slices of the given cases, in order. The error of a case is returned in its `error`, not raised."""
     for case_id in case_ids:
         try:
             table = slices.read_case(case_id, COLUMNS)
             yield CaseImages(case_id, table.select(COLUMNS[:2]), images_of(table))
-        except MedadError as fault:
-            yield CaseImages(case_id, None, np.zeros((0, 0, 0), np.uint8), fault)
+        except MedadError as error:
+            yield CaseImages(case_id, None, np.zeros((0, 0, 0), np.uint8), error)
 
 
 def batches_of(cases: Iterable[CaseImages], size: int, pinned: bool = False) -> Iterator[ImageBatch]:

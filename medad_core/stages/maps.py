@@ -85,8 +85,8 @@ def maps_of(
 
 def _rows(case_id: str, case: CaseImages, results: list[np.ndarray]) -> pa.Table:
     """Rows of one case. Raises the error of the case, if it has one."""
-    if case.fault is not None:
-        raise case.fault
+    if case.error is not None:
+        raise case.error
     if case.case_id != case_id:
         raise AssertionError(f"rows of {case.case_id} where {case_id} was planned")
     refuse_not_finite(case, results[0])

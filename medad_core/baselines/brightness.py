@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from medad_core.baselines.detector import SCORE_BATCH, Progress, Scored, SliceSet, batches
+from medad_core.baselines.detector import SCORE_BATCH, Scored, SliceSet, batches
 from medad_core.metrics.brightness import slice_brightness
+from medad_core.progress import ReportProgress
 
 MAP_SIZE = 224
 
@@ -17,7 +18,7 @@ class Brightness:
 
     training_error = None
 
-    def fit(self, normal: SliceSet, progress: Progress = lambda *_: None) -> None:
+    def fit(self, normal: SliceSet, progress: ReportProgress = lambda *_: None) -> None:
         """Nothing to learn."""
 
     def score(self, slices: SliceSet) -> Iterator[Scored]:

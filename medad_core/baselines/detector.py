@@ -8,7 +8,7 @@ does; the others take it from slices that they learned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from medad_core.errors import MedadError
+from medad_core.progress import ReportProgress
 
-Progress = Callable[[int, int], None]
 LIMIT_QUANTILE = 0.995
 LIMIT_SLICES = 256  # so many slices, evenly spaced, give the limit of normal errors: memory stays fixed
 SCORE_BATCH = 32
@@ -63,7 +63,7 @@ class Detector(Protocol):
 
     training_error: float | None
 
-    def fit(self, normal: SliceSet, progress: Progress = ...) -> None:
+    def fit(self, normal: SliceSet, progress: ReportProgress = ...) -> None:
         """Learn from tumour-free slices; `progress` gets the steps done, and of how many.
 
         Raises MedadError where there are no slices.

@@ -16,7 +16,6 @@ from torch import Tensor
 from medad_core.baselines.detector import (
     LIMIT_SLICES,
     SCORE_BATCH,
-    Progress,
     Scored,
     SliceSet,
     batches,
@@ -26,6 +25,7 @@ from medad_core.baselines.detector import (
     spread,
     squashed,
 )
+from medad_core.progress import ReportProgress
 
 TAPS = (1, 2)  # the second and third of four: the paper's middle layers
 POOL = 40_000  # patches among which the coreset is chosen
@@ -48,7 +48,7 @@ class PatchCore:
         self.limit = 1.0
 
     @torch.no_grad()
-    def fit(self, normal: SliceSet, progress: Progress = lambda *_: None) -> None:
+    def fit(self, normal: SliceSet, progress: ReportProgress = lambda *_: None) -> None:
         """See `Detector`."""
         require(normal)
         everyone = range(len(normal))

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from medad_core.baselines.detector import (
     LIMIT_SLICES,
     SCORE_BATCH,
-    Progress,
     Scored,
     SliceSet,
     batches,
@@ -30,6 +29,7 @@ from medad_core.baselines.detector import (
 )
 from medad_core.config import BaselineTraining
 from medad_core.errors import MedadError
+from medad_core.progress import ReportProgress
 
 
 class Reconstruction(ABC):
@@ -70,7 +70,7 @@ class Reconstruction(ABC):
     def prepare(self, normal: SliceSet) -> None:  # noqa: B027 (most need nothing)
         """Take what is needed from the tumour-free slices before training."""
 
-    def fit(self, normal: SliceSet, progress: Progress = lambda *_: None) -> None:
+    def fit(self, normal: SliceSet, progress: ReportProgress = lambda *_: None) -> None:
         """See `Detector`."""
         require(normal)
         self.prepare(normal)
@@ -80,7 +80,7 @@ class Reconstruction(ABC):
         runs = (chosen[at.start : at.stop] for at in batches(len(chosen), SCORE_BATCH))
         self.limit = normal_limit(self._brain_errors(normal, run) for run in runs)
 
-    def _train(self, normal: SliceSet, progress: Progress) -> float:
+    def _train(self, normal: SliceSet, progress: ReportProgress) -> float:
         """The mean distance of the last epoch."""
         epochs = self.settings.epochs
         optimizer = torch.optim.Adam(self.network.parameters(), lr=self.settings.learning_rate)

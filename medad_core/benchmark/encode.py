@@ -19,12 +19,13 @@ import torch
 from medad_core.benchmark.effort import EFFORT, Effort
 from medad_core.benchmark.flops import flops_per_slice, shape_of
 from medad_core.benchmark.generated import SIDE, models_of
-from medad_core.benchmark.maps_stage import Progress, measure_stage
+from medad_core.benchmark.maps_stage import measure_stage
 from medad_core.benchmark.spread import Spread
 from medad_core.benchmark.timing import Work, best_gemm, in_turns, rate
 from medad_core.config import Settings
 from medad_core.models.blocks import PRECISIONS
 from medad_core.models.device import device_of, precision_of, settle_torch
+from medad_core.progress import ReportText
 from medad_core.stages.loading import MapModels
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def benchmark_encode(
     settings: Settings,
     compiled: bool | None = None,
     effort: Effort | None = None,
-    progress: Progress = log.info,
+    progress: ReportText = log.info,
 ) -> EncodeReport:
     """Measure `model`: one of `SIZES` with random weights, or what `models.encoder` takes.
 
@@ -144,7 +145,7 @@ def _encode_work(models: MapModels, count: int) -> Work:
     return partial(models.encoder.encode, pictures)
 
 
-def _sweep(bench: _Bench, progress: Progress) -> dict[int, float]:
+def _sweep(bench: _Bench, progress: ReportText) -> dict[int, float]:
     """Slices a second of the encoder by batch size, up to the first that is too large for memory or takes too long."""
     device = bench.models.device
     effort = bench.effort
@@ -164,7 +165,7 @@ def _sweep(bench: _Bench, progress: Progress) -> dict[int, float]:
 
 
 def _measure_variants(
-    bench: _Bench, batch: int, compiles: bool, progress: Progress
+    bench: _Bench, batch: int, compiles: bool, progress: ReportText
 ) -> tuple[tuple[Variant, ...], Spread]:
     """The encoder plain, and compiled where it `compiles`; and the peak of the product beside the plain one."""
     progress(f"encoder at batch {batch} beside the product")

@@ -22,12 +22,11 @@ from medad_core.benchmark.timing import in_turns, rate
 from medad_core.config import Settings
 from medad_core.models.decoder import image_scores, peaks, render_maps
 from medad_core.models.device import batch_size_of
+from medad_core.progress import ReportText
 from medad_core.run.run import Run
 from medad_core.stages import maps
 from medad_core.stages.batches import batches_of, read_cases
 from medad_core.stages.loading import MapModels
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class StageRates:
 
 
 def measure_stage(
-    folder: str, model: str, models: MapModels, settings: Settings, effort: Effort, progress: Progress
+    folder: str, model: str, models: MapModels, settings: Settings, effort: Effort, progress: ReportText
 ) -> StageRates:
     """Write a run of generated cases to `folder`, and measure the stage beside the naive loop, and reading alone.
 

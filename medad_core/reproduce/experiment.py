@@ -18,9 +18,9 @@ from medad_core.data.names import patient_of
 from medad_core.errors import StoreError
 from medad_core.models.device import device_of, settle_torch
 from medad_core.models.encoder import encoder_fingerprint, load_encoder
+from medad_core.progress import ReportProgress
 from medad_core.reproduce.folds import Fold, deal
 from medad_core.reproduce.schema import PATIENTS, PHANTOMS
-from medad_core.reproduce.units import ReportProgress
 from medad_core.run.cohort import settle_cohort
 from medad_core.run.fingerprints import shared_fingerprint, speech_fingerprint
 from medad_core.run.gather import find_cohort

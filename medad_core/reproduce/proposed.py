@@ -16,8 +16,9 @@ from medad_core.models.device import device_of, settle_torch
 from medad_core.models.memory import free_memory
 from medad_core.models.text import load_sentences, load_text_encoder, text_features
 from medad_core.models.weights import AnyConverter, load_converter, save_converter
+from medad_core.progress import ReportProgress
 from medad_core.reproduce.experiment import open_experiment
-from medad_core.reproduce.units import ReportProgress, Unit
+from medad_core.reproduce.units import Unit
 from medad_core.training.decoder import train_decoder
 from medad_core.training.fitting import (
     ConverterData,

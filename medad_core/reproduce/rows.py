@@ -15,12 +15,13 @@ from medad_core.config import Settings
 from medad_core.errors import MedadError
 from medad_core.models.device import device_of, settle_torch
 from medad_core.models.encoder import load_encoder
+from medad_core.progress import ReportProgress
 from medad_core.reproduce.experiment import Experiment, open_experiment
 from medad_core.reproduce.proposed import grids_of
 from medad_core.reproduce.schema import PROPOSED
 from medad_core.reproduce.scoring import Collector, decoder_maps, frame_of, scored_slices
 from medad_core.reproduce.slices import Slices, to_native, tumour_free
-from medad_core.reproduce.units import ReportProgress, ScoredUnit, Unit, failure_of, read_unit, write_unit
+from medad_core.reproduce.units import ScoredUnit, Unit, failure_of, read_unit, write_unit
 from medad_core.training.features import TrainingCase
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,6 @@ from medad_core.store.listing import size_of
 
 TRAINING_ERROR = "training_error"
 SliceKey = tuple[str, int]  # case_id, slice_index
-ReportProgress = Callable[[int, int], None]  # steps done, and of how many
 LLM_ROWS = ("proposed", "without-knowledge")  # answered by the LLM; the row "shuffled" takes answers of "proposed"
 THROUGH_LLM = (*LLM_ROWS, "shuffled")
 

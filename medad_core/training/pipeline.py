@@ -8,7 +8,7 @@ all of them. The converter never sees the patients of fold 0: they choose its ch
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from medad_core.models.encoder import Encoder, load_encoder
 from medad_core.models.memory import free_memory
 from medad_core.models.text import load_sentences, load_text_encoder, text_features
 from medad_core.models.weights import AnyConverter, save_converter, save_decoder
+from medad_core.progress import ReportStep
 from medad_core.run.fingerprints import shared_fingerprint
 from medad_core.run.gather import find_cohort
 from medad_core.store.files import write_text
@@ -46,7 +47,6 @@ from medad_core.training.fitting import (
 from medad_core.training.folds import deal_folds
 from medad_core.training.loop import Arithmetic, arithmetic_of
 
-Progress = Callable[[str, int, int], None]
 Folds = list[list[str]]
 
 
@@ -63,7 +63,7 @@ def train(
     data: str | Path,
     out: str | Path,
     settings: Settings,
-    progress: Progress = lambda *_: None,
+    progress: ReportStep = lambda *_: None,
     licence: str = "not stated",
 ) -> TrainingResult:
     """Train on the labelled cases below `data`, write weights and card to `out`; resumes where a killed run stopped.
@@ -103,7 +103,7 @@ class _Training:
     out: Path
     work: Path
     arithmetic: Arithmetic
-    progress: Progress
+    progress: ReportStep
 
     @property
     def held_out(self) -> list[TrainingCase]:
@@ -116,7 +116,7 @@ class _Training:
         return [case for case in self.cases if case.case_id not in self.folds[0]]
 
 
-def _begin(data: Path, out: Path, settings: Settings, progress: Progress) -> _Training:
+def _begin(data: Path, out: Path, settings: Settings, progress: ReportStep) -> _Training:
     """Encode sentences and cases, and deal the folds."""
     settle_torch(settings)
     torch.manual_seed(settings.train.seed)
@@ -148,7 +148,7 @@ def _begin(data: Path, out: Path, settings: Settings, progress: Progress) -> _Tr
 
 
 def _encode_cases(
-    data: Path, out: Path, settings: Settings, encoder: Encoder, progress: Progress
+    data: Path, out: Path, settings: Settings, encoder: Encoder, progress: ReportStep
 ) -> tuple[list[TrainingCase], list[Rejection]]:
     """Encode the cases that may be trained on; the others come back with their reason.
 

@@ -232,15 +232,15 @@ def _open(scratch: Path) -> float:
     stages = open_stages(run)
     upstream: dict[str, str] = {}
     parts: Sequence[Sequence[str]] = _parts_of(cohort)
+    cohort.content.encode()  # the plan of slices has it
     for name, stage in stages.items():
         plan = stage.prepare({**FINGERPRINT, **upstream}, parts)
-        if stage.pending():
+        if stage.pending() or stage.manifest() is None:
             raise MedadError(f"the made-up stage {name} is not finished")
-        stage.finish()
+        write_rejected(run, stages.values())
         stage.progress()
         parts = stage.finished_inputs()
         upstream = {name: plan.fingerprint_sha256}
-    write_rejected(run, stages.values())
     return time.perf_counter() - started
 
 

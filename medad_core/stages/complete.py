@@ -26,9 +26,11 @@ def complete_stage(
     just made parts of other cases.
     """
     stage = run.stage(name)
-    supervisor = Supervisor(stage, executor, run.settings.flow.retries, machine_is_well)
-    supervisor.make(ranges_of(stage.pending(), ranges))
-    stage.finish()
+    pending = stage.pending()
+    if pending or stage.manifest() is None:
+        supervisor = Supervisor(stage, executor, run.settings.flow.retries, machine_is_well)
+        supervisor.make(ranges_of(pending, ranges))
+        stage.finish()
     run.write_rejected()
     return stage.progress()
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flows.orchestrator import server_url
+from medad_core.errors import in_one_line
 
 log = logging.getLogger(__name__)
 PATIENCE_S = 3.0  # the time that a run waits for the server to accept an update
@@ -23,7 +24,7 @@ def show_on_server(show: Callable[..., None], *args: Any) -> None:
         try:
             show(*args)
         except Exception as error:
-            log.warning("the Prefect server does not show this: %s: %s", type(error).__name__, error)
+            log.warning("the Prefect server does not show this: %s", in_one_line(error))
 
     in_background(try_to_show).join(PATIENCE_S)
 

@@ -8,6 +8,18 @@ traceback.
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class if it has none: messages of ours are one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def in_one_line(error: BaseException) -> str:
+    """The type and first line of an error, such as `ValueError: too many dimensions`."""
+    name = type(error).__name__
+    return f"{name}: {first_line(error)}" if str(error).strip() else name
+
+
 class MedadError(Exception):
     """Base of every error medad raises on purpose."""
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from medad_core import stopping
 from medad_core.config import Settings
-from medad_core.errors import MedadError, Stopped
+from medad_core.errors import MedadError, Stopped, in_one_line
 from medad_core.faults.classify import can_heal
 from medad_core.reproduce.units import Unit, pending, units_of, write_failure
 from tasks.policy import OPTIONS
@@ -129,7 +129,7 @@ def _noting_failure(out: str, units: list[Unit]) -> Iterator[Callable[[], bool]]
     except Stopped:
         raise
     except Exception as error:
-        reasons.append(str(error) if isinstance(error, MedadError) else f"{type(error).__name__}: {error}")
+        reasons.append(str(error) if isinstance(error, MedadError) else in_one_line(error))
         traceback = not isinstance(error, MedadError)
         log.warning("%s: %s", "; ".join(map(str, units)), reasons[0], exc_info=traceback)
         for unit in units:

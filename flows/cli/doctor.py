@@ -19,6 +19,7 @@ from rich.table import Table
 from flows.cli.inventory import embedded_weights, packaged_models
 from flows.cli.tables import plain_table
 from medad_core.environment import installed_version
+from medad_core.errors import MedadError, first_line
 from medad_core.models.cache import cache_root
 
 NEEDED = ("torch", "transformers", "prefect", "nibabel", "isal", "pyarrow", "onnx", "gguf")
@@ -81,7 +82,7 @@ def _device() -> Finding:
     try:
         import torch
     except Exception as error:  # a torch that does not load is just what the doctor is asked about
-        return Finding("fault", "device", f"torch does not load: {str(error).splitlines()[0]}", "make setup")
+        return Finding("fault", "device", f"torch does not load: {first_line(error)}", "make setup")
     if torch.cuda.is_available():
         return Finding("ok", "device", f"cuda: {torch.cuda.get_device_name(0)}")
     return Finding("ok", "device", f"cpu, {torch.get_num_threads()} threads")
@@ -106,7 +107,6 @@ def _weights() -> Finding:
     if any(model.converted is None for model in packaged_models()):
         return Finding("ok", "weights", str(folder))
     from medad_core.config import Settings
-    from medad_core.errors import MedadError
     from medad_core.run.fingerprints import maps_fingerprint, prompts_fingerprint
 
     try:

@@ -23,6 +23,7 @@ from medad_core.benchmark.maps_stage import measure_stage
 from medad_core.benchmark.spread import Spread
 from medad_core.benchmark.timing import Work, best_gemm, in_turns, rate
 from medad_core.config import Settings
+from medad_core.errors import first_line
 from medad_core.models.blocks import PRECISIONS
 from medad_core.models.device import device_of, precision_of, settle_torch
 from medad_core.progress import ReportText
@@ -204,7 +205,7 @@ def _compiled(bench: _Bench, plain: Variant) -> list[Variant]:
     try:
         variants.append(_measure(bench, plain.batch_size, COMPILED)[0])
     except (RuntimeError, OSError) as error:
-        log.warning("torch.compile does not work here: %s", str(error).splitlines()[0])
+        log.warning("torch.compile does not work here: %s", first_line(error))
     if not variants or variants[0].slices_s.median < plain.slices_s.median:
         for block, forward in zip(blocks, plain_forwards, strict=True):
             block.forward = forward

@@ -53,7 +53,7 @@ def read_slices(case: Case, settings: DataSettings) -> CaseSlices:
         raise CaseError(
             case.case_id,
             f"{file.name}: no orientation in its header (sform and qform codes are 0), "
-            "left and right cannot be told apart; export it again with one",
+            "left cannot be known from right; export it again with one",
         )
     first = settings.first_slice
     last = settings.last_slice

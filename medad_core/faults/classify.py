@@ -69,12 +69,6 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def in_one_line(error: BaseException) -> str:
-    """The type and first line of an error, such as `ValueError: too many dimensions`."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
 def _is_of_the_device(error: BaseException) -> bool:
     """Whether memory ran out or a GPU failed. torch has no single class for either."""
     if _is_named(error, DEVICE_ERRORS) or isinstance(error, MemoryError):

@@ -9,8 +9,8 @@ from __future__ import annotations
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from medad_core.errors import MedadError, PartError
-from medad_core.faults.classify import Fault, classify, in_one_line
+from medad_core.errors import MedadError, PartError, in_one_line
+from medad_core.faults.classify import Fault, classify
 
 
 class Suspect(MedadError):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from medad_core.errors import WeightsError
+from medad_core.errors import WeightsError, first_line
 from medad_core.imports.checkpoint import read_state
 from medad_core.imports.clip_tokenizer import VOCABULARY, write_tokenizer
 from medad_core.imports.folder import check_new, write_new
@@ -72,7 +72,7 @@ def import_imagebind(checkpoint: Path, folder: Path, vision_heads: int = 16, tex
     except (ValueError, TypeError, RuntimeError, IndexError) as error:
         # torch raises these where a tensor has not even the number of dimensions that it should have
         raise WeightsError(
-            f"{checkpoint}: not {WHAT}, or damaged: a tensor is of an impossible shape ({str(error).splitlines()[0]})"
+            f"{checkpoint}: not {WHAT}, or damaged: a tensor is of an impossible shape ({first_line(error)})"
         ) from error
 
     # The heads change what the tensors compute, so they belong to what the file's hash stands for.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from medad_core.config import Settings
-from medad_core.errors import StoreError, UsageError
+from medad_core.errors import StoreError, UsageError, first_line
 from medad_core.inbox.batch import PREDICTIONS, case_of, current_time, finished_batch, histories_of, next_screening
 from medad_core.inbox.records import Batch, BatchPlan, CaseHistory, Ledger, PlannedStudy, Screening, StoredFile
 from medad_core.inbox.scan import InboxScan
@@ -248,4 +248,4 @@ def _parsed(kind: type[Kind], data: bytes, path: Path, way_out: str) -> Kind:
     try:
         return kind.from_json(data)
     except ValueError as error:
-        raise StoreError(f"{path} is damaged ({str(error).splitlines()[0]}); {way_out}") from error
+        raise StoreError(f"{path} is damaged ({first_line(error)}); {way_out}") from error

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from medad_core.errors import WeightsError
+from medad_core.errors import WeightsError, first_line
 from medad_core.models.loading import open_tensors, read_config
 from medad_core.models.resolve import weight_files
 
@@ -45,7 +45,7 @@ def find_embeddings(folder: Path) -> EmbeddingSource:
             layer = model.get_input_embeddings()
     except (ValueError, NotImplementedError) as error:
         raise WeightsError(
-            f"{folder}: is no causal language model ({str(error).strip().splitlines()[0][:160]}); choose another"
+            f"{folder}: is no causal language model ({first_line(error)[:160]}); choose another"
         ) from error
     full = next(name for name, module in model.named_modules() if module is layer) + ".weight"
     names = (full, full.removeprefix(f"{model.base_model_prefix}."))  # a base model is saved without its prefix

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from medad_core.errors import WeightsError
+from medad_core.errors import WeightsError, in_one_line
 from medad_core.models.cache import RECORD, ConvertedModel, cache_root, sha256_of, write_converted
 from medad_core.models.loading import open_tensors
 from medad_core.models.resolve import weight_files
@@ -214,7 +214,7 @@ def _read_scale(lora: Path) -> _Scale:
             odd.append(f"init_lora_weights {beginning}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(
-            f"llm.lora: {lora / CONFIG} is damaged ({type(error).__name__}: {error}); get the adapter again"
+            f"llm.lora: {lora / CONFIG} is damaged ({in_one_line(error)}); get the adapter again"
         ) from error
     if scale.rank < 1:
         raise WeightsError(f"llm.lora: {lora / CONFIG}: r is {scale.rank}; an adapter has a rank of at least 1")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from medad_core import stopping
-from medad_core.errors import EngineError, EngineStartError, MedadError
+from medad_core.errors import EngineError, EngineStartError, MedadError, in_one_line
 from medad_core.llm.protocol import Engine, Generation
 from medad_core.models.memory import free_memory
 from medad_core.store.files import local_path
@@ -51,7 +51,7 @@ class RestartingEngine:
             self._note("the engine broke down while it answered", error)
             if self.restarted:
                 raise EngineError(
-                    f"the LLM's engine broke down again after it was started anew ({_summary(error)}); "
+                    f"the LLM's engine broke down again after it was started anew ({in_one_line(error)}); "
                     f"its log is {self.log_file}"
                 ) from error
         log.warning("the LLM's engine broke down and is started anew; its log is %s", self.log_file)
@@ -80,7 +80,7 @@ class RestartingEngine:
         except Exception as error:
             self._note("the engine could not be started", error)
             raise EngineStartError(
-                f"the LLM's engine could not be started ({_summary(error)}); its log is {self.log_file}"
+                f"the LLM's engine could not be started ({in_one_line(error)}); its log is {self.log_file}"
             ) from error
 
     def _note(self, event: str, error: Exception) -> None:
@@ -106,9 +106,3 @@ def captured_engine_log(folder: str) -> Iterator[Path]:
         for logger in loggers:
             logger.removeHandler(handler)
         handler.close()
-
-
-def _summary(error: Exception) -> str:
-    """An error's class and the first line of its message."""
-    name = type(error).__name__
-    return f"{name}: {str(error).splitlines()[0]}" if str(error) else name

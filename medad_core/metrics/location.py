@@ -1,7 +1,7 @@
 """Distance between two cells of the 3 × 3 location grid.
 
 One decision: cells are compared by their place in the row-major list, so that a wrong cell next to the true one can
-be told from a wrong cell on the other side of the brain.
+be distinguished from a wrong cell on the other side of the brain.
 """
 
 from __future__ import annotations

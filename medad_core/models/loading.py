@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from medad_core.errors import WeightsError
+from medad_core.errors import WeightsError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -51,7 +51,7 @@ def load_tower(
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsError(
-            f"{folder}: cannot be read as {architecture} ({str(error).strip().splitlines()[0]}); get the model again"
+            f"{folder}: cannot be read as {architecture} ({first_line(error)}); get the model again"
         ) from error
     if missing := sorted(info["missing_keys"]):
         raise WeightsError(
@@ -77,9 +77,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(
-            f"{folder}: its config.json is not that of a known model ({str(error).strip().splitlines()[0]})"
-        ) from error
+        raise WeightsError(f"{folder}: its config.json is not that of a known model ({first_line(error)})") from error
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -93,8 +91,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise WeightsError(
-            f"{folder}: its tokenizer cannot be read ({str(error).strip().splitlines()[0]}); "
-            "get its tokenizer files again"
+            f"{folder}: its tokenizer cannot be read ({first_line(error)}); get its tokenizer files again"
         ) from error
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medad_core.config import ModelSettings
-from medad_core.errors import ConfigError, UsageError, WeightsError
+from medad_core.errors import ConfigError, UsageError, WeightsError, first_line
 from medad_core.models.cache import sha256_of
 from medad_core.models.loading import VOCABULARIES
 from medad_core.models.pack import PACK, Role, packaged
@@ -194,9 +194,8 @@ def _snapshot(preset: Preset, local_files_only: bool) -> Path | None:
 
 
 def _refused(preset: Preset, error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     message = (
-        f"{preset.name}: {preset.hub} could not be downloaded ({reason}); "
+        f"{preset.name}: {preset.hub} could not be downloaded ({first_line(error)}); "
         f"check the network, HF_HUB_OFFLINE and your access to it. {preset.note}"
     )
     return message.strip()

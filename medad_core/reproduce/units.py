@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from medad_core.config import ReproduceSettings
-from medad_core.errors import StoreError
+from medad_core.errors import StoreError, first_line
 from medad_core.metrics import PixelHistogram
 from medad_core.store import join, read_table, write_bytes, write_table, write_text
 from medad_core.store.files import make_folder, read_bytes, remove
@@ -123,7 +123,7 @@ def read_unit(out: str, unit: Unit) -> ScoredUnit:
         with np.load(io.BytesIO(read_bytes(_at(out, unit, ".npz")) or b"")) as stored:
             return _unpacked(frame, stored)
     except (StoreError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise DamagedUnit(unit, f"{str(error).splitlines()[0]}") from error
+        raise DamagedUnit(unit, first_line(error)) from error
 
 
 def discard_unit(out: str, unit: Unit, reason: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from medad_core.data.cases import Case, VolumeRef
-from medad_core.errors import StoreError
+from medad_core.errors import StoreError, first_line
 from medad_core.store import fingerprint_of, join, write_text
 from medad_core.store.files import make_folder, read_bytes
 
@@ -83,7 +83,7 @@ def find_stored(run: str) -> Cohort | None:
         return None if data is None else Cohort.model_validate_json(data)
     except ValueError as error:
         raise StoreError(
-            f"{path} is damaged ({str(error).splitlines()[0]}); bring it back from a backup, or delete it and run "
+            f"{path} is damaged ({first_line(error)}); bring it back from a backup, or delete it and run "
             f"`medad screen DATA --out {run}` again"
         ) from error
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from medad_core import stopping
-from medad_core.errors import CaseError, MedadError, PartError
-from medad_core.faults.classify import in_one_line
+from medad_core.errors import CaseError, MedadError, PartError, in_one_line
 from medad_core.run.run import Run
 from medad_core.store import Item, PartRecord, Plan, Stage
 

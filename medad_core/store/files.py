@@ -20,7 +20,7 @@ from typing import Any
 
 import fsspec
 
-from medad_core.errors import StoreError, UsageError
+from medad_core.errors import StoreError, UsageError, first_line
 
 _TEMPORARY = ".tmp"
 _own: set[Path] = set()  # temporary files that this process is writing
@@ -58,8 +58,7 @@ def explained(action: str, uri: str) -> Iterator[None]:
 
 
 def _words(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text.splitlines()[0]
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 @contextmanager

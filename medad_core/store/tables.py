@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from medad_core.errors import RowsError, StoreError
+from medad_core.errors import RowsError, StoreError, first_line
 from medad_core.store.files import explained, filesystem, local_path, new_file
 
 Rows: TypeAlias = pa.Table | Iterable[pa.RecordBatch | pa.Table]
@@ -77,7 +77,7 @@ def _damage_explained(uri: str) -> Iterator[None]:
     try:
         yield
     except pa.ArrowInvalid as error:
-        raise StoreError(f"cannot read {uri}: the file is damaged ({str(error).splitlines()[0]})") from error
+        raise StoreError(f"cannot read {uri}: the file is damaged ({first_line(error)})") from error
 
 
 def write_groups(path: Path, rows: Rows, schema: pa.Schema, where: str) -> tuple[int, list[str]]:
@@ -122,9 +122,7 @@ def conform(rows: pa.Table | pa.RecordBatch, schema: pa.Schema, where: str) -> p
         try:
             arrays.append(column if column.type == field.type else column.cast(field.type))
         except pa.ArrowException as error:
-            raise RowsError(
-                f"{where}: column {field.name} is not {field.type}: {str(error).splitlines()[0]}"
-            ) from error
+            raise RowsError(f"{where}: column {field.name} is not {field.type}: {first_line(error)}") from error
     return pa.Table.from_arrays(arrays, schema=schema)
 
 

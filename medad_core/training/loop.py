@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from medad_core.config.train import ConverterTraining, DecoderTraining, TrainSettings
-from medad_core.errors import MedadError
+from medad_core.errors import MedadError, first_line
 from medad_core.models.blocks import PRECISIONS
 from medad_core.store.files import new_file
 
@@ -93,7 +93,7 @@ class Loop:
             # Into plain memory: a GPU that is full must not be taken for a file that is damaged.
             state = torch.load(checkpoint, weights_only=True, map_location="cpu")
         except (RuntimeError, EOFError, UnpicklingError) as error:
-            log.warning("%s is damaged (%s); training starts anew", checkpoint, str(error).splitlines()[0])
+            log.warning("%s is damaged (%s); training starts anew", checkpoint, first_line(error))
             return
         if state["identity"] != self.identity:
             log.warning("%s is of other settings; training starts anew", checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +11,7 @@ from flows.cli.command import FAILED, OK, SOME_REJECTED, Consoles, consoles
 from flows.cli.options import Config, Words, absolute
 
 if TYPE_CHECKING:
+    from medad_core.config import Settings
     from tasks.reproduce import Reproduced
     from tasks.whole import Trained
 
@@ -23,26 +25,33 @@ def train(
 ) -> int:
     """Train decoder and converter on labelled cases; the same command again resumes."""
     from medad_core.config import load_settings
-    from medad_core.store import check_writable
 
     settings = load_settings(config, words or [])
     out = absolute(out)
     terminals = consoles(online=not settings.models.offline)
+    from flows.preflight import check_training
+
+    _check(data, out, settings, terminals, lambda: check_training(settings))
     from flows.cli.progress import following
+    from flows.train import train as train_flow
+
+    with following("tasks.whole", terminals.err):
+        trained = train_flow(absolute(data), out, settings, licence)
+    return _report_trained(trained, terminals)
+
+
+def _check(data: str, out: str, settings: Settings, terminals: Consoles, check: Callable[[], None]) -> None:
+    """Check the two folders, then what `check` does; start a server for the flow if none is configured."""
     from medad_core.data.discovery import discover
+    from medad_core.store import check_writable
 
     discover(data, settings.data.modality)
     check_writable(out)
     with terminals.err.status("checking models and settings"):
         from flows.cli.server import start_temporary_server
-        from flows.preflight import check_training
-        from flows.train import train as train_flow
 
-        check_training(settings)
+        check()
         start_temporary_server()
-    with following("tasks.whole", terminals.err):
-        trained = train_flow(absolute(data), out, settings, licence)
-    return _report_trained(trained, terminals)
 
 
 def _report_trained(trained: Trained, terminals: Consoles) -> int:
@@ -67,24 +76,17 @@ def reproduce(
 ) -> int:
     """Make the paper's table on DATA: every row trained and scored on the same patients; run it again to resume."""
     from medad_core.config import load_settings
-    from medad_core.store import check_writable
 
     settings = load_settings(config, words or [])
     out = absolute(out)
     terminals = consoles(online=not settings.models.offline)
+    from flows.preflight import check_reproducing
+
+    _check(data, out, settings, terminals, lambda: check_reproducing(out, settings))
     from flows.cli.progress import following
-    from medad_core.data.discovery import discover
+    from flows.reproduce import RowsFailed
+    from flows.reproduce import reproduce as reproduce_flow
 
-    discover(data, settings.data.modality)
-    check_writable(out)
-    with terminals.err.status("checking data, models and settings"):
-        from flows.cli.server import start_temporary_server
-        from flows.preflight import check_reproducing
-        from flows.reproduce import RowsFailed
-        from flows.reproduce import reproduce as reproduce_flow
-
-        check_reproducing(out, settings)
-        start_temporary_server()
     with following("tasks.reproduce", terminals.err, keep=("cases", "units", "table")):
         try:
             made = reproduce_flow(absolute(data), out, settings)

@@ -97,10 +97,10 @@ def test_a_machine_that_breaks_down_near_the_end_stops_the_run_and_quarantines_n
 
     monkeypatch.setattr(maps_stage, "_rows", breaking)
     with pytest.raises(Suspect):
-        maps(run, screened.text)
+        maps(run, screened.settings)
     assert not any(record.failed for record in stage_of(run, "maps").records().values())
     monkeypatch.undo()
-    assert maps(run, screened.text).finished
+    assert maps(run, screened.settings).finished
     assert stage_of(run, "maps").read().equals(stage_of(screened.run, "maps").read())
 
 
@@ -113,7 +113,7 @@ def test_the_last_part_is_quarantined_once_a_good_one_was_made_again(screened, t
         return rows(case_id, *args)
 
     monkeypatch.setattr(maps_stage, "_rows", poisoned)
-    maps(run, screened.text)
+    maps(run, screened.settings)
     assert "maps part 1 is made again" in caplog.text
     stage = stage_of(run, "maps")
     assert [item.key for record in stage.records().values() for item in record.failed] == ["BraTS2021_00003"]
@@ -187,10 +187,10 @@ def test_a_fault_of_every_part_stops_the_run_and_quarantines_nothing(screened, t
 
     monkeypatch.setattr(maps_stage, "_rows", broken)
     with pytest.raises(MedadError, match="maps part 0: ValueError: of every part"):
-        maps(run, screened.text)
+        maps(run, screened.settings)
     assert not any(record.failed for record in stage_of(run, "maps").records().values())
     monkeypatch.undo()
-    assert maps(run, screened.text).finished
+    assert maps(run, screened.settings).finished
     assert stage_of(run, "maps").read().equals(stage_of(screened.run, "maps").read())
 
 

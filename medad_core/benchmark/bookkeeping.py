@@ -30,9 +30,9 @@ from medad_core.run.gather import open_cohort
 from medad_core.run.info import RunInfo, write_run_info
 from medad_core.run.rejected import write_rejected
 from medad_core.store import MAPS, PART_STAGES, PartRecord, Plan, Stage, open_stages, sha256_file, stage_of, write_table
-from medad_core.store.bookkeeping import MANIFEST, PARTS, PLAN, part_name
+from medad_core.store.bookkeeping import MANIFEST, PARTS, PLAN
 from medad_core.store.planning import make_plan
-from medad_core.store.records import manifest_of
+from medad_core.store.records import manifest_of, part_name
 
 CASES = (1_000, 10_000, 100_000)
 CASES_PER_PART = 4

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from medad_core.errors import StoreError
 from medad_core.store import files, listing
 from medad_core.store.listing import FileStamp
-from medad_core.store.records import PartRecord, Plan, StageManifest
+from medad_core.store.records import PartRecord, Plan, StageManifest, record_name
 
 log = logging.getLogger(__name__)
 PLAN, MANIFEST, PARTS = "_plan.json", "_manifest.json", "_parts"
@@ -75,7 +75,7 @@ class Bookkeeping:
         manifest_stamp, manifest = self._stamped_manifest(plan)
         unread = []
         for part in plan.parts:
-            name = _record_name(part.number)
+            name = record_name(part.number)
             stamp = stamps.get(name)
             kept = self._records.get(part.number)
             if stamp is None or (kept is not None and kept[0] == stamp and stamp.identity):
@@ -91,7 +91,7 @@ class Bookkeeping:
         return {number: record for number, record in kept_records if record is not None}
 
     def _forget_absent(self, stamps: Mapping[str, FileStamp]) -> None:
-        absent = [number for number in self._records if _record_name(number) not in stamps]
+        absent = [number for number in self._records if record_name(number) not in stamps]
         for number in absent:
             del self._records[number]
 
@@ -136,11 +136,9 @@ class Bookkeeping:
         manifest = self.manifest(plan)
         if manifest is None:
             return None
-        records = listing.list_names(self._at(PARTS))
-        parts = listing.list_names(self.uri)
-        numbers = range(len(plan.parts))
-        whole = all(_record_name(number) in records and part_name(number) in parts for number in numbers)
-        return manifest if whole else None
+        has_records = plan.record_names <= listing.list_names(self._at(PARTS))
+        has_parts = plan.part_names <= listing.list_names(self.uri)
+        return manifest if has_records and has_parts else None
 
     def write_manifest(self, manifest: StageManifest) -> None:
         """Write the manifest, unless an equal one is stored. Raises StoreError."""
@@ -191,19 +189,10 @@ class Bookkeeping:
         return files.join(self.uri, name)
 
     def _record_at(self, number: int) -> str:
-        return files.join(self.uri, PARTS, _record_name(number))
+        return files.join(self.uri, PARTS, record_name(number))
 
     def _note_at(self, number: int) -> str:
         return files.join(self.uri, PARTS, f"{number:05d}.begun")
-
-
-def part_name(number: int) -> str:
-    """Such as `part-00007.parquet`."""
-    return f"part-{number:05d}.parquet"
-
-
-def _record_name(number: int) -> str:
-    return f"{number:05d}.json"
 
 
 def _belongs(record: PartRecord, plan: Plan, number: int) -> bool:

@@ -33,10 +33,16 @@ def join(uri: str, *names: str) -> str:
 
 def local_path(uri: str) -> Path | None:
     """The path behind a plain path or file:// URI, None for any other filesystem."""
+    name = local_name(uri)
+    return None if name is None else Path(name)
+
+
+def local_name(uri: str) -> str | None:
+    """`local_path` as text. Where 100,000 files are opened, making a Path of each takes longer than opening it."""
     scheme, separator, rest = uri.partition("://")
     if not separator:
-        return Path(uri)
-    return Path(rest) if scheme == "file" else None
+        return uri
+    return rest if scheme == "file" else None
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
@@ -100,11 +106,12 @@ def write_text(uri: str, text: str) -> None:
 
 def read_bytes(uri: str) -> bytes | None:
     """All bytes of `uri`, None if there is no such file. Raises StoreError."""
-    path = local_path(uri)
+    name = local_name(uri)
     with explained("read", uri):
         try:
-            if path is not None:
-                return path.read_bytes()
+            if name is not None:
+                with open(name, "rb", buffering=0) as stream:
+                    return stream.read()
             fs, remote = filesystem(uri)
             return bytes(fs.cat_file(remote))
         except (FileNotFoundError, NotADirectoryError):
@@ -113,15 +120,16 @@ def read_bytes(uri: str) -> bytes | None:
 
 def sha256_file(uri: str) -> str:
     """SHA-256 of the file at `uri` as hex, read in blocks. Raises StoreError."""
-    path = local_path(uri)
-    with explained("read", uri):
-        if path is not None:
-            stream = path.open("rb")
-        else:
-            fs, remote = filesystem(uri)
-            stream = fs.open(remote, "rb")
-        with stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+    with explained("read", uri), _reading(uri) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _reading(uri: str) -> Any:
+    name = local_name(uri)
+    if name is not None:
+        return open(name, "rb", buffering=0)
+    fs, remote = filesystem(uri)
+    return fs.open(remote, "rb")
 
 
 def remove(uri: str) -> None:

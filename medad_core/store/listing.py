@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from pathlib import Path
 from stat import S_ISDIR
 from typing import Any, NamedTuple
 
-from medad_core.store.files import explained, filesystem, join, local_path, read_bytes
+from medad_core.store.files import explained, filesystem, join, local_name, read_bytes
 
 _WHEN = ("mtime", "LastModified", "last_modified", "created")  # names of a file's time in fsspec's filesystems
 _WHICH = ("ETag", "etag", "md5Hash", "ino")  # … and names of what identifies its content
@@ -40,11 +39,11 @@ def size_of(uri: str) -> int | None:
 
 def stamp_of(uri: str) -> FileStamp | None:
     """The stamp of a file, None if there is no such file. Raises StoreError."""
-    path = local_path(uri)
+    name = local_name(uri)
     with explained("read", uri):
         try:
-            if path is not None:
-                return _local_stamp(path.stat())
+            if name is not None:
+                return _local_stamp(os.stat(name))
             fs, remote = filesystem(uri)
             fs.invalidate_cache(fs._parent(remote))  # others may have written there since it was listed
             return _remote_stamp(fs.info(remote))
@@ -54,12 +53,12 @@ def stamp_of(uri: str) -> FileStamp | None:
 
 def list_names(uri: str) -> set[str]:
     """Names of all entries directly in the folder `uri`; empty if there is no such folder. Raises StoreError."""
-    path = local_path(uri)
-    if path is None:
+    folder = local_name(uri)
+    if folder is None:
         return set(list_files(uri))
     with explained("list", uri):
         try:
-            return set(os.listdir(path))
+            return set(os.listdir(folder))
         except (FileNotFoundError, NotADirectoryError):
             return set()
 
@@ -69,11 +68,11 @@ def list_files(uri: str) -> dict[str, FileStamp]:
 
     Raises StoreError.
     """
-    path = local_path(uri)
+    folder = local_name(uri)
     with explained("list", uri):
         try:
-            if path is not None:
-                return _list_local(path)
+            if folder is not None:
+                return _list_local(folder)
             fs, remote = filesystem(uri)
             fs.invalidate_cache(remote)
             entries = fs.ls(remote, detail=True)
@@ -88,12 +87,11 @@ def read_many(uri: str, names: Iterable[str]) -> Iterator[tuple[str, bytes | Non
 
     Faster than `read_bytes` for many small files of a local folder. Raises StoreError.
     """
-    path = local_path(uri)
-    if path is None:
+    folder = local_name(uri)
+    if folder is None:
         for name in names:
             yield name, read_bytes(join(uri, name))
         return
-    folder = str(path)
     with explained("read", uri):
         for name in names:
             try:
@@ -103,7 +101,7 @@ def read_many(uri: str, names: Iterable[str]) -> Iterator[tuple[str, bytes | Non
                 yield name, None
 
 
-def _list_local(folder: Path) -> dict[str, FileStamp]:
+def _list_local(folder: str) -> dict[str, FileStamp]:
     stamps = {}
     with os.scandir(folder) as entries:
         for entry in entries:

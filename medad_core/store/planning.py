@@ -35,6 +35,15 @@ HOW_MADE = frozenset(
 
 def make_plan(stage: str, fingerprint: Mapping[str, str], schema: pa.Schema, parts: Sequence[Sequence[str]]) -> Plan:
     """A plan with the complete fingerprint. Raises ValueError for a key of HOW_MADE or an input planned twice."""
+    complete = complete_fingerprint(stage, fingerprint, schema, parts)
+    numbered = tuple(PartPlan(number=number, inputs=tuple(keys)) for number, keys in enumerate(parts))
+    return Plan(stage=stage, fingerprint=complete, parts=numbered)
+
+
+def complete_fingerprint(
+    stage: str, fingerprint: Mapping[str, str], schema: pa.Schema, parts: Sequence[Sequence[str]]
+) -> dict[str, str]:
+    """`fingerprint` with the schema and the inputs, sorted by key. Raises ValueError for a key of HOW_MADE."""
     how = sorted(key for key in fingerprint if key.rsplit(".", 1)[-1] in HOW_MADE)
     if how:
         raise ValueError(f"fingerprint of {stage} says how rows are made, not what they are: {', '.join(how)}")
@@ -46,8 +55,7 @@ def make_plan(stage: str, fingerprint: Mapping[str, str], schema: pa.Schema, par
         # The fingerprint contains which inputs there are, not how they are cut into parts.
         "inputs": f"{len(inputs)} cases, {fingerprint_of({'keys': inputs})}",
     }
-    numbered = tuple(PartPlan(number=number, inputs=tuple(keys)) for number, keys in enumerate(parts))
-    return Plan(stage=stage, fingerprint=dict(sorted(complete.items())), parts=numbered)
+    return dict(sorted(complete.items()))
 
 
 def difference(old: Mapping[str, str], new: Mapping[str, str]) -> str:

@@ -76,6 +76,16 @@ class Plan(Record):
         """The number of the part that every case is planned in."""
         return {case_id: part.number for part in self.parts for case_id in part.inputs}
 
+    @cached_property
+    def part_names(self) -> frozenset[str]:
+        """The file names of all parts."""
+        return frozenset(part_name(part.number) for part in self.parts)
+
+    @cached_property
+    def record_names(self) -> frozenset[str]:
+        """The file names of all part records."""
+        return frozenset(record_name(part.number) for part in self.parts)
+
 
 class _Counts(Record):
     rows: int = Field(ge=0)
@@ -135,6 +145,16 @@ class StageProgress(Record):
     failed: int
     seconds: float
     finished: bool
+
+
+def part_name(number: int) -> str:
+    """Such as `part-00007.parquet`."""
+    return f"part-{number:05d}.parquet"
+
+
+def record_name(number: int) -> str:
+    """Such as `00007.json`."""
+    return f"{number:05d}.json"
 
 
 def fingerprint_of(mapping: Mapping[str, Any]) -> str:

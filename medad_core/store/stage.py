@@ -26,11 +26,20 @@ import pyarrow as pa
 
 from medad_core.errors import StoreError
 from medad_core.store import files, listing
-from medad_core.store.bookkeeping import PARTS, Bookkeeping, part_name
+from medad_core.store.bookkeeping import PARTS, Bookkeeping
 from medad_core.store.collector import collector_paused
 from medad_core.store.listing import FileStamp
-from medad_core.store.planning import account, difference, make_plan
-from medad_core.store.records import Item, PartPlan, PartRecord, Plan, StageManifest, StageProgress, manifest_of
+from medad_core.store.planning import account, complete_fingerprint, difference, make_plan
+from medad_core.store.records import (
+    Item,
+    PartPlan,
+    PartRecord,
+    Plan,
+    StageManifest,
+    StageProgress,
+    manifest_of,
+    part_name,
+)
 from medad_core.store.schemas import PART_STAGES
 from medad_core.store.tables import Rows, read_case_rows, read_table, write_groups
 
@@ -63,18 +72,19 @@ class Stage:
         order; how they are cut into parts is not in the fingerprint. Raises StoreError if the stored plan has a
         different fingerprint (naming the fields and what to do), ValueError for a key that says how rows are made.
         """
-        plan = make_plan(self.name, fingerprint, self.schema, parts)
-        stored = self.find_plan()
-        if stored is None:
+        plan = self.find_plan()
+        if plan is None:
+            plan = make_plan(self.name, fingerprint, self.schema, parts)
             self._books.write_plan(plan)
-        elif stored.fingerprint != plan.fingerprint:
-            changes = difference(stored.fingerprint, plan.fingerprint)
+        wanted = complete_fingerprint(self.name, fingerprint, self.schema, parts)
+        if wanted != plan.fingerprint:
+            changes = difference(plan.fingerprint, wanted)
             raise StoreError(
                 f"{self.uri} was made {changes}; choose another output folder, "
                 f"or delete {self.uri} and the stages after it to make them again"
             )
         self.sweep()
-        return stored or plan
+        return plan
 
     @collector_paused()
     def find_plan(self) -> Plan | None:

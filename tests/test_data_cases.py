@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from medad_core.data.discovery import discover
-from medad_core.data.names import parse, patient_of
+from medad_core.data.layouts import load_layouts, the_matcher
+from medad_core.data.names import patient_of, stem
 from medad_core.errors import UsageError
 
 
@@ -51,27 +52,20 @@ def for_nobody_to_read(*names: str) -> Iterator[Path]:
             (root / names[-1]).chmod(0o700)
 
 
-@pytest.mark.parametrize(
-    ("name", "case_id", "kind"),
-    [
-        ("BraTS2021_00495_flair.nii.gz", "BraTS2021_00495", "flair"),
-        ("BraTS2021_00495_t1ce.nii", "BraTS2021_00495", "t1ce"),
-        ("BraTS-GLI-00000-000-t2f.nii.gz", "BraTS-GLI-00000-000", "flair"),
-        ("BraTS-GLI-00000-000-t2W.nii.gz", "BraTS-GLI-00000-000", "t2"),
-        ("BraTS-GLI-00000-000-t1n.NII.GZ", "BraTS-GLI-00000-000", "t1"),
-        ("BraTS-GLI-00000-000-T1C.nii.gz", "BraTS-GLI-00000-000", "t1ce"),
-        ("UCSF-PDGM-0004_FLAIR.nii.gz", "UCSF-PDGM-0004", "flair"),
-        ("UCSF-PDGM-0004_tumor_segmentation.nii.gz", "UCSF-PDGM-0004", "mask"),
-        ("Flair_subtrMeanDivStd.nii.gz", None, "flair"),
-        ("flair.nii.gz", None, "flair"),
-        ("OTMultiClass.nii.gz", None, "mask"),
-        ("seg.nii", None, "mask"),
-        ("X_FLAIR_bias.nii.gz", None, None),
-        ("segment_of_a_name.nii.gz", None, None),
-    ],
-)
-def test_a_name_says_case_and_kind(name, case_id, kind):
-    assert (parse(name).case_id, parse(name).kind) == (case_id, kind)
+CASE_355 = "BraTS20_Training_355"
+EXAMPLES = [(layout, example) for layout in load_layouts() for example in layout.examples]
+
+
+@pytest.mark.parametrize(("layout", "example"), EXAMPLES, ids=[example.path for _, example in EXAMPLES])
+def test_every_layout_explains_its_examples(layout, example):
+    match = the_matcher().match(stem(example.path))
+    assert (match.layout.layout, match.role) == (layout.layout, example.role)
+    if example.role != "passed over":
+        assert (match.case_id, match.patient, match.visit or None) == (
+            example.case_id,
+            example.patient,
+            example.visit,
+        )
 
 
 def test_visits_of_one_patient_share_the_patient():
@@ -127,13 +121,16 @@ def test_msd_channels_follow_dataset_json(tmp_path):
     ]
 
 
-def test_msd_without_dataset_json_has_the_decathlons_order(tmp_path):
-    (case,) = discover(touch(tmp_path, "imagesTr/BRATS_001.nii.gz")).cases
-    assert {name: ref.channel for name, ref in case.volumes.items()} == {"flair": 0, "t1": 1, "t1ce": 2, "t2": 3}
+def test_channels_without_a_dataset_json_are_refused_because_their_order_is_a_guess(tmp_path):
+    touch(tmp_path, "imagesTr/BRATS_001.nii.gz", "A/A_flair.nii.gz")
+    with pytest.raises(UsageError, match=r"dataset\.json: missing, so the channels have no names"):
+        discover(tmp_path)
+    assert "channels have no names" in reasons(tmp_path, inbox=True)[tmp_path.name]
 
 
 def test_msd_is_found_one_level_deeper_and_from_its_image_folder(tmp_path):
     touch(tmp_path, "Task01/imagesTr/BRATS_001.nii.gz", "Task01/labelsTr/BRATS_001.nii.gz")
+    (tmp_path / "Task01/dataset.json").write_text(json.dumps({"modality": {"0": "FLAIR"}}))
     for root in (tmp_path, tmp_path / "Task01/imagesTr"):
         (case,) = discover(root).cases
         assert case.mask is not None
@@ -152,6 +149,7 @@ def test_msd_with_a_dataset_json_that_is_no_json_is_a_usage_error(tmp_path):
 def test_an_odd_dataset_json_in_an_inbox_concerns_its_own_folder_only(tmp_path, content):
     touch(tmp_path, "A/A_flair.nii.gz", "copy/imagesTr/B.nii.gz", "copy/imagesTs/C.nii.gz", "whole/imagesTr/D.nii.gz")
     (tmp_path / "copy/dataset.json").write_text(content)
+    (tmp_path / "whole/dataset.json").write_text(json.dumps({"modality": {"0": "FLAIR"}}))
     discovery = discover(tmp_path, may_be_empty=True)
     assert [case.case_id for case in discovery.cases] == ["A", "D"]
     assert (
@@ -193,8 +191,8 @@ def test_hidden_files_are_no_cases(tmp_path):
 
 
 def test_the_misnamed_mask_of_brats_2020_belongs_to_its_folders_case(tmp_path):
-    (case,) = discover(touch(tmp_path, "B_355/B_355_flair.nii", "B_355/W39_1998.09.19_Segm.nii")).cases
-    assert case.case_id == "B_355" and case.mask.path.endswith("Segm.nii")
+    (case,) = discover(touch(tmp_path, f"{CASE_355}/{CASE_355}_flair.nii", f"{CASE_355}/W39_1998.09.19_Segm.nii")).cases
+    assert case.case_id == CASE_355 and case.mask.path.endswith("Segm.nii")
 
 
 def test_a_mask_that_comes_before_its_volume_is_not_given_to_another_case(tmp_path):
@@ -204,9 +202,11 @@ def test_a_mask_that_comes_before_its_volume_is_not_given_to_another_case(tmp_pa
     assert {case.case_id: case.mask is not None for case in discover(tmp_path).cases} == {"P1": False, "P2": True}
 
 
-def test_a_mask_without_a_name_belongs_to_the_only_case_of_its_folder(tmp_path):
-    (case,) = discover(touch(tmp_path, "pat2/A_flair.nii.gz", "pat2/seg.nii.gz")).cases
-    assert (case.case_id, Path(case.mask.path).name) == ("A", "seg.nii.gz") and reasons(tmp_path) == {}
+def test_a_mask_is_not_adopted_because_it_is_alone(tmp_path):
+    touch(tmp_path, "pat2/A_flair.nii.gz", "pat2/seg.nii.gz", "B/B_flair.nii.gz", "B/W39_Segm.nii.gz")
+    assert [(case.case_id, case.mask) for case in discover(tmp_path).cases] == [("A", None), ("B", None)]
+    assert "no flair volume (found: mask)" in reasons(tmp_path)["pat2"]
+    assert [Path(passed.path).name for passed in discover(tmp_path).passed_over] == ["W39_Segm.nii.gz"]
 
 
 def test_derived_files_beside_a_case_are_not_cases(tmp_path):
@@ -262,6 +262,7 @@ def test_a_file_whose_name_only_begins_like_that_of_a_case_is_not_passed_over(tm
 @pytest.mark.parametrize("name", ["A/A_flair.nii.gz", "A/A_seg.nii.gz", "imagesTr/A.nii.gz", "labelsTr/A.nii.gz"])
 def test_a_link_to_nothing_is_a_reason(tmp_path, name):
     touch(tmp_path, "A/A_flair.nii.gz" if name.startswith("A/") else "imagesTr/A.nii.gz", "B/B_flair.nii.gz", name)
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "FLAIR"}}))
     (tmp_path / name).unlink()
     (tmp_path / name).symlink_to(tmp_path / "gone")
     assert ids(tmp_path) == ["B"] and "a link to a file that is not there" in reasons(tmp_path)["A"]
@@ -278,15 +279,17 @@ def test_what_may_be_a_study_and_is_no_case_is_named_once_in_an_inbox(tmp_path):
     """At the highest folder that holds nothing else, so a thousand DICOM files are one line."""
     slices = [f"IM{number:04d}" for number in range(30)]
     touch(tmp_path, "A/A_flair.nii.gz", *(f"pat7/{series}/{name}" for series in ("1", "2") for name in slices))
-    touch(tmp_path, "siteB/C/C_flair.nii.gz", "siteB/pat8/scan.dcm", "upload.zip", "deep/1/2/3/4/D_flair.nii.gz")
+    touch(tmp_path, "siteB/C/C_flair.nii.gz", "siteB/pat8/scan.dcm", "upload.zip", f"deep/{'1/' * 7}2/D_flair.nii.gz")
     named = reasons(tmp_path, inbox=True)
     assert list(named) == ["deep", "pat7", "pat8", tmp_path.name] and ids(tmp_path) == ["A", "C"]
     assert (
         "IM0000, IM0001, IM0002, … (60 in all)" in named["pat7"]
         and "upload.zip" in named[tmp_path.name]
-        and "4/" in named["deep"]
+        and "2/" in named["deep"]
     )
     assert reasons(tmp_path) == {}
+    passed = {Path(item.path).name: item.reason for item in discover(tmp_path).passed_over}
+    assert list(passed) == [tmp_path.name, "deep", "pat7", "pat8"] and "60 in all" in passed["pat7"]
 
 
 def test_notes_beside_cases_are_nothing(tmp_path):
@@ -317,7 +320,7 @@ def test_wrong_roots_are_usage_errors(tmp_path):
         discover(tmp_path / "missing")
     with pytest.raises(UsageError, match="a file, not a folder"):
         discover(tmp_path / "a_file")
-    with pytest.raises(UsageError, match=r"no case found; known layouts are .*MSD"):
+    with pytest.raises(UsageError, match=r"no case found; known layouts are .*decathlon"):
         discover(tmp_path / "empty")
     (tmp_path / "nothing").mkdir()
     with pytest.raises(UsageError, match="no case found"):

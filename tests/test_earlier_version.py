@@ -45,7 +45,9 @@ def test_a_run_of_an_earlier_version_resumes_without_remaking_a_part_or_opening_
     remade = [name for name in before if before[name][0] != after[name][0]]
     assert remade == ["answers/part-00001.parquet"]
     assert after["answers/part-00001.parquet"][1] == before["answers/part-00001.parquet"][1]
-    pd.testing.assert_frame_equal(pd.read_parquet(results.predictions), expected)
+    predictions = pd.read_parquet(results.predictions)
+    assert predictions.pop("patient").tolist() == expected["case_id"].tolist(), "a column that came with 0.2.0"
+    pd.testing.assert_frame_equal(predictions, expected)
 
 
 def test_a_finished_run_of_an_earlier_version_is_finished(earlier):

@@ -322,3 +322,12 @@ def test_two_visits_of_a_patient_are_one_patient_of_the_bootstrap():
         row("BraTS-GLI-00002-000", 60, label=0),
     ]
     assert evaluated(rows)["patient", "map_auroc"].n == 2
+
+
+def test_the_patient_of_the_predictions_counts_whatever_the_case_is_called():
+    rows = [
+        row("P1_early", 60, label=1) | {"patient": "P1"},
+        row("P1_late", 60, label=0) | {"patient": "P1"},
+        row("P2", 60, label=0) | {"patient": "P2"},
+    ]
+    assert evaluated(rows)["patient", "map_auroc"].n == 2

@@ -63,7 +63,9 @@ SHARES = SplitSettings()
 def test_every_patient_is_in_one_part_of_a_fold_and_tested_at_most_once(real, drawn, folds):
     counts = {f"BraTS-GLI-{number // 2:05d}-{number % 2:03d}": count for number, count in enumerate(real)}
     phantoms = {f"Phantom_{number:05d}": count for number, count in enumerate(drawn)}
-    dealt = deal(counts | phantoms, set(phantoms), folds, SHARES)
+    dealt = deal(
+        counts | phantoms, {case: patient_of(case) for case in counts | phantoms}, set(phantoms), folds, SHARES
+    )
     for fold in dealt:
         parts = [{patient_of(case) for case in part} for part in (fold.train, fold.validation, fold.test)]
         assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
@@ -75,16 +77,16 @@ def test_every_patient_is_in_one_part_of_a_fold_and_tested_at_most_once(real, dr
 
 def test_tumour_free_slices_are_spread_over_tests_and_left_for_training_and_validation():
     counts = {f"case_{number:02d}": 10 if number < 3 else 0 for number in range(12)}
-    for fold in deal(counts, (), 3, SHARES):
+    for fold in deal(counts, {case: case for case in counts}, (), 3, SHARES):
         for part in (fold.train, fold.validation, fold.test):
             assert sum(counts[case] > 0 for case in part) == 1
 
 
 def test_phantoms_are_dealt_apart_from_patients():
     counts = {f"case_{number:02d}": 1 for number in range(9)}
-    alone = deal(counts, (), 3, SHARES)
+    alone = deal(counts, {case: case for case in counts}, (), 3, SHARES)
     phantoms = {f"Phantom_{number}": 1 for number in range(6)}
-    together = deal(counts | phantoms, set(phantoms), 3, SHARES)
+    together = deal(counts | phantoms, {case: case for case in counts | phantoms}, set(phantoms), 3, SHARES)
     for before, after in zip(alone, together, strict=True):
         assert before.test == tuple(case for case in after.test if case in counts)
         assert sum(case in phantoms for case in after.test) == 2

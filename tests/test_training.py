@@ -52,6 +52,7 @@ def drawn_case(number: int, normal: int) -> TrainingCase:
         np.ones(masks.shape, bool),
         masks,
         1.0,
+        f"case_{number}",
     )
 
 

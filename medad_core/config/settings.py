@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, PositiveInt, SecretStr, field_validator, model_validator
 
 from medad_core.config.base import Section
 from medad_core.config.reproduce import ReproduceSettings
@@ -66,6 +66,9 @@ class DataSettings(Section):
     last_slice: int = Field(100, ge=0, description="inclusive")
     scaling: ScalingSettings = ScalingSettings()
     split: SplitSettings = SplitSettings()
+    tumour_labels: tuple[PositiveInt, ...] | None = Field(
+        None, description="values of a mask that mean tumour; without it, those of the dataset's layout"
+    )
     cases_per_part: int = Field(4, ge=1, description="unit of work and of resume; does not change any row")
 
     @model_validator(mode="after")

@@ -1,12 +1,14 @@
-"""What discovery finds: cases with their volumes, and what cannot be used and why.
+"""What discovery finds: cases with their volumes, files that are passed over, and what cannot be used and why.
 
 One decision: a case refers to files and holds no voxels, so ten thousand of them are a short list.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
+
+from medad_core.data.names import patient_of
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,24 @@ class VolumeRef:
 class Case:
     """One examination of one patient.
 
-    `volumes` maps "flair", "t1", "t1ce", "t2" to files; `mask` is None where unlabelled.
+    `volumes` maps "flair", "t1", "t1ce", "t2" to files; `mask` is None where unlabelled. `layout` names the rule that
+    says so. `tumour_labels` are the values of the mask that mean tumour, None where all above 0 do. `levels` says how
+    the slice range is understood: as indices of the volume, or as levels of the brain.
     """
 
     case_id: str
     volumes: dict[str, VolumeRef]
     mask: VolumeRef | None
+    patient: str = ""
+    visit: str = ""
+    layout: str = ""
+    tumour_labels: tuple[int, ...] | None = None
+    levels: Literal["index", "brain"] = "index"
+
+    def __post_init__(self) -> None:
+        """A case that nobody gave a patient has the one that its id says: no two cases share a missing patient."""
+        if not self.patient:
+            object.__setattr__(self, "patient", patient_of(self.case_id))
 
 
 @dataclass(frozen=True)
@@ -38,17 +52,18 @@ class Rejection:
 
 
 @dataclass(frozen=True)
+class PassedOver:
+    """A file or folder that is not used, and why. `is_explained` is False where no layout says what it is."""
+
+    path: str
+    reason: str
+    is_explained: bool
+
+
+@dataclass(frozen=True)
 class Discovery:
-    """All cases and rejections under a folder, each sorted by case_id."""
+    """All cases and rejections under a folder, each sorted by case_id, and the files that are passed over, by path."""
 
     cases: tuple[Case, ...]
     rejected: tuple[Rejection, ...]
-
-
-@dataclass
-class DraftCase:
-    """The files of `folder` that one case id claims, by kind (a modality or "mask"); not yet judged."""
-
-    case_id: str
-    folder: str
-    files: dict[str, list[VolumeRef]] = field(default_factory=lambda: defaultdict(list))
+    passed_over: tuple[PassedOver, ...] = ()

@@ -1,6 +1,7 @@
 """Finding the cases under a folder: which there are, which files are theirs, which cannot be used and why.
 
-One decision: the tree is walked once and no volume is opened, so ten thousand cases list in seconds.
+One decision: the tree is walked once and no volume is opened, so ten thousand cases list in seconds. The layouts say
+what a file is (`layouts/`); what they do not explain is named and never used.
 """
 
 from __future__ import annotations
@@ -8,25 +9,18 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medad_core.data.cases import Case, Discovery, DraftCase, Rejection
-from medad_core.data.layouts import (
-    KNOWN_LAYOUTS,
-    MSD_LABELS,
-    draft_folder,
-    draft_msd,
-    folder_name,
-    is_file,
-    is_folder,
-    is_true,
-)
-from medad_core.data.names import MASK, MODALITIES, is_nifti, printable
+from medad_core.data.cases import Case, Discovery, Rejection, VolumeRef
+from medad_core.data.claims import Claim, Claims, Draft, other_format
+from medad_core.data.layouts import load_layouts
+from medad_core.data.names import MASK, MODALITIES, is_nifti, is_other_format, printable
 from medad_core.errors import UsageError
 from medad_core.store.collector import collector_paused
 
-_DEEPEST = 4
+_DEEPEST = 8
 _NAMED = 3  # stray files that a reason names
 _HIDDEN = (".", "__MACOSX", "@eaDir", "lost+found")
 # What lies beside cases and is never a study.
@@ -50,15 +44,32 @@ def discover(root: str | Path, modality: str = "flair", *, may_be_empty: bool = 
     root = Path(root)
     check_folder(root, modality)
     search = _Search(in_inbox=may_be_empty)
-    search.walk(root)
-    cases, refused = _settle(search.drafts, modality)
-    rejected = [*search.rejected, *refused]
+    for folder in _with_labels(Path(os.path.abspath(root))):
+        search.walk(folder)
+    claims = search.claims
+    drafts, strangers = claims.settle()
+    rejected = [*search.rejected, *strangers, *_nameless_channels(claims, may_be_empty)]
+    cases, refused = _judge(drafts, modality, claims)
+    rejected += refused
     if not cases and not rejected and not may_be_empty:
-        raise UsageError(f"{root}: no case found; known layouts are {KNOWN_LAYOUTS}")
+        names = ", ".join(layout.layout for layout in load_layouts())
+        raise UsageError(
+            f"{root}: no case found; known layouts are {names}; see what every file is taken for with `medad inspect "
+            "DATA --out cases.csv`, and give the corrected table instead of the folder"
+        )
     return Discovery(
         cases=tuple(sorted(cases, key=lambda case: case.case_id)),
         rejected=tuple(sorted(rejected, key=lambda rejection: (rejection.case_id, rejection.reason))),
+        passed_over=tuple(sorted(claims.passed_over, key=lambda passed: passed.path)),
     )
+
+
+def _with_labels(root: Path) -> list[Path]:
+    """The folder to walk; where it is the Decathlon's `imagesTr` itself, also `labelsTr` beside it."""
+    labels = re.sub(r"\Aimages", "labels", root.name, flags=re.IGNORECASE).lower()
+    if labels == root.name.lower():
+        return [root]
+    return [root, *(Path(entry.path) for entry in os.scandir(root.parent) if entry.name.lower() == labels)]
 
 
 def check_folder(root: str | Path, modality: str) -> None:
@@ -77,8 +88,9 @@ class _Search:
     """A walk through a tree of folders, and what it came upon."""
 
     in_inbox: bool
-    drafts: list[DraftCase] = field(default_factory=list)
+    claims: Claims = field(default_factory=Claims)
     rejected: list[Rejection] = field(default_factory=list)
+    count: int = 0  # files and folders that became something
 
     def walk(self, folder: Path, depth: int = 0) -> list[str]:
         """Search `folder` and below. Returns the stray files of a tree that holds no case.
@@ -86,9 +98,6 @@ class _Search:
         So they are named once, at the highest folder that holds nothing else.
         """
         try:
-            if folder.name.lower() in MSD_LABELS:
-                self._take_msd(folder)
-                return []
             entries = _visible_entries(folder)
         except OSError as error:
             self._refuse(folder, f"folder cannot be read ({error.strerror}); check its permissions")
@@ -99,8 +108,8 @@ class _Search:
         return self._take_folder(folder, entries, depth)
 
     def _take_folder(self, folder: Path, entries: list[os.DirEntry[str]], depth: int) -> list[str]:
-        before = self._count
-        folders = _folders_to_search(entries)
+        before = self.count
+        folders = [entry for entry in entries if is_folder(entry) and not _leads_back(entry)]
         strays = self._take_files(folder, [entry for entry in entries if is_file(entry)])
         strays_below: dict[Path, list[str]] = {}
         if depth < _DEEPEST:
@@ -108,48 +117,43 @@ class _Search:
             strays_below = {path: self.walk(path, depth + 1) for path in paths}
         else:
             strays += [f"{entry.name}/" for entry in folders]
-        if depth and self._count == before:
+        if depth and self.count == before:
             return [*strays, *(name for names in strays_below.values() for name in names)]
         for path, names in {**strays_below, folder: strays}.items():
             self._name_strays(path, names)
         return []
 
-    @property
-    def _count(self) -> int:
-        return len(self.drafts) + len(self.rejected)
-
-    def _take_msd(self, images: Path) -> None:
-        try:
-            self.drafts += draft_msd(images)
-        except UsageError as error:
-            if not self.in_inbox:
-                raise
-            # imagesTr and imagesTs have one dataset.json, which is named once.
-            if all(rejection.reason != str(error) for rejection in self.rejected):
-                self._refuse(images.parent, str(error))
-
     def _take_files(self, folder: Path, entries: list[os.DirEntry[str]]) -> list[str]:
-        """Take the cases of one folder's files.
+        """Take the volumes of one folder.
 
         Returns the names of files that are no volume, and not just something beside a case.
         """
-        drafts, rejected = draft_folder(folder, [entry.name for entry in entries if is_nifti(entry.name)])
-        self.drafts += drafts
-        self.rejected += rejected
-        others = [entry for entry in entries if not is_nifti(entry.name) and not _ASIDE.match(entry.name)]
-        return [entry.name for entry in others if not drafts or not is_true(entry.is_file)]
+        place = str(folder)
+        has_case = False
+        others = []
+        for entry in entries:
+            if is_nifti(entry.name) or is_other_format(entry.name):
+                self.count += 1
+                has_case |= self.claims.take(place, entry.name)
+            elif not _ASIDE.match(entry.name):
+                others.append(entry)
+        return [entry.name for entry in others if not has_case or not is_true(entry.is_file)]
 
     def _name_strays(self, folder: Path, names: list[str]) -> None:
-        if names and self.in_inbox:
-            some = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+        if not names:
+            return
+        some = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+        reason = f"no case in {printable(some)} ({len(names)} in all)"
+        if self.in_inbox:
             self._refuse(
-                folder,
-                f"no case in {printable(some)} ({len(names)} in all); "
-                "give NIfTI files named like X_flair.nii.gz (dcm2niix makes them from DICOM)",
+                folder, f"{reason}; give NIfTI files named like X_flair.nii.gz (dcm2niix makes them from DICOM)"
             )
+        else:
+            self.claims.pass_over(str(folder), reason)
 
     def _refuse(self, folder: Path, reason: str) -> None:
-        self.rejected.append(Rejection(printable(folder_name(folder)), reason))
+        self.count += 1
+        self.rejected.append(Rejection(printable(folder.name), reason))
 
 
 def _visible_entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -157,49 +161,120 @@ def _visible_entries(folder: Path) -> list[os.DirEntry[str]]:
     return sorted(entries, key=lambda entry: entry.name)
 
 
-def _folders_to_search(entries: list[os.DirEntry[str]]) -> list[os.DirEntry[str]]:
-    """The folders among `entries`, without the labels that belong to MSD's images beside them."""
-    folders = [entry for entry in entries if is_folder(entry)]
-    names = {entry.name.lower() for entry in folders}
-    labels = {labels.lower() for images, labels in MSD_LABELS.items() if images in names}
-    return [entry for entry in folders if entry.name.lower() not in labels]
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether the entry is a folder, or a link to one."""
+    return is_true(entry.is_dir)
 
 
-def _settle(drafts: list[DraftCase], modality: str) -> tuple[list[Case], list[Rejection]]:
-    """Turn drafts into cases; ids that two folders claim, and cases without the modality, are rejected."""
-    by_id: dict[str, list[DraftCase]] = defaultdict(list)
+def is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether the entry is a file, or a link to nothing, which is a file that somebody meant to be there.
+
+    Not a pipe or a socket: reading it would wait for ever.
+    """
+    return is_true(entry.is_file) or (entry.is_symlink() and not os.path.exists(entry.path))
+
+
+def is_true(ask: Callable[[], bool]) -> bool:
+    """The answer of a file system, False where it refuses to give one."""
+    try:
+        return ask()
+    except OSError:  # a link to itself, or to where nobody may look
+        return False
+
+
+def _leads_back(entry: os.DirEntry[str]) -> bool:
+    """Whether a folder is a link to one that it lies in: its cases would be found again and again."""
+    if not entry.is_symlink():
+        return False
+    target = os.path.realpath(entry.path)
+    return f"{os.path.realpath(os.path.dirname(entry.path))}/".startswith(f"{target}/")
+
+
+def _nameless_channels(claims: Claims, in_inbox: bool) -> list[Rejection]:
+    """The datasets whose channels have no names. Raises UsageError outside an inbox."""
+    if claims.problems and not in_inbox:
+        raise UsageError(next(iter(claims.problems.values())))
+    return [Rejection(printable(Path(base).name), reason) for base, reason in claims.problems.items()]
+
+
+def _judge(drafts: Sequence[Draft], modality: str, claims: Claims) -> tuple[list[Case], list[Rejection]]:
+    """Turn drafts into cases; ids that two datasets claim, and cases without the modality, are rejected."""
+    by_id: dict[str, list[Draft]] = defaultdict(list)
     for draft in drafts:
         by_id[draft.case_id].append(draft)
     cases = []
     rejected = []
-    for case_id, claims in by_id.items():
-        reason = _why_not(claims, modality)
+    for case_id, of_id in by_id.items():
+        reason = _why_not(of_id, modality)
         if reason is None:
-            files = claims[0].files
-            volumes = {name: files[name][0] for name in MODALITIES if name in files}
-            cases.append(Case(case_id, volumes, files[MASK][0] if MASK in files else None))
+            cases.append(_case(of_id[0], claims))
         else:
             rejected.append(Rejection(printable(case_id), reason))
     return cases, rejected
 
 
-def _why_not(claims: list[DraftCase], modality: str) -> str | None:
+def _case(draft: Draft, claims: Claims) -> Case:
+    chosen = {role: ref for role in (*MODALITIES, MASK) if (ref := _choose(draft, role, claims)) is not None}
+    mask = chosen.pop(MASK, None)
+    labels = draft.layout.tumour_labels
+    return Case(
+        case_id=draft.case_id,
+        volumes=chosen,
+        mask=mask,
+        patient=draft.patient,
+        visit=draft.visit,
+        layout=draft.layout.layout,
+        tumour_labels=None if labels is None else tuple(labels),
+    )
+
+
+def _choose(draft: Draft, role: str, claims: Claims) -> VolumeRef | None:
+    """The file of a role. What is not chosen is passed over."""
+    files = draft.files.get(role, [])
+    chosen = _candidates(files)
+    for claim in files:
+        if claim not in chosen:
+            is_readable = is_nifti(claim.ref.path)
+            reason = "the layout prefers another file" if is_readable else other_format(Path(claim.ref.path).name)
+            claims.pass_over(claim.ref.path, reason)
+    return chosen[0].ref if chosen else None
+
+
+def _candidates(files: Sequence[Claim]) -> list[Claim]:
+    """The files that may be used for a role: those of a format that is read, or the preferred ones among them."""
+    readable = [claim for claim in files if is_nifti(claim.ref.path)]
+    return [claim for claim in readable if claim.is_preferred] or readable
+
+
+def _why_not(drafts: Sequence[Draft], modality: str) -> str | None:
     """Why the drafts of one case id are no case, None where they are."""
-    first = claims[0]
-    if any(text != printable(text) for text in (first.case_id, first.folder)):
+    first = drafts[0]
+    paths = [claim.ref.path for claims in first.files.values() for claim in claims]
+    if any(text != printable(text) for text in (first.case_id, *paths)):
         return "its name, or its folder's, is not valid UTF-8; rename it"
-    if len(claims) > 1:
-        places = ", ".join(sorted(Path(draft.folder).name for draft in claims))
-        return f"case id found {len(claims)} times, in {places}; rename or remove all but one"
+    if len(drafts) > 1:
+        places = ", ".join(sorted({name for draft in drafts for name in draft.folders}))
+        return f"case id found {len(drafts)} times, in {places}; rename or remove all but one, or list one in a table"
     if modality not in first.files:
         kinds = ", ".join(sorted(first.files))
         return f"no {modality} volume (found: {kinds}); add it or choose another with data.modality="
     for kind in (modality, MASK):
-        refs = first.files.get(kind, [])
-        if len(refs) > 1:
-            names = ", ".join(sorted(Path(ref.path).name for ref in refs))
-            return f"{len(refs)} files for {kind}: {names}; keep one"
-        for ref in refs:
-            if os.path.islink(ref.path) and not os.path.exists(ref.path):
-                return f"{Path(ref.path).name}: a link to a file that is not there; bring the file back"
+        reason = _why_no_file(first, kind) if kind in first.files else None
+        if reason is not None:
+            return reason
+    return None
+
+
+def _why_no_file(draft: Draft, role: str) -> str | None:
+    """Why a case has no file of a role that can be used, None where it has one; a mask may be of another format."""
+    files = draft.files.get(role, [])
+    paths = [claim.ref.path for claim in _candidates(files)]
+    if not paths:
+        name = Path(files[0].ref.path).name
+        return None if role == MASK else f"{printable(name)}: {other_format(name)}"
+    if len(paths) > 1:
+        names = ", ".join(sorted(Path(path).name for path in paths))
+        return f"{len(paths)} files for {role}: {names}; keep one, or list it in a table (medad inspect)"
+    if os.path.islink(paths[0]) and not os.path.exists(paths[0]):
+        return f"{Path(paths[0]).name}: a link to a file that is not there; bring the file back"
     return None

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from medad_core.data.cases import Case, VolumeRef
+from medad_core.data.names import patient_of
 from medad_core.data.nifti import UNREADABLE
 from medad_core.errors import StoreError
 from medad_core.inbox.records import Batch, BatchPlan, PlannedStudy, Screening, StoredFile, Study
@@ -53,7 +54,15 @@ def case_of(inbox: Path, study: Study, modality: str) -> Case:
     def ref(file: StoredFile) -> VolumeRef:
         return VolumeRef(str(inbox / file.path), file.channel)
 
-    return Case(study.case_id, {modality: ref(study.volume)}, ref(study.mask) if study.mask else None)
+    return Case(
+        case_id=study.case_id,
+        volumes={modality: ref(study.volume)},
+        mask=ref(study.mask) if study.mask else None,
+        patient=study.patient or patient_of(study.case_id),
+        visit=study.visit or "",
+        layout=study.layout or "",
+        tumour_labels=study.tumour_labels,
+    )
 
 
 def finished_batch(run: Path, inbox: Path, plan: BatchPlan) -> Batch:

@@ -36,6 +36,10 @@ class Study(Record):
     case_id: str
     volume: StoredFile
     mask: StoredFile | None
+    patient: str | None = None  # this and what follows is absent in records of earlier versions
+    visit: str | None = None
+    layout: str | None = None
+    tumour_labels: tuple[int, ...] | None = None
 
     @property
     def content(self) -> str:

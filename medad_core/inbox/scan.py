@@ -144,7 +144,15 @@ def _read_study(
         return StudyProblem(case.case_id, _one_line(error), may_pass=not at_fault)
     if tuple(file.stamp for file in files) != before or _stamps(case, modality) != before:
         return StudyProblem(case.case_id, "its files are still changing", may_pass=True)
-    return Study(case_id=case.case_id, volume=files[0], mask=files[1] if len(files) > 1 else None)
+    return Study(
+        case_id=case.case_id,
+        volume=files[0],
+        mask=files[1] if len(files) > 1 else None,
+        patient=case.patient,
+        visit=case.visit or None,
+        layout=case.layout or None,
+        tumour_labels=case.tumour_labels,
+    )
 
 
 def _one_line(error: Exception) -> str:

@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from medad_core.data.names import patient_of
 from medad_core.errors import StoreError
 from medad_core.inbox.batch import PREDICTIONS, histories_of
 from medad_core.inbox.records import Batch, Screening
 from medad_core.store import COHORT_PREDICTIONS, read_table, sha256_file, write_table
+from medad_core.store import PREDICTIONS as ROWS
 
 BATCHES_IN_VIEW = b"medad.batches"
 
@@ -44,11 +46,19 @@ def _newest_rows(predictions: str, batch: Batch, newest: Mapping[str, Screening]
     if sha256_file(predictions) != batch.predictions_sha256:
         raise StoreError(f"{predictions} is not the file that was committed; bring it back from a backup")
     revision_of = {each.case_id: each.revision for each in batch.screenings if newest[each.case_id] == each}
-    rows = read_table(predictions)
+    rows = _with_patients(read_table(predictions))
     rows = rows.filter(pc.is_in(rows["case_id"], pa.array(list(revision_of), pa.string())))
     revisions = pa.array([revision_of[case_id] for case_id in rows["case_id"].to_pylist()], pa.int32())
     numbers = pa.array([batch.number] * len(rows), pa.int32())
     return rows.append_column("revision", revisions).append_column("batch", numbers)
+
+
+def _with_patients(rows: pa.Table) -> pa.Table:
+    """Rows of PREDICTIONS; batches of earlier versions have no patients, and their case ids say them."""
+    if "patient" in rows.column_names:
+        return rows
+    patients = pa.array([patient_of(case_id) for case_id in rows["case_id"].to_pylist()], pa.string())
+    return rows.append_column("patient", patients).select(ROWS.names)
 
 
 def _batches_in(path: str) -> bytes | None:

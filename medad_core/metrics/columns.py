@@ -18,12 +18,18 @@ from medad_core.metrics.units import Units
 
 
 def slice_units(predictions: pd.DataFrame) -> Units:
-    """One unit a row, all of one fold, from columns case_id and label.
+    """One unit a row, all of one fold, from columns case_id, patient and label.
 
     Patients are numbered in order of appearance; visits of one patient share a number.
     """
-    patient, names = pd.factorize(predictions["case_id"].map(patient_of))
+    patient, names = pd.factorize(patients_of(predictions))
     return Units("image", patient, np.zeros(len(names), int), numbers(predictions["label"]))
+
+
+def patients_of(predictions: pd.DataFrame) -> pd.Series[str]:
+    """The patient of every row; in predictions of earlier versions, as the case id says."""
+    by_case_id = predictions["case_id"].map(patient_of)
+    return predictions["patient"].fillna(by_case_id) if "patient" in predictions else by_case_id
 
 
 def answers_of(predictions: pd.DataFrame) -> Answers:

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from medad_core.data.names import patient_of
 from medad_core.metrics.answers import answer_statistics
 from medad_core.metrics.arrays import FloatArray
 from medad_core.metrics.bootstrap import patient_weights
-from medad_core.metrics.columns import answers_of, numbers, slice_units
+from medad_core.metrics.columns import answers_of, numbers, patients_of, slice_units
 from medad_core.metrics.decisions import Decision, decision_statistics, majority_class_accuracy
 from medad_core.metrics.maps import mean_dice, pixel_statistics, pooled_dice
 from medad_core.metrics.patients import highest_scores, patient_units, vote
@@ -68,7 +67,8 @@ def _statistics(
     answers = answers_of(frame)
     scores = _scores(frame, brightness)
     scores_of_patients = {name: highest_scores(slices, score, 1, COHORT) for name, score in scores.items()}
-    histograms = _by_patient(pixel, pd.unique(frame["case_id"]))
+    patient_of_case = dict(zip(frame["case_id"], patients_of(frame), strict=True))
+    histograms = _by_patient(pixel, patient_of_case)
     thresholds = np.full(slices.patients, map_threshold)
     return [
         *_scored(slices, scores),
@@ -111,13 +111,12 @@ def _named(prefix: str, statistics: Sequence[Statistic]) -> list[Statistic]:
     return [replace(statistic, metric=f"{prefix}_{statistic.metric}") for statistic in statistics]
 
 
-def _by_patient(pixel: Mapping[str, PixelHistogram], cases: Sequence[str]) -> list[PixelHistogram]:
+def _by_patient(pixel: Mapping[str, PixelHistogram], patient_of_case: Mapping[str, str]) -> list[PixelHistogram]:
     """One histogram a patient, the visits of one added up, in the order in which `slice_units` numbers patients."""
     # A case without a histogram gets an empty one of as many levels as the others have.
     levels = next((histogram.levels for histogram in pixel.values()), 4)
     histograms: dict[str, PixelHistogram] = {}
-    for case in cases:
-        patient = patient_of(case)
+    for case, patient in patient_of_case.items():
         so_far = histograms.get(patient, PixelHistogram(levels))
         histograms[patient] = so_far + pixel.get(case, PixelHistogram(levels))
     return list(histograms.values())

@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 from safetensors.torch import save_file
 
+from medad_core.data.names import patient_of
 from medad_core.errors import WeightsError
 from medad_core.models.cache import sha256_of
 from medad_core.models.converter import ARCHITECTURES, AnomalyGPTConverter, Converter
@@ -67,9 +68,15 @@ def check_fit(path: Path, present: Mapping[str, str]) -> None:
 
 
 def trained_on(folder: Path) -> frozenset[str]:
-    """Case ids that the card of a weights folder names; empty where there is no card."""
-    card = folder / "card.json"
-    return frozenset(json.loads(card.read_text())["cases"]) if card.is_file() else frozenset()
+    """Patients that the card of a weights folder names; empty where there is no card.
+
+    Cards of earlier versions name cases only, whose ids say the patient.
+    """
+    path = folder / "card.json"
+    if not path.is_file():
+        return frozenset()
+    card = json.loads(path.read_text())
+    return frozenset([*card.get("patients", ()), *map(patient_of, card["cases"])])
 
 
 def save_decoder(decoder: Decoder, folder: Path, fits: Mapping[str, str]) -> None:

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from medad_core.config import Settings
-from medad_core.data.names import patient_of
 from medad_core.metrics import PixelHistogram
 from medad_core.metrics.answers import answer_statistics
 from medad_core.metrics.columns import answers_of, numbers, slice_units
@@ -90,6 +89,7 @@ def _test_and_validation(
     """Slices of a group, with their fold."""
     slices = pd.concat([unit.frame.assign(fold=number) for number, unit in enumerate(folds)])
     slices = slices[slices["case_id"].map(experiment.group_of) == group]
+    slices["patient"] = slices["case_id"].map(experiment.patient_of)
     slices = slices.sort_values(["case_id", "slice_index"], kind="stable", ignore_index=True)
     test = slices[slices["split"] == "test"].reset_index(drop=True)
     validation = slices[slices["split"] == "validation"].reset_index(drop=True)
@@ -126,7 +126,7 @@ def _row_units(
     chosen: Sequence[Chosen],
     settings: Settings,
 ) -> RowUnits:
-    patient, names = pd.factorize(test["case_id"].map(patient_of))
+    patient, names = pd.factorize(test["patient"])
     fold = np.zeros(len(names), int)
     fold[patient] = test["fold"]
     slices = Units("image", patient, fold, numbers(test["label"]))
@@ -185,8 +185,9 @@ def _by_patient(
     if not any(histograms):
         return None
     total = {name: PixelHistogram() for name in names}
-    for case, fold in test.groupby("case_id")["fold"].first().items():
-        total[patient_of(case)] += histograms[fold][case]
+    for case, of_case in test.groupby("case_id"):
+        first = of_case.iloc[0]
+        total[first["patient"]] += histograms[first["fold"]][case]
     return list(total.values())
 
 

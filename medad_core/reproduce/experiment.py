@@ -39,6 +39,12 @@ class ExperimentCase(BaseModel):
     pictures: str
     first_slice: int
     pixel_mm2: float
+    patient: str | None = None  # in experiments of earlier versions the case id says it
+
+    @property
+    def patient_id(self) -> str:
+        """The patient: visits of one share it."""
+        return self.patient or patient_of(self.case_id)
 
 
 class Experiment(BaseModel):
@@ -71,7 +77,15 @@ class Experiment(BaseModel):
     def patients(self, group: str, fold: int | None = None) -> int:
         """How many patients (or phantoms) of a group there are, or are tested in one fold."""
         tested = self.folds[fold].test if fold is not None else [case.case_id for case in self.cases]
-        return len({patient_of(case_id) for case_id in tested if self.group_of(case_id) == group})
+        return len({self.patient_of(case_id) for case_id in tested if self.group_of(case_id) == group})
+
+    def patient_of(self, case_id: str) -> str:
+        """The patient of a case."""
+        return self._patients[case_id]
+
+    @cached_property
+    def _patients(self) -> dict[str, str]:
+        return {case.case_id: case.patient_id for case in self.cases}
 
 
 def open_experiment(out: str) -> Experiment:
@@ -103,7 +117,13 @@ def prepare(data: str, out: str, settings: Settings, progress: ReportProgress = 
         fingerprint=fingerprint,
         cases=tuple(_note(case, case.case_id in phantoms, Path(out)) for case in cases),
         rejected=tuple((item.case_id, item.reason) for item in rejected),
-        folds=deal(tumour_free_counts(cases, settings), phantoms, settings.reproduce.folds, settings.data.split),
+        folds=deal(
+            tumour_free_counts(cases, settings),
+            {case.case_id: case.patient for case in cases},
+            phantoms,
+            settings.reproduce.folds,
+            settings.data.split,
+        ),
     )
     write_text(join(out, "study.json"), experiment.model_dump_json(indent=1))
     return experiment
@@ -154,6 +174,7 @@ def _note(case: TrainingCase, phantom: bool, out: Path) -> ExperimentCase:
         pictures=_below(out, case.images),
         first_slice=int(case.slice_index[0]),
         pixel_mm2=case.pixel_mm2,
+        patient=case.patient,
     )
 
 
@@ -166,4 +187,6 @@ def _load(out: Path, case: ExperimentCase) -> TrainingCase:
     features = np.load(out / case.features, mmap_mode="r")
     images, brain, masks = np.load(out / case.pictures, mmap_mode="r")
     index = np.arange(case.first_slice, case.first_slice + len(images), dtype=np.int32)
-    return TrainingCase(case.case_id, index, features, images, brain.view(bool), masks.view(bool), case.pixel_mm2)
+    return TrainingCase(
+        case.case_id, index, features, images, brain.view(bool), masks.view(bool), case.pixel_mm2, case.patient_id
+    )

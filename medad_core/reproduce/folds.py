@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from medad_core.config import SplitSettings
-from medad_core.data.names import patient_of
 from medad_core.data.split import deal_like_cards, split_cases
 
 
@@ -32,9 +31,15 @@ class Fold(BaseModel):
 
 
 def deal(
-    tumour_free: Mapping[str, int], phantoms: Collection[str], folds: int, shares: SplitSettings
+    tumour_free: Mapping[str, int],
+    patients: Mapping[str, str],
+    phantoms: Collection[str],
+    folds: int,
+    shares: SplitSettings,
 ) -> tuple[Fold, ...]:
     """Deal cases to folds; `tumour_free` counts the tumour-free slices of each case in the screening range.
+
+    `patients` says who each case is of.
 
     `folds` 1 is the split that `shares` ask for. More deal the patients to as many test sets, those with most
     tumour-free slices first, like cards; the others are split to train and validation in the proportion of their
@@ -44,7 +49,7 @@ def deal(
     for phantom in (False, True):
         kind = {case: count for case, count in tumour_free.items() if (case in phantoms) is phantom}
         if kind:
-            dealt.append(_deal_kind(kind, folds, shares))
+            dealt.append(_deal_kind(kind, patients, folds, shares))
     most = max(map(len, dealt), default=0)
     return tuple(_joined([kind[number] for kind in dealt if number < len(kind)]) for number in range(most))
 
@@ -58,10 +63,12 @@ def _joined(parts: Sequence[Fold]) -> Fold:
     )
 
 
-def _deal_kind(tumour_free: Mapping[str, int], folds: int, shares: SplitSettings) -> list[Fold]:
+def _deal_kind(
+    tumour_free: Mapping[str, int], patients: Mapping[str, str], folds: int, shares: SplitSettings
+) -> list[Fold]:
     visits: dict[str, list[str]] = {}
     for case in sorted(tumour_free):
-        visits.setdefault(patient_of(case), []).append(case)
+        visits.setdefault(patients[case], []).append(case)
     of_patient = {patient: sum(tumour_free[case] for case in cases) for patient, cases in visits.items()}
     if folds == 1:
         ratios = (shares.train, shares.validation, shares.test)

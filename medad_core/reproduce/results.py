@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from medad_core.config import Settings, settings_to_yaml
-from medad_core.data.names import patient_of
 from medad_core.metrics.decisions import Decision
 from medad_core.reproduce.decisions import SeedOfRow
 from medad_core.reproduce.experiment import Experiment, open_experiment
@@ -117,7 +116,7 @@ def _group_facts(experiment: Experiment, table: Table, group: str) -> GroupFacts
     cases = {case.case_id for case in experiment.cases if experiment.group_of(case.case_id) == group}
 
     def patients(case_ids: Iterable[str]) -> int:
-        return len({patient_of(case_id) for case_id in case_ids if case_id in cases})
+        return len({experiment.patient_of(case_id) for case_id in case_ids if case_id in cases})
 
     tested = next((row.first.frame for row in table.rows if row.group == group), None)
     return GroupFacts(

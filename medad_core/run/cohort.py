@@ -8,10 +8,12 @@ same, a resumed run uses it as it is, and opens no volume and no mask.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from medad_core.data.cases import Case, VolumeRef
+from medad_core.data.names import patient_of
 from medad_core.errors import StoreError, first_line
 from medad_core.store import fingerprint_of, join, write_text
 from medad_core.store.files import make_folder, read_bytes
@@ -30,7 +32,12 @@ class File(BaseModel):
 
 
 class Member(BaseModel):
-    """One case of the cohort. `rejected` is the reason why it cannot be used, None for a usable case."""
+    """One case of the cohort. `rejected` is the reason why it cannot be used, None for a usable case.
+
+    `patient`, `visit` and `layout` say who it is of, and which rule says so. `tumour_labels` are the values of the mask
+    that mean tumour, None where all above 0 do. `levels` is "brain" where the slice range is understood as levels of
+    the brain, None where it is indices. Cohorts of earlier versions have none of them.
+    """
 
     model_config = ConfigDict(frozen=True)
     case_id: str
@@ -39,6 +46,24 @@ class Member(BaseModel):
     volume: File | None = None
     mask: File | None = None
     rejected: str | None = None
+    patient: str | None = None
+    visit: str | None = None
+    layout: str | None = None
+    tumour_labels: tuple[int, ...] | None = None
+    levels: Literal["brain"] | None = None
+
+    @property
+    def patient_id(self) -> str:
+        """The patient: visits of one share it."""
+        return self.patient or patient_of(self.case_id)
+
+    def facts(self) -> dict[str, Any]:
+        """What determines the rows of the case. Fields that earlier versions did not know count where they are set."""
+        facts = self.model_dump(exclude={"patient", "visit", "layout"})
+        return {name: value for name, value in facts.items() if value is not None or name not in _NEWER}
+
+
+_NEWER = ("tumour_labels", "levels")
 
 
 class Cohort(BaseModel):
@@ -51,7 +76,7 @@ class Cohort(BaseModel):
     @property
     def content(self) -> str:
         """Hash of the members: files, sizes, roles, splits. The root is not in it: a moved cohort is the same."""
-        return fingerprint_of({member.case_id: member.model_dump() for member in self.members})
+        return fingerprint_of({member.case_id: member.facts() for member in self.members})
 
     def case(self, member: Member, modality: str) -> Case:
         """A usable member as a `Case` for `read_slices`."""
@@ -60,7 +85,16 @@ class Cohort(BaseModel):
             return VolumeRef(str(Path(self.root) / file.path), file.channel)
 
         assert member.volume is not None, f"{member.case_id} has no volume"
-        return Case(member.case_id, {modality: ref(member.volume)}, ref(member.mask) if member.mask else None)
+        return Case(
+            case_id=member.case_id,
+            volumes={modality: ref(member.volume)},
+            mask=ref(member.mask) if member.mask else None,
+            patient=member.patient_id,
+            visit=member.visit or "",
+            layout=member.layout or "",
+            tumour_labels=member.tumour_labels,
+            levels=member.levels or "index",
+        )
 
     def at(self, root: str) -> Cohort:
         """The same cohort with a different root."""
@@ -110,6 +144,6 @@ def settle_cohort(run: str, cohort: Cohort) -> Cohort:
 
 
 def _changed(before: Cohort, after: Cohort) -> list[str]:
-    old = {member.case_id: member for member in before.members}
-    new = {member.case_id: member for member in after.members}
+    old = {member.case_id: member.facts() for member in before.members}
+    new = {member.case_id: member.facts() for member in after.members}
     return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))

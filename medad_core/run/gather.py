@@ -6,7 +6,7 @@ One decision: masks and headers are opened for a new cohort only. A resumed run 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import nibabel
 from medad_core.config import DataSettings
 from medad_core.data.cases import Case, Discovery, VolumeRef
 from medad_core.data.discovery import discover
-from medad_core.data.names import patient_of
 from medad_core.data.nifti import open_nifti
 from medad_core.data.split import split_cases
 from medad_core.errors import CaseError
@@ -52,9 +51,9 @@ def find_cohort(data: str | Path, settings: DataSettings) -> Cohort:
 
 def make_cohort(root: Path, discovery: Discovery, settings: DataSettings) -> Cohort:
     """The cohort of what was discovered below `root`. Opens every mask, and the header of every volume."""
-    facts = {case.case_id: _has_tumour_free(case, settings) for case in discovery.cases}
+    facts = [(case, _has_tumour_free(case, settings)) for case in discovery.cases]
     splits = _split_patients(facts, settings)
-    usable = [_member(root, case, settings.modality, splits[case.case_id]) for case in discovery.cases]
+    usable = [_member(root, case, settings, splits[case.case_id]) for case in discovery.cases]
     return _sorted_cohort(root, usable, discovery)
 
 
@@ -63,7 +62,7 @@ def members_of(root: Path, cases: Sequence[Case], settings: DataSettings) -> Coh
 
     Nothing is trained on cases from an inbox, so they belong to no split.
     """
-    members = tuple(_member(root, case, settings.modality, UNLABELLED) for case in cases)
+    members = tuple(_member(root, case, settings, UNLABELLED) for case in cases)
     return Cohort(root=str(root), members=members)
 
 
@@ -124,16 +123,15 @@ def _untaken(case_id: str, taken: set[str]) -> str:
     return name
 
 
-def _split_patients(facts: Mapping[str, bool | None], settings: DataSettings) -> dict[str, str]:
+def _split_patients(facts: Sequence[tuple[Case, bool | None]], settings: DataSettings) -> dict[str, str]:
     """The split of every case. All visits of a patient have the same split; unlabelled cases have their own."""
     patients: dict[str, bool] = {}
-    for case_id, tumour_free in facts.items():
+    for case, tumour_free in facts:
         if tumour_free is not None:
-            patient = patient_of(case_id)
-            patients[patient] = patients.get(patient, False) or tumour_free
+            patients[case.patient] = patients.get(case.patient, False) or tumour_free
     share = settings.split
     dealt = split_cases(patients, ratios=(share.train, share.validation, share.test), seed=share.seed)
-    return {case_id: UNLABELLED if fact is None else dealt[patient_of(case_id)] for case_id, fact in facts.items()}
+    return {case.case_id: UNLABELLED if fact is None else dealt[case.patient] for case, fact in facts}
 
 
 def _has_tumour_free(case: Case, settings: DataSettings) -> bool | None:
@@ -151,14 +149,19 @@ def _has_tumour_free(case: Case, settings: DataSettings) -> bool | None:
     return not bool(with_tumour.all())
 
 
-def _member(root: Path, case: Case, modality: str, split: str) -> Member:
-    volume = case.volumes[modality]
+def _member(root: Path, case: Case, settings: DataSettings, split: str) -> Member:
+    volume = case.volumes[settings.modality]
     return Member(
         case_id=case.case_id,
         split=split,
         phantom=_is_phantom(volume.path),
         volume=_file(root, volume),
         mask=_file(root, case.mask) if case.mask else None,
+        patient=case.patient,
+        visit=case.visit or None,
+        layout=case.layout or None,
+        tumour_labels=None if case.mask is None else settings.tumour_labels or case.tumour_labels,
+        levels="brain" if case.levels == "brain" else None,
     )
 
 

@@ -120,19 +120,21 @@ def _measure(run: Run) -> _Measured:
     maps = run.stage("maps")
     answers = run.stage("answers")
     fingerprint = answers.plan().fingerprint_sha256
+    patients = {member.case_id: member.patient_id for member in run.cohort.members}
     measured = _Measured()
     for cases in answers.finished_inputs():
         for case_id in cases:
             slice_table = slices.read_case(case_id)
             map_table = maps.read_case(case_id)
             frame = _predictions(slice_table, map_table, answers.read_case(case_id), fingerprint)
-            measured.frames.append(frame)
+            frame["patient"] = patients[case_id]
+            measured.frames.append(frame[PREDICTIONS.names].astype(NULLABLE))
             _add_pictures(measured, slice_table, map_table)
     return measured
 
 
 def _predictions(slices: pa.Table, maps: pa.Table, answers: pa.Table, fingerprint: str) -> pd.DataFrame:
-    """One row per slice of one case, with the columns of PREDICTIONS."""
+    """One row per slice of one case, with the columns of PREDICTIONS but the patient."""
     frame = slices.select([*KEYS, "split", "label", "tumour_pixels"]).to_pandas(integer_object_nulls=True)
     scores = maps.select([*KEYS, "anomaly_score", "peak_y", "peak_x"]).to_pandas()
     sentences = answers.drop_columns(["finish_reason", "tokens"]).to_pandas()
@@ -141,7 +143,7 @@ def _predictions(slices: pa.Table, maps: pa.Table, answers: pa.Table, fingerprin
     frame["location_true"] = [None if mask is None else true_cell(mask) for mask in _masks(slices)]
     frame["location_anatomical"] = [anatomical(cell) if isinstance(cell, str) else None for cell in frame["location"]]
     frame["model_fingerprint"] = fingerprint
-    return frame[PREDICTIONS.names].astype(NULLABLE)
+    return frame
 
 
 def _masks(slices: pa.Table) -> Iterator[np.ndarray | None]:
@@ -177,10 +179,10 @@ def _gallery(run: Run, predictions: pd.DataFrame) -> list[GalleryItem]:
 def _caveats(cohort: Cohort, settings: Settings) -> tuple[str, ...]:
     """What a reader must know before believing a number."""
     try:
-        learned = {patient_of(case_id) for case_id in trained_on(weights_folder(settings.models.weights))}
+        learned = trained_on(weights_folder(settings.models.weights))
     except WeightsError:
         return ("The weights are no longer there, so medad cannot tell whether they were trained on these cases.",)
-    seen = [member for member in cohort.members if patient_of(member.case_id) in learned]
+    seen = [member for member in cohort.members if learned & {member.patient_id, patient_of(member.case_id)}]
     if not seen:
         return ()
     count = f"{len(seen)} of the {len(cohort.members)} cases"

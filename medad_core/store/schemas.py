@@ -74,6 +74,7 @@ ANSWERS = pa.schema(
 PREDICTIONS = pa.schema(
     [
         *_KEYS,
+        _field("patient", pa.string()),
         _field("split", pa.string()),
         _field("label", pa.int8(), True),
         _field("tumour_pixels", pa.int32(), True),

@@ -13,7 +13,6 @@ import torch
 
 from medad_core.config import Settings
 from medad_core.data.location import true_cell
-from medad_core.data.names import patient_of
 from medad_core.llm.grammar import parse
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Generation
@@ -130,7 +129,7 @@ def _picks(cases: Sequence[TrainingCase], settings: Settings) -> list[tuple[Trai
 
 def _units(picks: Sequence[tuple[TrainingCase, int]]) -> Units:
     # Every slice was scored by one decoder or another of the same recipe, and they are ranked together.
-    patient, names = pd.factorize(np.array([patient_of(case.case_id) for case, _ in picks], object))
+    patient, names = pd.factorize(np.array([case.patient for case, _ in picks], object))
     label = np.array([case.masks[index].any() for case, index in picks], float)
     return Units("image", patient, np.zeros(len(names), int), label)
 
@@ -139,7 +138,7 @@ def _counts(cases: Sequence[TrainingCase], slices: Units) -> Scores:
     return {
         "slices": len(slices.label),
         "tumour_free": int(slices.negative.sum()),
-        "patients": len({patient_of(case.case_id) for case in cases}),
+        "patients": len({case.patient for case in cases}),
     }
 
 
@@ -162,6 +161,7 @@ def write_card(
     """Write card.json (everything) and card.md (for people)."""
     card = {
         "cases": [case.case_id for case in cases],
+        "patients": sorted({case.patient for case in cases}),
         "data_licence": licence,
         "slices": sum(len(case.slice_index) for case in cases),
         "tumour_free_slices": int(sum((~case.has_tumour).sum() for case in cases)),

@@ -32,7 +32,7 @@ class TrainingCase:
     """One labelled case.
 
     slice_index (N,); features (N, taps, gh, gw, width) float16; images (N, H, W) uint8; brain and masks (N, H, W) bool.
-    All but slice_index are memory maps. `pixel_mm2` is the area of a pixel.
+    All but slice_index are memory maps. `pixel_mm2` is the area of a pixel. Visits of one `patient` share it.
     """
 
     case_id: str
@@ -42,6 +42,7 @@ class TrainingCase:
     brain: np.ndarray
     masks: np.ndarray
     pixel_mm2: float
+    patient: str
 
     @property
     def has_tumour(self) -> np.ndarray:
@@ -107,6 +108,7 @@ def encode_case(case: Case, settings: Settings, encoder: Encoder, folder: Path) 
         brain.view(bool),
         masks.view(bool),
         slices.spacing_mm[0] * slices.spacing_mm[1],
+        case.patient,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medad_core.data.names import patient_of
 from medad_core.data.split import deal_like_cards
 from medad_core.training.features import TrainingCase
 
@@ -17,7 +16,7 @@ def deal_folds(cases: Sequence[TrainingCase], folds: int, first: int, last: int,
     visits: dict[str, list[str]] = {}
     tumour_free: dict[str, int] = {}
     for case in cases:
-        patient = patient_of(case.case_id)
+        patient = case.patient
         visits.setdefault(patient, []).append(case.case_id)
         count = int((~case.has_tumour[case.within(first, last)]).sum())
         tumour_free[patient] = tumour_free.get(patient, 0) + count

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from medad_core.inbox.screening import CohortOutcome
     from tasks.whole import Outcome
 
-DATA_HELP = "Folder of cases: BraTS, MSD, or one flat folder. With --cohort an inbox, into which they come."
+DATA_HELP = "Folder of cases, or a table of files (see medad inspect). With --cohort an inbox, into which they come."
+    "Folder of cases, or a table of files (.csv, see medad inspect). With --cohort an inbox, into which they come."
+)
 COHORT_HELP = "Folder of a cohort: only what is new or changed in DATA is screened, as its next batch."
 WAIT_HELP = "With --cohort: wait for another command that screens it, instead of giving up."
 
@@ -56,11 +58,15 @@ def _screen_run(data: str, out: str, settings: Settings, terminals: Consoles) ->
         from flows.orchestrator import check_orchestration
         from flows.outcome import failure_reported
         from flows.screen import screen_run
+        from medad_core.data.summary import summarise
         from medad_core.run.run import Run
 
         check_orchestration(settings)
         with failure_reported("screen", name_parts(out)[0], settings):
             run = Run.open(data, out, settings)
+        if run.discovery is not None:
+            lines = summarise(run.discovery, settings.data.modality)
+            terminals.err.print("\n".join(lines), markup=False, soft_wrap=True)
         start_temporary_server()
     with watching(lambda: out, terminals.err):
         outcome = screen_run(run, data)

@@ -42,10 +42,10 @@ def train(
 
 def _check(data: str, out: str, settings: Settings, terminals: Consoles, check: Callable[[], None]) -> None:
     """Check the two folders, then what `check` does; start a server for the flow if none is configured."""
-    from medad_core.data.discovery import discover
+    from medad_core.data.source import find_cases
     from medad_core.store import check_writable
 
-    discover(data, settings.data.modality)
+    find_cases(data, settings.data)
     check_writable(out)
     with terminals.err.status("checking models and settings"):
         from flows.cli.server import start_temporary_server

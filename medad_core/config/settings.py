@@ -66,6 +66,9 @@ class DataSettings(Section):
     last_slice: int = Field(100, ge=0, description="inclusive")
     scaling: ScalingSettings = ScalingSettings()
     split: SplitSettings = SplitSettings()
+    patients: str | None = Field(
+        None, description="CSV or TSV with case_id and patient, where neither names nor layout say the patient"
+    )
     tumour_labels: tuple[PositiveInt, ...] | None = Field(
         None, description="values of a mask that mean tumour; without it, those of the dataset's layout"
     )

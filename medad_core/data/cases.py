@@ -45,10 +45,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A case that cannot be used, with a reason a user can act on."""
+    """A case that cannot be used, with a reason a user can act on; `files` are its files, by role."""
 
     case_id: str
     reason: str
+    files: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -176,15 +176,17 @@ def _begins_with_one_of(path: str, known: set[str]) -> bool:
 def _stranger(path: str, reason: str) -> Rejection:
     name = Path(path).name
     case_id = printable(stem(name))
+    files = (("", path),)
     if is_other_format(name):
-        return Rejection(case_id, f"{printable(name)}: {other_format(name)}")
+        return Rejection(case_id, f"{printable(name)}: {other_format(name)}", files)
     if reason == UNEXPLAINED:
         return Rejection(
             case_id,
             f"{printable(name)}: the name gives no modality; name it like {case_id}_flair.nii.gz, "
             "or list it in a table (medad inspect)",
+            files,
         )
-    return Rejection(case_id, f"{printable(name)}: not used: {reason}")
+    return Rejection(case_id, f"{printable(name)}: not used: {reason}", files)
 
 
 def other_format(name: str) -> str:

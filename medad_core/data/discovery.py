@@ -78,7 +78,7 @@ def check_folder(root: str | Path, modality: str) -> None:
     if modality not in MODALITIES:
         raise UsageError(f"data.modality={modality}: not a known modality; choose one of {', '.join(MODALITIES)}")
     if not root.exists():
-        raise UsageError(f"{root}: no such folder; give the folder that holds the cases")
+        raise UsageError(f"{root}: no such folder; give the folder that holds the cases, or a table (.csv)")
     if not root.is_dir():
         raise UsageError(f"{root}: a file, not a folder; give the folder that holds the cases")
 
@@ -209,7 +209,8 @@ def _judge(drafts: Sequence[Draft], modality: str, claims: Claims) -> tuple[list
         if reason is None:
             cases.append(_case(of_id[0], claims))
         else:
-            rejected.append(Rejection(printable(case_id), reason))
+            files = [(role, claim.ref.path) for draft in of_id for role in draft.files for claim in draft.files[role]]
+            rejected.append(Rejection(printable(case_id), reason, tuple(files)))
     return cases, rejected
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from medad_core.data.inflate import BLOCK, EXPORT_AGAIN, GZIP, check_gzip, infla
 from medad_core.data.nifti_header import HEADER_BYTES, Header, parse_header
 from medad_core.errors import CaseError, InputError, TruncatedError
 
+_FIRST_BLOCK = 1 << 14  # holds a header, also compressed
 UNREADABLE = "cannot be read"  # in the reason of every file that is there, or was, and does not open
 # Errors of a disk or network that may be gone in a moment, whatever the file.
 _PASSING = {
@@ -103,6 +105,24 @@ def open_nifti(case_id: str, ref: VolumeRef) -> NiftiFile:
     channel = _pick_channel(header, ref, case_id, name)
     _require_whole_file(raw, header, case_id, name)
     return NiftiFile(case_id, name, raw, header, channel)
+
+
+def read_header(case_id: str, ref: VolumeRef) -> Header:
+    """The header of a file, of which no more than its first block is read. Raises CaseError."""
+    path = Path(ref.path)
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(_FIRST_BLOCK)
+    except OSError as error:
+        raise CaseError(case_id, f"{path.name}: {UNREADABLE} ({error.strerror})") from error
+    if start.startswith(GZIP):
+        try:
+            start = zlib.decompressobj(wbits=31).decompress(start, HEADER_BYTES)
+        except zlib.error as error:
+            raise CaseError(case_id, f"{path.name}: damaged gzip ({error}); {EXPORT_AGAIN}") from error
+    header = parse_header(start[:HEADER_BYTES], case_id, path.name)
+    _pick_channel(header, ref, case_id, path.name)
+    return header
 
 
 def hash_whole(case_id: str, path: Path) -> str:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from medad_core.config import Settings
 from medad_core.data.cases import Case, Rejection, VolumeRef
-from medad_core.data.discovery import discover
 from medad_core.data.nifti import UNREADABLE, hash_whole
+from medad_core.data.source import find_cases
 from medad_core.errors import CaseError, StoreError, TruncatedError
 from medad_core.inbox.records import Stamp, StoredFile, Study
 from medad_core.store import sha256_file
@@ -54,7 +54,7 @@ def scan_inbox(inbox: Path, settings: Settings, known: Mapping[str, StoredFile])
     Raises UsageError if the inbox is missing. An empty inbox is not an error.
     """
     modality = settings.data.modality
-    discovery = discover(inbox, modality, may_be_empty=True)
+    discovery = find_cases(inbox, settings.data, may_be_empty=True)
     if known and not discovery.cases and not discovery.rejected:
         log.warning("%s is empty now, %d files were there at the last look; is it mounted?", inbox, len(known))
     stamps = {case.case_id: _stamps(case, modality) for case in discovery.cases}

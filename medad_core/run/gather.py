@@ -14,9 +14,10 @@ import nibabel
 
 from medad_core.config import DataSettings
 from medad_core.data.cases import Case, Discovery, VolumeRef
-from medad_core.data.discovery import discover
 from medad_core.data.nifti import open_nifti
+from medad_core.data.source import find_cases
 from medad_core.data.split import split_cases
+from medad_core.data.table import dataset_root
 from medad_core.errors import CaseError
 from medad_core.run.cohort import UNLABELLED, Cohort, File, Member, find_stored, settle_cohort, write_cohort
 from medad_core.store.collector import collector_paused
@@ -45,8 +46,7 @@ def find_cohort(data: str | Path, settings: DataSettings) -> Cohort:
 
     Raises UsageError if `data` is not a folder of cases.
     """
-    root = Path(data).resolve()
-    return make_cohort(root, discover(root, settings.modality), settings)
+    return make_cohort(dataset_root(data), find_cases(data, settings), settings)
 
 
 def make_cohort(root: Path, discovery: Discovery, settings: DataSettings) -> Cohort:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medad_core.config import Settings
-from medad_core.data.discovery import discover
+from medad_core.data.cases import Discovery
+from medad_core.data.source import find_cases
+from medad_core.data.table import dataset_root
 from medad_core.environment import package_versions
 from medad_core.run.cohort import Cohort, cohort_of
 from medad_core.run.fields import DEALT_BY, settings_fields
@@ -33,21 +35,23 @@ class Run:
         self.uri = uri
         self.settings = settings
         self.stages = open_stages(uri)
+        self.discovery: Discovery | None = None  # what `open` found below DATA
 
     @classmethod
     def open(cls, data: str, out: str, settings: Settings) -> Run:
-        """Open the new or existing run of the cases below `data` in the folder `out`.
+        """Open the new or existing run of the cases below `data`, or in a table of files, in the folder `out`.
 
         Everything that can be wrong with the command is checked here, before any work. Raises UsageError, StoreError or
         WeightsError. A new run gets its `cohort.json` and `run.json`. In an existing run, only temporary files of
         killed writers are removed.
         """
-        root = Path(data).resolve()
-        discovery = discover(root, settings.data.modality)
+        root = dataset_root(data)
+        discovery = find_cases(data, settings.data)
         check_writable(out)
         run = cls(out, settings)
         check_models(settings)
         _ = run.models
+        run.discovery = discovery
         run.cohort = open_cohort(out, root, discovery, settings.data, run._is_dealt())
         run.sweep()
         if not has_run_info(out):

@@ -1,0 +1,63 @@
+"""`medad inspect`: what medad takes every file for, before anything is screened."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.command import OK, SOME_REJECTED, consoles
+from flows.cli.options import Config, Words, absolute
+
+OUT_HELP = "Write the table there, one line a volume; corrected, it may be given to `medad screen` in place of DATA."
+SHEET_HELP = "Draw a sheet of thumbnails (.png or .pdf), those with a warning first."
+SHOWN = 20
+
+
+def inspect(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Folder of cases, or a table of files (.csv).")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="CASES.CSV", help=OUT_HELP)] = None,
+    sheet: Annotated[Path | None, typer.Option("--sheet", metavar="FILE", help=SHEET_HELP)] = None,
+    words: Words = None,
+    config: Config = None,
+) -> int:
+    """Show what every file below DATA is taken for, by which rule, and what is wrong with it."""
+    from medad_core.config import load_settings
+    from medad_core.data.inspection import check_case, inspect_cases
+    from medad_core.data.source import find_cases
+    from medad_core.data.summary import summarise
+    from medad_core.data.table import dataset_root, write_case_table
+
+    settings = load_settings(config, words or []).data
+    terminals = consoles()
+    data = absolute(data)
+    discovery = find_cases(data, settings)
+    terminals.out.print("\n".join(summarise(discovery, settings.modality)), markup=False, soft_wrap=True)
+    with terminals.err.status("reading the volumes") as status:
+        rows = inspect_cases(
+            discovery,
+            settings,
+            str(dataset_root(data)),
+            check_case,
+            lambda done, of: status.update(f"reading the volumes: {done} of {of} cases"),
+        )
+    verdicts = {row["case_id"]: row["verdict"] for row in rows if row.get("verdict") and row["role"] == "volume"}
+    odd = [row for row in rows if row.get("verdict") in ("warn", "refuse") and row.get("reason")]
+    for row in odd[:SHOWN]:
+        terminals.out.print(f"{row['verdict']}: {row['case_id']}: {row['reason']}", markup=False, soft_wrap=True)
+    if len(odd) > SHOWN:
+        terminals.out.print(f"and {len(odd) - SHOWN} more, all of them in the table (--out)", markup=False)
+    counts = Counter(verdicts.values())
+    refused = counts["refuse"] + len(discovery.rejected)
+    terminals.out.print(f"{counts['use']} to use, {counts['warn']} with a warning, {refused} refused", markup=False)
+    if out is not None:
+        write_case_table(out, rows)
+        terminals.out.print(f"table: {out}", markup=False, soft_wrap=True)
+    if sheet is not None:
+        from medad_core.report.sheet import write_sheet
+
+        drawn = write_sheet(sheet, discovery.cases, verdicts, settings)
+        terminals.out.print(f"sheet of {drawn} cases: {sheet}", markup=False, soft_wrap=True)
+    return SOME_REJECTED if refused else OK

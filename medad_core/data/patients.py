@@ -1,0 +1,59 @@
+"""Who the patient of a case is, where neither its name nor a layout says it: a table of cases and patients.
+
+One decision: with such a table, a case that it does not name is refused. Taken for a patient of its own, it could be
+the second visit of one that is trained on.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from medad_core.data.cases import Discovery, Rejection
+from medad_core.data.names import canonical, printable
+from medad_core.errors import UsageError
+
+_ID = ("case_id", "participant_id")  # the second is what BIDS calls it in participants.tsv
+
+
+def with_patients(discovery: Discovery, table: str) -> Discovery:
+    """The same cases with patients and visits of a CSV or TSV file; those that it does not name are rejected.
+
+    Columns: `case_id` (or `participant_id`), `patient`, and `visit` if there is one; others are not read. Raises
+    UsageError for a file that cannot be read, lacks a column, or names a case twice.
+    """
+    patients = _read(Path(table))
+    cases = []
+    rejected = list(discovery.rejected)
+    for case in discovery.cases:
+        row = patients.get(case.case_id)
+        if row is None:
+            reason = f"{Path(table).name} does not say its patient; add a line for it"
+            rejected.append(Rejection(printable(case.case_id), reason))
+        else:
+            cases.append(replace(case, patient=canonical(row["patient"]), visit=row.get("visit") or ""))
+    ordered = sorted(rejected, key=lambda item: (item.case_id, item.reason))
+    return replace(discovery, cases=tuple(cases), rejected=tuple(ordered))
+
+
+def _read(path: Path) -> dict[str, Mapping[str, str]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"data.patients={path}: cannot be read as UTF-8 ({error})") from error
+    reader = csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    names = reader.fieldnames or ()
+    key = next((name for name in _ID if name in names), None)
+    if key is None or "patient" not in names:
+        raise UsageError(f"data.patients={path}: needs the columns case_id and patient")
+    patients: dict[str, Mapping[str, str]] = {}
+    for row in reader:
+        case_id = canonical((row[key] or "").strip())
+        if not case_id or not (row["patient"] or "").strip():
+            raise UsageError(f"data.patients={path}, line {reader.line_num}: case or patient is empty")
+        if case_id in patients:
+            raise UsageError(f"data.patients={path}, line {reader.line_num}: case {case_id} stands there twice")
+        patients[case_id] = {name: (text or "").strip() for name, text in row.items() if name is not None}
+    return patients

@@ -1,0 +1,65 @@
+"""In a few lines: what was taken for a case, by which rule, and what was not."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+
+from medad_core.data.cases import Case, Discovery
+from medad_core.data.names import printable, stem
+
+_NAMED = 3
+_LINES = 10
+
+
+def summarise(discovery: Discovery, modality: str) -> list[str]:
+    """At most ten lines: cases by layout, where masks come from, what is passed over, what is refused and why."""
+    cases = discovery.cases
+    patients = len({case.patient for case in cases})
+    lines = [f"{_count(len(cases), 'case')} of {_count(patients, 'patient')}: {_by_layout(cases)}"]
+    lines.append(f"{modality} from {_name_endings([case.volumes[modality].path for case in cases])}")
+    masks = [case.mask.path for case in cases if case.mask is not None]
+    lines.append(f"masks of {len(masks)} of {len(cases)} from {_name_endings(masks)}" if masks else "no masks")
+    for reason, paths in _grouped([(item.reason, item.path) for item in discovery.passed_over]):
+        lines.append(f"passed over: {_some([os.path.basename(path) for path in paths])}: {reason}")
+    for reason, names in _grouped([(item.reason, item.case_id) for item in discovery.rejected]):
+        lines.append(f"refused: {_some(names)}: {reason}")
+    if len(lines) > _LINES:
+        more = len(lines) - _LINES + 1
+        lines = [*lines[: _LINES - 1], f"and {more} more lines; `medad inspect DATA --out cases.csv` shows every file"]
+    return [" ".join(line.split()) for line in lines]  # a name may hold a line break
+
+
+def _by_layout(cases: Sequence[Case]) -> str:
+    layouts = Counter(case.layout for case in cases)
+    return ", ".join(f"{count} by the layout {name}" for name, count in layouts.most_common()) or "none"
+
+
+def _name_endings(paths: Sequence[str]) -> str:
+    """How the names of files end: from the last mark on."""
+    endings = Counter(_ending(path) for path in paths)
+    shown = [f"*{printable(ending)} ({count})" for ending, count in endings.most_common(_NAMED)]
+    return ", ".join(shown) + (", …" if len(endings) > _NAMED else "")
+
+
+def _ending(path: str) -> str:
+    name = os.path.basename(path)
+    base = stem(name)
+    return name[max(base.rfind("_"), base.rfind("-"), 0) :]
+
+
+def _grouped(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    groups: dict[str, list[str]] = {}
+    for reason, name in pairs:
+        groups.setdefault(reason, []).append(printable(name))
+    return sorted(groups.items(), key=lambda group: -len(group[1]))
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMED])
+    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

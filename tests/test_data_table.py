@@ -1,0 +1,182 @@
+"""A table of files in place of a folder, a table of patients, and what `medad inspect` shows."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+from prefect_harness import write_case
+from test_data_cases import touch
+
+from medad_core.config import DataSettings, load_settings
+from medad_core.data.inspection import check_case, inspect_cases
+from medad_core.data.source import find_cases
+from medad_core.data.summary import summarise
+from medad_core.data.table import COLUMNS, dataset_root, read_case_table, write_case_table
+from medad_core.errors import UsageError
+from medad_core.run.gather import find_cohort
+
+HEAD = "case_id,patient,visit,modality,role,path"
+NARROW = load_settings(None, ["data.first_slice=60", "data.last_slice=61"]).data
+
+
+def table(folder: Path, *lines: str, head: str = HEAD, name: str = "cases.csv") -> Path:
+    path = folder / name
+    path.write_text("\n".join((head, *lines)) + "\n")
+    return path
+
+
+def inspected(data: Path, settings: DataSettings = NARROW) -> list[dict[str, str]]:
+    discovery = find_cases(data, settings)
+    return [dict(row) for row in inspect_cases(discovery, settings, str(dataset_root(data)), check_case)]
+
+
+def test_a_table_is_the_truth_whatever_the_files_are_called(tmp_path):
+    path = table(
+        tmp_path,
+        "c1,p1,first,flair,volume,a/odd name.nii.gz",
+        "c1,p1,first,,tumour mask,a/who knows.nii",
+        "c2,p1,second,flair,volume,/elsewhere/x.nii.gz",
+        ",,,,passed over,a/other.nii",
+    )
+    discovery = read_case_table(path, "flair")
+    first, second = discovery.cases
+    assert (first.case_id, first.patient, first.visit, first.layout) == ("c1", "p1", "first", "table")
+    assert first.volumes["flair"].path == str(tmp_path / "a/odd name.nii.gz")
+    assert first.mask.path == str(tmp_path / "a/who knows.nii") and second.mask is None
+    assert second.patient == "p1" and second.volumes["flair"].path == "/elsewhere/x.nii.gz"
+    assert [item.path for item in discovery.passed_over] == [str(tmp_path / "a/other.nii")]
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["c1,p1,,flair,volume,a.nii", "c1,p1,,flair,volume,b.nii"], "line 3: case c1 has two files for flair"),
+        (["c1,p1,,flair,volume,a.nii", "c1,p2,,t1,volume,b.nii"], "line 3: case c1 is of patient 'p2'"),
+        (["c1,,,flair,volume,a.nii"], "line 2: patient is empty"),
+        (["c1,p1,,flair,volume,"], "line 2: path is empty"),
+        (["c1,p1,,FLAIR,volume,a.nii"], "line 2: modality is 'FLAIR'"),
+        (["c1,p1,,flair,mask,a.nii"], "line 2: role is 'mask'"),
+        (["c1,p1,,flair,volume"], "line 2: has another number of fields"),
+        (["c1,p1,,flair,volume,a.nii,more"], "line 2: has another number of fields"),
+        (["c1,p1,,t1,volume,a.nii"], "no flair volume for c1"),
+        ([",,,,passed over,a.nii"], "no line has the role"),
+    ],
+)
+def test_a_slip_of_the_pen_is_refused_naming_the_line(tmp_path, lines, words):
+    with pytest.raises(UsageError, match=words):
+        read_case_table(table(tmp_path, *lines), "flair")
+
+
+@pytest.mark.parametrize("head", [f"{HEAD},verdikt", HEAD.replace("patient,", ""), f"{HEAD},path"])
+def test_unknown_missing_and_doubled_columns_are_refused(tmp_path, head):
+    with pytest.raises(UsageError, match="wrong columns"):
+        read_case_table(table(tmp_path, head=head), "flair")
+
+
+@pytest.mark.parametrize(("text", "ok"), [("1 2 4", True), ("", True), ("0", False), ("1.5", False), ("1,2", False)])
+def test_tumour_labels_are_whole_numbers(tmp_path, text, ok):
+    path = table(
+        tmp_path, "c1,p1,,flair,volume,a.nii,", f'c1,p1,,,tumour mask,b.nii,"{text}"', head=f"{HEAD},tumour_labels"
+    )
+    if ok:
+        expected = tuple(map(int, text.split())) or None
+        assert read_case_table(path, "flair").cases[0].tumour_labels == expected
+    else:
+        with pytest.raises(UsageError, match="line 3: tumour_labels"):
+            read_case_table(path, "flair")
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe\x00", b'case_id,patient,modality,role,path\n"c1,p1'])
+def test_what_is_no_csv_is_refused_in_one_line(tmp_path, text):
+    (tmp_path / "cases.csv").write_bytes(text)
+    with pytest.raises(UsageError) as caught:
+        read_case_table(tmp_path / "cases.csv", "flair")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_table_of_inspect_gives_the_same_cohort_as_the_folder(tmp_path):
+    write_case(tmp_path / "data", "BraTS-GLI-00001-000", seed=1, tumour=range(60, 62))
+    write_case(tmp_path / "data", "BraTS-GLI-00001-001", seed=2, tumour=range(60, 61))
+    rows = inspected(tmp_path / "data")
+    write_case_table(tmp_path / "data/cases.csv", rows)
+    members = find_cohort(tmp_path / "data", NARROW).members
+    again = find_cohort(tmp_path / "data/cases.csv", NARROW)
+    assert [member.facts() for member in again.members] == [member.facts() for member in members]
+    assert [member.patient_id for member in again.members] == ["BraTS-GLI-00001"] * 2
+    assert again.root == str(tmp_path / "data")
+
+
+def test_inspect_shows_shape_rule_and_verdict_of_every_volume(tmp_path):
+    write_case(tmp_path, "A", seed=1, tumour=range(60, 62))
+    write_case(tmp_path, "B", seed=2, tumour=range(60, 62))
+    (tmp_path / "B/B_flair.nii.gz").write_bytes((tmp_path / "B/B_flair.nii.gz").read_bytes()[:9000])
+    touch(tmp_path, "A/A_brain_mask.nii.gz", "C/C_t1.nii.gz", "stray.nii.gz")
+    rows = inspected(tmp_path)
+    assert all(set(row) <= set(COLUMNS) for row in rows)
+    by_path = {row["path"]: row for row in rows}
+    volume = by_path["A/A_flair.nii.gz"]
+    assert (volume["role"], volume["layout"], volume["verdict"]) == ("volume", "case-folder", "use")
+    assert volume["shape"] == "64x64x64" and volume["grid"] == "native" and volume["orientation"] == "LPS"
+    assert by_path["A/A_seg.nii.gz"]["role"] == "tumour mask"
+    assert by_path["B/B_flair.nii.gz"]["verdict"] == "refuse" and "truncated" in by_path["B/B_flair.nii.gz"]["reason"]
+    assert by_path["A/A_brain_mask.nii.gz"]["role"] == by_path["stray.nii.gz"]["role"] == "passed over"
+    assert by_path["stray.nii.gz"]["verdict"] == by_path["C/C_t1.nii.gz"]["verdict"] == "refuse"
+
+
+def test_the_summary_names_rules_masks_and_what_is_not_used_in_ten_lines(tmp_path):
+    touch(tmp_path, *(f"B_{n}/B_{n}_{kind}.nii.gz" for n in range(3) for kind in ("flair", "seg")))
+    touch(tmp_path, "B_0/B_0_brain_mask.nii.gz", "C/C_t1.nii.gz", *(f"odd{n}.nii.gz" for n in range(30)))
+    lines = summarise(find_cases(tmp_path, NARROW), "flair")
+    assert lines[0] == "3 cases of 3 patients: 3 by the layout case-folder"
+    assert lines[1] == "flair from *_flair.nii.gz (3)" and lines[2] == "masks of 3 of 3 from *_seg.nii.gz (3)"
+    assert lines[3].startswith("passed over: B_0_brain_mask.nii.gz: ")
+    assert len(lines) == 10 and "medad inspect" in lines[-1]
+
+
+def test_a_table_of_patients_keeps_visits_in_one_split(tmp_path):
+    for number in range(6):
+        write_case(tmp_path / "data", f"scan{number}", seed=number, tumour=range(60, 60 + number % 2 + 1))
+    lines = [f"scan{number},P{number % 2}" for number in range(6)]
+    settings = NARROW.model_copy(update={"patients": str(table(tmp_path, *lines, head="case_id,patient"))})
+    splits: dict[str, set[str]] = {}
+    for member in find_cohort(tmp_path / "data", settings).members:
+        splits.setdefault(member.patient_id, set()).add(member.split)
+    assert {patient: len(of_patient) for patient, of_patient in splits.items()} == {"P0": 1, "P1": 1}
+
+
+def test_a_case_that_the_table_of_patients_does_not_name_is_refused(tmp_path):
+    touch(tmp_path / "data", "A_flair.nii.gz", "B_flair.nii.gz")
+    path = table(tmp_path, "A\tP1", head="participant_id\tpatient", name="participants.tsv")
+    discovery = find_cases(tmp_path / "data", NARROW.model_copy(update={"patients": str(path)}))
+    assert [case.patient for case in discovery.cases] == ["P1"]
+    assert [item.case_id for item in discovery.rejected] == ["B"]
+
+
+def test_labels_of_a_resection_cavity_are_no_tumour_where_the_layout_says_so(tmp_path):
+    import nibabel as nib
+    import numpy as np
+
+    write_case(tmp_path, "X", seed=1, tumour=range(60, 62))
+    mask = nib.load(tmp_path / "X/X_seg.nii.gz")
+    cavity = np.where(np.asanyarray(mask.dataobj) > 0, 4, 0).astype(np.uint8)
+    for case in ("BraTS-GLI-00001-000", "BraTS2021_00001"):
+        shutil.copytree(tmp_path / "X", tmp_path / "data" / case)
+        for kind in ("flair", "seg"):
+            (tmp_path / "data" / case / f"X_{kind}.nii.gz").rename(tmp_path / f"data/{case}/{case}_{kind}.nii.gz")
+        nib.save(nib.Nifti1Image(cavity, mask.affine, mask.header), tmp_path / f"data/{case}/{case}_seg.nii.gz")
+    from medad_core.data.read import read_slices
+
+    cases = {case.case_id: case for case in find_cases(tmp_path / "data", NARROW).cases}
+    assert read_slices(cases["BraTS2021_00001"], NARROW).masks.any()
+    assert not read_slices(cases["BraTS-GLI-00001-000"], NARROW).masks.any()
+
+
+def test_the_columns_of_a_written_table_are_those_that_are_read(tmp_path):
+    write_case(tmp_path, "A", seed=1, tumour=range(60, 62))
+    write_case_table(tmp_path / "cases.csv", inspected(tmp_path))
+    with open(tmp_path / "cases.csv") as stream:
+        assert next(csv.reader(stream)) == list(COLUMNS)
+    assert [case.case_id for case in read_case_table(tmp_path / "cases.csv", "flair").cases] == ["A"]

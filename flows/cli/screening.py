@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from tasks.whole import Outcome
 
 DATA_HELP = "Folder of cases, or a table of files (see medad inspect). With --cohort an inbox, into which they come."
-    "Folder of cases, or a table of files (.csv, see medad inspect). With --cohort an inbox, into which they come."
-)
 COHORT_HELP = "Folder of a cohort: only what is new or changed in DATA is screened, as its next batch."
 WAIT_HELP = "With --cohort: wait for another command that screens it, instead of giving up."
 

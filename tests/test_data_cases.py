@@ -122,10 +122,18 @@ def test_msd_channels_follow_dataset_json(tmp_path):
 
 
 def test_channels_without_a_dataset_json_are_refused_because_their_order_is_a_guess(tmp_path):
-    touch(tmp_path, "imagesTr/BRATS_001.nii.gz", "A/A_flair.nii.gz")
+    touch(tmp_path, "raw/imagesTr/B_0000.nii.gz", "raw/imagesTr/B_0001.nii.gz")
     with pytest.raises(UsageError, match=r"dataset\.json: missing, so the channels have no names"):
         discover(tmp_path)
-    assert "channels have no names" in reasons(tmp_path, inbox=True)[tmp_path.name]
+    touch(tmp_path, "A/A_flair.nii.gz")
+    assert ids(tmp_path) == ["A"] and "channels have no names" in reasons(tmp_path)["raw"]
+
+
+def test_msd_without_dataset_json_has_the_decathlons_order_and_says_so(tmp_path):
+    discovery = discover(touch(tmp_path, "imagesTr/BRATS_001.nii.gz"))
+    (case,) = discovery.cases
+    assert {name: ref.channel for name, ref in case.volumes.items()} == {"flair": 0, "t1": 1, "t1ce": 2, "t2": 3}
+    assert "Decathlon's order" in discovery.passed_over[0].reason
 
 
 def test_msd_is_found_one_level_deeper_and_from_its_image_folder(tmp_path):
@@ -168,7 +176,7 @@ def test_a_dataset_json_that_nobody_may_read_is_a_reason_in_an_inbox_and_a_usage
     with for_nobody_to_read("A/A_flair.nii.gz", "copy/imagesTr/B.nii.gz", "copy/dataset.json") as root:
         assert "PermissionError" in reasons(root, inbox=True)["copy"] and ids(root / "A") == ["A"]
         with pytest.raises(UsageError, match="PermissionError"):
-            discover(root)
+            discover(root / "copy")
 
 
 @pytest.mark.parametrize("folder", ["B", "copy/imagesTr"])

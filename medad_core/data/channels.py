@@ -1,6 +1,7 @@
 """Which channel of a dataset is which modality: `dataset.json` of the Decathlon and of nnU-Net.
 
-One decision: channels without names are refused. Their order is a guess, and the wrong one shows a T1 as a FLAIR.
+One decision: a file a channel without names is refused, because any order is a guess, and the wrong one shows a T1 as a
+FLAIR. Only the 4-D files of the Decathlon have an order of their own, which is used and named if the file is missing.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ _WORDS = {
     "t1ce": ("t1ce", "t1c", "t1gd", "t1wce", "t1wgd", "t1post"),
     "t2": ("t2", "t2w"),
 }
+DECATHLON = {"flair": 0, "t1": 1, "t1ce": 2, "t2": 3}  # of Task01_BrainTumour
 _MODALITY_OF = {word: modality for modality, words in _WORDS.items() for word in words}
 _LONGEST = 1 << 20  # characters of a dataset.json
 _EXPECTED = 'expected "channel_names" (nnU-Net) or "modality" (Decathlon): {"0": "FLAIR", "1": "T1w", …}'
 
 
-def read_channels(folder: Path) -> dict[str, int]:
-    """The number of each modality that `dataset.json` of the dataset's folder names; others are left out.
+def read_channels(folder: Path) -> dict[str, int] | None:
+    """The number of each modality that `dataset.json` of the dataset's folder names, None where there is none.
 
-    Raises UsageError where it is missing, cannot be understood, or gives two numbers to one modality.
+    Channels that are no modality are left out. Raises UsageError where it cannot be understood, or gives two numbers to
+    one modality.
     """
     description = folder / "dataset.json"
     try:
@@ -34,8 +37,8 @@ def read_channels(folder: Path) -> dict[str, int]:
             content = json.loads(stream.read(_LONGEST))
         named = content.get("channel_names") or content["modality"]
         pairs = [(_modality(word), int(number)) for number, word in named.items()]
-    except FileNotFoundError as error:
-        raise UsageError(f"{description}: missing, so the channels have no names; {_EXPECTED}") from error
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, KeyError, AttributeError, RecursionError, TypeError) as error:
         raise UsageError(f"{description}: cannot be understood ({error!r}); {_EXPECTED}") from error
     known = [(modality, number) for modality, number in pairs if modality is not None]
@@ -43,6 +46,11 @@ def read_channels(folder: Path) -> dict[str, int]:
     if twice:
         raise UsageError(f"{description}: names {twice[0]} twice; give each modality one channel")
     return dict(known)
+
+
+def missing(folder: Path) -> str:
+    """Why channels without `dataset.json` cannot be used."""
+    return f"{folder / 'dataset.json'}: missing, so the channels have no names; {_EXPECTED}"
 
 
 def _modality(word: str) -> str | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medad_core.data.cases import PassedOver, Rejection, VolumeRef
-from medad_core.data.channels import read_channels
+from medad_core.data.channels import DECATHLON, missing, read_channels
 from medad_core.data.layouts import Layout, Match, the_matcher
 from medad_core.data.layouts.rules import CHANNEL, CHANNELS, PASSED_OVER
 from medad_core.data.names import MASK, canonical, is_other_format, printable, stem
@@ -60,7 +60,8 @@ class Claims:
         self.problems: dict[str, str] = {}  # by folder of a dataset: why its channels have no names
         self.passed_over: list[PassedOver] = []
         self._owners: dict[str, str] = {}  # by folder: the case that it belongs to
-        self._channels: dict[str, dict[str, int]] = {}
+        self._channels: dict[str, dict[str, int] | None] = {}
+        self._decathlons: set[str] = set()  # datasets whose channels have the Decathlon's order
         self._loose: list[tuple[str, Match]] = []  # files in folders that may turn out to belong to a case
         self._nameless: list[tuple[str, str]] = []  # files that make no case, with why
 
@@ -87,6 +88,10 @@ class Claims:
         for path, match in self._loose:
             self._settle_loose(path, match)
         self._pass_over_copies()
+        for base in self._decathlons:
+            self.pass_over(
+                f"{base}/dataset.json", "missing, so 4-D files have the Decathlon's order: FLAIR is the first"
+            )
         known = {name for draft in self.drafts.values() for name in (draft.case_id, draft.patient)}
         strangers = []
         for path, reason in self._nameless:
@@ -119,7 +124,7 @@ class Claims:
         if match.role not in (CHANNEL, CHANNELS):
             yield match.role, VolumeRef(path), match.case_id
             return
-        channels = self._channels_of(match.base)
+        channels = self._channels_of(match.base, match.role)
         single = next((modality for modality, number in channels.items() if number == match.channel), None)
         if match.role == CHANNEL and (single is not None or match.channel in range(len(channels))):
             if single is not None:
@@ -129,14 +134,20 @@ class Claims:
         for modality, number in channels.items():
             yield modality, VolumeRef(path, number), case_id
 
-    def _channels_of(self, base: str) -> dict[str, int]:
+    def _channels_of(self, base: str, role: str) -> dict[str, int]:
         if base not in self._channels:
             try:
                 self._channels[base] = read_channels(Path(base))
             except UsageError as error:
                 self._channels[base] = {}
                 self.problems[base] = str(error)
-        return self._channels[base]
+        channels = self._channels[base]
+        if channels is None and role == CHANNEL:
+            self.problems[base] = missing(Path(base))
+        elif channels is None:
+            self._decathlons.add(base)
+            return DECATHLON
+        return channels or {}
 
     def _settle_loose(self, path: str, match: Match) -> None:
         """A file beside others. In the folder of a case, one that only contains the case's name is a copy."""

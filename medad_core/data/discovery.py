@@ -48,9 +48,11 @@ def discover(root: str | Path, modality: str = "flair", *, may_be_empty: bool = 
         search.walk(folder)
     claims = search.claims
     drafts, strangers = claims.settle()
-    rejected = [*search.rejected, *strangers, *_nameless_channels(claims, may_be_empty)]
+    rejected = [*search.rejected, *strangers, *_nameless_channels(claims)]
     cases, refused = _judge(drafts, modality, claims)
     rejected += refused
+    if not cases and claims.problems and not may_be_empty:
+        raise UsageError(next(iter(claims.problems.values())))
     if not cases and not rejected and not may_be_empty:
         names = ", ".join(layout.layout for layout in load_layouts())
         raise UsageError(
@@ -190,10 +192,8 @@ def _leads_back(entry: os.DirEntry[str]) -> bool:
     return f"{os.path.realpath(os.path.dirname(entry.path))}/".startswith(f"{target}/")
 
 
-def _nameless_channels(claims: Claims, in_inbox: bool) -> list[Rejection]:
-    """The datasets whose channels have no names. Raises UsageError outside an inbox."""
-    if claims.problems and not in_inbox:
-        raise UsageError(next(iter(claims.problems.values())))
+def _nameless_channels(claims: Claims) -> list[Rejection]:
+    """The datasets whose channels have no names."""
     return [Rejection(printable(Path(base).name), reason) for base, reason in claims.problems.items()]
 
 

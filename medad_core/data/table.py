@@ -32,8 +32,11 @@ def is_table(path: str | Path) -> bool:
 
 
 def dataset_root(data: str | Path) -> Path:
-    """The folder that the files of DATA are relative to: DATA itself, or the folder of a table."""
-    path = Path(data).resolve()
+    """The folder that the files of DATA are relative to: DATA itself, or the folder of a table.
+
+    A link keeps its own name: it may have been made to hide that of its target.
+    """
+    path = Path(os.path.abspath(data))
     return path.parent if is_table(path) else path
 
 

@@ -7,8 +7,8 @@ imported only inside the functions that need them, so that importing this module
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medad_core.config import Settings
@@ -95,7 +95,7 @@ class Run:
         For an existing run, call it only after its stages have accepted the settings: a refused command must not
         change `run.json`.
         """
-        info = RunInfo.of(self.settings, str(Path(data).resolve()), package_versions())
+        info = RunInfo.of(self.settings, os.path.abspath(data), package_versions())
         write_run_info(self.uri, info)
 
     def sweep(self) -> None:

@@ -69,7 +69,7 @@ def check_fit(path: Path, present: Mapping[str, str]) -> None:
 def trained_on(folder: Path) -> frozenset[str]:
     """Case ids that the card of a weights folder names; empty where there is no card."""
     card = folder / "card.json"
-    return frozenset(json.loads(card.read_text())["cases"]) if card.is_file() else frozenset()
+    return frozenset(json.loads(card.read_text(encoding="utf-8"))["cases"]) if card.is_file() else frozenset()
 
 
 def save_decoder(decoder: Decoder, folder: Path, fits: Mapping[str, str]) -> None:

@@ -42,11 +42,15 @@ def train(
 
 def _check(data: str, out: str, settings: Settings, terminals: Consoles, check: Callable[[], None]) -> None:
     """Check the two folders, then what `check` does; start a server for the flow if none is configured."""
-    from medad_core.data.discovery import discover
+    from medad_core.data.discovery import check_folder, discover
+    from medad_core.data.own_folders import claim_folder, mark_folder
     from medad_core.store import check_writable
 
+    check_folder(data, settings.data.modality)
+    claim_folder(data, out)
     discover(data, settings.data.modality)
     check_writable(out)
+    mark_folder(out)
     with terminals.err.status("checking models and settings"):
         from flows.cli.server import start_temporary_server
 

@@ -5,6 +5,7 @@ One decision: the tree is walked once and no volume is opened, so ten thousand c
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import defaultdict
@@ -23,9 +24,11 @@ from medad_core.data.layouts import (
     is_true,
 )
 from medad_core.data.names import MASK, MODALITIES, is_nifti, printable
+from medad_core.data.own_folders import is_medad_folder
 from medad_core.errors import UsageError
 from medad_core.store.collector import collector_paused
 
+log = logging.getLogger(__name__)
 _DEEPEST = 4
 _NAMED = 3  # stray files that a reason names
 _HIDDEN = (".", "__MACOSX", "@eaDir", "lost+found")
@@ -92,6 +95,9 @@ class _Search:
             entries = _visible_entries(folder)
         except OSError as error:
             self._refuse(folder, f"folder cannot be read ({error.strerror}); check its permissions")
+            return []
+        if depth and is_medad_folder(folder, {entry.name for entry in entries}):
+            log.warning("%s: a folder of medad's results; it is passed over", printable(str(folder)))
             return []
         if not entries and depth:
             self._refuse(folder, "empty folder; add its volumes or remove it")

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medad_core.config import Settings
-from medad_core.data.discovery import discover
+from medad_core.data.discovery import check_folder, discover
+from medad_core.data.own_folders import claim_folder, mark_folder
 from medad_core.environment import package_versions
 from medad_core.run.cohort import Cohort, cohort_of
 from medad_core.run.fields import DEALT_BY, settings_fields
@@ -43,8 +44,11 @@ class Run:
         killed writers are removed.
         """
         root = Path(data).resolve()
+        check_folder(root, settings.data.modality)
+        claim_folder(root, out)
         discovery = discover(root, settings.data.modality)
         check_writable(out)
+        mark_folder(out)
         run = cls(out, settings)
         check_models(settings)
         _ = run.models

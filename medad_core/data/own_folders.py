@@ -56,8 +56,9 @@ def _begins(path: Path, beginning: re.Pattern[bytes]) -> bool:
 def claim_folder(data: str | Path, out: str) -> None:
     """Check that the results of the cases below `data` can go to the folder `out`.
 
-    An `out` inside `data` is made and marked: call this before cases are looked for. Raises UsageError where `out` is `data` itself, or a folder inside it that
-    holds something else: it would be passed over from now on, and its cases lost.
+    An `out` inside `data` is made and marked: call this before cases are looked for. Raises UsageError where `out` is
+    `data` itself, or a folder inside it that holds something else: it would be passed over from now on, and its cases
+    would be lost.
     """
     folder = local_path(out)
     if folder is None or is_medad_folder(folder):

@@ -29,7 +29,8 @@ def settle_proxies(server_url: str | None = None) -> list[str]:
     `server_url` is the address of a Prefect server: it is exempt too, where it is on this machine.
     """
     faults = [*_set_aside_certificates(), *_set_aside_proxies()]
-    if proxy_variables():
+    # httpx reads the exemptions, and fails for some of them, also where there is no proxy.
+    if proxy_variables() or _exemptions():
         _exempt([*LOOPBACK, *_own_hosts(server_url)])
     return faults
 
@@ -91,9 +92,13 @@ def _set_aside_certificates() -> Iterator[str]:
             yield f"{CERTIFICATES}={path} is left out, because it is no file of certificates; correct or unset it"
 
 
+def _exemptions() -> str:
+    """NO_PROXY. The lower-case spelling counts where both are set: urllib, curl and httpx agree."""
+    return os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
+
+
 def _exempt(hosts: list[str]) -> None:
-    # The lower-case spelling counts where both are set: urllib, curl and httpx agree.
-    value = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
+    value = _exemptions()
     # "*" alone means everything; for some libraries "*,localhost" would mean nothing but localhost.
     entries = ["*"] if value.strip() == "*" else [*usable_exemptions(value), *hosts]
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys(entries))

@@ -22,8 +22,9 @@ MEDAD = [sys.executable, "-m", "flows.cli"]
 ENCODINGS = ["ascii", "latin-1", "cp1252", "euc-kr", "shift_jis", "koi8-r", "gb2312", "utf-8", "utf-16"]
 LOCALES = [("ko_KR", "EUC-KR"), ("en_US", "ISO-8859-1"), ("de_DE", "ISO-8859-15"), ("ja_JP", "EUC-JP")]
 PRINTS = r"""
-from flows.cli.streams import make_output_safe, run_in_utf8
-run_in_utf8()
+from flows.cli.start import start_again_if_needed
+start_again_if_needed()
+from flows.cli.streams import make_output_safe
 make_output_safe()
 import pathlib, sys
 pathlib.Path("written").write_text("\u2013 \ud55c")

@@ -23,7 +23,6 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import SecretStr
 from websockets.proxy import get_proxy
 from websockets.uri import parse_uri
 
@@ -32,7 +31,7 @@ from flows.orchestrator import check_proxy
 from medad_core.config import NotifySettings
 from medad_core.errors import UsageError
 from medad_core.notify import Notification, notify
-from medad_core.surroundings.processes import clean_environment, python_command, spawn_context
+from medad_core.surroundings.processes import clean_environment, python_command, spawn_context, without_relative
 from medad_core.surroundings.proxies import KINDS, SET_ASIDE, settle_proxies, unusable_proxy_for, usable_exemptions
 
 NOTHING = "127.0.0.1:9"  # nobody listens there
@@ -178,7 +177,7 @@ def test_a_server_elsewhere_is_asked_through_the_proxy(url):
 
 def post(address: str) -> bool:
     notification = Notification(event="finished", kind="screen", name="run", seconds=1.0)
-    return notify(notification, NotifySettings(webhook=SecretStr(address), timeout_s=5.0), attempts=1)
+    return notify(notification, NotifySettings(webhook=address, timeout_s=5.0), attempts=1)
 
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
@@ -263,12 +262,27 @@ def test_no_worker_of_a_pool_imports_a_file_of_the_working_folder(shadowed, tmp_
     assert done.stdout == "3\n" and not (tmp_path / "was_run").exists(), done.stderr
 
 
-def test_a_python_path_that_the_user_has_set_holds_for_children(tmp_path):
+def test_a_python_path_that_the_user_has_set_holds_for_children(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)
     (tmp_path / "of_the_user.py").write_text("print('found')")
     with patch.dict(os.environ, {"PYTHONPATH": f":{tmp_path}:relative"}):
         clean_environment()
         assert os.environ["PYTHONPATH"] == str(tmp_path)
         assert run(python_command("-c", "import of_the_user"), tmp_path).stdout == "found\n"
+
+
+def test_medad_itself_stays_in_the_path_of_children(monkeypatch):
+    root = Path(__file__).parents[1]
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([".", "tests", ""]))
+    clean_environment()
+    assert set(os.environ["PYTHONPATH"].split(os.pathsep)) == {str(root)} and without_relative("") == ""
+
+
+def test_the_command_imports_no_file_of_the_working_folder_where_the_python_path_names_it(shadowed, tmp_path):
+    done = run([*python_command("-m", "flows.cli"), "doctor"], shadowed, PYTHONPATH=f":{tmp_path}")
+    assert done.returncode == 0 and "calendar.py, numpy.py" in done.stdout, done.stderr
+    assert not (tmp_path / "was_run").exists()
 
 
 def test_variables_that_change_any_python_or_uvicorn_do_not_reach_children():
@@ -288,6 +302,8 @@ def test_the_context_of_pools_is_spawn():
 # --- the temporary server --------------------------------------------------------------------------------------------
 
 STARTS = """
+from flows.cli.start import start_again_if_needed
+start_again_if_needed()
 import os, sys
 from flows.cli.quiet import PREFECT
 for name, value in PREFECT.items():

@@ -18,7 +18,7 @@ from flows.cli.maintenance import doctor, phantom, prune, status
 from flows.cli.models import models_app
 from flows.cli.screening import evaluate, screen
 from flows.cli.serve import serve
-from flows.cli.streams import make_output_safe, run_in_utf8
+from flows.cli.streams import make_output_safe
 from flows.cli.training import reproduce, train
 from medad_core.surroundings.processes import clean_environment
 from medad_core.surroundings.proxies import settle_proxies
@@ -46,7 +46,6 @@ def _options(
 
 
 def main() -> None:
-    """Entry point of the `medad` script."""
-    run_in_utf8()
+    """Run the command that the words of this process name; `flows.cli.start` is the entry point."""
     make_output_safe()
     app()

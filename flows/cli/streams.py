@@ -1,15 +1,12 @@
 """The encoding of what medad prints: no character ever ends a command.
 
-One decision: inside, everything is UTF-8, also names of files and files that a library opens without naming an
-encoding; only what is printed is in the encoding of the terminal. Python decides the former when it starts. So a
-command that was started in another encoding starts again, as the same process. A character that the terminal lacks is
-printed as a plain one that stands for it, else as its code.
+One decision: a character that the terminal lacks is printed as a plain one that stands for it, else as its code. So the
+encoding of the terminal stays what it is.
 """
 
 from __future__ import annotations
 
 import codecs
-import os
 import sys
 
 HANDLER = "medad"
@@ -30,16 +27,6 @@ PLAIN = {
     "”": '"',
 }
 DRAWN = ((0x2500, 0x257F, "-"), (0x2580, 0x259F, "#"), (0x2800, 0x28FF, "*"))  # lines, blocks, braille (spinners)
-
-
-def run_in_utf8() -> None:
-    """Start this command again in Python's UTF-8 mode, unless it is UTF-8 already. Does not return where it does."""
-    if sys.flags.utf8_mode or codecs.lookup(sys.getfilesystemencoding()).name == "utf-8" or not sys.executable:
-        return
-    os.environ["PYTHONUTF8"] = "1"
-    if sys.stdout is not None and sys.stdout.encoding:
-        os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
-    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def make_output_safe() -> None:

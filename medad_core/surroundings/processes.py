@@ -9,15 +9,26 @@ it. Only its empty and relative entries go, because each is the folder that meda
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
-from multiprocessing.context import SpawnContext
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from multiprocessing.context import SpawnContext
 
 # Each changes how any Python, or any uvicorn, runs: a prompt at the end, a file run first, four servers on one SQLite.
 UNWANTED = ("PYTHONINSPECT", "PYTHONSTARTUP", "WEB_CONCURRENCY")
 UNWANTED_START = "UVICORN_"
 HANDLER = "backslashreplace"  # of characters that the encoding of the output lacks
+
+
+def without_relative(python_path: str) -> str:
+    """The entries of a PYTHONPATH that name the same folder wherever a process is started. Medad's own is one."""
+    if not python_path:
+        return ""  # as if it were not set
+    own = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    entries = [own if os.path.abspath(entry) == own else entry for entry in python_path.split(os.pathsep)]
+    return os.pathsep.join(entry for entry in entries if os.path.isabs(entry))
 
 
 def python_command(*words: str) -> list[str]:
@@ -31,12 +42,8 @@ def clean_environment() -> None:
     for name in list(os.environ):
         if name in UNWANTED or name.startswith(UNWANTED_START):
             del os.environ[name]
-    entries = os.environ.get("PYTHONPATH")
-    if entries is not None:
-        kept = [entry for entry in entries.split(os.pathsep) if os.path.isabs(entry)]
-        os.environ.pop("PYTHONPATH")
-        if kept:
-            os.environ["PYTHONPATH"] = os.pathsep.join(kept)
+    if "PYTHONPATH" in os.environ:
+        os.environ["PYTHONPATH"] = without_relative(os.environ["PYTHONPATH"])
     encoding = os.environ.get("PYTHONIOENCODING", "").partition(":")[0]
     os.environ["PYTHONIOENCODING"] = f"{encoding}:{HANDLER}"
 
@@ -52,5 +59,7 @@ def spawn_context() -> SpawnContext:
 
     They get `sys.path` of this process, so that what could be imported here can be imported there.
     """
+    import multiprocessing
+
     clean_environment()
     return multiprocessing.get_context("spawn")

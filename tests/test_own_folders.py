@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -139,3 +140,12 @@ def test_missing_data_leave_no_folder_behind(tmp_path):
     with pytest.raises(UsageError, match="no such folder"):
         Run.open(str(tmp_path / "missing"), str(tmp_path / "missing" / "RUN"), load_settings(None, []))
     assert not (tmp_path / "missing").exists()
+
+
+def test_a_path_that_is_not_utf8_is_refused_in_one_line(data, tmp_path):
+    odd = os.fsdecode(bytes(tmp_path) + b"/m\xfcnchen")
+    shutil.copytree(data, odd)
+    for words in ([odd, "--out", "RUN"], [str(data), "--out", f"{odd}-run"], [odd, "--cohort", "C"]):
+        result = CliRunner().invoke(app, ["screen", *words])
+        assert result.exit_code == 2 and "the path is not valid UTF-8; rename" in result.stderr, result.output
+    assert not Path(f"{odd}-run").exists()

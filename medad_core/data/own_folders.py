@@ -11,6 +11,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
+from medad_core.data.names import printable
 from medad_core.errors import UsageError
 from medad_core.store.files import explained, local_path, make_folder
 
@@ -53,17 +54,27 @@ def _begins(path: Path, beginning: re.Pattern[bytes]) -> bool:
         return beginning.match(stream.read(_HEAD)) is not None
 
 
+def check_name(path: str | Path) -> None:
+    """Raise UsageError for a path that is not UTF-8: no record of a run could name it."""
+    text = str(path)
+    if text != printable(text):
+        raise UsageError(f"{printable(text)}: the path is not valid UTF-8; rename what it names")
+
+
 def claim_folder(data: str | Path, out: str) -> None:
     """Check that the results of the cases below `data` can go to the folder `out`.
 
     An `out` inside `data` is made and marked: call this before cases are looked for. Raises UsageError where `out` is
     `data` itself, or a folder inside it that holds something else: it would be passed over from now on, and its cases
-    would be lost.
+    would be lost. Raises it too for a path that is not UTF-8.
     """
+    root = Path(data).resolve()
+    check_name(root)
+    check_name(out)
     folder = local_path(out)
     if folder is None or is_medad_folder(folder):
         return
-    where, root = folder.resolve(), Path(data).resolve()
+    where = folder.resolve()
     if where == root:
         raise UsageError(f"--out {out}: is the folder of the data itself; choose another, such as {out}-results")
     if where.is_relative_to(root):

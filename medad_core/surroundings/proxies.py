@@ -42,8 +42,11 @@ def proxy_variables() -> list[str]:
 
 def unusable_proxy_for(url: str) -> str | None:
     """The variable of the proxy that `url` should go through, where it was set aside; else None."""
-    parts = urlsplit(url)
     noted = os.environ.get(SET_ASIDE, "").split(",")
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # whoever asks it says so
+        return None
     if not parts.hostname or proxy_bypass_environment(parts.hostname):
         return None
     by_kind = {name.lower(): name for name in noted}

@@ -8,7 +8,6 @@ decide what is at fault for a failure.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from medad_core.config import FlowSettings
 from medad_core.faults.supervisor import Failure, OnFailure, Range
 from medad_core.run.run import Run
 from medad_core.stages.workers import make_parts
+from medad_core.surroundings.processes import clean_environment, spawn_context
 from tasks.parts import task_of_range
 
 RANGES_PER_WORKER = 3  # enough to balance slow ranges, few enough that models are loaded rarely
@@ -35,6 +35,7 @@ def task_runner(settings: FlowSettings) -> TaskRunner:
     if settings.runner == "thread":
         return ThreadPoolTaskRunner(max_workers=settings.max_workers)
     check_runner(settings)
+    clean_environment()
     if settings.runner == "process":
         return ProcessPoolTaskRunner(max_workers=settings.max_workers)
     from prefect_ray import RayTaskRunner
@@ -111,7 +112,7 @@ class FlowExecutor:
 
     def make_apart(self, number: int) -> Failure | None:
         """See `Executor.make_apart`."""
-        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        pool = ProcessPoolExecutor(1, spawn_context())
         with interruptible(pool, self._tidy):
             try:
                 pool.submit(make_parts, self.run.uri, self.run.settings, self.stage, [number]).result()

@@ -10,6 +10,7 @@ import importlib.util
 
 from medad_core.config import FlowSettings, Settings
 from medad_core.errors import UsageError
+from medad_core.surroundings.proxies import settle_proxies, unusable_proxy_for
 
 SERVER_TIMEOUT_S = 10.0
 
@@ -39,12 +40,25 @@ def check_orchestration(settings: Settings) -> None:
     """Check the runner, and the server if one is configured. Raises UsageError."""
     check_runner(settings.flow, _device_of(settings) if settings.flow.runner == "ray" else "cpu")
     url = server_url()
+    if url:
+        settle_proxies(url)  # a profile of Prefect may name it, which nobody read before
+        check_proxy("PREFECT_API_URL", url)
     fault = server_fault(url) if url else None
     if fault is not None:
         raise UsageError(
             f"PREFECT_API_URL: no Prefect server answers at {url} ({fault}); start it with `prefect server start`, "
             "or unset PREFECT_API_URL"
         ) from fault
+
+
+def check_proxy(key: str, url: str) -> None:
+    """Raise UsageError where `url`, which `key` names, is behind a proxy that medad cannot use."""
+    variable = unusable_proxy_for(url)
+    if variable is not None:
+        raise UsageError(
+            f"{key}: it is behind the proxy of {variable}, which medad cannot use; give {variable} an address with "
+            "http://, https://, socks5:// or socks5h://, or exempt the host in NO_PROXY"
+        )
 
 
 def check_runner(settings: FlowSettings, device: str = "cpu") -> None:

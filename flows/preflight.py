@@ -20,12 +20,15 @@ def check_cohort(inbox: str, cohort: str, settings: Settings, wait: bool) -> Non
     Raises UsageError, StoreError, WeightsError or LockedError.
     """
     from medad_core.data.discovery import check_folder
+    from medad_core.data.own_folders import check_name
     from medad_core.inbox.folder import CohortFolder
     from medad_core.inbox.lock import check_free
     from medad_core.run.fingerprints import run_fingerprint
     from medad_core.run.run import check_models
 
     check_folder(inbox, settings.data.modality)
+    check_name(Path(inbox).resolve())
+    check_name(cohort)
     folder = CohortFolder(cohort, Path(inbox))
     check_writable(cohort)
     if not wait:

@@ -22,6 +22,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
 from medad_core.config import NotifySettings
+from medad_core.surroundings.proxies import unusable_proxy_for
 
 log = logging.getLogger(__name__)
 WEBHOOK_VARIABLE = "MEDAD_WEBHOOK"
@@ -78,6 +79,10 @@ def notify(notification: Notification, settings: NotifySettings, attempts: int =
 def _send(address: str, body: bytes, timeout_s: float, attempts: int, delivered: threading.Event) -> None:
     for logger in _HTTP_LOGGERS:
         logging.getLogger(logger).addFilter(_is_of_another_thread)
+    variable = unusable_proxy_for(address)
+    if variable is not None:
+        log.warning("the webhook is not asked: it is behind the proxy of %s, which medad cannot use", variable)
+        return
     for attempt in range(1, attempts + 1):
         fault = _post(address, body, timeout_s)
         if fault is None:

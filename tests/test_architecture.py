@@ -7,7 +7,7 @@ One decision: imports are read from the source, also those inside functions and 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from graphlib import CycleError, TopologicalSorter
@@ -23,7 +23,7 @@ FOLDERS = {"configs", "flows", "medad_core", "tasks", "tests"}
 # From the ground up. A room imports rooms of lower floors and itself, and no neighbour on its own floor.
 FLOORS = (
     {"medad_core"},  # the glossary and the version
-    {"medad_core.errors", "medad_core.environment", "medad_core.progress"},
+    {"medad_core.errors", "medad_core.environment", "medad_core.progress", "medad_core.surroundings"},
     {"medad_core.config"},
     {"medad_core.store", "medad_core.notify"},
     {"medad_core.stopping", "medad_core.data"},
@@ -180,6 +180,45 @@ def test_medad_core_knows_no_orchestrator():
     )
 
 
+def find_calls(modules: dict[str, Path], pick: Callable[[ast.Call, str], bool]) -> list[str]:
+    """The calls that `pick` takes, by the call and the last word of its function, as `module:line`."""
+    return [
+        f"{module}:{node.lineno}"
+        for module, path in modules.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and pick(node, ast.unparse(node.func).rpartition(".")[2])
+    ]
+
+
+def reads_as_the_locale_says(call: ast.Call, name: str) -> bool:
+    """Whether a call opens a text file, or the output of a process, without naming its encoding."""
+    named = {keyword.arg for keyword in call.keywords}
+    if name in {"run", "Popen"}:
+        return bool({"text", "universal_newlines"} & named) and "encoding" not in named
+    if name not in {"read_text", "write_text", "open"} or "encoding" in named:
+        return False
+    arguments = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
+    if name == "write_text":
+        return len(arguments) == 1  # that of the store has two, and writes UTF-8
+    modes = [item.value for item in arguments if isinstance(item, ast.Constant) and isinstance(item.value, str)]
+    is_method = isinstance(call.func, ast.Attribute) and bool(call.args) and not modes  # Run.open, os.open
+    return not is_method and not any("b" in mode for mode in modes)
+
+
+def starts_python_itself(call: ast.Call, name: str) -> bool:
+    """Whether a call names the interpreter, or makes a context of processes."""
+    return name == "get_context" or "sys.executable" in {ast.unparse(node) for node in ast.walk(call)}
+
+
+def test_text_files_name_their_encoding():
+    _expect_none(find_calls(MODULES, reads_as_the_locale_says))
+
+
+def test_python_is_started_by_those_who_keep_its_path_safe():
+    known = {"medad_core.surroundings.processes", "flows.cli.start"}  # the command starts itself again
+    _expect_none(find_calls({name: MODULES[name] for name in MODULES.keys() - known}, starts_python_itself))
+
+
 def test_the_command_line_starts_without_heavy_imports():
     code = "import sys, flows.cli.app; print(*{name.partition('.')[0] for name in sys.modules})"
     started = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -271,3 +310,33 @@ def test_rooms_are_packages_below_medad_core_and_the_command_line():
     modules = ("medad_core.store.files", "medad_core.errors", "medad_core", "flows.screen", "flows.cli.app", "tasks")
     rooms = ["medad_core.store", "medad_core.errors", "medad_core", "flows", "flows.cli", "tasks"]
     assert [room_of(module) for module in modules] == rooms
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "open(p)",
+        "open(p, 'w')",
+        "p.open()",
+        "p.open(mode='w')",
+        "p.read_text()",
+        "p.write_text(t)",
+        "run(c, text=True)",
+    ],
+)
+def test_a_text_file_without_an_encoding_is_seen(tmp_path, line):
+    for text, seen in ((line, 1), (line.replace(")", ", encoding='utf-8')").replace("(, ", "("), 0)):
+        (tmp_path / "x.py").write_text(text)
+        assert len(find_calls({"x": tmp_path / "x.py"}, reads_as_the_locale_says)) == seen, text
+
+
+@pytest.mark.parametrize("line", ["open(p, 'rb')", "p.open('wb')", "Run.open(data, out)", "write_text(uri, text)"])
+def test_other_calls_need_no_encoding(tmp_path, line):
+    (tmp_path / "x.py").write_text(line)
+    assert not find_calls({"x": tmp_path / "x.py"}, reads_as_the_locale_says)
+
+
+@pytest.mark.parametrize("line", ["Popen([sys.executable, '-m', 'x'])", "multiprocessing.get_context('spawn')"])
+def test_a_python_that_is_started_on_any_path_is_seen(tmp_path, line):
+    (tmp_path / "x.py").write_text(line)
+    assert find_calls({"x": tmp_path / "x.py"}, starts_python_itself) == ["x:1"]

@@ -1,5 +1,5 @@
 """`python -m flows.cli`: the same as `medad`."""
 
-from flows.cli.app import main
+from flows.cli.start import main
 
 main()

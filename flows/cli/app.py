@@ -6,6 +6,7 @@ are in `flows.cli.command`.
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -18,7 +19,10 @@ from flows.cli.maintenance import doctor, phantom, prune, status
 from flows.cli.models import models_app
 from flows.cli.screening import evaluate, screen
 from flows.cli.serve import serve
+from flows.cli.streams import make_output_safe
 from flows.cli.training import reproduce, train
+from medad_core.surroundings.processes import clean_environment
+from medad_core.surroundings.proxies import settle_proxies
 
 app = group(
     name="medad",
@@ -37,8 +41,12 @@ def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and everything that is logged.")] = False,
 ) -> None:
     show_tracebacks(debug)
+    clean_environment()
+    for fault in settle_proxies(os.environ.get("PREFECT_API_URL")):
+        typer.echo(f"medad: {fault}", err=True)
 
 
 def main() -> None:
-    """Entry point of the `medad` script."""
+    """Run the command that the words of this process name; `flows.cli.start` is the entry point."""
+    make_output_safe()
     app()

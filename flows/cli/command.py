@@ -8,6 +8,7 @@ wrong usage, 3 done but some cases rejected, 130 interrupted, 143 terminated). N
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -100,10 +101,17 @@ def _is_of_server(error: Exception) -> bool:
 
 
 def consoles(online: bool = False) -> Consoles:
-    """Both consoles; quietens the libraries, and keeps them off the network unless `online`."""
+    """Both consoles; quietens the libraries, and keeps them off the network unless `online`.
+
+    Raises UsageError where the models' hub is behind a proxy that cannot be used.
+    """
     from flows.cli.quiet import prepare_process
     from flows.cli.tables import terminal
 
     terminals = Consoles(terminal(), terminal(stderr=True))
     prepare_process(_shown["tracebacks"], terminals.err, online)
+    if online:
+        from flows.orchestrator import check_proxy
+
+        check_proxy("models.offline=false", os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     return terminals

@@ -11,12 +11,12 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 from rich.table import Table
 
+from flows.cli.findings import Finding
 from flows.cli.inventory import embedded_weights, packaged_models
+from flows.cli.surroundings import look_around
 from flows.cli.tables import plain_table
 from medad_core.environment import installed_version
 from medad_core.errors import MedadError, first_line
@@ -25,16 +25,6 @@ from medad_core.models.cache import cache_root
 NEEDED = ("torch", "transformers", "prefect", "nibabel", "isal", "pyarrow", "onnx", "gguf")
 CACHE_GIB = 1.0
 MARKS = {"ok": "[green]✓[/]", "note": "[yellow]·[/]", "fault": "[red]✗[/]"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the doctor: what was looked at, the result, and what to do about it."""
-
-    state: Literal["ok", "note", "fault"]
-    what: str
-    result: str
-    remedy: str = ""
 
 
 def examine() -> Iterator[Finding]:
@@ -47,6 +37,7 @@ def examine() -> Iterator[Finding]:
     yield _weights()
     yield _cache()
     yield _server()
+    yield from look_around()
 
 
 def findings_table(findings: list[Finding]) -> Table:

@@ -49,15 +49,16 @@ class Group:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            encoding="utf-8",
             errors="replace",
             start_new_session=True,
         )
-        self.guard = subprocess.Popen(
-            ["sh", "-c", GUARD, str(self.process.pid)],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        try:
+            self.guard = _guard(self.process.pid)
+        except BaseException:  # nobody else knows of the command yet
+            self._signal(signal.SIGKILL)
+            self.process.wait()
+            raise
         self.reader = threading.Thread(target=self._read, name=f"medad-{name}", daemon=True)
         self.reader.start()
 
@@ -110,3 +111,9 @@ class Group:
         except ProcessLookupError:
             return False
         return True
+
+
+def _guard(group: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        ["sh", "-c", GUARD, str(group)], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    )

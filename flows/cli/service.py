@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Collection, Sequence
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING
 from flows.cli.groups import GRACE_S, Group
 from flows.orchestrator import server_fault
 from medad_core.errors import MedadError
+from medad_core.surroundings.processes import piped_environment, python_command
+from medad_core.surroundings.proxies import settle_proxies
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -110,7 +111,7 @@ class Service:
         return len(self.signals) > 1
 
     def _start_group(self, name: str, *words: str) -> None:
-        command = [sys.executable, "-m", "prefect", "--no-prompt", *words]
+        command = python_command("-m", "prefect", "--no-prompt", *words)
         self.groups.append(Group(name, command, self.environment, self._print, once=name == "server"))
 
     def _print(self, line: str) -> None:
@@ -131,7 +132,8 @@ def _service_environment(api_url: str) -> dict[str, str]:
     if password is not None:  # workers need it, and so does `mark_crashed` in this process
         os.environ.setdefault("PREFECT_API_AUTH_STRING", password)
     flow_runs = {name: PREFECT[name] for name in FLOW_RUN_VARIABLES}
-    return {**LIBRARIES, **SERVICE_ENVIRONMENT, **flow_runs, **os.environ, "PREFECT_API_URL": api_url}
+    settle_proxies(api_url)
+    return {**LIBRARIES, **SERVICE_ENVIRONMENT, **flow_runs, **piped_environment(), "PREFECT_API_URL": api_url}
 
 
 def mark_crashed(url: str, workers: Collection[str]) -> None:

@@ -42,11 +42,16 @@ def train(
 
 def _check(data: str, out: str, settings: Settings, terminals: Consoles, check: Callable[[], None]) -> None:
     """Check the two folders, then what `check` does; start a server for the flow if none is configured."""
-    from medad_core.data.source import find_cases
+    from medad_core.data.own_folders import claim_folder, mark_folder
+    from medad_core.data.source import check_data, find_cases
+    from medad_core.data.table import dataset_root
     from medad_core.store import check_writable
 
+    check_data(data, settings.data)
+    claim_folder(dataset_root(data), out)
     find_cases(data, settings.data)
     check_writable(out)
+    mark_folder(out)
     with terminals.err.status("checking models and settings"):
         from flows.cli.server import start_temporary_server
 

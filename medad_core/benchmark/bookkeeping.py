@@ -33,6 +33,7 @@ from medad_core.store import MAPS, PART_STAGES, PartRecord, Plan, Stage, open_st
 from medad_core.store.bookkeeping import MANIFEST, PARTS, PLAN
 from medad_core.store.planning import make_plan
 from medad_core.store.records import manifest_of, part_name
+from medad_core.surroundings.processes import piped_environment, python_command
 
 CASES = (1_000, 10_000, 100_000)
 CASES_PER_PART = 4
@@ -276,8 +277,10 @@ MEASUREMENTS = {"status": _status, "discover": _discover, "open": _open, "hash":
 
 
 def _in_process(name: str, scratch: Path) -> Measured:
-    command = [sys.executable, "-m", "medad_core.benchmark.bookkeeping", name, str(scratch)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = python_command("-m", "medad_core.benchmark.bookkeeping", name, str(scratch))
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", env=piped_environment(), check=False
+    )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"]
         raise MedadError(f"measuring {name} failed: {lines[-1]}")

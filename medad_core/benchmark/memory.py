@@ -12,7 +12,7 @@ def peak_mb() -> float:
     Of this program alone, where the system says so: Linux counts that of the parent before `exec` elsewhere.
     """
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         peak = next(line for line in lines if line.startswith("VmHWM"))
         return int(peak.split()[1]) * 1024 / 1e6
     except (OSError, StopIteration):

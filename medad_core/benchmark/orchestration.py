@@ -8,9 +8,7 @@ arithmetic; the flows are handed in by who may import them (`flows.cli.orchestra
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +24,7 @@ from medad_core.run.gather import find_cohort
 from medad_core.run.run import Run
 from medad_core.stages.complete import complete_stage, plan_stage
 from medad_core.stages.screen import LoopExecutor
+from medad_core.surroundings.processes import piped_environment, python_command
 
 PARTS = (1, 10, 100)
 WAYS = ("loop", "flows")
@@ -136,9 +135,17 @@ def measure(way: Way, data: str, run: str, settings: Settings) -> Measured:
 
 def _in_process(way: str, data: Path, run: Path, settings: str) -> Measured:
     # By its name: the core must not import the flows, and a process of its own can.
-    command = [sys.executable, "-m", "flows.cli.orchestration", way, str(data), str(run)]
-    environment = {**os.environ, "PREFECT_LOGGING_LEVEL": "CRITICAL"}
-    done = subprocess.run(command, input=settings, capture_output=True, text=True, env=environment, check=False)
+    command = python_command("-m", "flows.cli.orchestration", way, str(data), str(run))
+    environment = {**piped_environment(), "PREFECT_LOGGING_LEVEL": "CRITICAL"}
+    done = subprocess.run(
+        command,
+        input=settings,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        env=environment,
+        check=False,
+    )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"]
         raise MedadError(f"the {way} failed: {lines[-1]}")

@@ -17,6 +17,7 @@ from medad_core.data.cases import Case, Discovery, Rejection, VolumeRef
 from medad_core.data.claims import Claim, Claims, Draft, other_format
 from medad_core.data.layouts import load_layouts
 from medad_core.data.names import MASK, MODALITIES, is_nifti, is_other_format, printable
+from medad_core.data.own_folders import is_medad_folder
 from medad_core.errors import UsageError
 from medad_core.store.collector import collector_paused
 
@@ -103,6 +104,9 @@ class _Search:
             entries = _visible_entries(folder)
         except OSError as error:
             self._refuse(folder, f"folder cannot be read ({error.strerror}); check its permissions")
+            return []
+        if depth and is_medad_folder(folder, {entry.name for entry in entries}):
+            self.claims.pass_over(str(folder), "a folder of medad's results")
             return []
         if not entries and depth:
             self._refuse(folder, "empty folder; add its volumes or remove it")

@@ -191,7 +191,7 @@ def _write_card(out: Path, checkpoints: Sequence[Path], models: Fitting, thing: 
     sources = {path.name: sha256_of(path) for path in checkpoints}
     # `cases` are those that `medad train` trained on; of a checkpoint nobody knows, so no leak can be reported.
     card = {"cases": [], "imported": "AnomalyGPT", "sources": sources, "sentences": ensemble(thing).model_dump()}
-    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     names = [Path(name).name for name in (models.encoder, models.text_encoder, models.llm)]
     lora = ", with the LoRA adapter in `lora/`" if adapter else ""
     lines = [
@@ -209,4 +209,4 @@ def _write_card(out: Path, checkpoints: Sequence[Path], models: Fitting, thing: 
         f"{len(STATES[0])} normal and {len(STATES[1])} abnormal states in {len(PHOTOS)} templates.",
         "* How its pictures were scaled is not known either; `data.scaling` is free, and changes what it sees.",
     ]
-    (out / "card.md").write_text("\n".join(lines) + "\n")
+    (out / "card.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

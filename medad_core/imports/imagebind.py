@@ -90,7 +90,7 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]
     save_file(contiguous, folder / "model.safetensors", metadata=metadata)
     config.save_pretrained(folder)
     preprocessor = _preprocessor(config.vision_config.image_size)
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2))
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2), encoding="utf-8")
 
 
 def _config(state: Mapping[str, Tensor], vision_heads: int, text_heads: int, path: Path) -> CLIPConfig:

@@ -58,7 +58,7 @@ def _read_index(source: Path) -> Index | None:
     if not path.is_file():
         return None
     try:
-        index = json.loads(path.read_text())
+        index = json.loads(path.read_text(encoding="utf-8"))
         if all(Path(shard).name == shard for shard in index["weight_map"].values()) and index["weight_map"]:
             return index
         reason = "a shard lies elsewhere, or there is none"
@@ -79,7 +79,7 @@ def _convert_shards(source: Path, scratch: Path, index: Index, shards: list[str]
             )
         _convert(state, scratch / renamed[shard])
     weight_map = {name: renamed[shard] for name, shard in index["weight_map"].items()}
-    (scratch / INDEX).write_text(json.dumps({**index, "weight_map": weight_map}, indent=2))
+    (scratch / INDEX).write_text(json.dumps({**index, "weight_map": weight_map}, indent=2), encoding="utf-8")
 
 
 def _convert(state: dict[str, Tensor], target: Path) -> None:

@@ -97,7 +97,7 @@ def _taken(descriptor: int, kind: int) -> bool:
 
 def _holder(path: Path) -> str:
     try:
-        note = json.loads(path.read_text())
+        note = json.loads(path.read_text(encoding="utf-8"))
         return f"process {note['pid']} on {note['host']} since {note['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

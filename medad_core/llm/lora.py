@@ -74,7 +74,7 @@ def save_lora(folder: Path, tensors: dict[str, Tensor], alpha: float) -> None:
         "target_modules": targets,
     }
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / MODEL)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def lora_sha256(folder: Path) -> str:
@@ -206,7 +206,7 @@ def _check_files(lora: Path) -> None:
 def _read_scale(lora: Path) -> _Scale:
     """Raises WeightsError for a configuration that is damaged, or of more than plain LoRA."""
     try:
-        config = json.loads((lora / CONFIG).read_text())
+        config = json.loads((lora / CONFIG).read_text(encoding="utf-8"))
         scale = _Scale(int(config["r"]), float(config["lora_alpha"]))
         odd = [key for key in UNSUPPORTED if config.get(key)]
         beginning = config.get("init_lora_weights")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import Queue, get_context
+from multiprocessing import Queue
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from medad_core.config import LLMSettings
 from medad_core.errors import EngineError
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Engine, Generation
+from medad_core.surroundings.processes import spawn_context
 
 log = logging.getLogger(__name__)
 OpenEngine = Callable[[Prompt, LLMSettings, int, str], Engine]
@@ -57,7 +58,7 @@ class ParallelEngine:
     ) -> None:
         """`open_engine` opens one engine; it must be a function of a module, so that it can be pickled."""
         self.copies = settings.data_parallel_size
-        context = get_context("spawn")  # a fork would inherit a CUDA that is already started
+        context = spawn_context()  # a fork would inherit a CUDA that is already started
         shares = context.Queue()
         for share in gpu_shares(self.copies, settings.tensor_parallel_size):
             shares.put(share)

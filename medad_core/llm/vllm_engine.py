@@ -17,6 +17,7 @@ from medad_core.config import LLMSettings
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Generation
 from medad_core.llm.sizing import gpu_share, model_size, resolved_dtype
+from medad_core.surroundings.processes import clean_environment
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -106,7 +107,11 @@ def _share_of_gpu(settings: LLMSettings, needed: int) -> float:
 
 
 def _quiet_environment(on_cpu: bool) -> None:
-    """Set what vLLM reads from the environment at import, unless the user has set it."""
+    """Set what vLLM reads from the environment at import, unless the user has set it.
+
+    The processes of its engines, one a GPU, inherit it.
+    """
+    clean_environment()
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -70,7 +70,7 @@ def converted(name: str, source: Path, licence: str, convert: Callable[[Path, Pa
     folder = cache_root() / f"{name}-{source_sha256[:12]}"
     if not (folder / RECORD).is_file():
         _convert_once(name, source, source_sha256, licence, convert, folder)
-    record = json.loads((folder / RECORD).read_text())
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     return ConvertedModel(folder=folder, **record)
 
 
@@ -115,7 +115,7 @@ def write_converted(model: ConvertedModel, convert: Callable[[Path], None]) -> C
         model = replace(model, files=files)
         record = asdict(model)
         del record["folder"]
-        (scratch / RECORD).write_text(json.dumps(record, indent=2))
+        (scratch / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
         os.replace(scratch, model.folder)
     finally:
         shutil.rmtree(parent, ignore_errors=True)

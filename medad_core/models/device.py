@@ -63,7 +63,7 @@ def worker_device(run: str, device: str, count: int | None = None) -> Iterator[s
     owner = hashlib.sha256(f"{os.getuid()} {run}".encode()).hexdigest()[:16]
     while True:
         for number in range(count or torch.cuda.device_count()):
-            with open(Path(tempfile.gettempdir()) / f"medad-{owner}.gpu{number}", "w") as lock:
+            with open(Path(tempfile.gettempdir()) / f"medad-{owner}.gpu{number}", "w", encoding="utf-8") as lock:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:

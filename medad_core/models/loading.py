@@ -104,7 +104,7 @@ def read_normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ..
     if not path.is_file():
         return None
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
         mean = tuple(map(float, config["image_mean"]))
         std = tuple(map(float, config["image_std"]))
     except KeyError:

@@ -89,7 +89,7 @@ def weight_files(folder: Path) -> list[Path]:
         kept = "; pickles are not read, save the model as safetensors" if any(folder.glob("*.bin")) else ""
         raise WeightsError(f"{folder}: no {WEIGHTS} here{kept}")
     try:
-        shards = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+        shards = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
         files = [folder / shard for shard in shards]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{folder / INDEX}: is damaged ({error}); get the model again") from error
@@ -121,7 +121,7 @@ def model_sha256(model: ModelFolder, *, tokenizer: bool = False) -> str:
 def _config_sha256(path: Path) -> str:
     """Hash of a config.json, without the keys of `NOT_HASHED`."""
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
         facts = {key: value for key, value in config.items() if key not in NOT_HASHED}
     except (ValueError, AttributeError) as error:
         raise WeightsError(f"{path}: is damaged ({error}); get the model again") from error

@@ -48,7 +48,7 @@ class Sentences(BaseModel):
 
 def load_sentences() -> Sentences:
     """The project's own sentences."""
-    text = (files("medad_core.models") / "sentences.yaml").read_text()
+    text = (files("medad_core.models") / "sentences.yaml").read_text(encoding="utf-8")
     return Sentences.model_validate(yaml.safe_load(text))
 
 

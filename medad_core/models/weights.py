@@ -75,7 +75,7 @@ def trained_on(folder: Path) -> frozenset[str]:
     path = folder / "card.json"
     if not path.is_file():
         return frozenset()
-    card = json.loads(path.read_text())
+    card = json.loads(path.read_text(encoding="utf-8"))
     return frozenset([*card.get("patients", ()), *map(patient_of, card["cases"])])
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from medad_core.config import Settings
 from medad_core.data.names import patient_of
+from medad_core.data.own_folders import claim_folder
 from medad_core.errors import StoreError
 from medad_core.models.device import device_of, settle_torch
 from medad_core.models.encoder import encoder_fingerprint, load_encoder
@@ -101,6 +102,7 @@ def prepare(data: str, out: str, settings: Settings, progress: ReportProgress = 
 
     Raises UsageError where `data` is no folder of cases, StoreError where `out` was made of other cases or settings.
     """
+    claim_folder(data, out)
     settle_torch(settings)
     fingerprint = experiment_fingerprint(settings)
     check_experiment(out, fingerprint)

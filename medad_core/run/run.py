@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from medad_core.config import Settings
 from medad_core.data.cases import Discovery
-from medad_core.data.source import find_cases
+from medad_core.data.own_folders import claim_folder, mark_folder
+from medad_core.data.source import check_data, find_cases
 from medad_core.data.table import dataset_root
 from medad_core.environment import package_versions
 from medad_core.run.cohort import Cohort, cohort_of
@@ -46,8 +47,11 @@ class Run:
         killed writers are removed.
         """
         root = dataset_root(data)
+        check_data(data, settings.data)
+        claim_folder(root, out)
         discovery = find_cases(data, settings.data)
         check_writable(out)
+        mark_folder(out)
         run = cls(out, settings)
         check_models(settings)
         _ = run.models

@@ -10,7 +10,6 @@ One decision: it differs from the flows only in how parts are called. Faults are
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +22,7 @@ from medad_core.stages.complete import complete_stage, plan_stage, require_cases
 from medad_core.stages.evaluate import Results, evaluate_run
 from medad_core.stages.workers import make_parts
 from medad_core.store import PART_STAGES
+from medad_core.surroundings.processes import spawn_context
 
 
 def screen(data: str, out: str, settings: Settings | None = None) -> Results:
@@ -61,7 +61,7 @@ class LoopExecutor:
 
     def make_apart(self, number: int) -> Failure | None:
         """See `Executor.make_apart`."""
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(1, spawn_context()) as pool:
             error = pool.submit(make_parts, self.run.uri, self.run.settings, self.name, [number]).exception()
         if isinstance(error, Exception):
             return Failure([number], error)

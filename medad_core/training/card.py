@@ -172,8 +172,8 @@ def write_card(
         "decoder_steps": decoder_steps,
         "last_step": curve[-1],
     }
-    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
-    (out / "card.md").write_text(_markdown(card))
+    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    (out / "card.md").write_text(_markdown(card), encoding="utf-8")
 
 
 def _markdown(card: dict) -> str:

@@ -81,7 +81,7 @@ def cross_fit(
         if not path.is_file():
             write_text(str(path), json.dumps(_fit_fold(cases, number, held_out, text, settings, work, arithmetic)))
             (work / f"fold-{number}.pt").unlink()
-        losses.append(json.loads(path.read_text()))
+        losses.append(json.loads(path.read_text(encoding="utf-8")))
         log.info("fold %d of %d: %s held out", number + 1, len(folds), ", ".join(held_out))
         progress(number + 1, len(folds))
     mean: dict[int, float] = {}
@@ -114,7 +114,7 @@ def _fit_fold(
     losses_at = work / f"fold-{number}.losses.json"
     losses: dict[str, float] = {}
     if losses_at.is_file():  # of the checkpoints before a kill
-        losses = json.loads(losses_at.read_text())
+        losses = json.loads(losses_at.read_text(encoding="utf-8"))
 
     def validate(steps: int, decoder: Decoder) -> dict[str, float] | None:
         if not settings.decoder.choose_steps and steps < settings.decoder.steps:

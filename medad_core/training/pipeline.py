@@ -19,6 +19,7 @@ from torch import Tensor
 
 from medad_core.config import Settings
 from medad_core.data.cases import Rejection
+from medad_core.data.own_folders import claim_folder
 from medad_core.errors import MedadError
 from medad_core.llm.engine import llm_fingerprint, llm_folder
 from medad_core.llm.prompt import Prompt
@@ -118,6 +119,7 @@ class _Training:
 
 def _begin(data: Path, out: Path, settings: Settings, progress: ReportStep) -> _Training:
     """Encode sentences and cases, and deal the folds."""
+    claim_folder(data, str(out))
     settle_torch(settings)
     torch.manual_seed(settings.train.seed)
     arithmetic = arithmetic_of(settings.train, device_of(settings))

@@ -1,0 +1,99 @@
+"""Folders that medad writes: runs, cohorts, weights, reproductions. None of them holds cases of the user.
+
+One decision: such a folder says so by a file that is its first, from the moment that it is made. Folders of earlier
+versions do not have it, and are known by a file that only medad writes: its name and how it begins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from medad_core.data.names import printable
+from medad_core.errors import UsageError
+from medad_core.store.files import explained, local_path, make_folder
+
+MARKER = ".medad"
+NOTE = "medad writes its results into this folder. It is passed over when medad looks for cases.\n"
+_HEAD = 1 << 16  # bytes of a file that are looked at
+_TEXT = rb'"(?:[^"\\]|\\.)*"'
+_BEGINNINGS = {  # of files of medad, whatever their white space
+    name: re.compile(rb"\s*\{\s*" + rb"\s*,\s*".join(fields))
+    for name, fields in {
+        "run.json": (rb'"settings"\s*:\s*' + _TEXT, rb'"data_root"\s*:'),
+        "cohort.json": (rb'"root"\s*:\s*' + _TEXT, rb'"members"\s*:'),
+        "study.json": (rb'"root"\s*:\s*' + _TEXT, rb'"fingerprint"\s*:'),
+        "ledger.json": (rb'"inbox"\s*:\s*' + _TEXT, rb'"looked"\s*:'),
+    }.items()
+}
+_WEIGHTS = {"card.json", "decoder.safetensors"}
+_RESULTS = {"_work", "converter.safetensors", "converter_loss.csv", "card.md"} | _WEIGHTS  # of an unfinished training
+
+
+def is_medad_folder(folder: Path, names: Collection[str] | None = None) -> bool:
+    """Whether medad writes, or wrote, its results into `folder`. `names` are those of its files, where they are known.
+
+    A folder that cannot be read is none.
+    """
+    with suppress(OSError):
+        if (folder / MARKER).is_file():
+            return True
+        names = {path.name for path in folder.iterdir()} if names is None else names
+        return _WEIGHTS.issubset(names) or any(
+            name in names and _begins(folder / name, beginning) for name, beginning in _BEGINNINGS.items()
+        )
+    return False
+
+
+def _begins(path: Path, beginning: re.Pattern[bytes]) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return beginning.match(stream.read(_HEAD)) is not None
+
+
+def check_name(path: str | Path) -> None:
+    """Raise UsageError for a path that is not UTF-8: no record of a run could name it."""
+    text = str(path)
+    if text != printable(text):
+        raise UsageError(f"{printable(text)}: the path is not valid UTF-8; rename what it names")
+
+
+def claim_folder(data: str | Path, out: str) -> None:
+    """Check that the results of the cases below `data` can go to the folder `out`.
+
+    An `out` inside `data` is made and marked: call this before cases are looked for. Raises UsageError where `out` is
+    `data` itself, or a folder inside it that holds something else: it would be passed over from now on, and its cases
+    would be lost. Raises it too for a path that is not UTF-8.
+    """
+    root = Path(data).resolve()
+    check_name(root)
+    check_name(out)
+    folder = local_path(out)
+    if folder is None or is_medad_folder(folder):
+        return
+    where = folder.resolve()
+    if where == root:
+        raise UsageError(f"--out {out}: is the folder of the data itself; choose another, such as {out}-results")
+    if where.is_relative_to(root):
+        if not _is_free(folder):
+            raise UsageError(f"--out {out}: lies inside the data and holds other files; choose a new folder")
+        make_folder(str(folder))
+        mark_folder(out)
+
+
+def mark_folder(out: str) -> None:
+    """Mark the folder as one that medad writes, unless it holds something else. Raises StoreError."""
+    folder = local_path(out)
+    if folder is not None and _is_free(folder) and not is_medad_folder(folder):
+        with explained("write", out):
+            (folder / MARKER).write_text(NOTE, encoding="utf-8")
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether nothing but results of medad is in the folder, or it is not there."""
+    if not folder.is_dir():
+        return not folder.exists()
+    return all(path.name in _RESULTS or path.name.startswith(".") for path in folder.iterdir())

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import Literal
+
+# How data.first_slice, data.last_slice and the scaling's reference are meant: see `Case.levels`.
+Levels = Literal["index", "brain"]
 
 
 @dataclass(frozen=True)
@@ -21,12 +25,15 @@ class VolumeRef:
 class Case:
     """One examination of one patient.
 
-    `volumes` maps "flair", "t1", "t1ce", "t2" to files; `mask` is None where unlabelled.
+    `volumes` maps "flair", "t1", "t1ce", "t2" to files; `mask` is None where unlabelled. `levels` says how a range of
+    slices is meant: "index" takes the volume's own axial slices by number, as on SRI24, "brain" takes those with the
+    same anatomy by the brain's extent (`data.levels`).
     """
 
     case_id: str
     volumes: dict[str, VolumeRef]
     mask: VolumeRef | None
+    levels: Levels = "index"
 
 
 @dataclass(frozen=True)

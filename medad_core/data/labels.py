@@ -1,0 +1,38 @@
+"""Labels of a mask: whole numbers, 0 for background.
+
+One decision: a label that went through floating point or a header's scale comes back a little off, such as 1.9999, and
+is rounded. Anything further from a whole number is no label.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from medad_core.data.nifti import NiftiFile
+from medad_core.errors import CaseError
+
+# nibabel stores labels 0 to 4 in 8 bits with an error of up to 0.008 when it rescales an edited mask.
+_ROUNDING = 1e-2
+
+
+def find_tumour(file: NiftiFile, stored: np.ndarray) -> np.ndarray:
+    """Tumour, bool of the shape of the `stored` values: every label above 0 (BraTS 2021 has 1, 2, 4; 2023 has 1, 2, 3).
+
+    Raises CaseError for values that are further than 0.01 from a whole number, below 0, or not finite.
+    """
+    header = file.header
+    if header.slope == 1 and header.inter == 0:
+        values = stored
+    else:
+        values = stored.astype(np.float64) * header.slope + header.inter
+    if values.dtype.kind == "u":
+        return values > 0
+    labels = np.rint(values) if values.dtype.kind == "f" else values
+    # `not >=` and `not <=` are also true for NaN.
+    if not labels.min() >= 0 or (values.dtype.kind == "f" and not np.abs(values - labels).max() <= _ROUNDING):
+        raise CaseError(
+            file.case_id,
+            f"{file.name}: the mask has values that are no labels (negative, fractions or NaN); "
+            "give whole numbers, 0 for background",
+        )
+    return labels > 0

@@ -16,7 +16,7 @@ from scipy import sparse
 
 from medad_core.data.grid import is_one_mm
 
-_ROUNDING = 1e-6  # of shares of a pixel
+_DECIMALS = 6  # of shares of a pixel; what differs less is equal
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,12 @@ def resample_plane(
     """Pictures (N, H, W) uint8, brain and masks bool, and their (row, column, slice) spacing, on pixels of 1 mm.
 
     An axis that has 1 mm (`grid.is_one_mm`) stays as it is; where both have, the arguments are returned. The new
-    pictures have the old centre, and are as long as the old ones or up to 1 mm longer. A pixel belongs to brain or mask
-    where at least half of its area does. Exactly half is decided by the old pixel at its centre: taking all or none
-    would make every lesion larger or smaller, where 2 x 2 pixels become one.
+    pictures have the old centre, and are as long as the old ones or up to 1 mm longer.
+
+    In each slice the brain has its old area, and so has the mask, to half a pixel: of the pixels that it covers it keeps
+    the most covered ones, down to about a half. A fixed half would be wrong where pixels are nearly 1 mm: there a lesion
+    keeps its number of pixels, and at 0.94 mm gains 14 % of area. Of equally covered pixels those come first whose
+    centre is covered, so that where 2 x 2 pixels become one, a lesion loses on one side what it gains on the other.
     """
     rows = _axis(images.shape[1], spacing_mm[0])
     columns = _axis(images.shape[2], spacing_mm[1])
@@ -46,14 +49,14 @@ def resample_plane(
         return images, brain, masks, spacing_mm
     rows = rows or _unchanged(images.shape[1], spacing_mm[0])
     columns = columns or _unchanged(images.shape[2], spacing_mm[1])
-    new_brain = _majority(brain, rows, columns)
+    new_brain = _same_area(brain, rows, columns)
     new_images = np.stack(
         [
             _mean(image, inside, kept, rows, columns)
             for image, inside, kept in zip(images, brain, new_brain, strict=True)
         ]
     )
-    new_masks = None if masks is None else _majority(masks, rows, columns)
+    new_masks = None if masks is None else _same_area(masks, rows, columns)
     return new_images, new_brain, new_masks, (rows.spacing_mm, columns.spacing_mm, spacing_mm[2])
 
 
@@ -66,7 +69,7 @@ def _axis(size: int, edge: float) -> _Axis | None:
     low_new = np.arange(count) - (count - length) / 2
     low_old = np.arange(size) * edge
     shared = np.minimum(low_new[:, None] + 1, low_old + edge) - np.maximum(low_new[:, None], low_old)
-    centre = np.floor((low_new + 0.5) / edge - _ROUNDING).astype(int).clip(0, size - 1)
+    centre = np.floor((low_new + 0.5) / edge - 10**-_DECIMALS).astype(int).clip(0, size - 1)
     return _Axis(sparse.csr_array(shared.clip(0, None)), centre, 1.0)
 
 
@@ -79,13 +82,15 @@ def _cover(plane: np.ndarray, rows: _Axis, columns: _Axis) -> np.ndarray:
     return (columns.weights @ (rows.weights @ plane.astype(np.float64)).T).T
 
 
-def _majority(flags: np.ndarray, rows: _Axis, columns: _Axis) -> np.ndarray:
-    """Bool (N, H', W'): where at least half of the new pixel is True."""
-    out = np.empty((len(flags), len(rows.centre), len(columns.centre)), bool)
+def _same_area(flags: np.ndarray, rows: _Axis, columns: _Axis) -> np.ndarray:
+    """Bool (N, H', W'): of each slice the most covered pixels, as many as have the area of its flags."""
+    out = np.zeros((len(flags), len(rows.centre), len(columns.centre)), bool)
     for number, plane in enumerate(flags):
-        share = _cover(plane, rows, columns)
-        at_centre = plane[np.ix_(rows.centre, columns.centre)]
-        out[number] = (share > 0.5 + _ROUNDING) | (at_centre & (share > 0.5 - _ROUNDING))
+        share = _cover(plane, rows, columns).round(_DECIMALS).ravel()
+        at_centre = plane[np.ix_(rows.centre, columns.centre)].ravel()
+        covered = np.flatnonzero(share)
+        most_first = covered[np.lexsort((~at_centre[covered], -share[covered]))]
+        out[number].flat[most_first[: round(share.sum())]] = True
     return out
 
 

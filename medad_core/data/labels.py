@@ -27,12 +27,19 @@ def find_tumour(file: NiftiFile, stored: np.ndarray) -> np.ndarray:
         values = stored.astype(np.float64) * header.slope + header.inter
     if values.dtype.kind == "u":
         return values > 0
-    labels = np.rint(values) if values.dtype.kind == "f" else values
-    # `not >=` and `not <=` are also true for NaN.
-    if not labels.min() >= 0 or (values.dtype.kind == "f" and not np.abs(values - labels).max() <= _ROUNDING):
+    labels = values if values.dtype.kind == "i" else np.rint(values)
+    # `not >=` is also true for NaN.
+    if not labels.min() >= 0 or not _are_near(values, labels):
         raise CaseError(
             file.case_id,
             f"{file.name}: the mask has values that are no labels (negative, fractions or NaN); "
             "give whole numbers, 0 for background",
         )
     return labels > 0
+
+
+def _are_near(values: np.ndarray, labels: np.ndarray) -> bool:
+    if labels is values:
+        return True
+    with np.errstate(invalid="ignore"):  # infinity is not near itself
+        return bool(np.abs(values - labels).max() <= _ROUNDING)

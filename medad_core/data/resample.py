@@ -38,10 +38,10 @@ def resample_plane(
     An axis that has 1 mm (`grid.is_one_mm`) stays as it is; where both have, the arguments are returned. The new
     pictures have the old centre, and are as long as the old ones or up to 1 mm longer.
 
-    In each slice the brain has its old area, and so has the mask, to half a pixel: of the pixels that it covers it keeps
-    the most covered ones, down to about a half. A fixed half would be wrong where pixels are nearly 1 mm: there a lesion
-    keeps its number of pixels, and at 0.94 mm gains 14 % of area. Of equally covered pixels those come first whose
-    centre is covered, so that where 2 x 2 pixels become one, a lesion loses on one side what it gains on the other.
+    In each slice the brain has its old area, and so has the mask, to half a pixel: of the pixels it covers it keeps the
+    most covered ones, down to about a half. A fixed half would be wrong where pixels are nearly 1 mm: there a small
+    lesion keeps its number of pixels, and at 0.94 mm gains 14 % of area. Of equally covered pixels those come first
+    whose centre is covered: where 2 x 2 pixels become one, a lesion loses on one side what it gains on the other.
     """
     rows = _axis(images.shape[1], spacing_mm[0])
     columns = _axis(images.shape[2], spacing_mm[1])

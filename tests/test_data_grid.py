@@ -118,8 +118,8 @@ def test_on_a_brain_like_that_of_sri24_the_range_is_the_index(first, length):
 
 
 @given(
-    first=st.integers(14, 129),
-    last=st.integers(14, 129),
+    first=st.integers(26, 125),
+    last=st.integers(26, 125),
     edge=st.floats(0.5, 7),
     offset=st.floats(0, 200),
     scale=st.floats(0.7, 1.3),
@@ -156,11 +156,11 @@ def test_slices_60_to_100_are_41_mm_on_every_grid(edge, slices):
 @pytest.mark.parametrize("edge", [1.0, 2.0, 5.0])
 @pytest.mark.parametrize("low", [3.0, 30.0])
 def test_a_volume_is_read_where_its_brain_has_the_range(tmp_path, edge, low):
-    """The ball's extent, by its shape: 80 % of its height has a cross-section of at least a fifth of the largest."""
+    """The ball's extent, by its shape: sqrt(0.7) of its height has a cross-section of at least 0.3 of the largest."""
     high = low + 130
     slices = read_by_brain(head(int(200 / edge), edge, low, high, tmp_path), 60, 100)
-    bottom = low + 65 * (1 - np.sqrt(0.8))
-    extent = 130 * np.sqrt(0.8)
+    bottom = low + 65 * (1 - np.sqrt(0.7))
+    extent = 130 * np.sqrt(0.7)
     shares = (np.array([60, 101]) - SRI24_BOTTOM) / (SRI24_TOP - SRI24_BOTTOM)
     expected = bottom + shares * extent
     found = np.array([slices.slice_index[0], slices.slice_index[-1] + 1]) * edge
@@ -196,13 +196,13 @@ def test_a_slices_pixels_do_not_depend_on_the_range_that_the_brain_places(tmp_pa
 
 @given(
     stump=st.integers(0, 40),
-    thickness=st.floats(0.001, 0.19),
+    thickness=st.floats(0.001, 0.29),
     specks=st.integers(0, 20),
     seed=st.integers(0, 99),
 )
 def test_neither_a_stump_of_the_brainstem_nor_specks_move_the_extent(stump, thickness, specks, seed):
     areas = np.zeros(220)
-    areas[60:180] = 15_000 * np.sin(np.linspace(0.25, np.pi - 0.25, 120))
+    areas[60:180] = 15_000 * np.sin(np.linspace(0.35, np.pi - 0.35, 120))  # 0.34 at its ends
     plain = brain_extent(areas, "case", "x")
     areas[60 - stump : 60] = 15_000 * thickness
     areas[np.random.default_rng(seed).integers(0, 60, specks)] += 100
@@ -231,9 +231,10 @@ def test_an_empty_volume_is_refused_as_empty(tmp_path):
 
 
 def test_real_brains_on_sri24_are_placed_near_their_index(shared_data):
-    """The error of the method, as `data.levels` states it: 4.5 mm (root mean square), 8.4 mm at most."""
+    """The error of the method, as `data.levels` states it: 3.8 mm (root mean square), 10.5 mm at most."""
     errors = []
-    for case in discover(shared_data / "brats2021").cases[:4]:
+    for case in discover(shared_data / "brats2021").cases:
         slices = read_slices(Case(case.case_id, case.volumes, case.mask, "brain"), DataSettings())
         errors += [slices.slice_index[0] - 60, slices.slice_index[-1] - 100]
-    assert np.abs(errors).max() <= 9
+    assert np.sqrt(np.mean(np.square(errors))) < 4
+    assert np.abs(errors).max() <= 11

@@ -211,3 +211,12 @@ def header_block(image: nib.Nifti1Image) -> bytes:
     image.header["magic"] = b"n+1"
     image.header["vox_offset"] = 352
     return image.header.binaryblock
+
+
+@pytest.mark.parametrize("sform_code", [6, 9])
+def test_a_code_that_only_some_readers_know_needs_affines_that_agree(sform_code):
+    """nibabel takes the qform here, the reference library the sform."""
+    lps, ras = np.diag([-1.0, -1, 1, 1]), np.diag([1.0, 1, 1, 1])
+    assert parse(header_with(lps, lps, sform_code=sform_code)).affine_source == "qform"
+    with pytest.raises(CaseError, match="disagree"):
+        parse(header_with(lps, ras, sform_code=sform_code))

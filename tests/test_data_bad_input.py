@@ -180,7 +180,12 @@ def test_an_affine_that_is_no_orientation_is_refused(tmp_path):
 
 
 def test_a_mask_of_another_shape_is_refused(tmp_path, good):
-    refused(r"seg\.nii\.gz: mask of shape \(13, 11, 8\)", good, save(mask_array()[:, :, :-1], tmp_path / "seg.nii.gz"))
+    half = np.diag([2.0, 2.0, 2.0, 1.0])
+    refused(
+        r"seg\.nii\.gz: mask of shape \(7, 6, 5\) for a volume of \(13, 11, 9\)",
+        good,
+        save(mask_array()[::2, ::2, ::2], tmp_path / "seg.nii.gz", AFFINE @ half),
+    )
 
 
 def test_a_mask_that_lies_elsewhere_is_refused(tmp_path, good):

@@ -17,7 +17,7 @@ from medad_core.data.nifti import open_nifti
 from medad_core.data.read import CaseSlices, read_slices
 
 SHAPE = (13, 11, 9)  # odd, and different in every axis
-AFFINE = np.diag([-1.0, -1.5, 4.0, 1.0])  # LPS, anisotropic
+AFFINE = np.diag([-1.0, -1.0015, 4.0, 1.0])  # LPS, another edge in every axis, and pixels that count as 1 mm
 FIRST, LAST = 2, 6
 ALL_ORIENTATIONS = [
     np.array([[axis, flip] for axis, flip in zip(axes, flips, strict=True)])
@@ -71,7 +71,7 @@ def test_every_storage_order_gives_the_same_picture(tmp_path, orientation):
         nib.save(stored.as_reoriented(orientation), tmp_path / name)
     turned = read(VolumeRef(str(tmp_path / "b_flair.nii.gz")), VolumeRef(str(tmp_path / "b_seg.nii.gz")))
     assert same(plain, turned)
-    assert turned.spacing_mm == pytest.approx((1.5, 1.0, 4.0))
+    assert turned.spacing_mm == turned.stored_spacing_mm == pytest.approx((1.0015, 1.0, 4.0), abs=1e-5)
     assert turned.stored_orientation == "".join(nib.aff2axcodes(nib.load(tmp_path / "b_flair.nii.gz").affine))
 
 

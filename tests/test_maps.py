@@ -51,7 +51,8 @@ def pictures(count: int, height: int = 64, width: int = 64, seed: int = 0) -> np
 
 def rows_of(case_id: str, images: np.ndarray) -> pa.Table:
     index = np.arange(len(images), dtype=np.int32)
-    return slice_rows(CaseSlices(case_id, index, images, images > 0, None, (1.0, 1.0, 1.0), "LPS"), "screen")
+    spacing = (1.0, 1.0, 1.0)
+    return slice_rows(CaseSlices(case_id, index, images, images > 0, None, spacing, "LPS", spacing), "screen")
 
 
 def run_with(folder: Path, parts: list[dict[str, pa.Table]]) -> str:

@@ -171,7 +171,8 @@ def _generated(name: str, slices: int, rng: np.random.Generator) -> CaseSlices:
     y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     brain = np.broadcast_to(x**2 + y**2 < 0.6, (slices, SIDE, SIDE))
     images = rng.integers(0, 256, brain.shape, np.uint8) * brain
-    return CaseSlices(name, np.arange(60, 60 + slices), images, brain, None, (1.0, 1.0, 1.0), "LPS")
+    spacing = (1.0, 1.0, 1.0)
+    return CaseSlices(name, np.arange(60, 60 + slices), images, brain, None, spacing, "LPS", spacing)
 
 
 def bytes_per_slice(slices: Stage) -> float:

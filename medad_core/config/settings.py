@@ -69,6 +69,11 @@ class DataSettings(Section):
     patients: str | None = Field(
         None, description="CSV or TSV with case_id and patient, where neither names nor layout say the patient"
     )
+    levels: Literal["auto", "index", "brain"] = Field(
+        "auto",
+        description="how slices are counted: index as the volume has them, brain as the same levels of the brain as on "
+        "SRI24; auto is index on SRI24, brain elsewhere",
+    )
     tumour_labels: tuple[PositiveInt, ...] | None = Field(
         None, description="values of a mask that mean tumour; without it, those of the dataset's layout"
     )

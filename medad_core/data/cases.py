@@ -10,6 +10,9 @@ from typing import Literal
 
 from medad_core.data.names import patient_of
 
+# How data.first_slice, data.last_slice and the scaling's reference are meant: see `Case.levels`.
+Levels = Literal["index", "brain"]
+
 
 @dataclass(frozen=True)
 class VolumeRef:
@@ -25,7 +28,8 @@ class Case:
 
     `volumes` maps "flair", "t1", "t1ce", "t2" to files; `mask` is None where unlabelled. `layout` names the rule that
     says so. `tumour_labels` are the values of the mask that mean tumour, None where all above 0 do. `levels` says how
-    the slice range is understood: as indices of the volume, or as levels of the brain.
+    a range of slices is meant: "index" takes the volume's own axial slices by number, as on SRI24, "brain" takes those
+    with the same anatomy by the brain's extent (`data.levels`).
     """
 
     case_id: str
@@ -35,7 +39,7 @@ class Case:
     visit: str = ""
     layout: str = ""
     tumour_labels: tuple[int, ...] | None = None
-    levels: Literal["index", "brain"] = "index"
+    levels: Levels = "index"
 
     def __post_init__(self) -> None:
         """A case that nobody gave a patient has the one that its id says: no two cases share a missing patient."""

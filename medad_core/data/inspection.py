@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from medad_core.data.cases import Case, Discovery, VolumeRef
+from medad_core.data.grid import is_sri24
 from medad_core.data.names import MASK, printable
 from medad_core.data.nifti import read_header
 from medad_core.data.nifti_header import Header
 from medad_core.data.read import read_slices
+from medad_core.data.source import settle_case
 from medad_core.data.table import NOT_USED, TUMOUR_MASK, VOLUME, Row
 from medad_core.errors import CaseError, InputError
 
@@ -24,13 +26,8 @@ if TYPE_CHECKING:
     from medad_core.config import DataSettings
 
 USE, WARN, REFUSE = "use", "warn", "refuse"
-# Shapes (slices, rows, columns) of grids that many datasets share, at 1 mm (the last at 2 mm).
-_GRIDS = {
-    (155, 240, 240): ("SRI24", 1.0),
-    (182, 218, 182): ("MNI", 1.0),
-    (193, 229, 193): ("MNI", 1.0),
-    (91, 109, 91): ("MNI", 2.0),
-}
+# Shapes (slices, rows, columns) of the grids of MNI152, with the edges in mm.
+_MNI = {(182, 218, 182): 1.0, (193, 229, 193): 1.0, (91, 109, 91): 2.0}
 
 
 @dataclass(frozen=True)
@@ -81,9 +78,11 @@ def inspect_cases(
 
 
 def grid_of(header: Header) -> str:
-    """SRI24, MNI, or native: by shape and spacing in picture orientation."""
-    name, spacing = _GRIDS.get(header.picture_shape, ("native", 0.0))
-    return name if all(abs(edge - spacing) < 0.01 for edge in header.spacing_mm) else "native"
+    """SRI24, MNI or native, by shape and spacing."""
+    if is_sri24(header):
+        return "SRI24"
+    spacing = _MNI.get(header.picture_shape, 0.0)
+    return "MNI" if all(abs(edge - spacing) < 0.01 for edge in header.spacing_mm) else "native"
 
 
 def _case_rows(case: Case, settings: DataSettings, root: str, check: CheckCase) -> list[Row]:
@@ -144,7 +143,7 @@ def _below(root: str, path: str) -> str:
 def check_case(case: Case, settings: DataSettings) -> Finding:
     """Read a case as screening does; what screening refuses is refused here, with the same words."""
     try:
-        read_slices(case, settings)
+        read_slices(settle_case(case, settings), settings)
     except CaseError as error:
         return Finding(REFUSE, error.reason)
     except InputError as error:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 
+from medad_core.data.affine import Source, read_affine
 from medad_core.data.inflate import EXPORT_AGAIN
 from medad_core.errors import CaseError, TruncatedError
 
@@ -26,8 +27,8 @@ class Header:
     """What the file says of itself.
 
     `shape` is the stored (X, Y, Z); `offset` is the first voxel's byte. `affine` (4, 4) brings stored indices to RAS+
-    mm. `order` and `flips` bring a stored array to (S, P, L): axes in this order, reversed where True.
-    `stored_orientation` is the axes' codes, such as "LPS".
+    mm; it is the file's `affine_source`, None where the header gives no orientation. `order` and `flips` bring a stored
+    array to (S, P, L): axes in this order, reversed where True. `stored_orientation` is the axes' codes, such as "LPS".
     """
 
     shape: tuple[int, int, int]
@@ -37,10 +38,15 @@ class Header:
     slope: float
     inter: float
     affine: np.ndarray
-    has_orientation: bool
+    affine_source: Source | None
     stored_orientation: str
     order: tuple[int, int, int]
     flips: tuple[bool, bool, bool]
+
+    @property
+    def has_orientation(self) -> bool:
+        """Whether left can be known from right."""
+        return self.affine_source is not None
 
     @property
     def file_bytes(self) -> int:
@@ -80,7 +86,8 @@ def parse_header(content: bytes, case_id: str, name: str) -> Header:
     """The header at the start of a file's content, of which `HEADER_BYTES` are enough.
 
     Raises TruncatedError for content shorter than a header, CaseError for one that is no NIfTI header, or one of voxels
-    that are no numbers, of a shape that is no volume, or without an orientation that can be computed.
+    that are no numbers, of a shape that is no volume, without an orientation that can be computed, or with two that
+    disagree.
     """
     if len(content) < nib.Nifti1Header.sizeof_hdr:
         raise TruncatedError(case_id, f"{name}: truncated within its header ({len(content)} bytes); {EXPORT_AGAIN}")
@@ -88,9 +95,8 @@ def parse_header(content: bytes, case_id: str, name: str) -> Header:
     kind = nib.Nifti2Header if is_nifti2 else nib.Nifti1Header
     try:
         header = kind(content[: kind.sizeof_hdr], check=False)  # extensions stay unread: only their length matters
-        stored = header.get_data_shape()
+        stored = _without_trailing_ones(header.get_data_shape())
         dtype = header.get_data_dtype()
-        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
         offset = max(int(header["vox_offset"]), header.sizeof_hdr + 4)
         if offset > _LARGEST:
             raise ValueError(f"its voxels begin at byte {offset}")
@@ -103,20 +109,32 @@ def parse_header(content: bytes, case_id: str, name: str) -> Header:
     if len(stored) not in (3, 4) or min(stored) < 1 or math.prod(map(int, stored)) > _LARGEST:
         raise CaseError(case_id, f"{name}: wrong shape {tuple(stored)}; give one 3-D volume")
     slope, inter = _scaling(header)
+    shape = tuple(int(n) for n in stored[:3])
+    try:
+        affine, source = read_affine(header, shape)
+    except ValueError as error:
+        raise CaseError(case_id, f"{name}: {error}") from error
     order, flips, codes = _orientation(affine, case_id, name)
     return Header(
-        shape=tuple(int(n) for n in stored[:3]),
+        shape=shape,
         channels=int(stored[3]) if len(stored) == 4 else 1,
         dtype=dtype,
         offset=offset,
         slope=slope,
         inter=inter,
         affine=affine,
-        has_orientation=bool(header["qform_code"] > 0 or header["sform_code"] > 0),
+        affine_source=source,
         stored_orientation=codes,
         order=order,
         flips=flips,
     )
+
+
+def _without_trailing_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape without axes of one behind the third: a volume that is written with more axes is still one volume."""
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
 
 
 def _scaling(header: nib.Nifti1Header) -> tuple[float, float]:

@@ -1,19 +1,24 @@
 """One case in, upright 8-bit axial slices out.
 
 One decision: everything that could make a picture wrong without being seen (no orientation in the header, a mask that
-lies elsewhere, NaN, an unstripped skull) rejects the case with its reason; nothing is repaired by guessing.
+lies elsewhere, NaN, an unstripped skull) rejects the case with its reason; nothing is repaired by guessing. The order
+is: landmarks of stored voxels, scaling, then pixels of 1 mm (`data.resample` says why).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medad_core.data.cases import Case, VolumeRef
+from medad_core.data.cases import Case
+from medad_core.data.grid import require_picture
 from medad_core.data.intensity import find_background, find_landmarks, to_uint8
-from medad_core.data.nifti import Header, NiftiFile, open_nifti
+from medad_core.data.levels import brain_extent, place_range
+from medad_core.data.mask import read_mask
+from medad_core.data.nifti import NiftiFile, open_nifti
+from medad_core.data.resample import resample_plane
 from medad_core.errors import CaseError
 
 if TYPE_CHECKING:
@@ -27,8 +32,9 @@ class CaseSlices:
     """Slices of one case as pictures: row 0 is anterior, column 0 is the patient's right (radiological convention).
 
     slice_index (N,) int32: 0-based, counted from inferior to superior. images (N, H, W) uint8. brain (N, H, W) bool.
-    masks (N, H, W) bool (True is tumour) or None where unlabelled. spacing_mm is (row, column, slice).
-    stored_orientation is the file's ("LPS", "RAS", …).
+    masks (N, H, W) bool (True is tumour) or None where unlabelled. spacing_mm is the pictures' (row, column, slice);
+    stored_spacing_mm is the file's, and differs where pictures were resampled to 1 mm. stored_orientation is the file's
+    ("LPS", "RAS", …).
     """
 
     case_id: str
@@ -38,42 +44,80 @@ class CaseSlices:
     masks: np.ndarray | None
     spacing_mm: tuple[float, float, float]
     stored_orientation: str
+    stored_spacing_mm: tuple[float, float, float]
 
 
 def read_slices(case: Case, settings: DataSettings) -> CaseSlices:
     """Read slices settings.first_slice..last_slice (inclusive) of `settings.modality`, scaled by `settings.scaling`.
 
-    Raises CaseError for a file that cannot be used, a volume that does not reach the range, an empty brain, values that
-    are not finite, and a mask of another grid or with other than whole labels >= 0; InputError for a filesystem that
-    failed in a way that may pass.
+    With `case.levels` "brain" the slices are those with the same anatomy as these of SRI24, and so are the reference
+    slices of the scaling. Pictures have pixels of 1 mm; the slices are the volume's own.
+
+    Raises CaseError for a file that cannot be used, a grid without trustworthy pictures, a volume that does not reach
+    the range, an empty brain, values that are not finite, and a mask of another grid or with other than whole labels
+    >= 0; InputError for a filesystem that failed in a way that may pass.
     """
     file = open_nifti(case.case_id, case.volumes[settings.modality])
     header = file.header
-    if not header.has_orientation:
-        raise CaseError(
-            case.case_id,
-            f"{file.name}: no orientation in its header (sform and qform codes are 0), "
-            "left cannot be known from right; export it again with one",
-        )
-    first = settings.first_slice
-    last = settings.last_slice
-    reference = _check_range(file, settings)
-    start = min(first, reference.start)
-    stop = max(last + 1, reference.stop)
-    block = _finite_block(file, start, stop)
-    brain = _brain(file, block)
-    wanted = slice(first - start, last + 1 - start)
-    within = slice(reference.start - start, reference.stop - start)
-    images = _scale(file, block, brain, within, wanted, settings.scaling)
+    require_picture(header, case.case_id, file.name)
+    block = _read_by_brain(file, settings) if case.levels == "brain" else _read_by_index(file, settings)
+    wanted = block.wanted
+    masks = read_mask(case, header, wanted)
+    images, brain, masks, spacing_mm = resample_plane(
+        _scale(file, block, settings.scaling), block.part(block.brain, wanted), masks, header.spacing_mm
+    )
     return CaseSlices(
         case_id=case.case_id,
-        slice_index=np.arange(first, last + 1, dtype=np.int32),
+        slice_index=np.arange(wanted.start, wanted.stop, dtype=np.int32),
         images=images,
-        brain=np.ascontiguousarray(brain[wanted]),
-        masks=None if case.mask is None else _read_mask(case, case.mask, header, first, last),
-        spacing_mm=header.spacing_mm,
+        brain=np.ascontiguousarray(brain),
+        masks=masks,
+        spacing_mm=spacing_mm,
         stored_orientation=header.stored_orientation,
+        stored_spacing_mm=header.spacing_mm,
     )
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Slices of a volume from number `start` on: `values` and `brain` (n, H, W). The ranges are the volume's slices."""
+
+    start: int
+    values: np.ndarray
+    brain: np.ndarray
+    wanted: range
+    reference: range
+
+    def part(self, array: np.ndarray, slices: range) -> np.ndarray:
+        return array[slices.start - self.start : slices.stop - self.start]
+
+
+def _read_by_index(file: NiftiFile, settings: DataSettings) -> _Block:
+    """No more of the volume than the range and the reference need."""
+    reference = _check_range(file, settings)
+    wanted = range(settings.first_slice, settings.last_slice + 1)
+    start = min(wanted.start, reference.start)
+    values = _finite_block(file, start, max(wanted.stop, reference.stop))
+    return _Block(start, values, _brain(file, values), wanted, reference)
+
+
+def _read_by_brain(file: NiftiFile, settings: DataSettings) -> _Block:
+    """The whole volume, and the range and reference where its brain places them."""
+    count = file.header.picture_shape[0]
+    values = _finite_block(file, 0, count)
+    brain = _brain(file, values)
+    extent = brain_extent(np.count_nonzero(brain, axis=(1, 2)), file.case_id, file.name)
+    scaling = settings.scaling
+    wanted = place_range(settings.first_slice, settings.last_slice, extent, count)
+    reference = place_range(scaling.reference_first, scaling.reference_last, extent, count)
+    for slices, keys in ((wanted, "data"), (reference, "data.scaling")):
+        if not slices:
+            raise CaseError(
+                file.case_id,
+                f"{file.name}: by its brain's extent it has none of the slices that {keys} names; "
+                f"check the range of {keys}, which counts slices of SRI24",
+            )
+    return _Block(0, values, brain, wanted, reference)
 
 
 def _check_range(file: NiftiFile, settings: DataSettings) -> range:
@@ -122,11 +166,9 @@ def _brain(file: NiftiFile, block: np.ndarray) -> np.ndarray:
     return block != background
 
 
-def _scale(
-    file: NiftiFile, block: np.ndarray, brain: np.ndarray, within: slice, wanted: slice, scaling: ScalingSettings
-) -> np.ndarray:
-    """The `wanted` slices of a block as uint8, by landmarks of those `within` the reference."""
-    values = block[within][brain[within]]
+def _scale(file: NiftiFile, block: _Block, scaling: ScalingSettings) -> np.ndarray:
+    """The wanted slices of a block as uint8, by landmarks of the reference slices."""
+    values = block.part(block.values, block.reference)[block.part(block.brain, block.reference)]
     if values.size == 0:
         raise CaseError(
             file.case_id,
@@ -135,59 +177,4 @@ def _scale(
     landmarks = find_landmarks(values, scaling)
     if landmarks is None:
         raise CaseError(file.case_id, f"{file.name}: no contrast inside the brain; check the volume")
-    return to_uint8(block[wanted], brain[wanted], landmarks)
-
-
-def _read_mask(case: Case, ref: VolumeRef, volume: Header, first: int, last: int) -> np.ndarray:
-    """Tumour (last - first + 1, H, W) bool: every label above 0 (BraTS 2021 has 1, 2, 4; 2023 has 1, 2, 3)."""
-    file = open_nifti(case.case_id, ref)
-    if not file.header.has_orientation:  # a mask that says nothing of where it lies is on the volume's own array
-        file = replace(file, header=_oriented_like(file.header, volume))
-    if file.header.picture_shape != volume.picture_shape:
-        raise CaseError(
-            case.case_id,
-            f"{file.name}: mask of shape {file.header.shape} for a volume of {volume.shape}; "
-            "give a mask on the volume's grid",
-        )
-    shift_mm = float(np.abs(_corners(file.header) - _corners(volume)).max())
-    if shift_mm > max(volume.spacing_mm):
-        raise CaseError(
-            case.case_id,
-            f"{file.name}: the mask's affine places it {shift_mm:.1f} mm away from the volume; "
-            "give a mask on the volume's grid",
-        )
-    labels = file.slices(first, last)
-    if file.header.slope != 1 or file.header.inter != 0:
-        labels = labels.astype(np.float32) * file.header.slope + file.header.inter
-    tumour = labels > 0
-    _check_labels(file, labels, tumour)
-    return tumour
-
-
-def _check_labels(file: NiftiFile, labels: np.ndarray, tumour: np.ndarray) -> None:
-    if labels.dtype.kind == "u":
-        return
-    # `not >=` is also true for NaN. Only values above 0 can be fractions, and they are few.
-    if not labels.min() >= 0 or (labels.dtype.kind == "f" and not _whole(labels[tumour])):
-        raise CaseError(
-            file.case_id,
-            f"{file.name}: the mask has values that are no labels (negative, fractions or NaN); "
-            "give whole numbers, 0 for background",
-        )
-
-
-def _whole(values: np.ndarray) -> bool:
-    return bool((values == np.rint(values)).all())
-
-
-def _oriented_like(mask: Header, volume: Header) -> Header:
-    return replace(
-        mask, affine=volume.affine, order=volume.order, flips=volume.flips, stored_orientation=volume.stored_orientation
-    )
-
-
-def _corners(header: Header) -> np.ndarray:
-    """(8, 3) mm: where the picture's corners lie in the patient."""
-    ends = [(0, size - 1) for size in header.picture_shape]
-    grid = np.array(np.meshgrid(*ends, [1], indexing="ij")).reshape(4, -1)
-    return (header.picture_affine @ grid)[:3].T
+    return to_uint8(block.part(block.values, block.wanted), block.part(block.brain, block.wanted), landmarks)

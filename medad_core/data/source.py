@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medad_core.data.cases import Discovery
+from medad_core.data.cases import Case, Discovery
 from medad_core.data.discovery import check_folder, discover
+from medad_core.data.grid import levels_for
+from medad_core.data.nifti import read_header
 from medad_core.data.patients import with_patients
 from medad_core.data.table import is_table, read_case_table
+from medad_core.errors import CaseError
 
 if TYPE_CHECKING:
     from medad_core.config import DataSettings
+
+
+def settle_case(case: Case, settings: DataSettings) -> Case:
+    """A case as it will be read: with the labels that mean tumour, and how its slices are counted.
+
+    Opens the header of its volume, unless `settings.levels` says how.
+    """
+    labels = settings.tumour_labels or case.tumour_labels
+    levels = settings.levels
+    if levels == "auto":
+        try:
+            levels = levels_for(read_header(case.case_id, case.volumes[settings.modality]))
+        except CaseError:  # it is rejected with its reason when it is read
+            levels = "index"
+    return replace(case, tumour_labels=labels, levels=levels)
 
 
 def check_data(data: str | Path, settings: DataSettings) -> None:

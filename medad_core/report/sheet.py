@@ -10,6 +10,7 @@ import numpy as np
 
 from medad_core.data.cases import Case
 from medad_core.data.read import read_slices
+from medad_core.data.source import settle_case
 from medad_core.errors import CaseError, InputError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def write_sheet(path: str | Path, cases: Sequence[Case], verdicts: dict[str, str
 
 def _draw(axis: object, case: Case, settings: DataSettings) -> None:
     try:
-        slices = read_slices(case, settings)
+        slices = read_slices(settle_case(case, settings), settings)
     except (CaseError, InputError):
         axis.text(0.5, 0.5, "refused", ha="center", va="center", color="red", fontsize=8)
         return

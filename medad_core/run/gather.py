@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import nibabel
+import numpy as np
+import numpy.typing as npt
 
 from medad_core.config import DataSettings
 from medad_core.data.cases import Case, Discovery, VolumeRef
+from medad_core.data.labels import find_tumour
 from medad_core.data.nifti import open_nifti
-from medad_core.data.source import find_cases
+from medad_core.data.read import read_slices
+from medad_core.data.source import find_cases, settle_case
 from medad_core.data.split import split_cases
 from medad_core.data.table import dataset_root
 from medad_core.errors import CaseError
@@ -23,6 +27,7 @@ from medad_core.run.cohort import UNLABELLED, Cohort, File, Member, find_stored,
 from medad_core.store.collector import collector_paused
 
 PHANTOM_NOTE = b"medad phantom"
+BoolArray = npt.NDArray[np.bool_]
 FileFacts = tuple[str, int | None, int]  # path below the root, channel, size in bytes
 
 
@@ -51,9 +56,10 @@ def find_cohort(data: str | Path, settings: DataSettings) -> Cohort:
 
 def make_cohort(root: Path, discovery: Discovery, settings: DataSettings) -> Cohort:
     """The cohort of what was discovered below `root`. Opens every mask, and the header of every volume."""
-    facts = [(case, _has_tumour_free(case, settings)) for case in discovery.cases]
+    cases = [settle_case(case, settings) for case in discovery.cases]
+    facts = [(case, _has_tumour_free(case, settings)) for case in cases]
     splits = _split_patients(facts, settings)
-    usable = [_member(root, case, settings, splits[case.case_id]) for case in discovery.cases]
+    usable = [_member(root, case, settings.modality, splits[case.case_id]) for case in cases]
     return _sorted_cohort(root, usable, discovery)
 
 
@@ -62,7 +68,7 @@ def members_of(root: Path, cases: Sequence[Case], settings: DataSettings) -> Coh
 
     Nothing is trained on cases from an inbox, so they belong to no split.
     """
-    members = tuple(_member(root, case, settings, UNLABELLED) for case in cases)
+    members = tuple(_member(root, settle_case(case, settings), settings.modality, UNLABELLED) for case in cases)
     return Cohort(root=str(root), members=members)
 
 
@@ -142,15 +148,24 @@ def _has_tumour_free(case: Case, settings: DataSettings) -> bool | None:
     if case.mask is None:
         return None
     try:
-        labels = open_nifti(case.case_id, case.mask).slices(settings.first_slice, settings.last_slice)
+        with_tumour = _tumour_by_slice(case, case.mask, settings)
     except CaseError:
         return False
-    with_tumour = (labels > 0).any(axis=(1, 2))
     return not bool(with_tumour.all())
 
 
-def _member(root: Path, case: Case, settings: DataSettings, split: str) -> Member:
-    volume = case.volumes[settings.modality]
+def _tumour_by_slice(case: Case, mask: VolumeRef, settings: DataSettings) -> BoolArray:
+    """Whether there is tumour in each slice of the range. Only where the brain places the range, the volume is read."""
+    if case.levels == "brain":
+        masks = read_slices(case, settings).masks
+    else:
+        file = open_nifti(case.case_id, mask)
+        masks = find_tumour(file, file.slices(settings.first_slice, settings.last_slice), case.tumour_labels)
+    return np.asarray(masks).any(axis=(1, 2))
+
+
+def _member(root: Path, case: Case, modality: str, split: str) -> Member:
+    volume = case.volumes[modality]
     return Member(
         case_id=case.case_id,
         split=split,
@@ -160,7 +175,7 @@ def _member(root: Path, case: Case, settings: DataSettings, split: str) -> Membe
         patient=case.patient,
         visit=case.visit or None,
         layout=case.layout or None,
-        tumour_labels=None if case.mask is None else settings.tumour_labels or case.tumour_labels,
+        tumour_labels=None if case.mask is None else case.tumour_labels,
         levels="brain" if case.levels == "brain" else None,
     )
 

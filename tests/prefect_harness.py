@@ -19,6 +19,7 @@ AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])  # stored as BraTS stores: left, poster
 WORDS = (
     "data.first_slice=60",
     "data.last_slice=62",
+    "data.levels=index",  # these volumes are no brains
     "data.cases_per_part=1",
     "models.threads=1",
     "llm.engine=transformers",

@@ -74,6 +74,9 @@ class DataSettings(Section):
         description="how slices are counted: index as the volume has them, brain as the same levels of the brain as on "
         "SRI24; auto is index on SRI24, brain elsewhere",
     )
+    checks: Literal["refuse", "warn"] = Field(
+        "refuse", description="what follows where the content of a volume or mask is surely wrong; warn screens it"
+    )
     tumour_labels: tuple[PositiveInt, ...] | None = Field(
         None, description="values of a mask that mean tumour; without it, those of the dataset's layout"
     )

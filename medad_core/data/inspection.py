@@ -143,9 +143,11 @@ def _below(root: str, path: str) -> str:
 def check_case(case: Case, settings: DataSettings) -> Finding:
     """Read a case as screening does; what screening refuses is refused here, with the same words."""
     try:
-        read_slices(settle_case(case, settings), settings)
+        checks = read_slices(settle_case(case, settings), settings).checks
     except CaseError as error:
         return Finding(REFUSE, error.reason)
     except InputError as error:
         return Finding(WARN, str(error))
-    return Finding(USE, "")
+    odd = [check for check in checks if check.verdict != USE]
+    shown = " ".join(f"{check.name}={check.value:.2f}" for check in checks)
+    return Finding(WARN if odd else USE, "; ".join(check.reason for check in odd), shown)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medad_core.data.cases import Case
+from medad_core.data.content import Check, check_mask, check_volume, spread_slices
 from medad_core.data.grid import require_picture
 from medad_core.data.intensity import find_background, find_landmarks, to_uint8
 from medad_core.data.levels import brain_extent, place_range
@@ -34,7 +35,7 @@ class CaseSlices:
     slice_index (N,) int32: 0-based, counted from inferior to superior. images (N, H, W) uint8. brain (N, H, W) bool.
     masks (N, H, W) bool (True is tumour) or None where unlabelled. spacing_mm is the pictures' (row, column, slice);
     stored_spacing_mm is the file's, and differs where pictures were resampled to 1 mm. stored_orientation is the file's
-    ("LPS", "RAS", …).
+    ("LPS", "RAS", …). checks are those of the content (`data.content`); those of earlier runs' cases are empty.
     """
 
     case_id: str
@@ -45,6 +46,7 @@ class CaseSlices:
     spacing_mm: tuple[float, float, float]
     stored_orientation: str
     stored_spacing_mm: tuple[float, float, float]
+    checks: tuple[Check, ...] = ()
 
 
 def read_slices(case: Case, settings: DataSettings) -> CaseSlices:
@@ -63,6 +65,7 @@ def read_slices(case: Case, settings: DataSettings) -> CaseSlices:
     block = _read_by_brain(file, settings) if case.levels == "brain" else _read_by_index(file, settings)
     wanted = block.wanted
     masks = read_mask(case, header, wanted)
+    checks = _check_content(file, block, masks, settings) if case.layout else ()
     images, brain, masks, spacing_mm = resample_plane(
         _scale(file, block, settings.scaling), block.part(block.brain, wanted), masks, header.spacing_mm
     )
@@ -75,7 +78,27 @@ def read_slices(case: Case, settings: DataSettings) -> CaseSlices:
         spacing_mm=spacing_mm,
         stored_orientation=header.stored_orientation,
         stored_spacing_mm=header.spacing_mm,
+        checks=checks,
     )
+
+
+def _check_content(
+    file: NiftiFile, block: _Block, masks: np.ndarray | None, settings: DataSettings
+) -> tuple[Check, ...]:
+    """What the checks of content say. Raises CaseError where one refuses, unless `settings.checks` is "warn".
+
+    A case without a layout comes from a run of an earlier version, which goes on as it began: it is not checked.
+    """
+    chosen = spread_slices(0, len(block.wanted) - 1)
+    values = block.part(block.values, block.wanted)[chosen]
+    brain = block.part(block.brain, block.wanted)[chosen]
+    checks = check_volume(values, brain, file.header.spacing_mm, settings.modality)
+    if masks is not None and settings.modality == "flair":
+        checks += check_mask(values, brain, masks[chosen], file.header.spacing_mm)
+    refused = next((check for check in checks if check.verdict == "refuse"), None)
+    if refused is not None and settings.checks == "refuse":
+        raise CaseError(file.case_id, f"{file.name}: {refused.reason} (data.checks=warn screens it all the same)")
+    return checks
 
 
 @dataclass(frozen=True)

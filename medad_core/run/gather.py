@@ -161,7 +161,8 @@ def _tumour_by_slice(case: Case, mask: VolumeRef, settings: DataSettings) -> Boo
     else:
         file = open_nifti(case.case_id, mask)
         masks = find_tumour(file, file.slices(settings.first_slice, settings.last_slice), case.tumour_labels)
-    return np.asarray(masks).any(axis=(1, 2))
+    by_slice: BoolArray = np.logical_or.reduce(masks, axis=(1, 2))
+    return by_slice
 
 
 def _member(root: Path, case: Case, modality: str, split: str) -> Member:

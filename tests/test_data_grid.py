@@ -53,7 +53,7 @@ def head(slices: int, edge: float, low: float, high: float, folder: Path, name="
 
 def read_by_brain(volume: VolumeRef, first: int, last: int, mask: VolumeRef | None = None) -> CaseSlices:
     settings = DataSettings(first_slice=first, last_slice=last, scaling=ScalingSettings())
-    return read_slices(Case("case", {"flair": volume}, mask, "brain"), settings)
+    return read_slices(Case("case", {"flair": volume}, mask, levels="brain"), settings)
 
 
 @pytest.mark.parametrize("orientation", ALL_ORIENTATIONS, ids=lambda o: "".join(nib.orientations.ornt2axcodes(o)))
@@ -234,7 +234,7 @@ def test_real_brains_on_sri24_are_placed_near_their_index(shared_data):
     """The error of the method, as `data.levels` states it: 3.8 mm (root mean square), 10.5 mm at most."""
     errors = []
     for case in discover(shared_data / "brats2021").cases:
-        slices = read_slices(Case(case.case_id, case.volumes, case.mask, "brain"), DataSettings())
+        slices = read_slices(Case(case.case_id, case.volumes, case.mask, levels="brain"), DataSettings())
         errors += [slices.slice_index[0] - 60, slices.slice_index[-1] - 100]
     assert np.sqrt(np.mean(np.square(errors))) < 4
     assert np.abs(errors).max() <= 11

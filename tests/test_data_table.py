@@ -19,7 +19,7 @@ from medad_core.errors import UsageError
 from medad_core.run.gather import find_cohort
 
 HEAD = "case_id,patient,visit,modality,role,path"
-NARROW = load_settings(None, ["data.first_slice=60", "data.last_slice=61"]).data
+NARROW = load_settings(None, ["data.first_slice=60", "data.last_slice=61", "data.levels=index"]).data
 
 
 def table(folder: Path, *lines: str, head: str = HEAD, name: str = "cases.csv") -> Path:

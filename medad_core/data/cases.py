@@ -12,6 +12,9 @@ from medad_core.data.names import patient_of
 
 # How data.first_slice, data.last_slice and the scaling's reference are meant: see `Case.levels`.
 Levels = Literal["index", "brain"]
+# The layout of a case in a run that an earlier version began. It is read as that version read it, so that a run never
+# holds rows of two kinds.
+EARLIER = "earlier version"
 
 
 @dataclass(frozen=True)

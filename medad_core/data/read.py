@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medad_core.data.cases import Case
+from medad_core.data.cases import EARLIER, Case
 from medad_core.data.content import Check, check_mask, check_volume, spread_slices
 from medad_core.data.grid import require_picture
 from medad_core.data.intensity import find_background, find_landmarks, to_uint8
@@ -65,10 +65,13 @@ def read_slices(case: Case, settings: DataSettings) -> CaseSlices:
     block = _read_by_brain(file, settings) if case.levels == "brain" else _read_by_index(file, settings)
     wanted = block.wanted
     masks = read_mask(case, header, wanted)
-    checks = _check_content(file, block, masks, settings) if case.layout else ()
-    images, brain, masks, spacing_mm = resample_plane(
-        _scale(file, block, settings.scaling), block.part(block.brain, wanted), masks, header.spacing_mm
-    )
+    images = _scale(file, block, settings.scaling)
+    brain = block.part(block.brain, wanted)
+    spacing_mm = header.spacing_mm
+    checks: tuple[Check, ...] = ()
+    if case.layout != EARLIER:
+        checks = _check_content(file, block, masks, settings)
+        images, brain, masks, spacing_mm = resample_plane(images, brain, masks, spacing_mm)
     return CaseSlices(
         case_id=case.case_id,
         slice_index=np.arange(wanted.start, wanted.stop, dtype=np.int32),
@@ -85,10 +88,7 @@ def read_slices(case: Case, settings: DataSettings) -> CaseSlices:
 def _check_content(
     file: NiftiFile, block: _Block, masks: np.ndarray | None, settings: DataSettings
 ) -> tuple[Check, ...]:
-    """What the checks of content say. Raises CaseError where one refuses, unless `settings.checks` is "warn".
-
-    A case without a layout comes from a run of an earlier version, which goes on as it began: it is not checked.
-    """
+    """What the checks of content say. Raises CaseError where one refuses, unless `settings.checks` is "warn"."""
     chosen = spread_slices(0, len(block.wanted) - 1)
     values = block.part(block.values, block.wanted)[chosen]
     brain = block.part(block.brain, block.wanted)[chosen]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from medad_core.data.cases import Case, VolumeRef
+from medad_core.data.cases import EARLIER, Case, VolumeRef
 from medad_core.data.names import patient_of
 from medad_core.data.nifti import UNREADABLE
 from medad_core.errors import StoreError
@@ -60,7 +60,7 @@ def case_of(inbox: Path, study: Study, modality: str) -> Case:
         mask=ref(study.mask) if study.mask else None,
         patient=study.patient or patient_of(study.case_id),
         visit=study.visit or "",
-        layout=study.layout or "",
+        layout=study.layout or EARLIER,
         tumour_labels=study.tumour_labels,
     )
 

@@ -24,7 +24,7 @@ from medad_core.reproduce.folds import Fold, deal
 from medad_core.reproduce.schema import PATIENTS, PHANTOMS
 from medad_core.run.cohort import settle_cohort
 from medad_core.run.fingerprints import shared_fingerprint, speech_fingerprint
-from medad_core.run.gather import find_cohort
+from medad_core.run.gather import by_index, find_cohort
 from medad_core.store import join, write_text
 from medad_core.store.files import read_bytes
 from medad_core.training.features import TrainingCase, encode_cohort
@@ -106,7 +106,7 @@ def prepare(data: str, out: str, settings: Settings, progress: ReportProgress = 
     settle_torch(settings)
     fingerprint = experiment_fingerprint(settings)
     check_experiment(out, fingerprint)
-    cohort = settle_cohort(out, find_cohort(data, settings.data))
+    cohort = settle_cohort(out, find_cohort(data, by_index(settings.data)))
     if read_bytes(join(out, "study.json")) is not None:
         return open_experiment(out)
     encoder = load_encoder(settings.models.encoder, device_of(settings), where=settings.models)

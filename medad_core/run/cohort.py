@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from medad_core.data.cases import Case, VolumeRef
+from medad_core.data.cases import EARLIER, Case, VolumeRef
 from medad_core.data.names import patient_of
 from medad_core.errors import StoreError, first_line
 from medad_core.store import fingerprint_of, join, write_text
@@ -91,7 +91,7 @@ class Cohort(BaseModel):
             mask=ref(member.mask) if member.mask else None,
             patient=member.patient_id,
             visit=member.visit or "",
-            layout=member.layout or "",
+            layout=member.layout or EARLIER,
             tumour_labels=member.tumour_labels,
             levels=member.levels or "index",
         )

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medad_core.config import DataSettings
-from medad_core.data.cases import Case, Discovery, VolumeRef
+from medad_core.data.cases import EARLIER, Case, Discovery, VolumeRef
 from medad_core.data.labels import find_tumour
 from medad_core.data.nifti import open_nifti
 from medad_core.data.read import read_slices
@@ -52,6 +52,11 @@ def find_cohort(data: str | Path, settings: DataSettings) -> Cohort:
     Raises UsageError if `data` is not a folder of cases.
     """
     return make_cohort(dataset_root(data), find_cases(data, settings), settings)
+
+
+def by_index(settings: DataSettings) -> DataSettings:
+    """The settings of training and of reproductions, which count slices by index on every grid."""
+    return settings.model_copy(update={"levels": "index"})
 
 
 def make_cohort(root: Path, discovery: Discovery, settings: DataSettings) -> Cohort:
@@ -157,7 +162,8 @@ def _has_tumour_free(case: Case, settings: DataSettings) -> bool | None:
 def _tumour_by_slice(case: Case, mask: VolumeRef, settings: DataSettings) -> BoolArray:
     """Whether there is tumour in each slice of the range. Only where the brain places the range, the volume is read."""
     if case.levels == "brain":
-        masks = read_slices(case, settings).masks
+        slices = read_slices(case, settings)
+        masks = np.zeros(0) if slices.masks is None else slices.masks
     else:
         file = open_nifti(case.case_id, mask)
         masks = find_tumour(file, file.slices(settings.first_slice, settings.last_slice), case.tumour_labels)
@@ -175,7 +181,7 @@ def _member(root: Path, case: Case, modality: str, split: str) -> Member:
         mask=_file(root, case.mask) if case.mask else None,
         patient=case.patient,
         visit=case.visit or None,
-        layout=case.layout or None,
+        layout=None if case.layout == EARLIER else case.layout,
         tumour_labels=None if case.mask is None else case.tumour_labels,
         levels="brain" if case.levels == "brain" else None,
     )

@@ -31,7 +31,7 @@ from medad_core.models.text import load_sentences, load_text_encoder, text_featu
 from medad_core.models.weights import AnyConverter, save_converter, save_decoder
 from medad_core.progress import ReportStep
 from medad_core.run.fingerprints import shared_fingerprint
-from medad_core.run.gather import find_cohort
+from medad_core.run.gather import by_index, find_cohort
 from medad_core.store.files import write_text
 from medad_core.training.card import cross_validated_scores, verdict_scores, write_card
 from medad_core.training.decoder import train_decoder
@@ -156,7 +156,7 @@ def _encode_cases(
 
     Raises MedadError where there are not two cases, or not both kinds of slice.
     """
-    cohort = find_cohort(data, settings.data)
+    cohort = find_cohort(data, by_index(settings.data))
     held_out_split = "test" if settings.train.hold_out_test else None
     members = [member for member in cohort.members if member.rejected or member.split != held_out_split]
     folder = out / "_work" / "features"

@@ -8,6 +8,7 @@ is: landmarks of stored voxels, scaling, then pixels of 1 mm (`data.resample` sa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,7 +71,7 @@ def read_slices(case: Case, settings: DataSettings) -> CaseSlices:
     spacing_mm = header.spacing_mm
     checks: tuple[Check, ...] = ()
     if case.layout != EARLIER:
-        checks = _check_content(file, block, masks, settings)
+        checks = _check_content(case, file, block, masks, settings)
         images, brain, masks, spacing_mm = resample_plane(images, brain, masks, spacing_mm)
     return CaseSlices(
         case_id=case.case_id,
@@ -86,7 +87,7 @@ def read_slices(case: Case, settings: DataSettings) -> CaseSlices:
 
 
 def _check_content(
-    file: NiftiFile, block: _Block, masks: np.ndarray | None, settings: DataSettings
+    case: Case, file: NiftiFile, block: _Block, masks: np.ndarray | None, settings: DataSettings
 ) -> tuple[Check, ...]:
     """What the checks of content say. Raises CaseError where one refuses, unless `settings.checks` is "warn"."""
     chosen = spread_slices(0, len(block.wanted) - 1)
@@ -97,7 +98,9 @@ def _check_content(
         checks += check_mask(values, brain, masks[chosen], file.header.spacing_mm)
     refused = next((check for check in checks if check.verdict == "refuse"), None)
     if refused is not None and settings.checks == "refuse":
-        raise CaseError(file.case_id, f"{file.name}: {refused.reason} (data.checks=warn screens it all the same)")
+        is_of_mask = case.mask is not None and refused.name.startswith("mask_")
+        name = Path(case.mask.path).name if is_of_mask else file.name
+        raise CaseError(file.case_id, f"{name}: {refused.reason} (data.checks=warn screens it all the same)")
     return checks
 
 

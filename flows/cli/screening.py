@@ -14,6 +14,7 @@ from medad_core.errors import ConfigError, UsageError
 if TYPE_CHECKING:
     from medad_core.config import Settings
     from medad_core.inbox.screening import CohortOutcome
+    from medad_core.run.run import Run
     from tasks.whole import Outcome
 
 DATA_HELP = "Folder of cases, or a table of files (see medad inspect). With --cohort an inbox, into which they come."
@@ -63,12 +64,24 @@ def _screen_run(data: str, out: str, settings: Settings, terminals: Consoles) ->
         with failure_reported("screen", name_parts(out)[0], settings):
             run = Run.open(data, out, settings)
         if run.discovery is not None:
-            lines = summarise(run.discovery, settings.data.modality)
+            lines = [*summarise(run.discovery, settings.data.modality), *_levels_of(run)]
             terminals.err.print("\n".join(lines), markup=False, soft_wrap=True)
         start_temporary_server()
     with watching(lambda: out, terminals.err):
         outcome = screen_run(run, data)
     return _report_outcome(outcome, terminals)
+
+
+def _levels_of(run: Run) -> list[str]:
+    """A line on the cases whose slices are not counted by index, if there are any."""
+    count = sum(member.levels == "brain" for member in run.cohort.members)
+    data = run.settings.data
+    if not count:
+        return []
+    return [
+        f"{count} not on the grid of SRI24: its slices {data.first_slice} to {data.last_slice} are taken by level of the "
+        "brain there (data.levels)"
+    ]
 
 
 def _screen_cohort(data: str, cohort: str, settings: Settings, wait: bool, terminals: Consoles) -> int:

@@ -78,10 +78,8 @@ def _levels_of(run: Run) -> list[str]:
     data = run.settings.data
     if not count:
         return []
-    return [
-        f"{count} not on the grid of SRI24: its slices {data.first_slice} to {data.last_slice} are taken by level of the "
-        "brain there (data.levels)"
-    ]
+    slices = f"slices {data.first_slice} to {data.last_slice} of SRI24"
+    return [f"{count} on another grid: what lies at {slices} is found by the brain's extent (data.levels)"]
 
 
 def _screen_cohort(data: str, cohort: str, settings: Settings, wait: bool, terminals: Consoles) -> int:

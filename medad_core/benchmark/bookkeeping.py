@@ -149,7 +149,7 @@ def _make_case(data: Path, case_id: str) -> Member:
     for kind in ("flair", "seg"):
         name = f"{case_id}_{kind}.nii.gz"
         (folder / name).touch()
-        files.append(File(path=f"{case_id}/{name}", channel=None, size=0))
+        files.append(File(path=f"{case_id}/{name}", channel=None))
     return Member(case_id=case_id, split="train", volume=files[0], mask=files[1])
 
 

@@ -24,10 +24,16 @@ OnPart = Callable[[PartRecord], None]  # called after every part
 
 
 def plan_after(run: Run, upstream: str, name: str, fingerprint: dict[str, str]) -> Plan:
-    """Plan a stage with the same parts as the finished stage `upstream`. Raises StoreError if that is not finished."""
+    """Plan a stage with the same parts as the finished stage `upstream`. Raises StoreError if that is not finished.
+
+    If a case of `upstream` lost its rows, or has rows now, the stored plan follows.
+    """
     before = run.stage(upstream)
     parts = before.finished_inputs()
-    return run.stage(name).prepare({**fingerprint, upstream: before.plan().fingerprint_sha256}, parts)
+    fields = {**fingerprint, upstream: before.plan().fingerprint_sha256}
+    names = list(run.stages)
+    after = [run.stages[later] for later in names[names.index(name) + 1 :]]
+    return run.stage(name).prepare(fields, parts, after)
 
 
 @dataclass

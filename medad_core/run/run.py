@@ -58,7 +58,7 @@ class Run:
         _ = run.models
         stored = find_stored(out)
         run.cohort = open_cohort(out, stored, root, discovery, settings.data, run._is_dealt())
-        run._settle_inputs(refresh)
+        run.settle_inputs(refresh)
         keep_cohort(out, stored, run.cohort)
         run.sweep()
         if not has_run_info(out):
@@ -92,8 +92,11 @@ class Run:
         fields = settings_fields(self.settings, *DEALT_BY)
         return plan is not None and all(plan.fingerprint.get(name) == value for name, value in fields.items())
 
-    def _settle_inputs(self, refresh: bool) -> None:
-        """Compare the files of the cohort with those that the run was made of; refuse or forget changed cases."""
+    def settle_inputs(self, refresh: bool) -> None:
+        """Compare the files of the cohort with those that the run was made of; refuse or forget changed cases.
+
+        Raises StoreError naming them. Before that nothing is written.
+        """
         compared = compare_inputs(self.inputs, self.stages, self.cohort.root)
         if not refresh:
             refuse_changed(self.uri, compared.changed)

@@ -329,7 +329,9 @@ def test_a_plan_that_follows_its_inputs_survives_a_kill_between_any_two_writes(c
     run = opened(copied, refresh=True)
     slices.run_parts(run, run.stage("slices").pending())
     run.stage("slices").finish()
-    for attempt in range(1, 40):
+    attempts = 0
+    while attempts < 40:
+        attempts += 1
         run = opened(copied)
         try:
             with monkeypatch.context() as patch:  # each attempt does one write more than those before
@@ -338,7 +340,7 @@ def test_a_plan_that_follows_its_inputs_survives_a_kill_between_any_two_writes(c
             break
         except Killed:
             pass
-    assert attempt == 3 * (3 + 1), "three stages, with three records that stay and one plan"
+    assert attempts == 3 * (3 + 1), "three stages, with three records that stay and one plan"
     before = parts_of(copied / "one")
     complete(opened(copied))
     again = made_again(before, parts_of(copied / "one"))
@@ -467,7 +469,8 @@ def test_a_file_that_could_not_be_opened_is_changed_once_it_can(copied):
 def test_records_of_parts_are_as_they_were(copied):
     for name in PART_STAGES:
         assert b"_inputs" not in (copied / "one" / name / "_parts" / "00000.json").read_bytes()
-    recorded = Inputs(str(copied / "one")).read_all([0, 1, 2, 3], stage_of(str(copied / "one"), "slices").plan().sha256)
+    sha256 = stage_of(str(copied / "one"), "slices").plan().sha256
+    recorded = dict(Inputs(str(copied / "one")).read_all([0, 1, 2, 3], sha256))
     assert [file.path for part in recorded.values() for files in part.cases.values() for file in files] == [
         str(file_of(copied / "data", number, kind).relative_to(copied / "data"))
         for number in range(4)

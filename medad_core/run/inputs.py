@@ -9,7 +9,7 @@ from. RUNs of earlier versions have no inputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from medad_core.data.content import FileRead
 from medad_core.store import join
@@ -21,7 +21,7 @@ FOLDER = "_inputs"
 
 
 class PartInputs(Record):
-    """What was read for the cases of a part. Paths are relative to the cohort's root, or absolute outside of it.
+    """What was read for the cases of a part. Paths are relative to the cohort's root.
 
     `plan_sha256` is the hash of the plan that the part belongs to. A case that was rejected without opening a file has
     no files.
@@ -45,16 +45,14 @@ class Inputs:
         """The inputs of a part, None if they are not recorded. Raises StoreError."""
         return _parsed(read_bytes(self._at(number)), plan_sha256)
 
-    def read_all(self, numbers: Sequence[int], plan_sha256: str) -> dict[int, PartInputs]:
-        """The inputs of all those of the given parts that have them. Raises StoreError."""
+    def read_all(self, numbers: Sequence[int], plan_sha256: str) -> Iterator[tuple[int, PartInputs]]:
+        """The inputs of all those of the given parts that have them, one after another. Raises StoreError."""
         present = list_names(self.uri)
         names = {record_name(number): number for number in numbers}
-        found = {}
         for name, data in read_many(self.uri, (name for name in names if name in present)):
             inputs = _parsed(data, plan_sha256)
             if inputs is not None:
-                found[names[name]] = inputs
-        return found
+                yield names[name], inputs
 
     def write(self, number: int, inputs: PartInputs) -> None:
         """Write the inputs of a part, replacing earlier ones. Raises StoreError."""

@@ -15,6 +15,7 @@ from medad_core.data.content import FileRead, read_again, stamp_of
 from medad_core.errors import StoreError
 from medad_core.run.inputs import Inputs, PartInputs
 from medad_core.store import Stage
+from medad_core.store.collector import collector_paused
 from medad_core.store.files import explained
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class Comparison:
     unknown: int = 0
 
 
+@collector_paused()
 def compare_inputs(inputs: Inputs, stages: Mapping[str, Stage], root: str) -> Comparison:
     """Compare every recorded input with the file below `root`: its stamp, and if that differs its content.
 
@@ -44,13 +46,17 @@ def compare_inputs(inputs: Inputs, stages: Mapping[str, Stage], root: str) -> Co
     plan = slices.find_plan()
     if plan is None:
         return Comparison()
-    recorded = inputs.read_all([part.number for part in plan.parts], plan.sha256)
+    recorded: set[int] = set()
     changed: set[str] = set()
     renewed = {}
-    for number, part in recorded.items():
-        now = {case_id: _current_files(root, files) for case_id, files in part.cases.items()}
+    for number, part in inputs.read_all([part.number for part in plan.parts], plan.sha256):
+        recorded.add(number)
+        suspects = {case_id: files for case_id, files in part.cases.items() if not _have_stamps(root, files)}
+        if not suspects:
+            continue
+        now = {case_id: _current_files(root, files) for case_id, files in suspects.items()}
         changed |= {case_id for case_id, files in now.items() if files is None}
-        same = {case_id: files or part.cases[case_id] for case_id, files in now.items()}
+        same = {case_id: now.get(case_id) or files for case_id, files in part.cases.items()}
         if same != part.cases:
             renewed[number] = part.model_copy(update={"cases": same})
     unknown = sum(record.done > 0 and number not in recorded for number, record in slices.records().items())
@@ -115,11 +121,23 @@ def _parts_of(stage: Stage, case_ids: Collection[str]) -> list[int]:
     return sorted(planned & stage.records().keys()) if planned else []
 
 
+def _have_stamps(root: str, files: Sequence[FileRead]) -> bool:
+    """Whether all files are there with the stamps that are recorded. There may be 200,000 of them."""
+    for file in files:
+        try:
+            facts = os.stat(f"{root}/{file.path}")
+        except OSError:
+            return False
+        if facts.st_size != file.size or stamp_of(facts) != file.stamp:
+            return False
+    return True
+
+
 def _current_files(root: str, files: Sequence[FileRead]) -> tuple[FileRead, ...] | None:
     """The same files with their stamps as they are now; None if one has other content."""
     current = []
     for file in files:
-        now = _current_file(os.path.join(root, file.path), file)
+        now = _current_file(f"{root}/{file.path}", file)
         if now is None:
             return None
         current.append(now)

@@ -7,12 +7,24 @@ any more, or can be used now, only its part is planned anew. Everything else in 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from medad_core.store.records import Plan
 
-if TYPE_CHECKING:
-    from medad_core.store.stage import Stage
+
+class Planned(Protocol):
+    """What is needed of a `Stage`."""
+
+    name: str
+
+    def plan(self) -> Plan:
+        """The stored plan."""
+
+    def find_plan(self) -> Plan | None:
+        """The stored plan, None if there is none."""
+
+    def replace_plan(self, plan: Plan) -> None:
+        """Replace the stored plan."""
 
 
 def differ_in_inputs_only(stored: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
@@ -20,13 +32,13 @@ def differ_in_inputs_only(stored: Mapping[str, str], wanted: Mapping[str, str]) 
     return {name for name in {*stored, *wanted} if stored.get(name) != wanted.get(name)} == {"inputs"}
 
 
-def replan(stage: Stage, plan: Plan, after: Sequence[Stage]) -> None:
+def replan(stage: Planned, plan: Plan, after: Sequence[Planned]) -> None:
     """Replace the plan of `stage`. The plans of the stages `after` it, which name it, follow.
 
     The last plan is written first: a command that is killed in between does the rest when it is run again. Raises
     StoreError.
     """
-    plans = [(stage, plan)]
+    plans: list[tuple[Planned, Plan]] = [(stage, plan)]
     before = {stage.plan().fingerprint_sha256, plan.fingerprint_sha256}
     for later in after:
         stored = later.find_plan()

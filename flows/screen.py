@@ -44,10 +44,15 @@ def run_name(folder: str) -> str:
     persist_result=False,
     flow_run_name=_run_name,
 )
-def screen(data: str, run: str, settings: SettingsParameter = DEFAULTS) -> Outcome:
-    """Screen every case below `data`; run it again to resume."""
+def screen(data: str, run: str, settings: SettingsParameter = DEFAULTS, refresh: bool = False) -> Outcome:
+    """Screen every case below `data`; run it again to resume.
+
+    A run knows the volumes and masks it was made of by their content. A case whose files have changed is refused by
+    name; with `refresh`, the parts that hold it are made again in every stage, and predictions, metrics and page
+    follow. The splits stay as they were dealt, whatever a mask says now.
+    """
     with outcome_reported("screen", name_parts(run)[0], settings) as report:
-        return _screen(Run.open(data, run, settings), data, report)
+        return _screen(Run.open(data, run, settings, refresh), data, report)
 
 
 def screen_run(run: Run, data: str) -> Outcome:

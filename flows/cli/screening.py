@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DATA_HELP = "Folder of cases, or a table of files (see medad inspect). With --cohort an inbox, into which they come."
 COHORT_HELP = "Folder of a cohort: only what is new or changed in DATA is screened, as its next batch."
+REFRESH_HELP = "With --out: make the cases again whose volume or mask has changed since, and only these."
 WAIT_HELP = "With --cohort: wait for another command that screens it, instead of giving up."
 
 
@@ -29,6 +30,7 @@ def screen(
     ] = None,
     cohort: Annotated[str | None, typer.Option("--cohort", metavar="FOLDER", help=COHORT_HELP)] = None,
     wait: Annotated[bool, typer.Option("--wait", help=WAIT_HELP)] = False,
+    refresh: Annotated[bool, typer.Option("--refresh", help=REFRESH_HELP)] = False,
     words: Words = None,
     config: Config = None,
 ) -> int:
@@ -40,15 +42,17 @@ def screen(
         raise UsageError("give --out RUN to screen all of DATA, or --cohort FOLDER to screen what is new in it")
     if wait and cohort is None:
         raise UsageError("--wait goes with --cohort")
+    if refresh and out is None:
+        raise UsageError("--refresh goes with --out; with --cohort, every command screens what has changed")
     settings = load_settings(config, words or [])
     keep_webhook(settings.notify)
     terminals = consoles(online=not settings.models.offline)
     if cohort is not None:
         return _screen_cohort(absolute(data), absolute(cohort), settings, wait, terminals)
-    return _screen_run(absolute(data), absolute(str(out)), settings, terminals)
+    return _screen_run(absolute(data), absolute(str(out)), settings, refresh, terminals)
 
 
-def _screen_run(data: str, out: str, settings: Settings, terminals: Consoles) -> int:
+def _screen_run(data: str, out: str, settings: Settings, refresh: bool, terminals: Consoles) -> int:
     from flows.cli.progress import watching
 
     with terminals.err.status("checking data, models and settings"):
@@ -62,7 +66,7 @@ def _screen_run(data: str, out: str, settings: Settings, terminals: Consoles) ->
 
         check_orchestration(settings)
         with failure_reported("screen", name_parts(out)[0], settings):
-            run = Run.open(data, out, settings)
+            run = Run.open(data, out, settings, refresh)
         if run.discovery is not None:
             lines = [*summarise(run.discovery, settings.data.modality), *_levels_of(run)]
             terminals.err.print("\n".join(lines), markup=False, soft_wrap=True)

@@ -24,15 +24,18 @@ from medad_core.benchmark.memory import peak_mb
 from medad_core.benchmark.spread import Spread
 from medad_core.config import Settings
 from medad_core.data.discovery import discover
+from medad_core.data.reads import FileRead, stamp_of
 from medad_core.errors import MedadError
-from medad_core.run.cohort import Cohort, File, Member, write_cohort
+from medad_core.run.cohort import Cohort, File, Member, find_stored, write_cohort
 from medad_core.run.gather import open_cohort
 from medad_core.run.info import RunInfo, write_run_info
+from medad_core.run.inputs import FOLDER, Inputs, PartInputs
 from medad_core.run.rejected import write_rejected
+from medad_core.run.staleness import compare_inputs
 from medad_core.store import MAPS, PART_STAGES, PartRecord, Plan, Stage, open_stages, sha256_file, stage_of, write_table
 from medad_core.store.bookkeeping import MANIFEST, PARTS, PLAN
 from medad_core.store.planning import make_plan
-from medad_core.store.records import manifest_of, part_name
+from medad_core.store.records import manifest_of, part_name, record_name
 from medad_core.surroundings.processes import piped_environment, python_command
 
 CASES = (1_000, 10_000, 100_000)
@@ -140,6 +143,8 @@ def make_up(scratch: Path, cases: int) -> None:
     for name, schema in PART_STAGES.items():
         plan = make_plan(name, {**FINGERPRINT, **upstream}, schema, parts)
         _make_stage(Path(run) / name, plan)
+        if name == "slices":
+            _make_inputs(scratch, members, plan)
         upstream = {name: plan.fingerprint_sha256}
 
 
@@ -150,7 +155,7 @@ def _make_case(data: Path, case_id: str) -> Member:
     for kind in ("flair", "seg"):
         name = f"{case_id}_{kind}.nii.gz"
         (folder / name).touch()
-        files.append(File(path=f"{case_id}/{name}", channel=None, size=0))
+        files.append(File(path=f"{case_id}/{name}", channel=None))
     return Member(case_id=case_id, split="train", volume=files[0], mask=files[1])
 
 
@@ -182,6 +187,26 @@ def _make_stage(folder: Path, plan: Plan) -> None:
         records.append(record)
     time.sleep(0.05)  # a manifest is written after its records, by the clock of the filesystem too
     (folder / MANIFEST).write_bytes(manifest_of(plan, records).to_json())
+
+
+def _make_inputs(scratch: Path, members: Sequence[Member], plan: Plan) -> None:
+    """Inputs as the stage `slices` writes them, with the stamps of the made-up files."""
+    folder = scratch / "run" / plan.stage / FOLDER
+    folder.mkdir()
+    by_case = {member.case_id: member for member in members}
+    for part in plan.parts:
+        cases = {case_id: _reads_of(scratch / "data", by_case[case_id]) for case_id in part.inputs}
+        inputs = PartInputs(plan_sha256=plan.sha256, cases=cases)
+        (folder / record_name(part.number)).write_bytes(inputs.to_json())
+
+
+def _reads_of(data: Path, member: Member) -> tuple[FileRead, ...]:
+    files = [file.path for file in (member.volume, member.mask) if file is not None]
+    stats = [(data / path).stat() for path in files]
+    return tuple(
+        FileRead(path=path, size=facts.st_size, stamp=stamp_of(facts), read=0, sha256="0" * 64)
+        for path, facts in zip(files, stats, strict=True)
+    )
 
 
 def _readable(parts: int) -> list[int]:
@@ -229,8 +254,12 @@ def _open(scratch: Path) -> float:
     run = str(scratch / "run")
     discovery = discover(scratch / "data")
     started = time.perf_counter()
-    cohort = open_cohort(run, (scratch / "data").resolve(), discovery, Settings().data, is_dealt=True)
+    root = (scratch / "data").resolve()
+    cohort = open_cohort(run, find_stored(run), root, discovery, Settings().data, is_dealt=True)
     stages = open_stages(run)
+    compared = compare_inputs(Inputs(run), stages, cohort.root)
+    if compared.changed or compared.renewed or compared.unknown:
+        raise MedadError("the made-up files are not those of the made-up run")
     upstream: dict[str, str] = {}
     parts: Sequence[Sequence[str]] = _parts_of(cohort)
     cohort.content.encode()  # the plan of slices has it

@@ -20,6 +20,7 @@ import numpy as np
 from medad_core.data.cases import VolumeRef
 from medad_core.data.inflate import BLOCK, EXPORT_AGAIN, GZIP, check_gzip, inflate
 from medad_core.data.nifti_header import HEADER_BYTES, Header, parse_header
+from medad_core.data.reads import Reading, keep_unreadable
 from medad_core.errors import CaseError, InputError, TruncatedError
 
 _FIRST_BLOCK = 1 << 14  # holds a header, also compressed
@@ -89,7 +90,7 @@ def open_nifti(case_id: str, ref: VolumeRef) -> NiftiFile:
     """Read a file's bytes and header.
 
     Raises CaseError where it is unreadable, truncated, no NIfTI, or not one 3-D volume, and InputError where the
-    filesystem failed in a way that may pass.
+    filesystem failed in a way that may pass, or the file is still being written to.
     """
     name = Path(ref.path).name
     try:
@@ -99,6 +100,7 @@ def open_nifti(case_id: str, ref: VolumeRef) -> NiftiFile:
             raise InputError(
                 f"{case_id}: {name}: the filesystem failed ({error.strerror}); run the same command again"
             ) from error
+        keep_unreadable(ref.path)
         raise CaseError(
             case_id, f"{name}: {UNREADABLE} ({error.strerror}); check the file and its permissions"
         ) from error
@@ -157,15 +159,15 @@ def _hashed(stream: BinaryIO, digest: hashlib._Hash) -> Iterator[bytes]:
 
 def _read(path: Path, case_id: str) -> tuple[bytes, Header]:
     """The bytes of a file and its header; of a plain file no more than its header speaks of, however long it is."""
-    with path.open("rb") as stream:
-        start = stream.read(HEADER_BYTES)
+    with path.open("rb") as stream, Reading(case_id, path, stream) as reading:
+        start = reading.keep(stream.read(HEADER_BYTES))
         stream.seek(0)
         if start.startswith(GZIP):
-            raw = stream.read()
+            raw = reading.keep(stream.read())
             start = inflate(raw, HEADER_BYTES, case_id, path.name)
             return raw, parse_header(start, case_id, path.name)
         header = parse_header(start, case_id, path.name)
-        return stream.read(min(header.file_bytes, os.fstat(stream.fileno()).st_size)), header
+        return reading.keep(stream.read(min(header.file_bytes, os.fstat(stream.fileno()).st_size))), header
 
 
 def _pick_channel(header: Header, ref: VolumeRef, case_id: str, name: str) -> int:

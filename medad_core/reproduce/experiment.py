@@ -106,7 +106,7 @@ def prepare(data: str, out: str, settings: Settings, progress: ReportProgress = 
     settle_torch(settings)
     fingerprint = experiment_fingerprint(settings)
     check_experiment(out, fingerprint)
-    cohort = settle_cohort(out, find_cohort(data, by_index(settings.data)))
+    cohort = settle_cohort(out, find_cohort(data, by_index(settings.data), sized=True))
     if read_bytes(join(out, "study.json")) is not None:
         return open_experiment(out)
     encoder = load_encoder(settings.models.encoder, device_of(settings), where=settings.models)

@@ -7,6 +7,7 @@ same, a resumed run uses it as it is, and opens no volume and no mask.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,12 +24,16 @@ UNLABELLED = "screen"
 
 
 class File(BaseModel):
-    """A volume: `path` relative to the cohort's root, channel of a 4-D file, size in bytes."""
+    """A volume: `path` relative to the cohort's root, channel of a 4-D file.
+
+    `size` in bytes counts in the cohorts of experiments and batches, and in those of runs of earlier versions. Other
+    runs have none: they know their files by content (`medad_core.run.inputs`).
+    """
 
     model_config = ConfigDict(frozen=True)
     path: str
     channel: int | None
-    size: int
+    size: int | None = None
 
 
 class Member(BaseModel):
@@ -60,6 +65,9 @@ class Member(BaseModel):
     def facts(self) -> dict[str, Any]:
         """What determines the rows of the case. Fields that earlier versions did not know count where they are set."""
         facts = self.model_dump(exclude={"patient", "visit", "layout"})
+        for file in (facts["volume"], facts["mask"]):
+            if file is not None and file["size"] is None:
+                del file["size"]
         return {name: value for name, value in facts.items() if value is not None or name not in _NEWER}
 
 
@@ -67,7 +75,11 @@ _NEWER = ("tumour_labels", "levels")
 
 
 class Cohort(BaseModel):
-    """All cases of a run, sorted by case_id."""
+    """All cases of a run, sorted by case_id.
+
+    The splits are dealt once, for a new run. A mask that is corrected later changes its rows and its labels, but no
+    split, even if its patient now has tumour-free slices, or has none any more.
+    """
 
     model_config = ConfigDict(frozen=True)
     root: str
@@ -75,8 +87,13 @@ class Cohort(BaseModel):
 
     @property
     def content(self) -> str:
-        """Hash of the members: files, sizes, roles, splits. The root is not in it: a moved cohort is the same."""
+        """Hash of the members: files, roles, splits. The root is not in it: a moved cohort is the same."""
         return fingerprint_of({member.case_id: member.facts() for member in self.members})
+
+    @property
+    def has_sizes(self) -> bool:
+        """Whether the sizes of files count."""
+        return any(file is not None and file.size is not None for file in (m.volume for m in self.members))
 
     def case(self, member: Member, modality: str) -> Case:
         """A usable member as a `Case` for `read_slices`."""
@@ -134,13 +151,29 @@ def settle_cohort(run: str, cohort: Cohort) -> Cohort:
     Raises StoreError naming the cases that changed.
     """
     stored = find_stored(run)
+    check_same_cases(run, stored, cohort)
+    keep_cohort(run, stored, cohort)
+    return cohort
+
+
+def check_same_cases(run: str, stored: Cohort | None, cohort: Cohort) -> None:
+    """Raise StoreError naming the cases that changed, if the stored cohort has other ones."""
     if stored is not None and stored.content != cohort.content:
         changed = _changed(stored, cohort)
         some = ", ".join(changed[:5]) + (" …" if len(changed) > 5 else "")
         raise StoreError(f"{run} was made of other data: {some} differ; choose another --out for the data as it is now")
+
+
+def keep_cohort(run: str, stored: Cohort | None, cohort: Cohort) -> None:
+    """Write `RUN/cohort.json` if there is none, or if the data moved. Raises StoreError."""
     if stored is None or stored.root != cohort.root:
         write_cohort(run, cohort)
-    return cohort
+
+
+def below(root: str, path: str) -> str:
+    """`path` relative to `root`."""
+    above = f"{root}/"
+    return path.removeprefix(above) if path.startswith(above) else os.path.relpath(path, root)
 
 
 def _changed(before: Cohort, after: Cohort) -> list[str]:

@@ -1,6 +1,7 @@
 """A cohort from what was discovered: members, their files, their splits; or the stored one, if nothing changed.
 
-One decision: masks and headers are opened for a new cohort only. A resumed run compares names and sizes.
+One decision: masks and headers are opened for a new cohort only. A resumed run compares names here, and the content of
+its files with what it has read of them (`medad_core.run.staleness`).
 """
 
 from __future__ import annotations
@@ -23,35 +24,36 @@ from medad_core.data.source import find_cases, settle_case
 from medad_core.data.split import split_cases
 from medad_core.data.table import dataset_root
 from medad_core.errors import CaseError
-from medad_core.run.cohort import UNLABELLED, Cohort, File, Member, find_stored, settle_cohort, write_cohort
+from medad_core.run.cohort import UNLABELLED, Cohort, File, Member, below, check_same_cases
 from medad_core.store.collector import collector_paused
 
 PHANTOM_NOTE = b"medad phantom"
 BoolArray = npt.NDArray[np.bool_]
-FileFacts = tuple[str, int | None, int]  # path below the root, channel, size in bytes
+FileFacts = tuple[str, int | None, int | None]  # path below the root, channel, size in bytes where it counts
 
 
 @collector_paused()
-def open_cohort(run: str, root: Path, discovery: Discovery, settings: DataSettings, is_dealt: bool) -> Cohort:
+def open_cohort(
+    run: str, stored: Cohort | None, root: Path, discovery: Discovery, settings: DataSettings, is_dealt: bool
+) -> Cohort:
     """The cohort of what was discovered below `root`: the stored one if its files are the same, else a new one.
 
-    `is_dealt`: the stored splits were dealt by these settings. Raises StoreError naming the cases that changed.
+    `is_dealt`: the stored splits were dealt by these settings. Writes nothing. Raises StoreError naming the cases that
+    changed.
     """
-    stored = find_stored(run)
-    if stored is None or not is_dealt or not _has_files_of(stored, root, discovery, settings.modality):
-        return settle_cohort(run, make_cohort(root, discovery, settings))
-    if stored.root != str(root):
-        stored = stored.at(str(root))
-        write_cohort(run, stored)
-    return stored
+    if stored is not None and is_dealt and _has_files_of(stored, root, discovery, settings.modality):
+        return stored if stored.root == str(root) else stored.at(str(root))
+    cohort = make_cohort(root, discovery, settings, sized=stored is not None and stored.has_sizes)
+    check_same_cases(run, stored, cohort)
+    return cohort
 
 
-def find_cohort(data: str | Path, settings: DataSettings) -> Cohort:
+def find_cohort(data: str | Path, settings: DataSettings, sized: bool = False) -> Cohort:
     """Discover cases below `data`, look for tumour-free slices in their masks, and split the patients.
 
-    Raises UsageError if `data` is not a folder of cases.
+    `sized`: the sizes of files count. Raises UsageError if `data` is not a folder of cases.
     """
-    return make_cohort(dataset_root(data), find_cases(data, settings), settings)
+    return make_cohort(dataset_root(data), find_cases(data, settings), settings, sized)
 
 
 def by_index(settings: DataSettings) -> DataSettings:
@@ -59,12 +61,12 @@ def by_index(settings: DataSettings) -> DataSettings:
     return settings.model_copy(update={"levels": "index"})
 
 
-def make_cohort(root: Path, discovery: Discovery, settings: DataSettings) -> Cohort:
+def make_cohort(root: Path, discovery: Discovery, settings: DataSettings, sized: bool = False) -> Cohort:
     """The cohort of what was discovered below `root`. Opens every mask, and the header of every volume."""
     cases = [settle_case(case, settings) for case in discovery.cases]
     facts = [(case, _has_tumour_free(case, settings)) for case in cases]
     splits = _split_patients(facts, settings)
-    usable = [_member(root, case, settings.modality, splits[case.case_id]) for case in cases]
+    usable = [_member(root, case, settings.modality, splits[case.case_id], sized) for case in cases]
     return _sorted_cohort(root, usable, discovery)
 
 
@@ -73,7 +75,9 @@ def members_of(root: Path, cases: Sequence[Case], settings: DataSettings) -> Coh
 
     Nothing is trained on cases from an inbox, so they belong to no split.
     """
-    members = tuple(_member(root, settle_case(case, settings), settings.modality, UNLABELLED) for case in cases)
+    members = tuple(
+        _member(root, settle_case(case, settings), settings.modality, UNLABELLED, sized=True) for case in cases
+    )
     return Cohort(root=str(root), members=members)
 
 
@@ -94,12 +98,15 @@ def _rejected(discovery: Discovery) -> Iterator[tuple[str, str]]:
 def _has_files_of(stored: Cohort, root: Path, discovery: Discovery, modality: str) -> bool:
     """Whether `stored` has the same files as `discovery`, apart from their content and splits.
 
+    In a run of an earlier version, their sizes count.
+
     Plain values are compared, because making 100,000 members would take seconds.
     """
     discovered: dict[str, tuple[FileFacts | None, FileFacts | None, str | None]] = {}
+    sized = stored.has_sizes
     for case in discovery.cases:
-        mask = None if case.mask is None else _facts(root, case.mask)
-        discovered[case.case_id] = (_facts(root, case.volumes[modality]), mask, None)
+        mask = None if case.mask is None else _facts(root, case.mask, sized)
+        discovered[case.case_id] = (_facts(root, case.volumes[modality], sized), mask, None)
     for case_id, reason in _rejected(discovery):
         discovered[case_id] = (None, None, reason)
     settled = {
@@ -109,18 +116,12 @@ def _has_files_of(stored: Cohort, root: Path, discovery: Discovery, modality: st
     return settled == discovered
 
 
-def _facts(root: Path, ref: VolumeRef) -> FileFacts:
-    return _below(root, ref.path), ref.channel, os.path.getsize(ref.path)
+def _facts(root: Path, ref: VolumeRef, sized: bool) -> FileFacts:
+    return below(str(root), ref.path), ref.channel, os.path.getsize(ref.path) if sized else None
 
 
 def _stored_facts(file: File | None) -> FileFacts | None:
     return None if file is None else (file.path, file.channel, file.size)
-
-
-def _below(root: Path, path: str) -> str:
-    """`path` relative to `root`."""
-    above = f"{root}/"
-    return path.removeprefix(above) if path.startswith(above) else os.path.relpath(path, root)
 
 
 def _untaken(case_id: str, taken: set[str]) -> str:
@@ -171,14 +172,14 @@ def _tumour_by_slice(case: Case, mask: VolumeRef, settings: DataSettings) -> Boo
     return by_slice
 
 
-def _member(root: Path, case: Case, modality: str, split: str) -> Member:
+def _member(root: Path, case: Case, modality: str, split: str, sized: bool) -> Member:
     volume = case.volumes[modality]
     return Member(
         case_id=case.case_id,
         split=split,
         phantom=_is_phantom(volume.path),
-        volume=_file(root, volume),
-        mask=_file(root, case.mask) if case.mask else None,
+        volume=_file(root, volume, sized),
+        mask=_file(root, case.mask, sized) if case.mask else None,
         patient=case.patient,
         visit=case.visit or None,
         layout=None if case.layout == EARLIER else case.layout,
@@ -187,8 +188,8 @@ def _member(root: Path, case: Case, modality: str, split: str) -> Member:
     )
 
 
-def _file(root: Path, ref: VolumeRef) -> File:
-    path, channel, size = _facts(root, ref)
+def _file(root: Path, ref: VolumeRef, sized: bool) -> File:
+    path, channel, size = _facts(root, ref, sized)
     return File(path=path, channel=channel, size=size)
 
 

@@ -7,6 +7,7 @@ imported only inside the functions that need them, so that importing this module
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -17,16 +18,20 @@ from medad_core.data.own_folders import claim_folder, mark_folder
 from medad_core.data.source import check_data, find_cases
 from medad_core.data.table import dataset_root
 from medad_core.environment import package_versions
-from medad_core.run.cohort import Cohort, cohort_of
+from medad_core.run.cohort import Cohort, cohort_of, find_stored, keep_cohort
 from medad_core.run.fields import DEALT_BY, settings_fields
 from medad_core.run.gather import open_cohort
 from medad_core.run.info import RunInfo, has_run_info, read_run_info, write_run_info
+from medad_core.run.inputs import Inputs
 from medad_core.run.rejected import Rejected, write_rejected
+from medad_core.run.staleness import compare_inputs, forget_cases, named, refuse_changed, warn_unknown
 from medad_core.store import Stage, check_writable, open_stages
 from medad_core.store.files import sweep
 
 if TYPE_CHECKING:
     from medad_core.run.fingerprints import ResolvedModels
+
+log = logging.getLogger(__name__)
 
 
 class Run:
@@ -37,14 +42,17 @@ class Run:
         self.settings = settings
         self.stages = open_stages(uri)
         self.discovery: Discovery | None = None  # what `open` found below DATA
+        self.inputs = Inputs(uri)
 
     @classmethod
-    def open(cls, data: str, out: str, settings: Settings) -> Run:
+    def open(cls, data: str, out: str, settings: Settings, refresh: bool = False) -> Run:
         """Open the new or existing run of the cases below `data`, or in a table of files, in the folder `out`.
 
         Everything that can be wrong with the command is checked here, before any work. Raises UsageError, StoreError or
-        WeightsError. A new run gets its `cohort.json` and `run.json`. In an existing run, only temporary files of
-        killed writers are removed.
+        WeightsError. A case whose volume or mask has changed since the run read it is refused by name; with `refresh`,
+        the parts that hold it are forgotten instead, in every stage. A new run gets its `cohort.json` and `run.json`.
+        In an existing run, nothing else is written than the stamps of files with the same content, and temporary files
+        of killed writers are removed.
         """
         root = dataset_root(data)
         check_data(data, settings.data)
@@ -56,7 +64,10 @@ class Run:
         check_models(settings)
         _ = run.models
         run.discovery = discovery
-        run.cohort = open_cohort(out, root, discovery, settings.data, run._is_dealt())
+        stored = find_stored(out)
+        run.cohort = open_cohort(out, stored, root, discovery, settings.data, run._is_dealt())
+        run.settle_inputs(refresh)
+        keep_cohort(out, stored, run.cohort)
         run.sweep()
         if not has_run_info(out):
             run.note(data)
@@ -89,6 +100,21 @@ class Run:
         fields = settings_fields(self.settings, *DEALT_BY)
         return plan is not None and all(plan.fingerprint.get(name) == value for name, value in fields.items())
 
+    def settle_inputs(self, refresh: bool) -> None:
+        """Compare the files of the cohort with those that the run was made of; refuse or forget changed cases.
+
+        Raises StoreError naming them. Before that nothing is written.
+        """
+        compared = compare_inputs(self.inputs, self.stages, self.cohort.root)
+        if not refresh:
+            refuse_changed(self.uri, compared.changed)
+        warn_unknown(self.uri, compared.unknown)
+        for number, inputs in compared.renewed.items():
+            self.inputs.write(number, inputs)
+        if compared.changed:
+            log.warning("made again, because their volumes or masks changed: %s", named(compared.changed))
+            forget_cases(self.stages.values(), compared.changed)
+
     def stage(self, name: str) -> Stage:
         """One of the stages slices, maps, prompts, answers."""
         return self.stages[name]
@@ -105,6 +131,7 @@ class Run:
     def sweep(self) -> None:
         """Remove the temporary files that killed writers left. Raises StoreError."""
         sweep(self.uri)
+        self.inputs.sweep()
         for stage in self.stages.values():
             stage.sweep()
 

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import pyarrow as pa
 
@@ -23,10 +24,16 @@ OnPart = Callable[[PartRecord], None]  # called after every part
 
 
 def plan_after(run: Run, upstream: str, name: str, fingerprint: dict[str, str]) -> Plan:
-    """Plan a stage with the same parts as the finished stage `upstream`. Raises StoreError if that is not finished."""
+    """Plan a stage with the same parts as the finished stage `upstream`. Raises StoreError if that is not finished.
+
+    If a case of `upstream` lost its rows, or has rows now, the stored plan follows.
+    """
     before = run.stage(upstream)
     parts = before.finished_inputs()
-    return run.stage(name).prepare({**fingerprint, upstream: before.plan().fingerprint_sha256}, parts)
+    fields = {**fingerprint, upstream: before.plan().fingerprint_sha256}
+    names = list(run.stages)
+    after = [run.stages[later] for later in names[names.index(name) + 1 :]]
+    return run.stage(name).prepare(fields, parts, after)
 
 
 @dataclass
@@ -34,10 +41,12 @@ class CasesOfPart:
     """Rows of a part, case by case; cases that fail are collected in `failed`.
 
     The store consumes `rows()` while it writes, so memory never holds a whole part. `failed` is complete afterwards.
+    `at_end` is called after the last case, before the part counts.
     """
 
     cases: Iterable[str]
     make: Callable[[str], pa.Table]
+    at_end: Callable[[], None]
     failed: list[Item] = field(default_factory=list)
 
     def rows(self) -> Iterator[pa.Table]:
@@ -49,6 +58,7 @@ class CasesOfPart:
             except CaseError as error:
                 log.warning("%s is left out: %s", error.case_id, error.reason)
                 self.failed.append(Item(key=error.case_id, reason=error.reason))
+        self.at_end()
 
 
 @contextmanager
@@ -70,12 +80,19 @@ def making(stage: Stage, number: int) -> Iterator[None]:
 
 
 def run_casewise(
-    stage: Stage, numbers: Sequence[int], make: Callable[[str], pa.Table], on_part: OnPart
+    stage: Stage,
+    numbers: Sequence[int],
+    make: Callable[[str], pa.Table],
+    on_part: OnPart,
+    before_record: Callable[[int], None] = lambda _number: None,
 ) -> list[PartRecord]:
-    """Write the given parts of a stage; `make(case_id)` returns the rows of one case."""
+    """Write the given parts of a stage; `make(case_id)` returns the rows of one case.
+
+    `before_record(number)` is called when the last case of a part was made, and before the part counts.
+    """
     records = []
     for number in numbers:
-        part = CasesOfPart(stage.plan().parts[number].inputs, make)
+        part = CasesOfPart(stage.plan().parts[number].inputs, make, partial(before_record, number))
         with making(stage, number):
             records.append(stage.write_part(number, part.rows(), failed=part.failed))
         on_part(records[-1])

@@ -25,9 +25,12 @@ from medad_core.store import PART_STAGES
 from medad_core.surroundings.processes import spawn_context
 
 
-def screen(data: str, out: str, settings: Settings | None = None) -> Results:
-    """Screen every case below `data` into the folder `out`; call it again to resume. Raises MedadError."""
-    run = Run.open(data, out, settings or Settings())
+def screen(data: str, out: str, settings: Settings | None = None, refresh: bool = False) -> Results:
+    """Screen every case below `data` into the folder `out`; call it again to resume. Raises MedadError.
+
+    A case whose volume or mask has changed since is refused by name; with `refresh` it is made again.
+    """
+    run = Run.open(data, out, settings or Settings(), refresh)
     for name in PART_STAGES:
         plan_stage(run, name)
         progress = complete_stage(run, name, LoopExecutor(run, name))

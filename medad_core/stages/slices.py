@@ -1,18 +1,30 @@
-"""Volumes to slices: every usable case becomes upright, scaled 8-bit pictures in `RUN/slices/`."""
+"""Volumes to slices: every usable case becomes upright, scaled 8-bit pictures in `RUN/slices/`.
+
+One decision: what was read of the files of a part is recorded before the part counts. If a part is made again of other
+bytes than later stages know, these stages forget its cases first.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import pyarrow as pa
 
 from medad_core.data.read import read_slices
+from medad_core.data.reads import FileRead, reads_kept
 from medad_core.errors import CaseError
+from medad_core.run.cohort import below
 from medad_core.run.fields import PICTURE, SPLIT, settings_fields
+from medad_core.run.inputs import PartInputs
 from medad_core.run.run import Run
+from medad_core.run.staleness import forget_cases
 from medad_core.stages.parts import OnPart, ignore_part, run_casewise
 from medad_core.stages.rows import slice_rows
 from medad_core.store import PartRecord, Plan
+
+log = logging.getLogger(__name__)
+Reads = tuple[FileRead, ...]
 
 
 def plan(run: Run) -> Plan:
@@ -28,15 +40,40 @@ def plan(run: Run) -> Plan:
 
 
 def run_parts(run: Run, numbers: Sequence[int], on_part: OnPart = ignore_part) -> list[PartRecord]:
-    """Read, turn, scale and write the cases of the given parts."""
+    """Read, turn, scale and write the cases of the given parts, and record what was read."""
     cohort = run.cohort
     settings = run.settings.data
     members = {member.case_id: member for member in cohort.members}
+    read: dict[str, Reads] = {}
 
     def make(case_id: str) -> pa.Table:
         member = members[case_id]
-        if member.rejected is not None:
-            raise CaseError(case_id, member.rejected)
-        return slice_rows(read_slices(cohort.case(member, settings.modality), settings), member.split)
+        with reads_kept() as reads:
+            try:
+                if member.rejected is not None:
+                    raise CaseError(case_id, member.rejected)
+                return slice_rows(read_slices(cohort.case(member, settings.modality), settings), member.split)
+            finally:
+                read[case_id] = tuple(file.model_copy(update={"path": below(cohort.root, file.path)}) for file in reads)
 
-    return run_casewise(run.stage("slices"), numbers, make, on_part)
+    def record_inputs(number: int) -> None:
+        _record_inputs(run, number, read)
+        read.clear()
+
+    return run_casewise(run.stage("slices"), numbers, make, on_part, record_inputs)
+
+
+def _record_inputs(run: Run, number: int, read: dict[str, Reads]) -> None:
+    """Record what was read for a part. Stages that know other content of a case forget it first."""
+    plan = run.stage("slices").plan()
+    before = run.inputs.read(number, plan.sha256)
+    known = {} if before is None else before.cases
+    other = [case_id for case_id, files in read.items() if _content(known.get(case_id)) != _content(files)]
+    later = [stage for name, stage in run.stages.items() if name != "slices"]
+    for part in forget_cases(later, other):
+        log.warning("%s is made again: slices part %d was made again of other files", part, number)
+    run.inputs.write(number, PartInputs(plan_sha256=plan.sha256, cases=read))
+
+
+def _content(files: Reads | None) -> object:
+    return None if files is None else [(file.path, *file.content) for file in files]

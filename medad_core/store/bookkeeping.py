@@ -54,10 +54,39 @@ class Bookkeeping:
         return self._plan
 
     def write_plan(self, plan: Plan) -> None:
-        """Write the plan of a stage that has none. Raises StoreError."""
+        """Write the plan of a stage. Raises StoreError."""
         files.make_folder(self._at(PARTS))
         files.write_bytes(self._at(PLAN), plan.to_json())
         self._keep_plan(plan, listing.stamp_of(self._at(PLAN)))
+
+    def replace_plan(self, plan: Plan) -> None:
+        """Replace the plan. Records of parts with the same inputs are written again for the new plan, before it.
+
+        A second call after a kill finds the records that were written, and goes on. Raises StoreError.
+        """
+        before = self.plan
+        if before is None or before == plan:
+            return
+        files.remove(self._at(MANIFEST))
+        for part in before.parts:
+            record = self._raw_record(part.number)
+            if record is None:
+                continue
+            has_same_inputs = plan.parts[part.number : part.number + 1] == (part,)
+            belongs = _belongs(record, before, part.number) or (has_same_inputs and _belongs(record, plan, part.number))
+            if not has_same_inputs or not belongs:
+                files.remove(self._record_at(part.number))
+            elif record.plan_sha256 != plan.sha256:
+                self.write_record(record.model_copy(update={"plan_sha256": plan.sha256}))
+        self.write_plan(plan)
+
+    def _raw_record(self, number: int) -> PartRecord | None:
+        """The record of a part, of whatever plan; None if there is none, or it is damaged."""
+        data = files.read_bytes(self._record_at(number))
+        try:
+            return None if data is None else PartRecord.from_json(data)
+        except ValueError:
+            return None
 
     def _keep_plan(self, plan: Plan | None, stamp: FileStamp | None) -> None:
         if plan != self._plan:

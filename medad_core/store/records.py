@@ -45,7 +45,10 @@ class PartPlan(Record):
 
 
 class Plan(Record):
-    """The parts that a stage will make. Written once, first; a resumed run reads it and never changes it."""
+    """The parts that a stage will make. Written first; a resumed run reads it.
+
+    It is replaced only if a case of the stage before lost its rows, or has rows now.
+    """
 
     stage: str
     fingerprint: dict[str, str]

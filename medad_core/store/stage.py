@@ -40,6 +40,7 @@ from medad_core.store.records import (
     manifest_of,
     part_name,
 )
+from medad_core.store.replanning import differ_in_inputs_only, replan
 from medad_core.store.schemas import PART_STAGES
 from medad_core.store.tables import Rows, read_case_rows, read_table, write_groups
 
@@ -64,19 +65,25 @@ class Stage:
     # --- plan -------------------------------------------------------------------------------------------------------
 
     @collector_paused()
-    def prepare(self, fingerprint: Mapping[str, str], parts: Sequence[Sequence[str]]) -> Plan:
+    def prepare(
+        self, fingerprint: Mapping[str, str], parts: Sequence[Sequence[str]], after: Sequence[Stage] | None = None
+    ) -> Plan:
         """Write the plan, or return the stored one.
 
         `fingerprint` contains what determines the rows (hashes of models and weights, scaling, prompts, the upstream
         plan's `fingerprint_sha256`); the schema and the set of inputs are added here. `parts` are case ids, in row
-        order; how they are cut into parts is not in the fingerprint. Raises StoreError if the stored plan has a
-        different fingerprint (naming the fields and what to do), ValueError for a key that says how rows are made.
+        order; how they are cut into parts is not in the fingerprint. If `after` is given, the stages after this one,
+        the stage is planned again where only its inputs differ. Raises StoreError if the stored plan has a different
+        fingerprint (naming the fields and what to do), ValueError for a key that says how rows are made.
         """
         plan = self.find_plan()
         if plan is None:
             plan = make_plan(self.name, fingerprint, self.schema, parts)
             self._books.write_plan(plan)
         wanted = complete_fingerprint(self.name, fingerprint, self.schema, parts)
+        if after is not None and differ_in_inputs_only(plan.fingerprint, wanted):
+            replan(self, make_plan(self.name, fingerprint, self.schema, parts), after)
+            plan = self.plan()
         if wanted != plan.fingerprint:
             changes = difference(plan.fingerprint, wanted)
             raise StoreError(
@@ -90,6 +97,10 @@ class Stage:
     def find_plan(self) -> Plan | None:
         """The stored plan, None if the stage was never prepared. Raises StoreError if it is damaged."""
         return self._books.read_plan()
+
+    def replace_plan(self, plan: Plan) -> None:
+        """Replace the stored plan. A part with the same inputs keeps its record. Raises StoreError."""
+        self._books.replace_plan(plan)
 
     def plan(self) -> Plan:
         """The plan as this object first read it. Raises StoreError if there is none."""

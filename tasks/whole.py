@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class Outcome(BaseModel):
-    """The result of a run: paths and counts, no metrics; `rejected` is (case_id, stage, reason)."""
+    """The result of a run: paths and counts. `rejected` is (case_id, stage, reason), `warned` a number of cases."""
 
     model_config = ConfigDict(frozen=True)
     predictions: str
@@ -23,6 +23,7 @@ class Outcome(BaseModel):
     slices: int
     cases: int
     rejected: tuple[tuple[str, str, str], ...]
+    warned: int = 0
 
 
 class Trained(BaseModel):
@@ -48,6 +49,7 @@ def evaluate_run(run: str, settings: Settings) -> Outcome:
         slices=results.slices,
         cases=results.cases,
         rejected=tuple(results.rejected),
+        warned=len(results.warned),
     )
 
 

@@ -9,13 +9,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medad_core.config import DataSettings
+from medad_core.config import DataSettings, load_settings
 from medad_core.data.cases import EARLIER, Case
 from medad_core.data.discovery import discover
 from medad_core.data.inspection import check_case
 from medad_core.data.phantom import generate_cohort
 from medad_core.data.read import read_slices
 from medad_core.errors import CaseError
+from medad_core.stages.screen import screen
 
 SETTINGS = DataSettings()
 WARNED = SETTINGS.model_copy(update={"checks": "warn"})
@@ -93,3 +94,17 @@ def test_the_pixels_of_an_earlier_run_are_not_resampled(case, tmp_path):
 def test_no_real_volume_is_refused_or_warned_of(shared_data: Path, folder):
     for found in discover(shared_data / folder).cases:
         assert check_case(found, SETTINGS).verdict == "use"
+
+
+def test_a_doubtful_case_is_screened_and_named_in_a_file_and_on_the_page(tmp_path):
+    generate_cohort(tmp_path / "data", 2, seed=3)
+    doubtful, _ = discover(tmp_path / "data").cases
+    rewrite(doubtful.volumes["flair"].path, inverted)
+    run = tmp_path / "run"
+    words = ["data.first_slice=80", "data.last_slice=82", "llm.engine=transformers", "evaluate.bootstrap=0"]
+    results = screen(str(tmp_path / "data"), str(run), load_settings(None, words))
+    assert [case_id for case_id, _ in results.warned] == [doubtful.case_id] and results.cases == 2
+    assert "check that this volume is a FLAIR" in (run / "warnings.csv").read_text()
+    assert (
+        "Cases with a warning" in (run / "report.html").read_text() and "doubtful" in (run / "metrics.md").read_text()
+    )

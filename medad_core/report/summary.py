@@ -17,9 +17,9 @@ from medad_core.metrics import MetricRow
 class RunSummary:
     """Facts of one run.
 
-    `created` is a readable date. `models` pairs role and name, `rejected` case and reason, `versions` package and
-    version. `phantom` marks a generated cohort, which the page says in its first lines. `caveats` are sentences a
-    reader must see before any number.
+    `created` is a readable date. `models` pairs role and name, `rejected` case and reason, `warned` case and warning,
+    `versions` package and version. `phantom` marks a generated cohort, which the page says in its first lines.
+    `caveats` are sentences a reader must see before any number.
     """
 
     cohort: str
@@ -30,6 +30,7 @@ class RunSummary:
     map_threshold: float
     caveats: tuple[str, ...] = ()
     rejected: tuple[tuple[str, str], ...] = ()
+    warned: tuple[tuple[str, str], ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
 
 

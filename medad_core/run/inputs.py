@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from pydantic import Field
+
 from medad_core.data.reads import FileRead
 from medad_core.store import join
 from medad_core.store.files import make_folder, read_bytes, sweep, write_bytes
@@ -24,11 +26,12 @@ class PartInputs(Record):
     """What was read for the cases of a part. Paths are relative to the cohort's root.
 
     `plan_sha256` is the hash of the plan that the part belongs to. A case that was rejected without opening a file has
-    no files.
+    no files. `warnings` has what the content of a case makes doubtful.
     """
 
     plan_sha256: str
     cases: dict[str, tuple[FileRead, ...]]
+    warnings: dict[str, str] = Field(default_factory=dict)
 
     def to_json(self) -> bytes:
         """One line: there may be 25,000 of these files."""

@@ -25,6 +25,7 @@ from medad_core.run.info import RunInfo, has_run_info, read_run_info, write_run_
 from medad_core.run.inputs import Inputs
 from medad_core.run.rejected import Rejected, write_rejected
 from medad_core.run.staleness import compare_inputs, forget_cases, named, refuse_changed, warn_unknown
+from medad_core.run.warnings import Warned, write_warnings
 from medad_core.store import Stage, check_writable, open_stages
 from medad_core.store.files import sweep
 
@@ -138,6 +139,10 @@ class Run:
     def write_rejected(self) -> list[Rejected]:
         """Write `rejected.csv`; returns its rows. Raises StoreError."""
         return write_rejected(self.uri, self.stages.values())
+
+    def write_warnings(self) -> list[Warned]:
+        """Write `warnings.csv`; returns its rows. Raises StoreError."""
+        return write_warnings(self.uri, self.stage("slices"), self.inputs)
 
 
 def check_models(settings: Settings) -> None:

@@ -27,6 +27,7 @@ from medad_core.report import GalleryItem, RunSummary, case_rows, choose_gallery
 from medad_core.run.cohort import Cohort
 from medad_core.run.rejected import Rejected
 from medad_core.run.run import Run
+from medad_core.run.warnings import Warned
 from medad_core.stages.rows import bits_of, grids_of, images_of
 from medad_core.store import PREDICTIONS, join, read_table, write_table, write_text
 from medad_core.store.files import remove
@@ -41,7 +42,7 @@ TABLE_FILE = "metrics.parquet"
 
 @dataclass(frozen=True)
 class Results:
-    """The paths of a run's results, the metrics, and the rejected cases."""
+    """The paths of a run's results, the metrics, the rejected cases, and those that are doubtful."""
 
     predictions: str
     metrics: str
@@ -50,6 +51,7 @@ class Results:
     slices: int
     cases: int
     rejected: list[Rejected]
+    warned: list[Warned]
 
 
 @dataclass
@@ -72,6 +74,7 @@ def evaluate_run(run: Run) -> Results:
     for name in ("slices", "maps", "answers"):
         run.stage(name).require_finished()
     rejected = run.write_rejected()
+    warned = run.write_warnings()
     measured = _measure(run)
     predictions = measured.predictions()
     # A page that does not match the predictions would mislead: it is removed before, and written after them.
@@ -80,8 +83,8 @@ def evaluate_run(run: Run) -> Results:
     rows_of_predictions = pa.Table.from_pandas(predictions, schema=PREDICTIONS, preserve_index=False)
     write_predictions(join(run.uri, PREDICTIONS_FILE), rows_of_predictions)
     rows = evaluate(predictions, measured.pixel, run.settings.evaluate, measured.brightness)
-    _write_metrics(run, rows, rejected)
-    page = render_report(_summary(run, rejected), rows, _gallery(run, predictions), case_rows(predictions))
+    _write_metrics(run, rows, rejected, warned)
+    page = render_report(_summary(run, rejected, warned), rows, _gallery(run, predictions), case_rows(predictions))
     write_text(join(run.uri, PAGE_FILE), page)
     return Results(
         predictions=join(run.uri, PREDICTIONS_FILE),
@@ -91,6 +94,7 @@ def evaluate_run(run: Run) -> Results:
         slices=len(predictions),
         cases=predictions["case_id"].nunique(),
         rejected=rejected,
+        warned=warned,
     )
 
 
@@ -108,10 +112,10 @@ def write_predictions(uri: str, rows: pa.Table) -> None:
     write_table(uri, rows)
 
 
-def _write_metrics(run: Run, rows: Sequence[MetricRow], rejected: Sequence[Rejected]) -> None:
+def _write_metrics(run: Run, rows: Sequence[MetricRow], rejected: Sequence[Rejected], warned: Sequence[Warned]) -> None:
     write_table(join(run.uri, TABLE_FILE), metrics_table(rows))
     title = f"medad: {Path(run.cohort.root).name}"
-    text = render_markdown(rows, title, _notes(run.cohort, run.settings, rejected))
+    text = render_markdown(rows, title, _notes(run.cohort, run.settings, rejected, warned))
     write_text(join(run.uri, METRICS_FILE), text)
 
 
@@ -200,7 +204,7 @@ def _of_the_test_split(cohort: Cohort, seen: Sequence[object]) -> str:
     return ", in the split test too" if in_both else "; not those of the split test, none of which was used"
 
 
-def _notes(cohort: Cohort, settings: Settings, rejected: Sequence[Rejected]) -> list[str]:
+def _notes(cohort: Cohort, settings: Settings, rejected: Sequence[Rejected], warned: Sequence[Warned]) -> list[str]:
     notes = ["For research. Not a medical device.", *_caveats(cohort, settings)]
     if any(member.phantom for member in cohort.members):
         notes.append(
@@ -209,10 +213,12 @@ def _notes(cohort: Cohort, settings: Settings, rejected: Sequence[Rejected]) -> 
         )
     if rejected:
         notes.append(f"{len(rejected)} cases could not be used; `rejected.csv` gives the reasons.")
+    if warned:
+        notes.append(f"{len(warned)} cases are in the numbers and doubtful; `warnings.csv` says why.")
     return notes
 
 
-def _summary(run: Run, rejected: Sequence[Rejected]) -> RunSummary:
+def _summary(run: Run, rejected: Sequence[Rejected], warned: Sequence[Warned]) -> RunSummary:
     models = run.settings.models
     return RunSummary(
         cohort=Path(run.cohort.root).name,
@@ -228,5 +234,6 @@ def _summary(run: Run, rejected: Sequence[Rejected]) -> RunSummary:
         map_threshold=run.settings.evaluate.map_threshold,
         caveats=_caveats(run.cohort, run.settings),
         rejected=tuple((case_id, reason) for case_id, _, reason in rejected),
+        warned=tuple(warned),
         versions=tuple(package_versions().items()),
     )

@@ -45,6 +45,7 @@ def run_parts(run: Run, numbers: Sequence[int], on_part: OnPart = ignore_part) -
     settings = run.settings.data
     members = {member.case_id: member for member in cohort.members}
     read: dict[str, Reads] = {}
+    warnings: dict[str, str] = {}
 
     def make(case_id: str) -> pa.Table:
         member = members[case_id]
@@ -52,18 +53,22 @@ def run_parts(run: Run, numbers: Sequence[int], on_part: OnPart = ignore_part) -
             try:
                 if member.rejected is not None:
                     raise CaseError(case_id, member.rejected)
-                return slice_rows(read_slices(cohort.case(member, settings.modality), settings), member.split)
+                slices = read_slices(cohort.case(member, settings.modality), settings)
+                if doubts := [check.reason for check in slices.checks if check.reason]:
+                    warnings[case_id] = "; ".join(doubts)
+                return slice_rows(slices, member.split)
             finally:
                 read[case_id] = tuple(file.model_copy(update={"path": below(cohort.root, file.path)}) for file in reads)
 
     def record_inputs(number: int) -> None:
-        _record_inputs(run, number, read)
+        _record_inputs(run, number, read, warnings)
         read.clear()
+        warnings.clear()
 
     return run_casewise(run.stage("slices"), numbers, make, on_part, record_inputs)
 
 
-def _record_inputs(run: Run, number: int, read: dict[str, Reads]) -> None:
+def _record_inputs(run: Run, number: int, read: dict[str, Reads], warnings: dict[str, str]) -> None:
     """Record what was read for a part. Stages that know other content of a case forget it first."""
     plan = run.stage("slices").plan()
     before = run.inputs.read(number, plan.sha256)
@@ -72,7 +77,7 @@ def _record_inputs(run: Run, number: int, read: dict[str, Reads]) -> None:
     later = [stage for name, stage in run.stages.items() if name != "slices"]
     for part in forget_cases(later, other):
         log.warning("%s is made again: slices part %d was made again of other files", part, number)
-    run.inputs.write(number, PartInputs(plan_sha256=plan.sha256, cases=read))
+    run.inputs.write(number, PartInputs(plan_sha256=plan.sha256, cases=read, warnings=warnings))
 
 
 def _content(files: Reads | None) -> object:

@@ -247,6 +247,7 @@ def test_an_inbox_that_is_empty_all_at_once_is_asked_after(cohort, inbox, tmp_pa
 
 def test_an_odd_folder_of_an_inbox_is_unusable_and_its_studies_are_seen(inbox):
     (inbox / "copy" / "imagesTr").mkdir(parents=True)
+    (inbox / "copy" / "imagesTr" / "B.nii.gz").touch()
     (inbox / "copy" / "dataset.json").write_text("{")
     (inbox / "scan").mkdir()
     (inbox / "scan" / "IM0001").touch()

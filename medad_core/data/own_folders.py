@@ -6,6 +6,7 @@ versions do not have it, and are known by a file that only medad writes: its nam
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection
 from contextlib import suppress
@@ -38,12 +39,12 @@ def is_medad_folder(folder: Path, names: Collection[str] | None = None) -> bool:
     A folder that cannot be read is none.
     """
     with suppress(OSError):
-        if (folder / MARKER).is_file():
+        if os.path.isfile(f"{folder}/{MARKER}"):  # faster than a Path, for a walk through 100,000 folders
             return True
         names = {path.name for path in folder.iterdir()} if names is None else names
-        return _WEIGHTS.issubset(names) or any(
-            name in names and _begins(folder / name, beginning) for name, beginning in _BEGINNINGS.items()
-        )
+        if _WEIGHTS.issubset(names):
+            return True
+        return any(_begins(folder / name, _BEGINNINGS[name]) for name in _BEGINNINGS.keys() & names)
     return False
 
 

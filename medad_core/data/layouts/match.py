@@ -137,6 +137,8 @@ def _read(path: str, rule: _Rule, found: re.Match[str]) -> Match:
 
     def filled(template: str) -> str:
         texts = _split(template)  # literal text and names of groups in turn
+        if len(texts) == 3 and not texts[0] and not texts[2]:
+            return text_of(texts[1])
         return "".join(text_of(text) if number % 2 else text for number, text in enumerate(texts))
 
     layout = rule.layout

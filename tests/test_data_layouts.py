@@ -257,3 +257,80 @@ def test_a_layout_of_ones_own_needs_no_code():
     )
     match = Matcher([*load_layouts()[:1], mine]).match("x/AB12/20200101/t2_dark-fluid")
     assert (match.role, match.case_id, match.patient, match.visit) == ("flair", "AB12-20200101", "AB12", "20200101")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["BraTS-GLI-00027-000", "BraTS-GLI-00027-001"],
+        ["UPENN-GBM-00001_11", "UPENN-GBM-00001_21"],
+        ["UCSF-PDGM-0409", "UCSF-PDGM-0409_FU001d"],
+        ["P1_ses-1", "P1_ses-2"],
+        ["P1_scan1", "P1_scan2"],
+    ],
+)
+@pytest.mark.parametrize("form", ["{0}/flair", "{0}/{0}-flair", "imagesTr/{0}_0000", "imagesTr/{0}", "all/{0}_flair"])
+def test_a_copy_of_a_dataset_in_another_layout_keeps_its_patients(tmp_path, names, form):
+    touch(tmp_path, *(form.format(name) + ".nii.gz" for name in names))
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "FLAIR"}}))
+    cases = discover(tmp_path).cases
+    assert len(cases) == 2 and len({case.patient for case in cases}) == 1
+    if names[0].startswith("BraTS"):
+        assert {case.tumour_labels for case in cases} == {(1, 2, 3)}
+
+
+def test_the_layout_that_is_tried_first_says_who_a_case_is_of_whatever_file_comes_first(tmp_path):
+    case = "BraTS-GLI-00027-001"
+    touch(tmp_path, f"{case}/{case}-t2f.nii.gz", f"{case}/{case}-lesion_mask.nii.gz")
+    (found,) = discover(tmp_path).cases
+    assert (found.patient, found.layout, found.tumour_labels) == ("BraTS-GLI-00027", "brats-2023", (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["P1-v1/P1-v1_flair", "P1-v2/P1-v2_flair"],
+        ["all/sub-01_ses-pre_FLAIR", "all/sub-01_ses-post_FLAIR"],
+        ["sub-01/ses-M00/sub-01_ses-M00_FLAIR", "sub-01/ses-M12/sub-01_ses-M12_FLAIR"],
+        ["P1/P1_pre_flair", "P1_post/P1_post_flair"],
+        ["P1_m0/P1_m0_flair", "P1_m6/P1_m6_flair"],
+    ],
+)
+def test_more_ways_to_name_visits(tmp_path, names):
+    cases = discover(touch(tmp_path, *(f"{name}.nii.gz" for name in names))).cases
+    assert {case.patient for case in cases} <= {"P1", "sub-01"} and len({case.patient for case in cases}) == 1
+
+
+def test_channels_that_are_no_modality_are_named_and_no_case_is_invented(tmp_path):
+    touch(tmp_path, *(f"imagesTr/X_{number:04d}.nii.gz" for number in range(3)), "labelsTr/X.nii.gz")
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "ADC", "1": "DWI", "2": "FLAIR"}}))
+    assert labelled(tmp_path) == {"X": True} and not_used(tmp_path) == {"X_0000.nii.gz", "X_0001.nii.gz"}
+    assert discover(tmp_path).cases[0].volumes["flair"].path.endswith("X_0002.nii.gz")
+
+
+@pytest.mark.parametrize("words", [{"0": "MRI"}, {"0": "ADC", "1": "DWI"}])
+@pytest.mark.parametrize("name", ["X_0000", "X"])
+def test_a_dataset_without_a_known_channel_is_named_and_not_lost(tmp_path, words, name):
+    touch(tmp_path, f"copy/imagesTr/{name}.nii.gz", "A/A_flair.nii.gz")
+    (tmp_path / "copy/dataset.json").write_text(json.dumps({"modality": words}))
+    reason = {item.case_id: item.reason for item in discover(tmp_path).rejected}["copy"]
+    assert "names no modality that medad knows" in reason
+
+
+def test_names_of_folders_above_the_data_do_not_hide_a_stranger(tmp_path):
+    data = touch(tmp_path / "7/inbox", "7_flair.nii.gz", "patient 9 axial.nii.gz")
+    assert [item.case_id for item in discover(data).rejected] == ["patient 9 axial"]
+
+
+def test_a_mask_among_the_derivatives_belongs_to_the_raw_volume(tmp_path):
+    touch(
+        tmp_path,
+        "sub-05/anat/sub-05_FLAIR.nii.gz",
+        "derivatives/expert/sub-05/anat/sub-05_label-lesion_mask.nii.gz",
+    )
+    assert labelled(tmp_path) == {"sub-05": True}
+
+
+def test_another_patient_in_the_folder_of_a_case_is_a_case(tmp_path):
+    touch(tmp_path, "1/1_flair.nii.gz", "1/P12_flair.nii.gz")
+    assert labelled(tmp_path) == {"1": False, "P12": False}

@@ -54,7 +54,7 @@ def test_a_table_is_the_truth_whatever_the_files_are_called(tmp_path):
     ("lines", "words"),
     [
         (["c1,p1,,flair,volume,a.nii", "c1,p1,,flair,volume,b.nii"], "line 3: case c1 has two files for flair"),
-        (["c1,p1,,flair,volume,a.nii", "c1,p2,,t1,volume,b.nii"], "line 3: case c1 is of patient 'p2'"),
+        (["c1,p1,,flair,volume,a.nii", "c1,p2,,t1,volume,b.nii"], "line 3: this line gives case c1 the patient 'p2'"),
         (["c1,,,flair,volume,a.nii"], "line 2: patient is empty"),
         (["c1,p1,,flair,volume,"], "line 2: path is empty"),
         (["c1,p1,,FLAIR,volume,a.nii"], "line 2: modality is 'FLAIR'"),
@@ -62,6 +62,7 @@ def test_a_table_is_the_truth_whatever_the_files_are_called(tmp_path):
         (["c1,p1,,flair,volume"], "line 2: has another number of fields"),
         (["c1,p1,,flair,volume,a.nii,more"], "line 2: has another number of fields"),
         (["c1,p1,,t1,volume,a.nii"], "no flair volume for c1"),
+        (["c1,p1,,flair,volume,a.nii", "c2,p2,,flair,volume,./a.nii"], "line 3: ./a.nii is a file of case c1 too"),
         ([",,,,passed over,a.nii"], "no line has the role"),
     ],
 )
@@ -97,16 +98,23 @@ def test_what_is_no_csv_is_refused_in_one_line(tmp_path, text):
     assert "\n" not in str(caught.value)
 
 
-def test_the_table_of_inspect_gives_the_same_cohort_as_the_folder(tmp_path):
+@pytest.mark.parametrize("place", ["data/cases.csv", "cases.csv", "elsewhere/cases.csv"])
+def test_the_table_of_inspect_gives_the_same_cohort_as_the_folder(tmp_path, place):
+    (tmp_path / "elsewhere").mkdir()
     write_case(tmp_path / "data", "BraTS-GLI-00001-000", seed=1, tumour=range(60, 62))
     write_case(tmp_path / "data", "BraTS-GLI-00001-001", seed=2, tumour=range(60, 61))
     rows = inspected(tmp_path / "data")
-    write_case_table(tmp_path / "data/cases.csv", rows)
+    write_case_table(tmp_path / place, rows, tmp_path / "data")
     members = find_cohort(tmp_path / "data", NARROW).members
-    again = find_cohort(tmp_path / "data/cases.csv", NARROW)
-    assert [member.facts() for member in again.members] == [member.facts() for member in members]
+    again = find_cohort(tmp_path / place, NARROW)
+    assert [Path(again.root, member.volume.path).resolve() for member in again.members] == [
+        tmp_path / "data" / member.volume.path for member in members
+    ]
+    assert [(member.split, member.tumour_labels) for member in again.members] == [
+        (member.split, member.tumour_labels) for member in members
+    ]
     assert [member.patient_id for member in again.members] == ["BraTS-GLI-00001"] * 2
-    assert again.root == str(tmp_path / "data")
+    assert again.root == str((tmp_path / place).parent)
 
 
 def test_inspect_shows_shape_rule_and_verdict_of_every_volume(tmp_path):
@@ -122,7 +130,7 @@ def test_inspect_shows_shape_rule_and_verdict_of_every_volume(tmp_path):
     assert volume["shape"] == "64x64x64" and volume["grid"] == "native" and volume["orientation"] == "LPS"
     assert by_path["A/A_seg.nii.gz"]["role"] == "tumour mask"
     assert by_path["B/B_flair.nii.gz"]["verdict"] == "refuse" and "truncated" in by_path["B/B_flair.nii.gz"]["reason"]
-    assert by_path["A/A_brain_mask.nii.gz"]["role"] == by_path["stray.nii.gz"]["role"] == "passed over"
+    assert by_path["A/A_brain_mask.nii.gz"]["role"] == "passed over" and by_path["stray.nii.gz"]["role"] == "refused"
     assert by_path["stray.nii.gz"]["verdict"] == by_path["C/C_t1.nii.gz"]["verdict"] == "refuse"
 
 
@@ -130,9 +138,9 @@ def test_the_summary_names_rules_masks_and_what_is_not_used_in_ten_lines(tmp_pat
     touch(tmp_path, *(f"B_{n}/B_{n}_{kind}.nii.gz" for n in range(3) for kind in ("flair", "seg")))
     touch(tmp_path, "B_0/B_0_brain_mask.nii.gz", "C/C_t1.nii.gz", *(f"odd{n}.nii.gz" for n in range(30)))
     lines = summarise(find_cases(tmp_path, NARROW), "flair")
-    assert lines[0] == "3 cases of 3 patients: 3 by the layout case-folder"
+    assert lines[0] == "3 cases of 3 patients, 31 refused: 3 by the layout case-folder"
     assert lines[1] == "flair from *_flair.nii.gz (3)" and lines[2] == "masks of 3 of 3 from *_seg.nii.gz (3)"
-    assert lines[3].startswith("passed over: B_0_brain_mask.nii.gz: ")
+    assert lines[3].startswith("each of 3 is taken for a patient of its own")
     assert len(lines) == 10 and "medad inspect" in lines[-1]
 
 
@@ -176,7 +184,27 @@ def test_labels_of_a_resection_cavity_are_no_tumour_where_the_layout_says_so(tmp
 
 def test_the_columns_of_a_written_table_are_those_that_are_read(tmp_path):
     write_case(tmp_path, "A", seed=1, tumour=range(60, 62))
-    write_case_table(tmp_path / "cases.csv", inspected(tmp_path))
+    write_case_table(tmp_path / "cases.csv", inspected(tmp_path), tmp_path)
     with open(tmp_path / "cases.csv") as stream:
         assert next(csv.reader(stream)) == list(COLUMNS)
     assert [case.case_id for case in read_case_table(tmp_path / "cases.csv", "flair").cases] == ["A"]
+
+
+def test_what_was_refused_is_still_refused_when_the_table_is_given_back(tmp_path):
+    touch(tmp_path, "A/A_flair.nii.gz", "H/H_flair.mgz")
+    write_case_table(tmp_path / "cases.csv", inspected(tmp_path), tmp_path)
+    assert [item.case_id for item in read_case_table(tmp_path / "cases.csv", "flair").rejected] == ["H"]
+
+
+def test_names_with_line_breaks_and_spaces_survive_the_table(tmp_path):
+    names = ["a\nb", " c ", "d\u2028e", 'f"g']
+    touch(tmp_path, *(f"{name}/{name}_flair.nii.gz" for name in names))
+    write_case_table(tmp_path / "cases.csv", inspected(tmp_path), tmp_path)
+    paths = [case.volumes["flair"].path for case in read_case_table(tmp_path / "cases.csv", "flair").cases]
+    assert sorted(paths) == sorted(str(tmp_path / f"{name}/{name}_flair.nii.gz") for name in names)
+
+
+def test_a_table_of_patients_beside_a_table_of_files_is_refused(tmp_path):
+    path = table(tmp_path, "c1,p1,,flair,volume,a.nii")
+    with pytest.raises(UsageError, match="which says the patients itself"):
+        find_cases(path, NARROW.model_copy(update={"patients": "p.csv"}))

@@ -93,3 +93,41 @@ def test_a_cohort_behind_a_link_is_the_same_cohort(data):
     link.symlink_to(data)
     behind = Run.open(str(link), first.uri, first.settings).cohort
     assert behind.members == first.cohort.members and behind.root == str(link), "the name of a link may hide another"
+
+
+@pytest.mark.parametrize("word", ["data.tumour_labels=[1]", "data.levels=brain", "data.checks=warn"])
+def test_what_is_declared_about_the_cases_cannot_change_under_a_run(data, word):
+    slices.plan(opened(data))
+    words = [*WORDS, word]
+    with pytest.raises(StoreError, match=r"was made (of other data|with other content)"):
+        slices.plan(Run.open(str(data), str(data.parent / "run"), load_settings(None, words)))
+
+
+def test_a_corrected_table_of_patients_is_noticed(data, tmp_path):
+    table = tmp_path / "patients.csv"
+    names = [f"BraTS2021_{number:05d}" for number in range(6)]
+
+    def written(patients: str) -> str:
+        table.write_text(
+            "case_id,patient\n" + "".join(f"{name},{p}\n" for name, p in zip(names, patients, strict=True))
+        )
+        return f"data.patients={table}"
+
+    first = opened(data, written("abcdef"))
+    slices.plan(first)
+    assert opened(data, written("abcdef")).cohort == first.cohort
+    try:
+        again = opened(data, written("aaaaaa"))
+    except StoreError as error:  # the splits are others now
+        assert "splits" in str(error)
+    else:
+        assert {member.patient_id for member in again.cohort.members} == {"a"}
+
+
+def test_a_cohort_of_an_inbox_keeps_to_what_was_declared():
+    from medad_core.run.fingerprints import run_fingerprint
+
+    plain = run_fingerprint(load_settings(None, WORDS))
+    for word in ("data.tumour_labels=[1]", "data.levels=brain", "data.checks=warn"):
+        assert run_fingerprint(load_settings(None, [*WORDS, word])) != plain
+    assert not {key for key in run_fingerprint(Settings()) if key in ("data.levels", "data.checks")}

@@ -10,8 +10,9 @@ import typer
 
 from flows.cli.command import OK, SOME_REJECTED, consoles
 from flows.cli.options import Config, Words, absolute
+from medad_core.errors import UsageError
 
-OUT_HELP = "Write the table there, one line a volume; corrected, it may be given to `medad screen` in place of DATA."
+OUT_HELP = "Write the table there, a line for each file; corrected, it may be given to `medad screen` in place of DATA."
 SHEET_HELP = "Draw a sheet of thumbnails (.png or .pdf), those with a warning first."
 SHOWN = 20
 
@@ -23,13 +24,14 @@ def inspect(
     words: Words = None,
     config: Config = None,
 ) -> int:
-    """Show what every file below DATA is taken for, by which rule, and what is wrong with it."""
+    """Show what every file below DATA is taken for, by which layout, and what is wrong with it."""
     from medad_core.config import load_settings
     from medad_core.data.inspection import check_case, inspect_cases
     from medad_core.data.source import find_cases
     from medad_core.data.summary import summarise
     from medad_core.data.table import dataset_root, write_case_table
 
+    _check_targets(out, sheet)
     settings = load_settings(config, words or []).data
     terminals = consoles()
     data = absolute(data)
@@ -44,16 +46,18 @@ def inspect(
             lambda done, of: status.update(f"reading the volumes: {done} of {of} cases"),
         )
     verdicts = {row["case_id"]: row["verdict"] for row in rows if row.get("verdict") and row["role"] == "volume"}
-    odd = [row for row in rows if row.get("verdict") in ("warn", "refuse") and row.get("reason")]
+    # What is refused by its name is in the summary already.
+    odd = [row for row in rows if row["role"] == "volume" and row["verdict"] in ("warn", "refuse")]
     for row in odd[:SHOWN]:
         terminals.out.print(f"{row['verdict']}: {row['case_id']}: {row['reason']}", markup=False, soft_wrap=True)
     if len(odd) > SHOWN:
         terminals.out.print(f"and {len(odd) - SHOWN} more, all of them in the table (--out)", markup=False)
     counts = Counter(verdicts.values())
     refused = counts["refuse"] + len(discovery.rejected)
-    terminals.out.print(f"{counts['use']} to use, {counts['warn']} with a warning, {refused} refused", markup=False)
+    used = counts["use"] + counts["warn"]
+    terminals.out.print(f"{used} to use ({counts['warn']} of them with a warning), {refused} refused", markup=False)
     if out is not None:
-        write_case_table(out, rows)
+        write_case_table(out, rows, dataset_root(data))
         terminals.out.print(f"table: {out}", markup=False, soft_wrap=True)
     if sheet is not None:
         from medad_core.report.sheet import write_sheet
@@ -61,3 +65,12 @@ def inspect(
         drawn = write_sheet(sheet, discovery.cases, verdicts, settings)
         terminals.out.print(f"sheet of {drawn} cases: {sheet}", markup=False, soft_wrap=True)
     return SOME_REJECTED if refused else OK
+
+
+def _check_targets(out: Path | None, sheet: Path | None) -> None:
+    """Raise UsageError, before anything is read, where one of them cannot be written."""
+    for path in (out, sheet):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UsageError(f"{path}: there is no folder {path.parent}; make it first")
+    if sheet is not None and sheet.suffix.lower() not in (".png", ".pdf"):
+        raise UsageError(f"--sheet {sheet}: give a name that ends in .png or .pdf")

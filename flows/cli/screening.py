@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from medad_core.run.run import Run
     from tasks.whole import Outcome
 
-DATA_HELP = "Folder of cases, or a table of files (see medad inspect). With --cohort an inbox, into which they come."
+DATA_HELP = "Folder of cases, or a table of files (see medad inspect). With --cohort the folder where new cases arrive."
 COHORT_HELP = "Folder of a cohort: only what is new or changed in DATA is screened, as its next batch."
 REFRESH_HELP = "With --out: make the cases again whose volume or mask has changed since, and only these."
 WAIT_HELP = "With --cohort: wait for another command that screens it, instead of giving up."

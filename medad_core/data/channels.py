@@ -9,43 +9,58 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from medad_core.errors import UsageError
 
 _WORDS = {
-    "flair": ("flair", "t2f", "t2flair", "fl"),
+    "flair": ("flair", "t2f", "t2flair", "t2wflair", "t2weightedflair", "fl"),
     "t1": ("t1", "t1w", "t1n"),
     "t1ce": ("t1ce", "t1c", "t1gd", "t1wce", "t1wgd", "t1post"),
     "t2": ("t2", "t2w"),
 }
-DECATHLON = {"flair": 0, "t1": 1, "t1ce": 2, "t2": 3}  # of Task01_BrainTumour
 _MODALITY_OF = {word: modality for modality, words in _WORDS.items() for word in words}
 _LONGEST = 1 << 20  # characters of a dataset.json
 _EXPECTED = 'expected "channel_names" (nnU-Net) or "modality" (Decathlon): {"0": "FLAIR", "1": "T1w", …}'
 
 
-def read_channels(folder: Path) -> dict[str, int] | None:
-    """The number of each modality that `dataset.json` of the dataset's folder names, None where there is none.
+@dataclass(frozen=True)
+class Channels:
+    """`number_of` has the number of each modality, `names` the word of every number."""
 
-    Channels that are no modality are left out. Raises UsageError where it cannot be understood, or gives two numbers to
-    one modality.
+    number_of: dict[str, int]
+    names: dict[int, str]
+
+
+NO_CHANNELS = Channels({}, {})
+# Of Task01_BrainTumour.
+DECATHLON = Channels({"flair": 0, "t1": 1, "t1ce": 2, "t2": 3}, dict(enumerate(("FLAIR", "T1w", "t1gd", "T2w"))))
+
+
+def read_channels(folder: Path) -> Channels | None:
+    """The channels that `dataset.json` of the dataset's folder names, None where there is no such file.
+
+    Raises UsageError where it cannot be understood, names no modality, or gives two numbers to one.
     """
     description = folder / "dataset.json"
     try:
         with description.open(encoding="utf-8") as stream:
             content = json.loads(stream.read(_LONGEST))
         named = content.get("channel_names") or content["modality"]
-        pairs = [(_modality(word), int(number)) for number, word in named.items()]
+        names = {int(number): str(word) for number, word in named.items()}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, AttributeError, RecursionError, TypeError) as error:
         raise UsageError(f"{description}: cannot be understood ({error!r}); {_EXPECTED}") from error
-    known = [(modality, number) for modality, number in pairs if modality is not None]
+    known = [(modality, number) for number, word in names.items() if (modality := _modality(word)) is not None]
+    if not known:
+        words = ", ".join(names.values())
+        raise UsageError(f"{description}: names no modality that medad knows ({words}); {_EXPECTED}")
     twice = [modality for modality, count in Counter(modality for modality, _ in known).items() if count > 1]
     if twice:
         raise UsageError(f"{description}: names {twice[0]} twice; give each modality one channel")
-    return dict(known)
+    return Channels(dict(known), names)
 
 
 def missing(folder: Path) -> str:

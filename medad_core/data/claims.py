@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medad_core.data.cases import PassedOver, Rejection, VolumeRef
-from medad_core.data.channels import DECATHLON, missing, read_channels
+from medad_core.data.channels import DECATHLON, NO_CHANNELS, Channels, missing, read_channels
 from medad_core.data.layouts import Layout, Match, the_matcher
 from medad_core.data.layouts.rules import CHANNEL, CHANNELS, PASSED_OVER
-from medad_core.data.names import MASK, canonical, is_other_format, printable, stem
+from medad_core.data.names import MASK, MODALITIES, canonical, is_other_format, printable, stem
 from medad_core.errors import UsageError
 
 UNEXPLAINED = "no layout says what it is"
@@ -44,6 +44,7 @@ class Draft:
     patient: str
     visit: str
     is_loose: bool  # its files lie beside those of other cases
+    tumour_labels: list[int] | None = None
     files: dict[str, list[Claim]] = field(default_factory=lambda: defaultdict(list))
 
     @property
@@ -55,12 +56,13 @@ class Draft:
 class Claims:
     """All files of a tree, as the layouts explain them."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: str) -> None:
+        self.root = root
         self.drafts: dict[tuple[str, str], Draft] = {}  # by the dataset's folder and case id
         self.problems: dict[str, str] = {}  # by folder of a dataset: why its channels have no names
         self.passed_over: list[PassedOver] = []
         self._owners: dict[str, str] = {}  # by folder: the case that it belongs to
-        self._channels: dict[str, dict[str, int] | None] = {}
+        self._channels: dict[str, Channels | None] = {}
         self._decathlons: set[str] = set()  # datasets whose channels have the Decathlon's order
         self._loose: list[tuple[str, Match]] = []  # files in folders that may turn out to belong to a case
         self._nameless: list[tuple[str, str]] = []  # files that make no case, with why
@@ -95,7 +97,7 @@ class Claims:
         known = {name for draft in self.drafts.values() for name in (draft.case_id, draft.patient)}
         strangers = []
         for path, reason in self._nameless:
-            if _begins_with_one_of(path, known):
+            if _begins_with_one_of(path.removeprefix(self.root), known):
                 self.pass_over(path, reason)
             else:
                 strangers.append(_stranger(path, reason))
@@ -111,13 +113,21 @@ class Claims:
             draft.files[role].append(Claim(ref, match.rule.preferred))
 
     def _draft(self, match: Match, case_id: str) -> Draft:
+        """The draft of a case. Of several layouts that claim its files, the first in order says who it is of."""
         name = canonical(case_id)
-        key = (match.base, name)
-        if key not in self.drafts:
-            patient = canonical(match.patient if case_id == match.case_id else case_id)
-            is_loose = "/" not in match.rule.path
-            self.drafts[key] = Draft(name, match.base, match.layout, patient, match.visit, is_loose)
-        return self.drafts[key]
+        base = match.base.split("/derivatives/")[0]  # BIDS keeps masks there
+        draft = self.drafts.get((base, name))
+        if draft is not None and not the_matcher().is_before(match.layout, draft.layout):
+            return draft
+        known = the_matcher().match_id(case_id) if match.layout.is_nameless or case_id != match.case_id else match
+        known = known or match
+        files = defaultdict(list) if draft is None else draft.files
+        patient = known.patient if known.case_id == case_id else case_id
+        visit = known.visit if known.case_id == case_id else ""
+        is_loose = "/" not in match.rule.path
+        draft = Draft(name, base, match.layout, canonical(patient), visit, is_loose, known.layout.tumour_labels, files)
+        self.drafts[base, name] = draft
+        return draft
 
     def _roles(self, path: str, match: Match) -> Iterator[tuple[str, VolumeRef, str]]:
         """Role, volume and case of a file; a 4-D file has several roles."""
@@ -125,21 +135,23 @@ class Claims:
             yield match.role, VolumeRef(path), match.case_id
             return
         channels = self._channels_of(match.base, match.role)
-        single = next((modality for modality, number in channels.items() if number == match.channel), None)
-        if match.role == CHANNEL and (single is not None or match.channel in range(len(channels))):
-            if single is not None:
-                yield single, VolumeRef(path), match.case_id
+        word = None if match.channel is None else channels.names.get(match.channel)
+        if word is None:  # a 4-D file, whose name may end in a number that is no channel
+            for modality, number in channels.number_of.items():
+                yield modality, VolumeRef(path, number), stem(Path(path).name)
             return
-        case_id = stem(Path(path).name)
-        for modality, number in channels.items():
-            yield modality, VolumeRef(path, number), case_id
+        modality = next((name for name, number in channels.number_of.items() if number == match.channel), None)
+        if modality is None:
+            self.pass_over(path, f"its channel is {printable(word)}, which is none of {', '.join(MODALITIES)}")
+        else:
+            yield modality, VolumeRef(path), match.case_id
 
-    def _channels_of(self, base: str, role: str) -> dict[str, int]:
+    def _channels_of(self, base: str, role: str) -> Channels:
         if base not in self._channels:
             try:
                 self._channels[base] = read_channels(Path(base))
             except UsageError as error:
-                self._channels[base] = {}
+                self._channels[base] = NO_CHANNELS
                 self.problems[base] = str(error)
         channels = self._channels[base]
         if channels is None and role == CHANNEL:
@@ -147,14 +159,14 @@ class Claims:
         elif channels is None:
             self._decathlons.add(base)
             return DECATHLON
-        return channels or {}
+        return channels or NO_CHANNELS
 
     def _settle_loose(self, path: str, match: Match) -> None:
         """A file beside others. In the folder of a case, one that only contains the case's name is a copy."""
         owner = self._owners.get(os.path.dirname(path))
         if owner is None or match.case_id.lower() == owner.lower():
             self._claim(path, match)
-        elif owner.lower() in match.case_id.lower():
+        elif _contains_name(match.case_id, owner):
             self.pass_over(path, f"it lies in the folder of case {printable(owner)}, whose files have another name")
         elif match.role == MASK:
             self.pass_over(path, f"it lies in the folder of case {printable(owner)} and does not bear its name")
@@ -172,6 +184,12 @@ class Claims:
             for claims in draft.files.values():
                 for claim in claims:
                     self.pass_over(claim.ref.path, f"its name is that of a copy of case {printable(original)}")
+
+
+def _contains_name(text: str, name: str) -> bool:
+    """Whether a name is in the text as a word of its own, or after what SPM or FSL put before it."""
+    before = "|".join(_PREFIXES)
+    return re.search(rf"(?:(?<![a-z0-9])|\A(?:{before})){re.escape(name)}(?![a-z0-9])", text, re.IGNORECASE) is not None
 
 
 def _begins_with_one_of(path: str, known: set[str]) -> bool:

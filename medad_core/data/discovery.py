@@ -44,8 +44,9 @@ def discover(root: str | Path, modality: str = "flair", *, may_be_empty: bool = 
     """
     root = Path(root)
     check_folder(root, modality)
-    search = _Search(in_inbox=may_be_empty)
-    for folder in _with_labels(Path(os.path.abspath(root))):
+    place = Path(os.path.abspath(root))
+    search = _Search(in_inbox=may_be_empty, claims=Claims(str(place)))
+    for folder in _with_labels(place):
         search.walk(folder)
     claims = search.claims
     drafts, strangers = claims.settle()
@@ -81,7 +82,7 @@ def check_folder(root: str | Path, modality: str) -> None:
     if modality not in MODALITIES:
         raise UsageError(f"data.modality={modality}: not a known modality; choose one of {', '.join(MODALITIES)}")
     if not root.exists():
-        raise UsageError(f"{root}: no such folder; give the folder that holds the cases, or a table (.csv)")
+        raise UsageError(f"{root}: no such folder or table; give the folder that holds the cases, or a table (.csv)")
     if not root.is_dir():
         raise UsageError(f"{root}: a file, not a folder; give the folder that holds the cases")
 
@@ -91,7 +92,7 @@ class _Search:
     """A walk through a tree of folders, and what it came upon."""
 
     in_inbox: bool
-    claims: Claims = field(default_factory=Claims)
+    claims: Claims
     rejected: list[Rejection] = field(default_factory=list)
     count: int = 0  # files and folders that became something
 

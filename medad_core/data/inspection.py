@@ -19,7 +19,7 @@ from medad_core.data.nifti import read_header
 from medad_core.data.nifti_header import Header
 from medad_core.data.read import read_slices
 from medad_core.data.source import settle_case
-from medad_core.data.table import NOT_USED, TUMOUR_MASK, VOLUME, Row
+from medad_core.data.table import NOT_USED, REFUSED, TUMOUR_MASK, VOLUME, Row
 from medad_core.errors import CaseError, InputError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def inspect_cases(
                 {
                     "case_id": rejection.case_id,
                     "modality": "" if role == MASK else role,
-                    "role": NOT_USED,
+                    "role": REFUSED,
                     "path": _below(root, path),
                     "verdict": REFUSE,
                     "reason": rejection.reason,

@@ -36,7 +36,7 @@ def judge(drafts: Sequence[Draft], modality: str, claims: Claims) -> tuple[list[
 def _case(draft: Draft, claims: Claims) -> Case:
     chosen = {role: ref for role in (*MODALITIES, MASK) if (ref := _choose(draft, role, claims)) is not None}
     mask = chosen.pop(MASK, None)
-    labels = draft.layout.tumour_labels
+    labels = draft.tumour_labels
     return Case(
         case_id=draft.case_id,
         volumes=chosen,

@@ -7,6 +7,7 @@ the second visit of one that is trained on.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ def with_patients(discovery: Discovery, table: str) -> Discovery:
     for case in discovery.cases:
         row = patients.get(case.case_id)
         if row is None:
-            reason = f"{Path(table).name} does not say its patient; add a line for it"
+            reason = f"{Path(table).name} has no line for this case; add one"
             rejected.append(Rejection(printable(case.case_id), reason))
         else:
             cases.append(replace(case, patient=canonical(row["patient"]), visit=row.get("visit") or ""))
@@ -43,7 +44,7 @@ def _read(path: Path) -> dict[str, Mapping[str, str]]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"data.patients={path}: cannot be read as UTF-8 ({error})") from error
-    reader = csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
     names = reader.fieldnames or ()
     key = next((name for name in _ID if name in names), None)
     if key is None or "patient" not in names:

@@ -100,7 +100,9 @@ def _check_content(
     if refused is not None and settings.checks == "refuse":
         is_of_mask = case.mask is not None and refused.name.startswith("mask_")
         name = Path(case.mask.path).name if is_of_mask else file.name
-        raise CaseError(file.case_id, f"{name}: {refused.reason} (data.checks=warn screens it all the same)")
+        raise CaseError(
+            file.case_id, f"{name}: {refused.reason} (data.checks=warn and another --out screen it all the same)"
+        )
     return checks
 
 

@@ -12,7 +12,7 @@ from medad_core.data.grid import levels_for
 from medad_core.data.nifti import read_header
 from medad_core.data.patients import with_patients
 from medad_core.data.table import is_table, read_case_table
-from medad_core.errors import CaseError
+from medad_core.errors import CaseError, UsageError
 
 if TYPE_CHECKING:
     from medad_core.config import DataSettings
@@ -45,6 +45,8 @@ def find_cases(data: str | Path, settings: DataSettings, *, may_be_empty: bool =
     Raises UsageError where DATA cannot be understood, and for what `settings.patients` leaves unclear.
     """
     if is_table(data):
+        if settings.patients is not None:
+            raise UsageError(f"data.patients={settings.patients}: {data} is a table, which says the patients itself")
         return read_case_table(data, settings.modality)
     discovery = discover(data, settings.modality, may_be_empty=may_be_empty)
     return discovery if settings.patients is None else with_patients(discovery, settings.patients)

@@ -11,24 +11,43 @@ from medad_core.data.names import printable, stem
 
 _NAMED = 3
 _LINES = 10
+_ANY_NAMES = ("case-folder", "flat", "decathlon")  # layouts that take any name for a case
 
 
 def summarise(discovery: Discovery, modality: str) -> list[str]:
     """At most ten lines: cases by layout, where masks come from, what is passed over, what is refused and why."""
     cases = discovery.cases
     patients = len({case.patient for case in cases})
-    lines = [f"{_count(len(cases), 'case')} of {_count(patients, 'patient')}: {_by_layout(cases)}"]
-    lines.append(f"{modality} from {_name_endings([case.volumes[modality].path for case in cases])}")
     masks = [case.mask.path for case in cases if case.mask is not None]
+    refused = f", {len(discovery.rejected)} refused" if discovery.rejected else ""
+    lines = [f"{_count(len(cases), 'case')} of {_count(patients, 'patient')}{refused}: {_by_layout(cases)}"]
+    lines.append(f"{modality} from {_name_endings([case.volumes[modality].path for case in cases])}")
     lines.append(f"masks of {len(masks)} of {len(cases)} from {_name_endings(masks)}" if masks else "no masks")
-    for reason, paths in _grouped([(item.reason, item.path) for item in discovery.passed_over]):
-        lines.append(f"passed over: {_some([os.path.basename(path) for path in paths])}: {reason}")
+    lines += _guessed_patients(cases)
     for reason, names in _grouped([(item.reason, item.case_id) for item in discovery.rejected]):
         lines.append(f"refused: {_some(names)}: {reason}")
+    for reason, paths in _grouped([(item.reason, item.path) for item in discovery.passed_over]):
+        lines.append(f"not used: {_some(_short_names(paths))}: {reason}")
     if len(lines) > _LINES:
         more = len(lines) - _LINES + 1
         lines = [*lines[: _LINES - 1], f"and {more} more lines; `medad inspect DATA --out cases.csv` shows every file"]
     return [" ".join(line.split()) for line in lines]  # a name may hold a line break
+
+
+def _guessed_patients(cases: Sequence[Case]) -> list[str]:
+    """A line if every case of a layout of any names is taken for a patient of its own."""
+    alone = [case for case in cases if case.layout in _ANY_NAMES and case.patient == case.case_id]
+    if len(alone) < 2:
+        return []
+    return [f"each of {len(alone)} is taken for a patient of its own; if some are visits of one, give data.patients"]
+
+
+def _short_names(paths: Sequence[str]) -> list[str]:
+    """The files' names, with their folder's where they would be the same."""
+    names = [os.path.basename(path) for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    return ["/".join(path.split("/")[-2:]) for path in paths]
 
 
 def _by_layout(cases: Sequence[Case]) -> str:

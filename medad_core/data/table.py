@@ -7,12 +7,13 @@ the last word: no layout is asked any more. It is strict, so a slip of the pen i
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from medad_core.data.cases import Case, Discovery, PassedOver, VolumeRef
+from medad_core.data.cases import Case, Discovery, PassedOver, Rejection, VolumeRef
 from medad_core.data.names import MASK, MODALITIES, canonical
 from medad_core.errors import UsageError
 
@@ -20,7 +21,7 @@ from medad_core.errors import UsageError
 SAID = ("case_id", "patient", "visit", "modality", "role", "path", "channel", "tumour_labels")
 SHOWN = ("layout", "shape", "spacing_mm", "orientation", "grid", "checks", "verdict", "reason")
 COLUMNS = (*SAID, *SHOWN)
-VOLUME, TUMOUR_MASK, NOT_USED = "volume", "tumour mask", "passed over"
+VOLUME, TUMOUR_MASK, NOT_USED, REFUSED = "volume", "tumour mask", "passed over", "refused"
 _NEEDED = ("case_id", "patient", "modality", "role", "path")
 
 Row = Mapping[str, str]
@@ -40,44 +41,83 @@ def dataset_root(data: str | Path) -> Path:
     return path.parent if is_table(path) else path
 
 
-def write_case_table(path: str | Path, rows: Iterable[Row]) -> None:
-    """Write rows with COLUMNS as CSV in UTF-8. Raises UsageError where it cannot be written."""
+def write_case_table(path: str | Path, rows: Iterable[Row], root: str | Path) -> None:
+    """Write rows with COLUMNS as CSV in UTF-8. Raises UsageError where it cannot be written.
+
+    Paths of the rows are relative to `root`. In the table they are relative to its own folder, where they lie in it,
+    else absolute.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
     try:
         with open(path, "w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows({**row, "path": _as_written(os.path.join(root, row["path"]), folder)} for row in rows)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}; choose another --out") from error
+
+
+def _as_written(path: str, folder: str) -> str:
+    return path.removeprefix(f"{folder}/")
 
 
 def read_case_table(path: str | Path, modality: str) -> Discovery:
     """The cases that a table says. Raises UsageError naming the line for everything that is not clear."""
     path = Path(path)
-    files: dict[str, dict[str, VolumeRef]] = defaultdict(dict)
-    first: dict[str, Row] = {}
-    labels: dict[str, tuple[int, ...]] = {}
-    passed_over = []
+    lines = _Lines(path)
     for where, row in _rows(path):
-        place = os.path.normpath(path.parent.absolute() / row["path"])
-        if row["role"] == NOT_USED:
-            passed_over.append(PassedOver(place, row.get("reason") or "the table says so", is_explained=True))
-            continue
-        case_id = canonical(row["case_id"])
-        _check_same_patient(where, row, first.setdefault(case_id, row))
-        kind = MASK if row["role"] == TUMOUR_MASK else row["modality"]
-        if kind in files[case_id]:
-            raise UsageError(f"{where}: case {case_id} has two files for {kind}; keep one line")
-        files[case_id][kind] = VolumeRef(place, _channel(where, row))
-        if row.get("tumour_labels"):
-            labels[case_id] = _labels(where, row["tumour_labels"])
-    cases = [_case(case_id, files[case_id], row, labels.get(case_id)) for case_id, row in first.items()]
+        lines.take(where, row)
+    cases = lines.cases()
     without = [case.case_id for case in cases if modality not in case.volumes]
     if without:
         raise UsageError(f"{path}: no {modality} volume for {', '.join(without[:5])}; add its line")
     if not cases:
         raise UsageError(f"{path}: no line has the role {VOLUME!r}; nothing is there to screen")
-    return Discovery(tuple(sorted(cases, key=lambda case: case.case_id)), (), tuple(passed_over))
+    return Discovery(tuple(cases), tuple(lines.rejected), tuple(lines.passed_over))
+
+
+class _Lines:
+    """What the lines of a table say so far."""
+
+    def __init__(self, path: Path) -> None:
+        self.folder = path.parent.absolute()
+        self.passed_over: list[PassedOver] = []
+        self.rejected: list[Rejection] = []
+        self._files: dict[str, dict[str, VolumeRef]] = defaultdict(dict)
+        self._first: dict[str, Row] = {}
+        self._labels: dict[str, tuple[int, ...]] = {}
+        self._owners: dict[VolumeRef, str] = {}
+
+    def take(self, where: str, row: Row) -> None:
+        """Take a line. Raises UsageError where it contradicts an earlier one."""
+        place = os.path.normpath(self.folder / row["path"])
+        reason = row.get("reason") or "the table says so"
+        if row["role"] == NOT_USED:
+            self.passed_over.append(PassedOver(place, reason, is_explained=True))
+        elif row["role"] == REFUSED:
+            self.rejected.append(Rejection(row["case_id"], reason, (("", place),)))
+        else:
+            self._take_file(where, row, VolumeRef(place, _channel(where, row)))
+
+    def _take_file(self, where: str, row: Row, ref: VolumeRef) -> None:
+        case_id = canonical(row["case_id"])
+        _check_same_patient(where, row, self._first.setdefault(case_id, row))
+        kind = MASK if row["role"] == TUMOUR_MASK else row["modality"]
+        if kind in self._files[case_id]:
+            raise UsageError(f"{where}: case {case_id} has two files for {kind}; keep one line")
+        owner = self._owners.setdefault(VolumeRef(os.path.realpath(ref.path), ref.channel), case_id)
+        if owner != case_id:
+            raise UsageError(f"{where}: {row['path']} is a file of case {owner} too; give every case its own files")
+        self._files[case_id][kind] = ref
+        if row.get("tumour_labels"):
+            self._labels[case_id] = _label_numbers(where, row["tumour_labels"])
+
+    def cases(self) -> list[Case]:
+        """The cases, sorted by case_id."""
+        return [
+            _case(case_id, self._files[case_id], row, self._labels.get(case_id))
+            for case_id, row in sorted(self._first.items())
+        ]
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -86,14 +126,16 @@ def _rows(path: Path) -> Iterator[tuple[str, Row]]:
         text = path.read_text(encoding="utf-8-sig")  # a spreadsheet writes a mark at the start
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as UTF-8 ({error}); save it as CSV in UTF-8") from error
-    reader = csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True
+    )
     _check_columns(path, reader.fieldnames or ())
     try:
         for row in reader:
             where = f"{path}, line {reader.line_num}"
             if None in row or None in row.values():
                 raise UsageError(f"{where}: has another number of fields than the first line")
-            stripped = {name: text.strip() for name, text in row.items()}
+            stripped = {name: text if name == "path" else text.strip() for name, text in row.items()}
             _check_row(where, stripped)
             yield where, stripped
     except csv.Error as error:
@@ -109,10 +151,10 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
 
 
 def _check_row(where: str, row: Row) -> None:
-    roles = (VOLUME, TUMOUR_MASK, NOT_USED)
+    roles = (VOLUME, TUMOUR_MASK, NOT_USED, REFUSED)
     if row["role"] not in roles:
         raise UsageError(f"{where}: role is {row['role']!r}; give one of {', '.join(roles)}")
-    if row["role"] == NOT_USED:
+    if row["role"] in (NOT_USED, REFUSED):
         return
     empty = [name for name in ("case_id", "patient", "path") if not row[name]]
     if empty:
@@ -125,7 +167,7 @@ def _check_same_patient(where: str, row: Row, first: Row) -> None:
     for name in ("patient", "visit"):
         if row.get(name, "") != first.get(name, ""):
             raise UsageError(
-                f"{where}: case {row['case_id']} is of {name} {row.get(name)!r}, in an earlier line of "
+                f"{where}: this line gives case {row['case_id']} the {name} {row.get(name)!r}, an earlier line "
                 f"{first.get(name)!r}; give all its lines the same"
             )
 
@@ -139,7 +181,7 @@ def _channel(where: str, row: Row) -> int | None:
     return int(text)
 
 
-def _labels(where: str, text: str) -> tuple[int, ...]:
+def _label_numbers(where: str, text: str) -> tuple[int, ...]:
     words = text.split()
     if not all(word.isdecimal() and int(word) > 0 for word in words):
         raise UsageError(f"{where}: tumour_labels is {text!r}; give whole numbers above 0 with spaces between")

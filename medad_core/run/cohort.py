@@ -176,12 +176,15 @@ def check_same_cases(run: str, stored: Cohort | None, cohort: Cohort) -> None:
     if stored is not None and stored.content != cohort.content:
         changed = _changed(stored, cohort)
         some = ", ".join(changed[:5]) + (" …" if len(changed) > 5 else "")
-        raise StoreError(f"{run} was made of other data: {some} differ; choose another --out for the data as it is now")
+        raise StoreError(
+            f"{run} was made of other data: {some} differ (files, splits, or labels that mean tumour); "
+            "choose another --out for the data as it is now"
+        )
 
 
 def keep_cohort(run: str, stored: Cohort | None, cohort: Cohort) -> None:
-    """Write `RUN/cohort.json` if there is none, or if the data moved. Raises StoreError."""
-    if stored is None or stored.root != cohort.root:
+    """Write `RUN/cohort.json` if there is none, or data or patients have other names. Raises StoreError."""
+    if stored is None or stored is not cohort:
         write_cohort(run, cohort)
 
 

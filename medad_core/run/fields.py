@@ -10,6 +10,17 @@ SPLIT = ("data.split",)
 DEALT_BY = ("data.split", "data.first_slice", "data.last_slice")  # tumour-free slices are looked for within the range
 
 
+# Keys that came later: they are in the fingerprint where they are set, so that runs of earlier versions resume.
+_WHERE_SET = {"data.tumour_labels": None, "data.levels": "auto", "data.checks": "refuse"}
+
+
+def declared_fields(settings: Settings) -> Fields:
+    """What the user declared about the cases, where it is not the default."""
+    data = settings.data.model_dump(mode="json")
+    values = {key: data[key.removeprefix("data.")] for key in _WHERE_SET}
+    return {key: str(value) for key, value in values.items() if value != _WHERE_SET[key]}
+
+
 def settings_fields(settings: Settings, *keys: str) -> Fields:
     """The named sections of the settings as fingerprint fields."""
     tree = settings.model_dump(mode="json")

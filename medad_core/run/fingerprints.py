@@ -31,7 +31,7 @@ from medad_core.models.weights import (
     weights_fingerprint,
     weights_folder,
 )
-from medad_core.run.fields import PICTURE, Fields, settings_fields
+from medad_core.run.fields import PICTURE, Fields, declared_fields, settings_fields
 from medad_core.store.planning import difference
 
 
@@ -61,7 +61,8 @@ class ResolvedModels:
 def run_fingerprint(settings: Settings, stored: Mapping[str, str] | None = None) -> Fields:
     """All fields that determine the predictions of a case, except its files; `stored` is like `stored_maps` above."""
     models = ResolvedModels.of(settings, stored)
-    return {**settings_fields(settings, *PICTURE), **models.maps, **models.prompts, **models.answers}
+    declared = declared_fields(settings)
+    return {**settings_fields(settings, *PICTURE), **declared, **models.maps, **models.prompts, **models.answers}
 
 
 def shared_fingerprint(settings: Settings) -> Fields:

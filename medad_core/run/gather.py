@@ -41,7 +41,7 @@ def open_cohort(
     `is_dealt`: the stored splits were dealt by these settings. Writes nothing. Raises StoreError naming the cases that
     changed.
     """
-    if stored is not None and is_dealt and _has_files_of(stored, root, discovery, settings.modality):
+    if stored is not None and is_dealt and _has_files_of(stored, root, discovery, settings):
         return stored if stored.root == str(root) else stored.at(str(root))
     cohort = make_cohort(root, discovery, settings, sized=stored is not None and stored.has_sizes)
     check_same_cases(run, stored, cohort)
@@ -95,25 +95,36 @@ def _rejected(discovery: Discovery) -> Iterator[tuple[str, str]]:
         yield _untaken(case.case_id, taken), case.reason
 
 
-def _has_files_of(stored: Cohort, root: Path, discovery: Discovery, modality: str) -> bool:
-    """Whether `stored` has the same files as `discovery`, apart from their content and splits.
+def _has_files_of(stored: Cohort, root: Path, discovery: Discovery, settings: DataSettings) -> bool:
+    """Whether `stored` has the files, patients and labels of `discovery`, apart from content and splits.
 
-    In a run of an earlier version, their sizes count.
+    In a run of an earlier version the sizes of files count, and it has neither patients nor labels.
 
     Plain values are compared, because making 100,000 members would take seconds.
     """
-    discovered: dict[str, tuple[FileFacts | None, FileFacts | None, str | None]] = {}
+    discovered: dict[str, tuple[object, ...]] = {}
     sized = stored.has_sizes
+    earlier = {member.case_id for member in stored.members if member.layout is None}
     for case in discovery.cases:
         mask = None if case.mask is None else _facts(root, case.mask, sized)
-        discovered[case.case_id] = (_facts(root, case.volumes[modality], sized), mask, None)
+        said = None if case.case_id in earlier else (case.patient, _labels(case, settings))
+        discovered[case.case_id] = (_facts(root, case.volumes[settings.modality], sized), mask, None, said)
     for case_id, reason in _rejected(discovery):
-        discovered[case_id] = (None, None, reason)
+        discovered[case_id] = (None, None, reason, None)
     settled = {
-        member.case_id: (_stored_facts(member.volume), _stored_facts(member.mask), member.rejected)
+        member.case_id: (
+            _stored_facts(member.volume),
+            _stored_facts(member.mask),
+            member.rejected,
+            None if member.layout is None else (member.patient, member.tumour_labels),
+        )
         for member in stored.members
     }
     return settled == discovered
+
+
+def _labels(case: Case, settings: DataSettings) -> tuple[int, ...] | None:
+    return None if case.mask is None else settings.tumour_labels or case.tumour_labels
 
 
 def _facts(root: Path, ref: VolumeRef, sized: bool) -> FileFacts:

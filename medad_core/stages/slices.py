@@ -15,7 +15,7 @@ from medad_core.data.read import read_slices
 from medad_core.data.reads import FileRead, reads_kept
 from medad_core.errors import CaseError
 from medad_core.run.cohort import below
-from medad_core.run.fields import PICTURE, SPLIT, settings_fields
+from medad_core.run.fields import PICTURE, SPLIT, declared_fields, settings_fields
 from medad_core.run.inputs import PartInputs
 from medad_core.run.run import Run
 from medad_core.run.staleness import forget_cases
@@ -35,7 +35,7 @@ def plan(run: Run) -> Plan:
     cases = [member.case_id for member in run.cohort.members]
     size = run.settings.data.cases_per_part
     parts = [cases[start : start + size] for start in range(0, len(cases), size)]
-    fingerprint = settings_fields(run.settings, *PICTURE, *SPLIT)
+    fingerprint = {**settings_fields(run.settings, *PICTURE, *SPLIT), **declared_fields(run.settings)}
     return run.stage("slices").prepare({**fingerprint, "cohort": run.cohort.content}, parts)
 
 

@@ -73,6 +73,7 @@ class Matcher:
 
     def __init__(self, layouts: Sequence[Layout]) -> None:
         self._expressions = [_Expressions(layout) for layout in layouts]
+        self._order = {layout.layout: number for number, layout in enumerate(layouts)}
         self._deepest = max(rule.path.count("/") + 1 for layout in layouts for rule in layout.paths)
 
     def match(self, path: str) -> Match | None:
@@ -86,6 +87,15 @@ class Matcher:
                 if found is not None:
                     return found
         return None
+
+    def match_id(self, case_id: str) -> Match | None:
+        """What the layouts say of a case id alone, such as that of a copy in another layout; None for nothing."""
+        match = self.match(f"{case_id}_flair")
+        return match if match is not None and match.case_id == case_id else None
+
+    def is_before(self, layout: Layout, other: Layout) -> bool:
+        """Whether `layout` is tried before `other`."""
+        return self._order[layout.layout] < self._order[other.layout]
 
 
 @cache

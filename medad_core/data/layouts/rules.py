@@ -83,6 +83,11 @@ class Layout(_Part):
     tumour_labels: list[int] | None = None
     examples: list[Example] = Field(min_length=1)
 
+    @property
+    def is_nameless(self) -> bool:
+        """Whether it takes any name for a case, so that another layout may know whose it is."""
+        return not self.patient
+
     @cached_property
     def modality_of(self) -> dict[str, str]:
         """The role that a word in lower case stands for."""

@@ -169,7 +169,7 @@ class Claims:
         elif _contains_name(match.case_id, owner):
             self.pass_over(path, f"it lies in the folder of case {printable(owner)}, whose files have another name")
         elif match.role == MASK:
-            self.pass_over(path, f"it lies in the folder of case {printable(owner)} and does not bear its name")
+            self.pass_over(path, f"it lies in the folder of case {printable(owner)} and is not named after it")
         else:
             self._claim(path, match)
 

@@ -89,12 +89,12 @@ def check_folder(root: str | Path, modality: str) -> None:
 
 @dataclass
 class _Search:
-    """A walk through a tree of folders, and what it came upon."""
+    """A walk through a tree of folders, and what was found."""
 
     in_inbox: bool
     claims: Claims
     rejected: list[Rejection] = field(default_factory=list)
-    count: int = 0  # files and folders that became something
+    count: int = 0  # files and folders that were taken or refused
 
     def walk(self, folder: Path, depth: int = 0) -> list[str]:
         """Search `folder` and below. Returns the stray files of a tree that holds no case.

@@ -29,7 +29,7 @@ def require_picture(header: Header, case_id: str, name: str) -> None:
         raise CaseError(
             case_id,
             f"{name}: no orientation in its header (neither its sform nor its qform has a valid code), "
-            "left cannot be known from right; export it again with one",
+            "so left and right cannot be told apart; export it again with one",
         )
     rows, columns, slices = header.spacing_mm
     spacing = f"{rows:.3g} x {columns:.3g} mm (slices {slices:.3g} mm apart)"

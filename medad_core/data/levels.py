@@ -8,7 +8,8 @@ so an extent is never that of a part.
 Measured on 12 training cases of BraTS 2021: the lowest such slice is 25.5 (standard deviation 4.3), the highest 125.75
 (4.2). Where each case is placed by the mean of the other 11, slices 60 and 100 are found 3.8 mm from their place (root
 mean square; 10.5 mm at most); of six cases from other data sets on this grid, 5.0 mm. The cases lie on one atlas, so
-this is the error of the method. Shares from 0.005 to 0.4 gave 3.6 to 4.6 mm, so the share is not chosen by the error.
+this is the error of the method. Shares from 0.005 to 0.4 gave 3.6 to 4.6 mm, so the share was not chosen to minimise
+the error.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def brain_extent(areas: np.ndarray, case_id: str, name: str) -> tuple[float, flo
         if area > CUT_SHARE * largest:
             raise CaseError(
                 case_id,
-                f"{name}: the brain is cut off, its {end} slice still has {area / largest:.0%} of the largest "
+                f"{name}: the brain is cut off: its {end} slice still has {area / largest:.0%} of the largest "
                 "cross-section, so slices cannot be placed by the brain's extent; give a volume with the whole brain",
             )
     inside = np.flatnonzero(areas >= BRAIN_SHARE * largest)

@@ -181,7 +181,9 @@ def _pick_channel(header: Header, ref: VolumeRef, case_id: str, name: str) -> in
         )
     if ref.channel >= header.channels:
         raise CaseError(
-            case_id, f"{name}: has {header.channels} channel(s), number {ref.channel} is wanted; check dataset.json"
+            case_id,
+            f"{name}: has {header.channels} channel(s), number {ref.channel} is wanted; "
+            "check dataset.json, or the column channel of the table",
         )
     return ref.channel
 

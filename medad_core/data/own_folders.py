@@ -1,6 +1,6 @@
 """Folders that medad writes: runs, cohorts, weights, reproductions. None of them holds cases of the user.
 
-One decision: such a folder says so by a file that is its first, from the moment that it is made. Folders of earlier
+One decision: the first file in such a folder is a marker. Folders of earlier
 versions do not have it, and are known by a file that only medad writes: its name and how it begins.
 """
 
@@ -36,7 +36,7 @@ _RESULTS = {"_work", "converter.safetensors", "converter_loss.csv", "card.md"} |
 def is_medad_folder(folder: Path, names: Collection[str] | None = None) -> bool:
     """Whether medad writes, or wrote, its results into `folder`. `names` are those of its files, where they are known.
 
-    A folder that cannot be read is none.
+    A folder that cannot be read counts as not medad's.
     """
     with suppress(OSError):
         if os.path.isfile(f"{folder}/{MARKER}"):  # faster than a Path, for a walk through 100,000 folders

@@ -55,6 +55,6 @@ def _read(path: Path) -> dict[str, Mapping[str, str]]:
         if not case_id or not (row["patient"] or "").strip():
             raise UsageError(f"data.patients={path}, line {reader.line_num}: case or patient is empty")
         if case_id in patients:
-            raise UsageError(f"data.patients={path}, line {reader.line_num}: case {case_id} stands there twice")
+            raise UsageError(f"data.patients={path}, line {reader.line_num}: case {case_id} occurs twice")
         patients[case_id] = {name: (text or "").strip() for name, text in row.items() if name is not None}
     return patients

@@ -28,7 +28,7 @@ class FileRead(Record):
     """What was read of the file `path`.
 
     `size` is its length in bytes, None if there was no such file. `sha256` (hex) is that of its first `read` bytes:
-    of all that a reader looks at. Of a plain file with more bytes than its header speaks of, the rest does not count.
+    of all that a reader looks at. Of a plain file with more bytes than its header declares, the rest does not count.
     `sha256` is None if the file could not be read. If `stamp` is still that of the file, the file is unchanged; it is
     None if the file was written to so recently that it may change again without another stamp.
     """
@@ -41,7 +41,7 @@ class FileRead(Record):
 
     @property
     def content(self) -> tuple[int | None, int, str | None]:
-        """What a change is seen by."""
+        """What is compared to detect a change."""
         return self.size, self.read, self.sha256
 
 
@@ -62,7 +62,7 @@ def reads_kept() -> Iterator[list[FileRead]]:
 class Reading:
     """A block in which the opened file of a case is read. `keep` gets the bytes that count.
 
-    Raises InputError if the file is written to in the meantime: then its bytes are of no file that ever was.
+    Raises InputError if the file is written to in the meantime: then the bytes may mix two versions of the file.
     """
 
     def __init__(self, case_id: str, path: Path, stream: BinaryIO) -> None:

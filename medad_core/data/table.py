@@ -1,7 +1,7 @@
 """A table of files instead of a folder: the way out for every layout that nobody thought of.
 
 One decision: the table that `medad inspect` writes is the table that `medad screen` takes. Somebody who corrects it has
-the last word: no layout is asked any more. It is strict, so a slip of the pen is refused and not guessed at.
+the last word: no layout is asked any more. It is strict, so a typing error is refused and not guessed at.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
     unknown = [name for name in names if name not in COLUMNS]
     missing = [name for name in _NEEDED if name not in names]
     if unknown or missing or len(set(names)) != len(names):
-        what = f"unknown: {', '.join(unknown)}" if unknown else f"missing: {', '.join(missing) or 'one stands twice'}"
+        what = f"unknown: {', '.join(unknown)}" if unknown else f"missing: {', '.join(missing) or 'one occurs twice'}"
         raise UsageError(f"{path}: wrong columns ({what}); needed are {', '.join(_NEEDED)}, known {', '.join(COLUMNS)}")
 
 

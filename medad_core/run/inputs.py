@@ -3,8 +3,8 @@
 One decision: they are beside the records of the parts, not in them. So a part that is made again, or was lost, still
 knows what later stages were made of, and `medad status` and the workers of other stages never read them.
 
-Always: where a later stage has a record of a case, the inputs of its part of `slices` are those that the record comes
-from. RUNs of earlier versions have no inputs.
+Invariant: where a later stage has a record of a case, the inputs of its part of `slices` are those that the record
+comes from. RUNs of earlier versions have no inputs.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Comparison:
 
 @collector_paused()
 def compare_inputs(inputs: Inputs, stages: Mapping[str, Stage], root: str) -> Comparison:
-    """Compare every recorded input with the file below `root`: its stamp, and if that differs its content.
+    """Compare every recorded input with the file below `root`: its stamp and, if it differs, its content.
 
     Writes nothing. Raises StoreError if a file cannot be read in a way that may pass.
     """
@@ -87,7 +87,7 @@ def refuse_changed(run: str, changed: Sequence[str]) -> None:
     if changed:
         cases = "1 case has" if len(changed) == 1 else f"{len(changed)} cases have"
         raise StoreError(
-            f"{cases} other volumes or masks than {run} was made of: {named(changed)}; "
+            f"{cases} volumes or masks that changed since {run} was made: {named(changed)}; "
             "add --refresh to make these cases again, or choose another --out"
         )
 

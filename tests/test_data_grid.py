@@ -214,7 +214,7 @@ def test_a_brain_that_the_volume_cuts_off_is_refused_only_where_its_extent_count
     image = nib.load(head(200, 1.0, 30, 160, tmp_path).path)
     nib.save(image.slicer[:, :, end], tmp_path / "cut.nii.gz")
     volume = VolumeRef(str(tmp_path / "cut.nii.gz"))
-    with pytest.raises(CaseError, match=f"cut off, its {word} slice .* give a volume with the whole brain"):
+    with pytest.raises(CaseError, match=f"cut off: its {word} slice .* give a volume with the whole brain"):
         read_by_brain(volume, 60, 100)
     scaling = ScalingSettings(reference_first=40, reference_last=60)
     assert read(volume, first_slice=40, last_slice=60, scaling=scaling.model_dump()).images.any()

@@ -224,7 +224,9 @@ def test_only_parts_that_hold_a_changed_case_are_forgotten(copied):
 
 
 def test_many_changed_cases_are_counted_and_five_are_named(tmp_path):
-    with pytest.raises(StoreError, match=r"^7 cases have other .*: a, b, c, d, e and 2 more; add --refresh") as raised:
+    with pytest.raises(
+        StoreError, match=r"^7 cases have volumes .*: a, b, c, d, e and 2 more; add --refresh"
+    ) as raised:
         staleness.refuse_changed("RUN", list("abcdefg"))
     assert "f" not in str(raised.value).split(": ")[1].split(" and ")[0]
 

@@ -1,4 +1,4 @@
-"""What is read is checked: a wrong mask or a head is refused with its number, also in a screening; doubts are told."""
+"""What is read is checked: a wrong mask or a head is refused with its number, and a doubtful case gets a warning."""
 
 from __future__ import annotations
 
@@ -71,6 +71,14 @@ def test_a_volume_that_looks_like_t1_is_screened_with_a_warning(case):
     case = replace(case, mask=None)
     assert "warn" in {check.verdict for check in read_slices(case, SETTINGS).checks}
     assert "check that this volume is a FLAIR" in check_case(case, SETTINGS).reason
+
+
+def test_labels_of_which_none_means_tumour_are_a_warning(case):
+    wrong = replace(case, tumour_labels=(9,))
+    (check,) = [check for check in read_slices(wrong, SETTINGS).checks if check.verdict == "warn"]
+    assert check.name == "mask_labels" and "none of them is one that means tumour (9)" in check.reason
+    rewrite(case.mask.path, np.zeros_like)
+    assert {check.verdict for check in read_slices(wrong, SETTINGS).checks} == {"use"}, "an empty mask has no labels"
 
 
 def test_a_case_of_an_earlier_run_is_read_as_it_was(case):

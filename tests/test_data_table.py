@@ -208,3 +208,10 @@ def test_a_table_of_patients_beside_a_table_of_files_is_refused(tmp_path):
     path = table(tmp_path, "c1,p1,,flair,volume,a.nii")
     with pytest.raises(UsageError, match="which says the patients itself"):
         find_cases(path, NARROW.model_copy(update={"patients": "p.csv"}))
+
+
+def test_patients_that_differ_only_by_upper_case_are_one(tmp_path):
+    touch(tmp_path, "P1_ses-1/P1_ses-1_flair.nii.gz", "p1_ses-2/p1_ses-2_flair.nii.gz")
+    assert [case.patient for case in find_cases(tmp_path, NARROW).cases] == ["P1", "P1"]
+    path = table(tmp_path, "c1,Anna,,flair,volume,a.nii", "c2,ANNA,,flair,volume,b.nii")
+    assert {case.patient for case in find_cases(path, NARROW).cases} == {"Anna"}

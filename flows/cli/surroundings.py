@@ -55,10 +55,10 @@ def _encoding() -> Finding:
 
 def _shadowing() -> Finding:
     folder = Path.cwd()
-    found = shadowing_files(folder)
-    if not found:
+    names = shadowing_files(folder)
+    if not names:
         return Finding("ok", "working folder", "shadows no module")
-    some = ", ".join(found[:NAMED]) + (", …" if len(found) > NAMED else "")
+    some = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
     return Finding(
         "note", "working folder", f"{some}: named like modules", "none: medad imports nothing from it; others may"
     )
@@ -71,18 +71,18 @@ def shadowing_files(folder: Path) -> list[str]:
     """
     modules = {*sys.stdlib_module_names, *packages_distributions()}
     suffixes = all_suffixes()
-    found = []
+    names = []
     for entry in folder.iterdir():
         name = entry.name
         if entry.is_dir():
             if name in modules and any((entry / f"__init__{suffix}").is_file() for suffix in suffixes):
-                found.append(f"{name}/")
+                names.append(f"{name}/")
         elif any(name.endswith(suffix) and name.removesuffix(suffix) in modules for suffix in suffixes):
-            found.append(name)
-    return sorted(found)
+            names.append(name)
+    return sorted(names)
 
 
 def _prefect_files() -> Iterator[Finding]:
-    found = [name for name in PREFECT_FILES if Path(name).is_file()]
-    if found:
-        yield Finding("note", "Prefect settings", f"{', '.join(found)} here: Prefect reads it", "move it if not meant")
+    files = [name for name in PREFECT_FILES if Path(name).is_file()]
+    if files:
+        yield Finding("note", "Prefect settings", f"{', '.join(files)} here: Prefect reads it", "move it if not meant")

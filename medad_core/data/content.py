@@ -8,6 +8,7 @@ formulas, the limits and how often they err.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -156,6 +157,19 @@ def check_mask(
     if found.pixels_in_brain >= _LEAST_MASK_PIXELS and checks[1].verdict != "refuse":
         checks += [_judge("mask_bright", found.brightness), _judge("mask_mirrored", found.mirrored_gain)]
     return tuple(checks)
+
+
+def check_labels(labels_are_there: bool, tumour_labels: Sequence[int]) -> tuple[Check, ...]:
+    """A warning if a mask has labels in the slices, and none of them is one that means tumour.
+
+    It may be right (a resection cavity alone), or `tumour_labels` are those of another dataset. Then every slice of the
+    case would count as free of tumour.
+    """
+    if not labels_are_there:
+        return ()
+    wanted = ", ".join(map(str, tumour_labels))
+    reason = f"the mask has labels in these slices, and none of them is one that means tumour ({wanted}); check them"
+    return (Check("mask_labels", 0.0, 1.0, "warn", reason),)
 
 
 def _with_brain(

@@ -1,6 +1,6 @@
 """Statistics of a volume: what its outline and its texture look like.
 
-One decision: everything is unchanged under x -> a*x + b (a > 0), as the scaling of pictures is: intensities are told
+One decision: everything is unchanged under x -> a*x + b (a > 0), as the scaling of pictures is: intensities are given
 in units in which the brain's first percentile is 0 and its median 1. All work is in the plane, so slices may lie apart.
 """
 

@@ -7,14 +7,14 @@ is: landmarks of stored voxels, scaling, then pixels of 1 mm (`data.resample` sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medad_core.data.cases import EARLIER, Case
-from medad_core.data.content import Check, check_mask, check_volume, spread_slices
+from medad_core.data.content import Check, check_labels, check_mask, check_volume, spread_slices
 from medad_core.data.grid import require_picture
 from medad_core.data.intensity import find_background, find_landmarks, to_uint8
 from medad_core.data.levels import brain_extent, place_range
@@ -96,6 +96,9 @@ def _check_content(
     checks = check_volume(values, brain, file.header.spacing_mm, settings.modality)
     if masks is not None and settings.modality == "flair":
         checks += check_mask(values, brain, masks[chosen], file.header.spacing_mm)
+    if masks is not None and case.tumour_labels is not None and not masks.any():
+        labelled = read_mask(replace(case, tumour_labels=None), file.header, block.wanted)
+        checks += check_labels(labelled is not None and bool(labelled.any()), case.tumour_labels)
     refused = next((check for check in checks if check.verdict == "refuse"), None)
     if refused is not None and settings.checks == "refuse":
         is_of_mask = case.mask is not None and refused.name.startswith("mask_")

@@ -47,6 +47,15 @@ def find_cases(data: str | Path, settings: DataSettings, *, may_be_empty: bool =
     if is_table(data):
         if settings.patients is not None:
             raise UsageError(f"data.patients={settings.patients}: {data} is a table, which says the patients itself")
-        return read_case_table(data, settings.modality)
+        return _one_spelling(read_case_table(data, settings.modality))
     discovery = discover(data, settings.modality, may_be_empty=may_be_empty)
-    return discovery if settings.patients is None else with_patients(discovery, settings.patients)
+    return _one_spelling(discovery if settings.patients is None else with_patients(discovery, settings.patients))
+
+
+def _one_spelling(discovery: Discovery) -> Discovery:
+    """The same cases, where patients that differ only by upper and lower case are one, in the first spelling."""
+    first: dict[str, str] = {}
+    names = {case.patient: first.setdefault(case.patient.casefold(), case.patient) for case in discovery.cases}
+    if all(name == patient for patient, name in names.items()):
+        return discovery
+    return replace(discovery, cases=tuple(replace(case, patient=names[case.patient]) for case in discovery.cases))

@@ -511,7 +511,7 @@ def test_the_command_refuses_and_refreshes(copied):
     command = [sys.executable, "-m", "flows.cli", "screen", str(copied / "data"), "--out", str(copied / "one"), *words]
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert refused.returncode == 1 and len(refused.stderr.strip().splitlines()) == 1
-    assert f"was made of: {CASES[3]}; add --refresh" in refused.stderr
+    assert f"was made: {CASES[3]}; add --refresh" in refused.stderr
     before = parts_of(copied / "one")
     refreshed = subprocess.run([*command, "--refresh"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert refreshed.returncode == 0, refreshed.stderr

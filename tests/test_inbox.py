@@ -149,7 +149,7 @@ def test_a_new_mask_is_new_content(cohort, inbox):
 
 def test_unchanged_files_are_not_read_again(cohort, inbox):
     known = {
-        file.path: file.model_copy(update={"sha256": "remembered"})
+        file.path: file.replace(sha256="remembered")
         for study in scan_inbox(inbox, SETTINGS, {}).studies
         for file in study.files
     }
@@ -316,9 +316,7 @@ def test_other_content_of_the_same_length_is_a_change(cohort, inbox):
 def test_a_file_in_place_of_another_is_another_although_its_times_are_the_same(inbox):
     study = scan_inbox(inbox, SETTINGS, {}).studies[0]
     assert study.volume.stamp.inode == volume(inbox, study.case_id).stat().st_ino
-    twin = study.volume.model_copy(
-        update={"stamp": study.volume.stamp.model_copy(update={"inode": 1}), "sha256": "remembered"}
-    )
+    twin = study.volume.replace(stamp=study.volume.stamp.replace(inode=1), sha256="remembered")
     assert scan_inbox(inbox, SETTINGS, {twin.path: twin}).studies[0] == study
 
 

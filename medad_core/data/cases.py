@@ -17,7 +17,7 @@ Levels = Literal["index", "brain"]
 EARLIER = "earlier version"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class VolumeRef:
     """A 3-D volume in a file; `channel` picks one of a 4-D file (None: the file holds one volume)."""
 
@@ -25,7 +25,7 @@ class VolumeRef:
     channel: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Case:
     """One examination of one patient.
 
@@ -50,7 +50,7 @@ class Case:
             object.__setattr__(self, "patient", patient_of(self.case_id))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Rejection:
     """A case that cannot be used, with a reason a user can act on; `files` are its files, by role."""
 
@@ -59,7 +59,7 @@ class Rejection:
     files: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PassedOver:
     """A file or folder that is not used, and why. `is_explained` is False where no layout says what it is."""
 
@@ -68,7 +68,7 @@ class PassedOver:
     is_explained: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Discovery:
     """All cases and rejections under a folder, each sorted by case_id, and the files that are passed over, by path."""
 

@@ -26,7 +26,7 @@ _MARKS = re.compile(r"[-_.]")
 _PREFIXES = ("r", "w", "m", "s", "u", "rw", "wr", "sw", "wm", "swr", "c1", "c2", "c3")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Claim:
     """A file that a layout gives to a case, preferred to others of its role where the layout says so."""
 
@@ -34,7 +34,7 @@ class Claim:
     is_preferred: bool
 
 
-@dataclass
+@dataclass(slots=True)
 class Draft:
     """The files that one case id claims within a dataset, by role; not yet judged."""
 

@@ -17,7 +17,7 @@ from medad_core.data.grid import is_sri24
 from medad_core.data.names import MASK, printable
 from medad_core.data.nifti import read_header
 from medad_core.data.nifti_header import Header
-from medad_core.data.read import read_slices
+from medad_core.data.read import check_slices
 from medad_core.data.source import settle_case
 from medad_core.data.table import NOT_USED, REFUSED, TUMOUR_MASK, VOLUME, Row
 from medad_core.errors import CaseError, InputError
@@ -143,7 +143,7 @@ def _below(root: str, path: str) -> str:
 def check_case(case: Case, settings: DataSettings) -> Finding:
     """Read a case as screening does; what screening refuses is refused here, with the same words."""
     try:
-        checks = read_slices(settle_case(case, settings), settings).checks
+        checks = check_slices(settle_case(case, settings), settings)
     except CaseError as error:
         return Finding(REFUSE, error.reason)
     except InputError as error:

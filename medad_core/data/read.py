@@ -16,7 +16,7 @@ import numpy as np
 from medad_core.data.cases import EARLIER, Case
 from medad_core.data.content import Check, check_labels, check_mask, check_volume, spread_slices
 from medad_core.data.grid import require_picture
-from medad_core.data.intensity import find_background, find_landmarks, to_uint8
+from medad_core.data.intensity import Landmarks, find_background, find_landmarks, to_uint8
 from medad_core.data.levels import brain_extent, place_range
 from medad_core.data.mask import read_mask
 from medad_core.data.nifti import NiftiFile, open_nifti
@@ -60,18 +60,15 @@ def read_slices(case: Case, settings: DataSettings) -> CaseSlices:
     the range, an empty brain, values that are not finite, and a mask of another grid or with other than whole labels
     >= 0; InputError for a filesystem that failed in a way that may pass.
     """
-    file = open_nifti(case.case_id, case.volumes[settings.modality])
-    header = file.header
-    require_picture(header, case.case_id, file.name)
-    block = _read_by_brain(file, settings) if case.levels == "brain" else _read_by_index(file, settings)
+    opened = _open(case, settings)
+    header = opened.file.header
+    block = opened.block
     wanted = block.wanted
-    masks = read_mask(case, header, wanted)
-    images = _scale(file, block, settings.scaling)
     brain = block.part(block.brain, wanted)
+    images = to_uint8(block.part(block.values, wanted), brain, opened.landmarks)
+    masks = opened.masks
     spacing_mm = header.spacing_mm
-    checks: tuple[Check, ...] = ()
     if case.layout != EARLIER:
-        checks = _check_content(case, file, block, masks, settings)
         images, brain, masks, spacing_mm = resample_plane(images, brain, masks, spacing_mm)
     return CaseSlices(
         case_id=case.case_id,
@@ -82,8 +79,26 @@ def read_slices(case: Case, settings: DataSettings) -> CaseSlices:
         spacing_mm=spacing_mm,
         stored_orientation=header.stored_orientation,
         stored_spacing_mm=header.spacing_mm,
-        checks=checks,
+        checks=opened.checks,
     )
+
+
+def check_slices(case: Case, settings: DataSettings) -> tuple[Check, ...]:
+    """The checks of `read_slices`, and its errors, without making pictures, which refuses nothing."""
+    return _open(case, settings).checks
+
+
+def _open(case: Case, settings: DataSettings) -> _Opened:
+    """Everything that `read_slices` may refuse."""
+    file = open_nifti(case.case_id, case.volumes[settings.modality])
+    require_picture(file.header, case.case_id, file.name)
+    block = _read_by_brain(file, settings) if case.levels == "brain" else _read_by_index(file, settings)
+    masks = read_mask(case, file.header, block.wanted)
+    landmarks = _landmarks(file, block, settings.scaling)
+    checks: tuple[Check, ...] = ()
+    if case.layout != EARLIER:
+        checks = _check_content(case, file, block, masks, settings)
+    return _Opened(file, block, masks, landmarks, checks)
 
 
 def _check_content(
@@ -121,6 +136,17 @@ class _Block:
 
     def part(self, array: np.ndarray, slices: range) -> np.ndarray:
         return array[slices.start - self.start : slices.stop - self.start]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A case whose files can be used, before its pictures are made."""
+
+    file: NiftiFile
+    block: _Block
+    masks: np.ndarray | None
+    landmarks: Landmarks
+    checks: tuple[Check, ...]
 
 
 def _read_by_index(file: NiftiFile, settings: DataSettings) -> _Block:
@@ -197,8 +223,8 @@ def _brain(file: NiftiFile, block: np.ndarray) -> np.ndarray:
     return block != background
 
 
-def _scale(file: NiftiFile, block: _Block, scaling: ScalingSettings) -> np.ndarray:
-    """The wanted slices of a block as uint8, by landmarks of the reference slices."""
+def _landmarks(file: NiftiFile, block: _Block, scaling: ScalingSettings) -> Landmarks:
+    """What the pictures are scaled by, from the reference slices."""
     values = block.part(block.values, block.reference)[block.part(block.brain, block.reference)]
     if values.size == 0:
         raise CaseError(
@@ -208,4 +234,4 @@ def _scale(file: NiftiFile, block: _Block, scaling: ScalingSettings) -> np.ndarr
     landmarks = find_landmarks(values, scaling)
     if landmarks is None:
         raise CaseError(file.case_id, f"{file.name}: no contrast inside the brain; check the volume")
-    return to_uint8(block.part(block.values, block.wanted), block.part(block.brain, block.wanted), landmarks)
+    return landmarks

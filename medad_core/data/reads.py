@@ -24,7 +24,7 @@ BLOCK = 1 << 22  # bytes held at a time
 StampOf = tuple[int, int, int]  # mtime and ctime in ns, inode
 
 
-class FileRead(Record):
+class FileRead(Record, frozen=True):
     """What was read of the file `path`.
 
     `size` is its length in bytes, None if there was no such file. `sha256` (hex) is that of its first `read` bytes:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+import msgspec
 
 from medad_core.store.records import Record, fingerprint_of
 
+FromOne = Annotated[int, msgspec.Meta(ge=1)]
 
-class Stamp(Record):
+
+class Stamp(Record, frozen=True):
     """The state of a file on disk: length in bytes, times in ns.
 
     A copying program cannot set ctime, so a file with an unchanged stamp was not written to.
@@ -21,7 +23,7 @@ class Stamp(Record):
     inode: int = 0  # 0 in records of earlier versions, whose files are hashed once more
 
 
-class StoredFile(Record):
+class StoredFile(Record, frozen=True):
     """A volume: `path` relative to the inbox, channel of a 4-D file, and the SHA-256 (hex) of the file."""
 
     path: str
@@ -30,7 +32,7 @@ class StoredFile(Record):
     sha256: str
 
 
-class Study(Record):
+class Study(Record, frozen=True):
     """A case as it is in the inbox."""
 
     case_id: str
@@ -55,31 +57,31 @@ class Study(Record):
         return (self.volume,) if self.mask is None else (self.volume, self.mask)
 
 
-class PlannedStudy(Record):
+class PlannedStudy(Record, frozen=True):
     """A study that a batch screens.
 
     `revision` counts the contents of a case from 1, `attempt` the screenings of one content.
     """
 
     study: Study
-    revision: int = Field(ge=1)
-    attempt: int = Field(ge=1)
+    revision: FromOne
+    attempt: FromOne
 
 
-class BatchPlan(Record):
+class BatchPlan(Record, frozen=True):
     """`_planned.json`: written once, before the batch begins; a resumed batch uses it.
 
     If the studies of a batch failed before, each gets its own part (`apart`), so that none affects the others.
     """
 
-    number: int = Field(ge=1)
+    number: FromOne
     opened: str
     fingerprint: dict[str, str]
     studies: tuple[PlannedStudy, ...]
     apart: bool = False
 
 
-class Screening(Record):
+class Screening(Record, frozen=True):
     """The result of one study in one batch. `reason` says why a rejected study has no rows."""
 
     case_id: str
@@ -92,7 +94,7 @@ class Screening(Record):
     slices: int
 
 
-class Batch(Record):
+class Batch(Record, frozen=True):
     """`_batch.json`: the commit.
 
     `changed` lists cases that do not count: their files changed during the batch, or could not be read.
@@ -107,14 +109,14 @@ class Batch(Record):
     changed: tuple[str, ...]
 
 
-class CaseHistory(Record):
+class CaseHistory(Record, frozen=True):
     """All screenings of a case, oldest first, and whether its files were in the inbox at the last scan."""
 
     present: bool
     screenings: tuple[Screening, ...]
 
 
-class Ledger(Record):
+class Ledger(Record, frozen=True):
     """`ledger.json`, written after each scan; `looked` is the time of the scan.
 
     `waiting` and `unusable` have the reasons why studies were not screened. `files` has the hashes of the last scan, so

@@ -11,26 +11,24 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from medad_core.data.cases import EARLIER, Case, VolumeRef
 from medad_core.data.names import patient_of
 from medad_core.errors import StoreError, first_line
-from medad_core.store import fingerprint_of, join, write_text
-from medad_core.store.files import make_folder, read_bytes
+from medad_core.store import fingerprint_of, join
+from medad_core.store.files import make_folder, read_bytes, write_bytes
+from medad_core.store.records import Record
 
 NAME = "cohort.json"
 UNLABELLED = "screen"
 
 
-class File(BaseModel):
+class File(Record, frozen=True):
     """A volume: `path` relative to the cohort's root, channel of a 4-D file.
 
     `size` in bytes counts in the cohorts of experiments and batches, and in those of runs of earlier versions. Other
     runs have none: they know their files by content (`medad_core.run.inputs`).
     """
 
-    model_config = ConfigDict(frozen=True)
     path: str
     channel: int | None
     size: int | None = None
@@ -43,7 +41,7 @@ class File(BaseModel):
         return facts
 
 
-class Member(BaseModel):
+class Member(Record, frozen=True):
     """One case of the cohort. `rejected` is the reason why it cannot be used, None for a usable case.
 
     `patient`, `visit` and `layout` say who it is of, and which rule says so. `tumour_labels` are the values of the mask
@@ -51,7 +49,6 @@ class Member(BaseModel):
     the brain, None where it is indices. Cohorts of earlier versions have none of them.
     """
 
-    model_config = ConfigDict(frozen=True)
     case_id: str
     split: str
     phantom: bool = False
@@ -70,10 +67,7 @@ class Member(BaseModel):
         return self.patient or patient_of(self.case_id)
 
     def facts(self) -> dict[str, Any]:
-        """What determines the rows of the case. Fields that earlier versions did not know count where they are set.
-
-        Written out, because pydantic's own dump of 100,000 members takes seconds.
-        """
+        """What determines the rows of the case. Fields that earlier versions did not know count where they are set."""
         facts: dict[str, Any] = {
             "case_id": self.case_id,
             "split": self.split,
@@ -89,14 +83,13 @@ class Member(BaseModel):
         return facts
 
 
-class Cohort(BaseModel):
+class Cohort(Record, frozen=True):
     """All cases of a run, sorted by case_id.
 
     The splits are dealt once, for a new run. A mask that is corrected later changes its rows and its labels, but no
     split, even if its patient now has tumour-free slices, or has none any more.
     """
 
-    model_config = ConfigDict(frozen=True)
     root: str
     members: tuple[Member, ...]
 
@@ -130,7 +123,7 @@ class Cohort(BaseModel):
 
     def at(self, root: str) -> Cohort:
         """The same cohort with a different root."""
-        return self.model_copy(update={"root": root})
+        return self.replace(root=root)
 
 
 def cohort_of(run: str) -> Cohort:
@@ -146,7 +139,7 @@ def find_stored(run: str) -> Cohort | None:
     path = join(run, NAME)
     data = read_bytes(path)
     try:
-        return None if data is None else Cohort.model_validate_json(data)
+        return None if data is None else Cohort.from_json(data)
     except ValueError as error:
         raise StoreError(
             f"{path} is damaged ({first_line(error)}); bring it back from a backup, or delete it and run "
@@ -157,7 +150,7 @@ def find_stored(run: str) -> Cohort | None:
 def write_cohort(run: str, cohort: Cohort) -> None:
     """Write `RUN/cohort.json`, replacing an earlier one. Raises StoreError."""
     make_folder(run)
-    write_text(join(run, NAME), cohort.model_dump_json(indent=1))
+    write_bytes(join(run, NAME), cohort.to_json())
 
 
 def settle_cohort(run: str, cohort: Cohort) -> Cohort:

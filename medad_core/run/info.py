@@ -5,7 +5,7 @@ One decision: no fingerprint depends on it. It contains the complete settings as
 
 from __future__ import annotations
 
-from pydantic import Field
+import msgspec
 
 from medad_core.config import Settings, settings_from_yaml, settings_to_yaml
 from medad_core.errors import StoreError
@@ -16,12 +16,15 @@ from medad_core.store.records import Record
 NAME = "run.json"
 
 
-class RunInfo(Record):
-    """The settings and data of the command. `versions` are those of the relevant packages."""
+class RunInfo(Record, frozen=True):
+    """The settings and data of the command. `versions` are those of the relevant packages.
 
-    settings: str = Field(description="complete settings as YAML (medad_core.config.settings_from_yaml reads it)")
+    `settings` are complete, as YAML that `medad_core.config.settings_from_yaml` reads.
+    """
+
+    settings: str
     data_root: str
-    versions: dict[str, str] = Field(default_factory=dict)
+    versions: dict[str, str] = msgspec.field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: Settings, data_root: str, versions: dict[str, str]) -> RunInfo:

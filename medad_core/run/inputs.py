@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pydantic import Field
+import msgspec
 
 from medad_core.data.reads import FileRead
 from medad_core.store import join
@@ -22,7 +22,7 @@ from medad_core.store.records import Record, record_name
 FOLDER = "_inputs"
 
 
-class PartInputs(Record):
+class PartInputs(Record, frozen=True):
     """What was read for the cases of a part. Paths are relative to the cohort's root.
 
     `plan_sha256` is the hash of the plan that the part belongs to. A case that was rejected without opening a file has
@@ -31,11 +31,11 @@ class PartInputs(Record):
 
     plan_sha256: str
     cases: dict[str, tuple[FileRead, ...]]
-    warnings: dict[str, str] = Field(default_factory=dict)
+    warnings: dict[str, str] = msgspec.field(default_factory=dict)
 
     def to_json(self) -> bytes:
         """One line: there may be 25,000 of these files."""
-        return self.model_dump_json().encode() + b"\n"
+        return self.to_line() + b"\n"
 
 
 class Inputs:

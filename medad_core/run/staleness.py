@@ -58,7 +58,7 @@ def compare_inputs(inputs: Inputs, stages: Mapping[str, Stage], root: str) -> Co
         changed |= {case_id for case_id, files in now.items() if files is None}
         same = {case_id: now.get(case_id) or files for case_id, files in part.cases.items()}
         if same != part.cases:
-            renewed[number] = part.model_copy(update={"cases": same})
+            renewed[number] = part.replace(cases=same)
     unknown = sum(record.done > 0 and number not in recorded for number, record in slices.records().items())
     return Comparison(tuple(sorted(changed & _made_of(stages, changed))), renewed, unknown)
 
@@ -155,4 +155,4 @@ def _current_file(path: str, file: FileRead) -> FileRead | None:
             now = read_again(path, file.read)
         except (FileNotFoundError, NotADirectoryError, PermissionError):  # as before, or it had content then
             return file if file.sha256 is None else None
-    return now.model_copy(update={"path": file.path}) if now.content == file.content else None
+    return now.replace(path=file.path) if now.content == file.content else None

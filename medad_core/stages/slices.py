@@ -58,7 +58,7 @@ def run_parts(run: Run, numbers: Sequence[int], on_part: OnPart = ignore_part) -
                     warnings[case_id] = "; ".join(doubts)
                 return slice_rows(slices, member.split)
             finally:
-                read[case_id] = tuple(file.model_copy(update={"path": below(cohort.root, file.path)}) for file in reads)
+                read[case_id] = tuple(file.replace(path=below(cohort.root, file.path)) for file in reads)
 
     def record_inputs(number: int) -> None:
         _record_inputs(run, number, read, warnings)

@@ -77,7 +77,7 @@ class Bookkeeping:
             if not has_same_inputs or not belongs:
                 files.remove(self._record_at(part.number))
             elif record.plan_sha256 != plan.sha256:
-                self.write_record(record.model_copy(update={"plan_sha256": plan.sha256}))
+                self.write_record(record.replace(plan_sha256=plan.sha256))
         self.write_plan(plan)
 
     def _raw_record(self, number: int) -> PartRecord | None:

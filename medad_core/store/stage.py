@@ -214,7 +214,7 @@ class Stage:
         plan = self.find_plan()
         if plan is None:
             return ()
-        manifest = self._books.whole_manifest(plan)
+        manifest = self._books.manifest(plan)  # it names them even if a part was lost since
         if manifest is not None:
             return manifest.failed
         return tuple(item for record in self._books.records(plan).values() for item in record.failed)

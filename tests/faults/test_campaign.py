@@ -104,7 +104,7 @@ def copied(inbox: Path, target: Path) -> Path:
 
 def commits(cohort: Path) -> list[dict]:
     """The records of the committed batches, times aside."""
-    return [batch.model_dump(exclude={"opened", "committed"}) for batch in CohortFolder(cohort).batches()]
+    return [batch.replace(opened="", committed="") for batch in CohortFolder(cohort).batches()]
 
 
 class Reader(threading.Thread):

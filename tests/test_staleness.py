@@ -417,6 +417,19 @@ def test_a_part_that_was_lost_and_is_made_of_the_same_bytes_leaves_later_stages_
     assert not any(pending_of(copied / "one").values())
 
 
+def test_damaged_inputs_are_named_and_their_part_is_made_again(copied):
+    path = copied / "one" / "slices" / "_inputs" / "00001.json"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(StoreError, match=r"_inputs/00001.json is damaged .* delete it and .*/_parts/00001.json"):
+        opened(copied)
+    path.unlink()
+    (copied / "one" / "slices" / "_parts" / "00001.json").unlink()
+    run = opened(copied)
+    assert run.stage("slices").pending() == [1]
+    complete(run)
+    assert_is_fresh(copied)
+
+
 def test_a_part_of_unknown_inputs_that_is_made_again_takes_later_stages_with_it(copied):
     shutil.rmtree(Inputs(str(copied / "one")).uri)
     run = opened(copied)

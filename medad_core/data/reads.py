@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import BinaryIO
 
 from medad_core.errors import CaseError, InputError
+from medad_core.store.intact import TICK_NS
 from medad_core.store.records import Record
-from medad_core.store.stage import TICK_NS
 
 BLOCK = 1 << 22  # bytes held at a time
 StampOf = tuple[int, int, int]  # mtime and ctime in ns, inode

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from medad_core.data.reads import FileRead
+from medad_core.errors import StoreError, first_line
 from medad_core.store import join
 from medad_core.store.files import make_folder, read_bytes, sweep, write_bytes
 from medad_core.store.listing import list_names, read_many
@@ -46,14 +47,14 @@ class Inputs:
 
     def read(self, number: int, plan_sha256: str) -> PartInputs | None:
         """The inputs of a part, None if they are not recorded. Raises StoreError."""
-        return _parsed(read_bytes(self._at(number)), plan_sha256)
+        return _parsed(self._at(number), read_bytes(self._at(number)), plan_sha256)
 
     def read_all(self, numbers: Sequence[int], plan_sha256: str) -> Iterator[tuple[int, PartInputs]]:
         """The inputs of all those of the given parts that have them, one after another. Raises StoreError."""
         present = list_names(self.uri)
         names = {record_name(number): number for number in numbers}
         for name, data in read_many(self.uri, (name for name in names if name in present)):
-            inputs = _parsed(data, plan_sha256)
+            inputs = _parsed(join(self.uri, name), data, plan_sha256)
             if inputs is not None:
                 yield names[name], inputs
 
@@ -70,10 +71,13 @@ class Inputs:
         return join(self.uri, record_name(number))
 
 
-def _parsed(data: bytes | None, plan_sha256: str) -> PartInputs | None:
-    """None for inputs that are missing, damaged, or of another plan: then nothing is known of them."""
+def _parsed(where: str, data: bytes | None, plan_sha256: str) -> PartInputs | None:
+    """None for inputs that are missing or of another plan: then nothing is known of them. Raises StoreError."""
     try:
         inputs = None if data is None else PartInputs.from_json(data)
-    except ValueError:
-        return None
+    except ValueError as error:
+        raise StoreError(
+            f"{where} is damaged ({first_line(error)}); delete it and {where.replace(FOLDER, '_parts')}, "
+            "and run the same command again, which makes both again"
+        ) from error
     return inputs if inputs is not None and inputs.plan_sha256 == plan_sha256 else None

@@ -18,6 +18,7 @@ from medad_core.data.own_folders import claim_folder, mark_folder
 from medad_core.data.source import check_data, find_cases
 from medad_core.data.table import dataset_root
 from medad_core.environment import package_versions
+from medad_core.errors import StoreError
 from medad_core.run.cohort import Cohort, cohort_of, find_stored, keep_cohort
 from medad_core.run.fields import DEALT_BY, settings_fields
 from medad_core.run.gather import open_cohort
@@ -81,8 +82,18 @@ class Run:
 
     @cached_property
     def cohort(self) -> Cohort:
-        """The cases of the run. Raises StoreError if the run was never opened."""
-        return cohort_of(self.uri)
+        """The cases of the run.
+
+        Raises StoreError if the run was never opened, or they are not those that its slices were planned for.
+        """
+        cohort = cohort_of(self.uri)
+        plan = self.stage("slices").find_plan()
+        if plan is not None and plan.fingerprint.get("cohort") != cohort.content:
+            raise StoreError(
+                f"{self.uri}/cohort.json is damaged: its cases are not those that the stages were made of; "
+                "bring it back from a backup, or choose another --out"
+            )
+        return cohort
 
     @cached_property
     def models(self) -> ResolvedModels:

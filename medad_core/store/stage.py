@@ -28,7 +28,7 @@ from medad_core.errors import StoreError
 from medad_core.store import files, listing
 from medad_core.store.bookkeeping import PARTS, Bookkeeping
 from medad_core.store.collector import collector_paused
-from medad_core.store.listing import FileStamp
+from medad_core.store.intact import IntactParts
 from medad_core.store.planning import account, complete_fingerprint, difference, make_plan
 from medad_core.store.records import (
     Item,
@@ -45,7 +45,6 @@ from medad_core.store.schemas import PART_STAGES
 from medad_core.store.tables import Rows, read_case_rows, read_table, write_groups
 
 log = logging.getLogger(__name__)
-TICK_NS = 2 * 10**9  # a file written less than this before it was hashed may have changed since, with the same stamp
 
 
 class Stage:
@@ -57,7 +56,7 @@ class Stage:
         self.schema = schema
         self.uri = files.join(self.run, name)
         self._books = Bookkeeping(self.uri)
-        self._intact: dict[int, tuple[str, FileStamp]] = {}  # parts whose sha256 was correct, with their stamp
+        self._intact = IntactParts(self.uri)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Stage, (self.run, self.name, self.schema)
@@ -133,7 +132,7 @@ class Stage:
         stamps = listing.list_files(self.uri)
         pending = []
         for part in plan.parts:
-            fault = self._fault(part.number, records.get(part.number), stamps.get(part_name(part.number)))
+            fault = self._intact.fault(part.number, records.get(part.number), stamps.get(part_name(part.number)))
             if fault is None:
                 continue
             pending.append(part.number)
@@ -299,8 +298,8 @@ class Stage:
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def read_part(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Rows of one recorded part. Raises StoreError if it is not done, or has the wrong size."""
-        self._required(number)
+        """Rows of one recorded part. Raises StoreError if it is not done, or is not the part that was recorded."""
+        self._require_intact(number)
         return read_table(self._part_at(number), columns)
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -312,12 +311,12 @@ class Stage:
     def read_case(self, case_id: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Rows of one case, from its row group; empty if it was skipped or failed.
 
-        Raises StoreError if unknown.
+        Raises StoreError if unknown, or if its part is not the one that was recorded.
         """
         number = self.plan().part_of.get(case_id)
         if number is None:
             raise StoreError(f"there is no case {case_id!r} in stage {self.name} of {self.run}")
-        self._required(number)
+        self._require_intact(number)
         return read_case_rows(self._part_at(number), case_id, columns)
 
     # --- helpers ----------------------------------------------------------------------------------------------------
@@ -338,29 +337,17 @@ class Stage:
     def _required(self, number: int) -> PartRecord:
         self._planned(number)
         record = self._books.record(self.plan(), number)
-        if record is None or listing.size_of(self._part_at(number)) != record.bytes:
+        if record is None or listing.stamp_of(self._part_at(number)) is None:
             raise StoreError(self._unfinished([number]))
         return record
 
-    def _fault(self, number: int, record: PartRecord | None, stamp: FileStamp | None) -> str | None:
-        """Why a part does not count, None for a good one."""
-        if record is None:
-            return "no record"
-        if stamp is None:
-            return "its file is missing"
-        if stamp.size != record.bytes or not self._is_intact(number, record.sha256, stamp):
-            return "its file is not the one that was recorded"
-        return None
-
-    def _is_intact(self, number: int, sha256: str, stamp: FileStamp) -> bool:
-        if self._intact.get(number) == (sha256, stamp):
-            return True
-        begun_ns = time.time_ns()
-        if files.sha256_file(self._part_at(number)) != sha256:
-            return False
-        if stamp.changed_ns < begun_ns - TICK_NS:
-            self._intact[number] = (sha256, stamp)
-        return True
+    def _require_intact(self, number: int) -> None:
+        record = self._required(number)
+        if self._intact.fault(number, record, listing.stamp_of(self._part_at(number))) is not None:
+            raise StoreError(
+                f"{self._part_at(number)} is damaged: it is not the file that was recorded; "
+                f"run `medad screen DATA --out {self.run}` again, which makes it again"
+            )
 
     def _unfinished(self, pending: Sequence[int]) -> str:
         shown = ", ".join(map(str, pending[:8])) + (", …" if len(pending) > 8 else "")

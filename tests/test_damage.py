@@ -1,0 +1,96 @@
+"""Damaged results are noticed: whatever happens to a file of a run, it is named, or the numbers are the same."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from medad_core.errors import MedadError, StoreError
+from medad_core.run.run import Run
+from medad_core.stages.evaluate import evaluate_run
+from medad_core.store import PART_STAGES, stage_of
+
+RUN = Path(__file__).parent / "versions" / "0.1.0" / "run"
+FLIPS = 2  # bits of each file, one at a time
+WRITTEN = ("predictions.parquet", "metrics.md", "report.html", "metrics.parquet", "rejected.csv", "warnings.csv")
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    return Path(shutil.copytree(RUN, tmp_path / "run"))
+
+
+def numbers_of(run: Path) -> tuple[str, str]:
+    """What a reader of the run sees: its rows and its metrics."""
+    results = evaluate_run(Run.reopen(str(run)))
+    return pd.read_parquet(results.predictions).to_csv(), pd.read_parquet(run / "metrics.parquet").to_csv()
+
+
+def progress_of(run: Path) -> list:
+    return [stage_of(str(run), name).progress() for name in PART_STAGES]
+
+
+def files_read() -> list[str]:
+    """One file of each kind that a run's results are computed from."""
+    files = sorted(str(path.relative_to(RUN)) for path in RUN.rglob("*") if path.is_file())
+    numbered = ("00001", "00002", "00003")
+    return [name for name in files if name not in WRITTEN and not any(number in name for number in numbered)]
+
+
+def damages(name: str) -> dict[str, bytes | None]:
+    """Contents that the file may have after a fault; None where it is lost."""
+    content = (RUN / name).read_bytes()
+    dice = random.Random(name)
+    made: dict[str, bytes | None] = {"emptied": b"", "cut": content[: len(content) // 2], "lost": None}
+    for number in range(FLIPS):
+        flipped = bytearray(content)
+        flipped[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+        made[f"flip {number}"] = bytes(flipped)
+    twin = RUN / name.replace("00000", "00001")
+    if twin != RUN / name and twin.is_file():
+        made["swapped"] = twin.read_bytes()
+    return made
+
+
+@pytest.mark.parametrize("name", files_read())
+def test_a_damaged_file_is_named_or_changes_no_number(run, name):
+    expected = numbers_of(run)
+    looks = (progress_of,) if name.startswith("prompts/") else (numbers_of, progress_of)  # no number is from prompts
+    for damage, content in damages(name).items():
+        path = run / name
+        path.unlink() if content is None else path.write_bytes(content)
+        for look in looks:
+            try:
+                found = look(run)
+            except MedadError as error:
+                assert "\n" not in str(error), f"{name}, {damage}"
+            else:
+                assert look is progress_of or found == expected, f"{name}, {damage}: other numbers"
+        path.write_bytes((RUN / name).read_bytes())
+    assert numbers_of(run) == expected
+
+
+def test_a_flipped_bit_of_a_part_is_refused_with_the_way_out(run):
+    part = run / "maps" / "part-00001.parquet"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(StoreError, match=r"part-00001.parquet is damaged: .* run `medad screen DATA --out"):
+        evaluate_run(Run.reopen(str(run)))
+
+
+def test_a_part_is_hashed_once_however_often_it_is_read(run, monkeypatch):
+    stage = stage_of(str(run), "maps")
+    hashed = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda stream, name: hashed.append(stream.name) or digest(stream, name))
+    monkeypatch.setattr("medad_core.store.intact.TICK_NS", 0)  # the copies are seconds old
+    case_ids = stage.done_inputs(0)
+    for case_id in [*case_ids, *case_ids]:
+        stage.read_case(case_id)
+    assert hashed == [str(run / "maps" / "part-00000.parquet")]

@@ -2,6 +2,8 @@
 # make lint    ruff, its formatter and mypy      make test   the tests
 # make faults  runs that are killed, starved and cut off, on purpose (10 minutes)
 # make clean   remove environment and demo
+# make lock    the hashes of requirements-cpu.lock, after a change of a pin
+# make licenses, make sbom, make audit: LICENSES.md, a CycloneDX list in sbom.cdx.json, known advisories (asks pypi.org)
 #
 # torch comes first and alone. All else is pinned and installed with --no-deps: PyPI's torchvision and its like are CUDA
 # builds, and beside a CPU torch they break `import transformers`. For the CPU build of torch from PyTorch's own index:
@@ -11,21 +13,22 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
+PINNED := --no-deps --require-hashes -r requirements-cpu.lock
 export PREFECT_LOGGING_LEVEL ?= WARNING
 
-.PHONY: setup demo lint test faults clean
+.PHONY: setup demo lint test faults lock licenses sbom audit clean
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml requirements-cpu.lock
+$(VENV)/.ready: pyproject.toml requirements-cpu.lock requirements-uv.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "medad needs Python 3.11 or newer; name one with make setup PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	@# uv takes half a minute where pip takes five; where uv cannot be had, pip does it.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv \
-	  && $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps -r requirements-cpu.lock \
-	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-cpu.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock \
+	  && $(BIN)/python -m uv pip install --quiet --python $(BIN)/python $(PINNED) \
+	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINNED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -43,6 +46,21 @@ test: setup
 
 faults: setup
 	$(BIN)/python -m pytest tests/faults
+
+lock: setup
+	sed '/^[^#]/,$$d' requirements-cpu.lock > lock.tmp
+	sed -n 's/^\([A-Za-z0-9._-]*==[^ ]*\).*/\1/p' requirements-cpu.lock \
+	  | $(BIN)/python -m uv pip compile - --quiet --no-deps --generate-hashes --no-header --no-annotate >> lock.tmp
+	mv lock.tmp requirements-cpu.lock
+
+licenses: setup
+	$(BIN)/python tests/list_licenses.py
+
+sbom: setup
+	$(BIN)/python -m uv tool run --from cyclonedx-bom==7.5.0 cyclonedx-py environment $(BIN)/python -o sbom.cdx.json
+
+audit: setup
+	$(BIN)/python -m uv tool run pip-audit==2.10.1 --requirement requirements-cpu.lock --disable-pip
 
 clean:
 	rm -rf $(VENV) $(DEMO)

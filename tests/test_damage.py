@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from flows.cli.app import app
 from medad_core.errors import MedadError, StoreError
 from medad_core.run.run import Run
 from medad_core.stages.evaluate import evaluate_run
@@ -82,6 +84,11 @@ def test_a_flipped_bit_of_a_part_is_refused_with_the_way_out(run):
     part.write_bytes(content)
     with pytest.raises(StoreError, match=r"part-00001.parquet is damaged: .* run `medad screen DATA --out"):
         evaluate_run(Run.reopen(str(run)))
+    found = CliRunner().invoke(app, ["status", str(run), "--verify"])
+    assert found.exit_code == 1 and "maps part 1 is damaged or missing" in found.output
+    shutil.copy(RUN / "maps" / "part-00001.parquet", part)
+    found = CliRunner().invoke(app, ["status", str(run), "--verify"])
+    assert found.exit_code == 0 and "verified: no damaged or missing files" in found.output
 
 
 def test_a_part_is_hashed_once_however_often_it_is_read(run, monkeypatch):

@@ -28,6 +28,7 @@ from medad_core.inbox.folder import CohortFolder
 from medad_core.inbox.lock import LockedError, holder, locked
 from medad_core.inbox.prune import NOTE, prune
 from medad_core.inbox.scan import InboxScan, scan_inbox
+from medad_core.inbox.verify import verify_cohort
 from medad_core.run.rejected import QUARANTINED
 from medad_core.store import PREDICTIONS, Item, stage_of, write_table
 
@@ -361,9 +362,22 @@ def test_lost_or_damaged_views_are_made_again_and_a_damaged_commit_is_refused(co
         damage(cohort.folder / "predictions.parquet")
         night(cohort, inbox, 0.5)
         assert (cohort.folder / "predictions.parquet").read_bytes() == whole
+    edited = pd.read_parquet(cohort.folder / "predictions.parquet").assign(anomaly_score=0.9)
+    edited.to_parquet(cohort.folder / "predictions.parquet")
+    assert list(verify_cohort(str(cohort.folder))) == [
+        f"{cohort.folder}/predictions.parquet is not up to date, or damaged; "
+        f"the next `medad screen INBOX --cohort {cohort.folder}` makes it again"
+    ]
+    night(cohort, inbox, 0.5)
+    assert (cohort.folder / "predictions.parquet").read_bytes() == whole
+    assert list(verify_cohort(str(cohort.folder))) == []
     assert len(cohort.batches()) == 1 and list(cohort.ledger().cases) == ["BraTS2021_00000", "BraTS2021_00001"]
     commit = cohort.run_of(1) / "_batch.json"
-    commit.write_text(commit.read_text()[:50])
+    committed = commit.read_text()
+    commit.write_text(committed.replace('"revision": 1', '"revision": 2', 1))
+    with pytest.raises(StoreError, match=r"_batch\.json is not what was committed: somebody changed it"):
+        night(cohort, inbox, 0.5)
+    commit.write_text(committed[:50])
     with pytest.raises(StoreError, match=r"_batch\.json is damaged"):
         night(cohort, inbox, 0.5)
 

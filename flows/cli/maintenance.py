@@ -32,14 +32,24 @@ def phantom(
 
 def status(
     run: Annotated[str, typer.Argument(metavar="RUN|COHORT", help="Folder or URI of a run, or folder of a cohort.")],
-) -> None:
+    verify: Annotated[bool, typer.Option("--verify", help="Compare every file with its recorded hash.")] = False,
+) -> int:
     """Say how far a run or a cohort is, from its files alone."""
     from flows.cli.status import cohort_status, run_status
     from flows.cli.tables import terminal
     from medad_core.inbox.folder import is_cohort
+    from medad_core.inbox.verify import verify_cohort
+    from medad_core.run.verify import verify_run
 
     for part in cohort_status(run) if is_cohort(run) else run_status(run):
         terminal().print(part, soft_wrap=isinstance(part, str))
+    if not verify:
+        return OK
+    damaged = list(verify_cohort(run) if is_cohort(run) else verify_run(run))
+    for line in damaged:
+        terminal().print(line, markup=False, soft_wrap=True)
+    terminal().print(f"verified: {len(damaged) or 'no'} damaged or missing files", markup=False)
+    return FAILED if damaged else OK
 
 
 def prune(

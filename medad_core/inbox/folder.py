@@ -29,6 +29,7 @@ PLANNED = "_planned.json"
 COMMIT = "_batch.json"
 LEDGER = "ledger.json"
 UNFINISHED = ".new"  # the folder of a batch that is being planned
+_FROM_BACKUP = "bring it back from a backup"
 _DELETE_BATCH = "nothing of it counts yet, the next command screens it again"
 Kind = TypeVar("Kind", bound=Record)
 
@@ -69,9 +70,7 @@ class CohortFolder:
         Raises StoreError for a commit that is damaged or missing, because its content must not be guessed.
         """
         commits = sorted(self.folder.glob(f"batches/*/{COMMIT}"))
-        batches = [
-            _parsed(Batch, read_bytes(str(path)) or b"", path, "bring it back from a backup") for path in commits
-        ]
+        batches = [_committed(path) for path in commits]
         numbers = [batch.number for batch in batches]
         if numbers != list(range(1, len(batches) + 1)):
             raise StoreError(
@@ -242,6 +241,13 @@ class CohortFolder:
         with explained("clear", str(self._scratch)):
             if self._scratch.exists():
                 shutil.rmtree(self._scratch)
+
+
+def _committed(path: Path) -> Batch:
+    batch = _parsed(Batch, read_bytes(str(path)) or b"", path, _FROM_BACKUP)
+    if not batch.is_sound:
+        raise StoreError(f"{path} is not what was committed: somebody changed it; {_FROM_BACKUP}")
+    return batch
 
 
 def _parsed(kind: type[Kind], data: bytes, path: Path, way_out: str) -> Kind:

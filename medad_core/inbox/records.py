@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Literal
 
 import msgspec
@@ -97,7 +98,8 @@ class Screening(Record, frozen=True):
 class Batch(Record, frozen=True):
     """`_batch.json`: the commit.
 
-    `changed` lists cases that do not count: their files changed during the batch, or could not be read.
+    `changed` lists cases that do not count: their files changed during the batch, or could not be read. `seal` is the
+    hash of all other fields, so that an edited commit is noticed; those of earlier versions have none.
     """
 
     number: int
@@ -107,6 +109,26 @@ class Batch(Record, frozen=True):
     predictions_sha256: str
     screenings: tuple[Screening, ...]
     changed: tuple[str, ...]
+    seal: str | None = None
+
+    def sealed(self) -> Batch:
+        """The same commit with its seal."""
+        return self.replace(seal=self._hash())
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the seal is that of the fields, or there is none."""
+        return self.seal in (None, self._hash())
+
+    def _hash(self) -> str:
+        return hashlib.sha256(self.replace(seal=None).to_line()).hexdigest()
+
+
+class View(Record, frozen=True):
+    """`_view.json`: the batches in the cohort's predictions, and the SHA-256 (hex) of that file."""
+
+    batches: tuple[int, ...]
+    sha256: str
 
 
 class CaseHistory(Record, frozen=True):

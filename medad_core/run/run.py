@@ -88,7 +88,7 @@ class Run:
         """
         cohort = cohort_of(self.uri)
         plan = self.stage("slices").find_plan()
-        if plan is not None and plan.fingerprint.get("cohort") != cohort.content:
+        if plan is not None and plan.fingerprint.get("cohort", cohort.content) != cohort.content:
             raise StoreError(
                 f"{self.uri}/cohort.json is damaged: its cases are not those that the stages were made of; "
                 "bring it back from a backup, or choose another --out"

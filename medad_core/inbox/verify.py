@@ -1,0 +1,35 @@
+"""Whether the files of a cohort are those that were committed: `medad status COHORT --verify`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from medad_core.inbox.batch import PREDICTIONS
+from medad_core.inbox.folder import CohortFolder
+from medad_core.inbox.prune import NOTE
+from medad_core.inbox.view import is_current
+from medad_core.run.verify import verify_run
+from medad_core.store import sha256_file
+from medad_core.store.listing import size_of
+
+
+def verify_cohort(folder: str) -> Iterator[str]:
+    """A line for each file that is damaged or missing, with the way out.
+
+    Raises StoreError for a commit that is damaged or missing, which says itself what to do.
+    """
+    cohort = CohortFolder(folder)
+    batches = cohort.batches()
+    for batch in batches:
+        run = cohort.run_of(batch.number)
+        predictions = str(run / PREDICTIONS)
+        if size_of(predictions) is None or sha256_file(predictions) != batch.predictions_sha256:
+            yield (
+                f"{predictions} is not the file that was committed; `medad evaluate {run}` makes it again "
+                "where nothing was pruned, else bring it back from a backup"
+            )
+        if not (run / NOTE).exists():
+            yield from verify_run(str(run))
+    view = str(cohort.folder / PREDICTIONS)
+    if batches and not is_current(view, tuple(batch.number for batch in batches)):
+        yield f"{view} is not up to date, or damaged; the next `medad screen INBOX --cohort {folder}` makes it again"

@@ -87,6 +87,13 @@ def test_weights_are_known_by_both_files(tmp_path):
     assert is_medad_folder(tmp_path)
 
 
+def test_a_marker_that_is_a_link_makes_no_file_elsewhere(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / MARKER).symlink_to(tmp_path / "elsewhere")
+    mark_folder(str(tmp_path / "run"))
+    assert not (tmp_path / "elsewhere").exists() and (tmp_path / "run" / MARKER).is_file()
+
+
 def test_a_folder_that_is_not_there_is_none(tmp_path):
     assert not is_medad_folder(tmp_path / "missing")
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medad_core.errors import UsageError
+from medad_core.store.regular import open_regular
 
 _WORDS = {
     "flair": ("flair", "t2f", "t2flair", "t2wflair", "t2weightedflair", "fl"),
@@ -21,7 +22,7 @@ _WORDS = {
     "t2": ("t2", "t2w"),
 }
 _MODALITY_OF = {word: modality for modality, words in _WORDS.items() for word in words}
-_LONGEST = 1 << 20  # characters of a dataset.json
+_LONGEST = 1 << 20  # bytes of a dataset.json
 _EXPECTED = 'expected "channel_names" (nnU-Net) or "modality" (Decathlon): {"0": "FLAIR", "1": "T1w", …}'
 
 
@@ -45,8 +46,8 @@ def read_channels(folder: Path) -> Channels | None:
     """
     description = folder / "dataset.json"
     try:
-        with description.open(encoding="utf-8") as stream:
-            content = json.loads(stream.read(_LONGEST))
+        with open_regular(description) as stream:
+            content = json.loads(stream.read(_LONGEST).decode())
         named = content.get("channel_names") or content["modality"]
         names = {int(number): str(word) for number, word in named.items()}
     except FileNotFoundError:

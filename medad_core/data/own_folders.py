@@ -14,7 +14,8 @@ from pathlib import Path
 
 from medad_core.data.names import printable
 from medad_core.errors import UsageError
-from medad_core.store.files import explained, local_path, make_folder
+from medad_core.store.files import local_path, make_folder, write_text
+from medad_core.store.regular import open_regular
 
 MARKER = ".medad"
 NOTE = "medad writes its results into this folder. It is passed over when medad looks for cases.\n"
@@ -49,9 +50,7 @@ def is_medad_folder(folder: Path, names: Collection[str] | None = None) -> bool:
 
 
 def _begins(path: Path, beginning: re.Pattern[bytes]) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         return beginning.match(stream.read(_HEAD)) is not None
 
 
@@ -89,8 +88,7 @@ def mark_folder(out: str) -> None:
     """Mark the folder as one that medad writes, unless it holds something else. Raises StoreError."""
     folder = local_path(out)
     if folder is not None and _is_free(folder) and not is_medad_folder(folder):
-        with explained("write", out):
-            (folder / MARKER).write_text(NOTE, encoding="utf-8")
+        write_text(str(folder / MARKER), NOTE)
 
 
 def _is_free(folder: Path) -> bool:

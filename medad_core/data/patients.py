@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from medad_core.data.cases import Discovery, Rejection
-from medad_core.data.names import canonical, printable
+from medad_core.data.names import canonical
 from medad_core.errors import UsageError
+from medad_core.store.regular import read_utf8
 
 _ID = ("case_id", "participant_id")  # the second is what BIDS calls it in participants.tsv
 
@@ -32,7 +33,7 @@ def with_patients(discovery: Discovery, table: str) -> Discovery:
         row = patients.get(case.case_id)
         if row is None:
             reason = f"{Path(table).name} has no line for this case; add one"
-            rejected.append(Rejection(printable(case.case_id), reason))
+            rejected.append(Rejection(case.case_id, reason))
         else:
             cases.append(replace(case, patient=canonical(row["patient"]), visit=row.get("visit") or ""))
     ordered = sorted(rejected, key=lambda item: (item.case_id, item.reason))
@@ -41,7 +42,7 @@ def with_patients(discovery: Discovery, table: str) -> Discovery:
 
 def _read(path: Path) -> dict[str, Mapping[str, str]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_utf8(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"data.patients={path}: cannot be read as UTF-8 ({error})") from error
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")

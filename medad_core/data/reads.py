@@ -19,6 +19,7 @@ from typing import BinaryIO
 from medad_core.errors import CaseError, InputError
 from medad_core.store.intact import TICK_NS
 from medad_core.store.records import Record
+from medad_core.store.regular import open_regular
 
 BLOCK = 1 << 22  # bytes held at a time
 StampOf = tuple[int, int, int]  # mtime and ctime in ns, inode
@@ -115,7 +116,7 @@ def read_again(path: str, count: int) -> FileRead:
     begun_ns = time.time_ns()
     digest = hashlib.sha256()
     have = 0
-    with open(path, "rb", buffering=0) as stream:
+    with open_regular(path) as stream:
         before = os.fstat(stream.fileno())
         while have < count and (block := stream.read(min(BLOCK, count - have))):
             digest.update(block)

@@ -1,8 +1,9 @@
 """A lock that allows one screening of a cohort at a time.
 
 One decision: it is a kernel lock (`flock`) on an open file. The kernel releases it when the process ends, so there are
-no stale locks. The content of the file is for people only. The package filelock is not suitable: it opens the file for
-writing and empties it, which erases the holder's name and excludes readers without write permission.
+no stale locks. The content of the file is for people only. A link in its place is refused. The package filelock is not
+suitable: it opens the file for writing and empties it, which erases the holder's name and excludes readers without
+write permission.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from medad_core.errors import MedadError
 from medad_core.store.files import explained
+from medad_core.store.regular import open_lock, open_regular, read_utf8
 
 POLL_S = 0.2
 GRACE_S = 1.0  # `holder` shares the lock for a moment, which is no reason to refuse
@@ -32,12 +34,12 @@ class LockedError(MedadError):
 def locked(cohort: Path, wait: bool = False) -> Iterator[None]:
     """Hold the cohort's folder while the block runs. With `wait`, wait for another process that holds it.
 
-    Raises LockedError naming the holder otherwise, StoreError if the lock cannot be written.
+    Raises LockedError naming the holder otherwise, StoreError if the lock cannot be written, or is no file of its own.
     """
     path = cohort / ".lock"
     with explained("lock", str(cohort)):
         cohort.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = open_lock(path)
     try:
         with explained("lock", str(cohort)):
             _acquire(descriptor, cohort, wait)
@@ -66,13 +68,10 @@ def holder(cohort: Path) -> str | None:
     path = cohort / ".lock"
     with explained("read", str(path)):
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            with open_regular(path) as stream:
+                return None if _taken(stream.fileno(), fcntl.LOCK_SH) else _holder(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        try:
-            return None if _taken(descriptor, fcntl.LOCK_SH) else _holder(path)
-        finally:
-            os.close(descriptor)
 
 
 def _acquire(descriptor: int, cohort: Path, wait: bool) -> None:
@@ -97,7 +96,7 @@ def _taken(descriptor: int, kind: int) -> bool:
 
 def _holder(path: Path) -> str:
     try:
-        note = json.loads(path.read_text(encoding="utf-8"))
+        note = json.loads(read_utf8(path))
         return f"process {note['pid']} on {note['host']} since {note['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -18,6 +18,7 @@ import torch
 
 from medad_core.config import Settings
 from medad_core.errors import UsageError
+from medad_core.store.regular import open_lock
 
 BATCH = {"cuda": 256, "mps": 32, "cpu": 16}  # slices a forward pass: what fills a GPU, what the cache of a CPU likes
 POLL_S = 0.2
@@ -63,7 +64,7 @@ def worker_device(run: str, device: str, count: int | None = None) -> Iterator[s
     owner = hashlib.sha256(f"{os.getuid()} {run}".encode()).hexdigest()[:16]
     while True:
         for number in range(count or torch.cuda.device_count()):
-            with open(Path(tempfile.gettempdir()) / f"medad-{owner}.gpu{number}", "w", encoding="utf-8") as lock:
+            with os.fdopen(open_lock(Path(tempfile.gettempdir()) / f"medad-{owner}.gpu{number}"), "wb") as lock:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:

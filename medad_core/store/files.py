@@ -21,6 +21,7 @@ from typing import Any
 import fsspec
 
 from medad_core.errors import StoreError, UsageError, first_line
+from medad_core.store.regular import open_regular
 
 _TEMPORARY = ".tmp"
 _own: set[Path] = set()  # temporary files that this process is writing
@@ -127,7 +128,7 @@ def sha256_file(uri: str) -> str:
 def _reading(uri: str) -> Any:
     name = local_name(uri)
     if name is not None:
-        return open(name, "rb", buffering=0)
+        return open_regular(name)
     fs, remote = filesystem(uri)
     return fs.open(remote, "rb")
 

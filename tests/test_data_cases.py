@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from medad_core.data.discovery import discover
@@ -231,7 +233,7 @@ def test_a_name_that_is_no_utf8_is_rejected_in_printable_words(tmp_path):
     odd = os.fsdecode(b"caf\xe9")
     touch(tmp_path, "A/A_flair.nii.gz", f"{odd}/{odd}_flair.nii.gz", f"{odd}.nii.gz")
     assert ids(tmp_path) == ["A"]
-    assert {item.case_id for item in discover(tmp_path).rejected} == {"caf?"}
+    assert {item.case_id for item in discover(tmp_path).rejected} == {r"caf\xe9"}
 
 
 def test_a_duplicate_id_is_rejected_naming_both_folders_and_others_go_on(tmp_path):
@@ -320,6 +322,51 @@ def test_notes_beside_cases_are_nothing(tmp_path):
 def test_a_folder_whose_name_is_no_utf8_is_a_reason(tmp_path):
     touch(tmp_path, f"{os.fsdecode(bytes([99, 233]))}/A_flair.nii.gz", "B_flair.nii.gz")
     assert ids(tmp_path) == ["B"] and "UTF-8" in reasons(tmp_path)["A"]
+
+
+def test_no_reason_holds_what_json_cannot_whatever_files_are_called(tmp_path):
+    """Names that are no UTF-8 where a reason names files: two folders of one id, a dataset, a channel, strays."""
+    odd = os.fsdecode(b"caf\xe9")
+    touch(
+        tmp_path,
+        "A/A_flair.nii.gz",
+        f"{odd}/A_flair.nii.gz",
+        "B/B_flair.nii.gz",
+        f"{odd}2/imagesTr/C_0000.nii.gz",
+        f"{odd}3/imagesTr/D_0000.nii.gz",
+        f"{odd}4/IM0001{odd}",
+        f"E_flair_{odd}.nii.gz",
+        f"F/F_flair.nii.gz{odd}",
+    )
+    (tmp_path / f"{odd}3/dataset.json").write_text('{"channel_names": {"0": "\\ud800"}}')
+    for inbox in (False, True):
+        discovery = discover(tmp_path, may_be_empty=inbox)
+        texts = [text for item in discovery.rejected for text in (item.case_id, item.reason)]
+        texts += [item.reason for item in discovery.passed_over]
+        assert [case.case_id for case in discovery.cases] == ["B"] and any(r"caf\xe9" in text for text in texts)
+        msgspec.json.encode(texts)
+
+
+@pytest.mark.parametrize("role", ["flair", "seg"])
+def test_what_is_no_file_is_a_reason_and_not_an_unlabelled_case(tmp_path, role, monkeypatch):
+    touch(tmp_path, *(f"{name}/{name}_{kind}.nii.gz" for name in "ABCD" for kind in ("flair", "seg")))
+    files = [tmp_path / f"{name}/{name}_{role}.nii.gz" for name in "ABC"]
+    for file in files:
+        file.unlink()
+    os.mkfifo(files[0])
+    files[1].symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as server:
+        monkeypatch.chdir(files[2].parent)  # the path of a socket has at most 107 bytes
+        server.bind(files[2].name)
+        assert ids(tmp_path) == ["D"]
+        for name, kind in (("A", "a pipe"), ("B", "a device"), ("C", "a socket")):
+            assert f"{name}_{role}.nii.gz: it is {kind}, no regular file" in reasons(tmp_path)[name]
+
+
+def test_a_description_that_is_a_pipe_is_not_waited_for(tmp_path):
+    touch(tmp_path, "data/imagesTr/A_0000.nii.gz", "B_flair.nii.gz")
+    os.mkfifo(tmp_path / "data/dataset.json")
+    assert ids(tmp_path) == ["B"] and "it is a pipe" in reasons(tmp_path)["data"]
 
 
 def test_wrong_roots_are_usage_errors(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 from pathlib import Path
 
@@ -229,6 +230,58 @@ def test_a_link_that_leads_back_does_not_make_cases_twice(tmp_path):
     touch(tmp_path, "A/A_flair.nii.gz")
     (tmp_path / "A/again").symlink_to(tmp_path)
     assert labelled(tmp_path) == {"A": False} and discover(tmp_path).rejected == ()
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "words"),
+    [
+        ("A/loop", "../A", "a link to a folder that it lies in"),
+        ("sub/up", "..", "a link to a folder that it lies in"),
+        ("0", "A", "a link to A, which is used under that name"),
+        ("sub/0", "../A", "a link to A, which is used under that name"),
+        ("sub/far", "../../far", "the same folder as far, which is used"),
+        ("sub/near", "../../far/C", "the same folder as far/C, which is used"),
+    ],
+)
+def test_a_folder_is_walked_under_one_name_and_its_other_names_are_passed_over(tmp_path, link, target, words):
+    """Files named flair.nii.gz take the case's name from the folder: under two names it would be two patients."""
+    data = touch(tmp_path / "data", "A/flair.nii.gz", "B/flair.nii.gz", "sub/D/flair.nii.gz")
+    touch(tmp_path / "far", "C/flair.nii.gz")
+    (data / "far").symlink_to(tmp_path / "far")
+    (data / link).symlink_to(target)
+    discovery = discover(data)
+    assert sorted(case.case_id for case in discovery.cases) == ["A", "B", "C", "D"] and discovery.rejected == ()
+    assert [(item.path, item.reason) for item in discovery.passed_over] == [(f"{data}/{link}", words)]
+
+
+def test_two_links_to_one_folder_are_one_patient(tmp_path):
+    touch(tmp_path / "store", "A/flair.nii.gz")
+    (tmp_path / "data").mkdir()
+    for name in ("P1", "P2"):
+        (tmp_path / "data" / name).symlink_to(tmp_path / "store/A")
+    discovery = discover(tmp_path / "data")
+    assert [case.case_id for case in discovery.cases] == ["P1"]
+    assert [item.reason for item in discovery.passed_over] == ["the same folder as P1, which is used"]
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_one_volume_under_two_names_is_one_patient_and_equal_masks_may_be_one_file(tmp_path, link):
+    store = touch(tmp_path / "store", "1.nii.gz", "2.nii.gz", "empty.nii.gz")
+    data = tmp_path / "data"
+    for name, source in (("A", "1"), ("B", "2"), ("C", "1")):
+        (data / name).mkdir(parents=True)
+        link(store / f"{source}.nii.gz", data / name / f"{name}_flair.nii.gz")
+        link(store / "empty.nii.gz", data / name / f"{name}_seg.nii.gz")
+    assert list(labelled(data)) == ["A", "B"]
+    (rejection,) = discover(data).rejected
+    assert rejection.case_id == "C"
+    assert rejection.reason == "C_flair.nii.gz is the same file as A_flair.nii.gz of case A; keep one of them"
+
+
+def test_a_volume_that_is_its_own_mask_is_refused(tmp_path):
+    touch(tmp_path, "A/A_flair.nii.gz", "B/B_flair.nii.gz")
+    (tmp_path / "A/A_seg.nii.gz").symlink_to("A_flair.nii.gz")
+    assert list(labelled(tmp_path)) == ["B"] and "are the same file" in discover(tmp_path).rejected[0].reason
 
 
 def test_labels_that_mean_tumour_are_those_of_the_layout(tmp_path):

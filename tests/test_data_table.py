@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 from pathlib import Path
 
@@ -69,6 +70,27 @@ def test_a_table_is_the_truth_whatever_the_files_are_called(tmp_path):
 def test_a_slip_of_the_pen_is_refused_naming_the_line(tmp_path, lines, words):
     with pytest.raises(UsageError, match=words):
         read_case_table(table(tmp_path, *lines), "flair")
+
+
+def test_a_table_that_is_a_pipe_or_never_ends_is_refused_in_one_line(tmp_path):
+    os.mkfifo(tmp_path / "cases.csv")
+    touch(tmp_path / "data", "A_flair.nii.gz")
+    with pytest.raises(UsageError, match="a file, not a folder"):
+        find_cases(tmp_path / "cases.csv", NARROW)
+    with pytest.raises(UsageError, match="it is a pipe, no regular file"):
+        read_case_table(tmp_path / "cases.csv", "flair")
+    for path in (tmp_path / "cases.csv", "/dev/zero"):
+        with pytest.raises(UsageError, match=r"data\.patients=.*no regular file"):
+            find_cases(tmp_path / "data", NARROW.model_copy(update={"patients": str(path)}))
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_a_volume_of_two_cases_is_refused_under_any_of_its_names(tmp_path, link):
+    touch(tmp_path, "a.nii.gz")
+    link(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
+    path = table(tmp_path, "c1,p1,,flair,volume,a.nii.gz", "c2,p2,,flair,volume,b.nii.gz")
+    with pytest.raises(UsageError, match=r"line 3: b\.nii\.gz is a file of case c1 too"):
+        read_case_table(path, "flair")
 
 
 @pytest.mark.parametrize("head", [f"{HEAD},verdikt", HEAD.replace("patient,", ""), f"{HEAD},path"])

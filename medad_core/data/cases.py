@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from medad_core.data.names import patient_of
+from medad_core.data.names import patient_of, printable
 
 # How data.first_slice, data.last_slice and the scaling's reference are meant: see `Case.levels`.
 Levels = Literal["index", "brain"]
@@ -52,11 +52,19 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A case that cannot be used, with a reason a user can act on; `files` are its files, by role."""
+    """A case that cannot be used, with a reason a user can act on; `files` are its files, by role.
+
+    Name and reason are valid UTF-8, whatever the names of files are, because they are written to JSON and tables.
+    """
 
     case_id: str
     reason: str
     files: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Make name and reason printable."""
+        object.__setattr__(self, "case_id", printable(self.case_id))
+        object.__setattr__(self, "reason", printable(self.reason))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,10 @@ class PassedOver:
     path: str
     reason: str
     is_explained: bool
+
+    def __post_init__(self) -> None:
+        """Make the reason printable, as that of a rejection."""
+        object.__setattr__(self, "reason", printable(self.reason))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Finding the cases under a folder: which there are, which files are theirs, which cannot be used and why.
 
 One decision: the tree is walked once and no volume is opened, so ten thousand cases list in seconds. The layouts say
-what a file is (`layouts/`); what they do not explain is named and never used.
+what a file is (`layouts/`); what they do not explain is named and never used. A folder is walked under one name,
+however many links lead to it: under two it would be two patients.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from medad_core.data.cases import Discovery, Rejection
 from medad_core.data.claims import Claims
+from medad_core.data.identity import Identity, identity
 from medad_core.data.judgement import judge
 from medad_core.data.layouts import load_layouts
 from medad_core.data.names import MODALITIES, is_nifti, is_other_format, printable
@@ -45,8 +47,9 @@ def discover(root: str | Path, modality: str = "flair", *, may_be_empty: bool = 
     root = Path(root)
     check_folder(root, modality)
     place = Path(os.path.abspath(root))
-    search = _Search(in_inbox=may_be_empty, claims=Claims(str(place)))
-    for folder in _with_labels(place):
+    folders = _with_labels(place)
+    search = _Search(may_be_empty, Claims(str(place)), [os.path.realpath(folder) for folder in folders])
+    for folder in folders:
         search.walk(folder)
     claims = search.claims
     drafts, strangers = claims.settle()
@@ -54,7 +57,7 @@ def discover(root: str | Path, modality: str = "flair", *, may_be_empty: bool = 
     cases, refused = judge(drafts, modality, claims)
     rejected += refused
     if not cases and claims.problems and not may_be_empty:
-        raise UsageError(next(iter(claims.problems.values())))
+        raise UsageError(printable(next(iter(claims.problems.values()))))
     if not cases and not rejected and not may_be_empty:
         names = ", ".join(layout.layout for layout in load_layouts())
         raise UsageError(
@@ -93,6 +96,8 @@ class _Search:
 
     in_inbox: bool
     claims: Claims
+    roots: list[str]  # without links
+    walked: dict[Identity, str] = field(default_factory=dict)
     rejected: list[Rejection] = field(default_factory=list)
     count: int = 0  # files and folders that were taken or refused
 
@@ -102,6 +107,10 @@ class _Search:
         So they are named once, at the highest folder that holds nothing else.
         """
         try:
+            first = self.walked.setdefault(identity(os.stat(folder)), str(folder))
+            if first != str(folder):
+                self.claims.pass_over(str(folder), f"the same folder as {self._shown(first)}, which is used")
+                return []
             entries = _visible_entries(folder)
         except OSError as error:
             self._refuse(folder, f"folder cannot be read ({error.strerror}); check its permissions")
@@ -116,8 +125,9 @@ class _Search:
 
     def _take_folder(self, folder: Path, entries: list[os.DirEntry[str]], depth: int) -> list[str]:
         before = self.count
-        folders = [entry for entry in entries if is_folder(entry) and not _leads_back(entry)]
-        strays = self._take_files(folder, [entry for entry in entries if is_file(entry)])
+        folders = [entry for entry in entries if is_folder(entry)]
+        strays = self._take_files(folder, [entry for entry in entries if not is_folder(entry)])
+        folders = [entry for entry in folders if not self._is_known(entry)]
         strays_below: dict[Path, list[str]] = {}
         if depth < _DEEPEST:
             paths = [Path(entry.path) for entry in folders]
@@ -129,6 +139,24 @@ class _Search:
         for path, names in {**strays_below, folder: strays}.items():
             self._name_strays(path, names)
         return []
+
+    def _is_known(self, entry: os.DirEntry[str]) -> bool:
+        """Whether a folder is a link to one that it lies in, or that is walked under its own name; then it is named."""
+        if not entry.is_symlink():
+            return False
+        target = os.path.realpath(entry.path)
+        if f"{os.path.realpath(os.path.dirname(entry.path))}/".startswith(f"{target}/"):
+            self.claims.pass_over(entry.path, "a link to a folder that it lies in")
+            return True
+        for root in self.roots:
+            below = target.removeprefix(f"{root}/")
+            if below != target and not any(name.startswith(_HIDDEN) for name in below.split("/")):
+                self.claims.pass_over(entry.path, f"a link to {below}, which is used under that name")
+                return True
+        return False
+
+    def _shown(self, path: str) -> str:
+        return path.removeprefix(f"{self.claims.root}/")
 
     def _take_files(self, folder: Path, entries: list[os.DirEntry[str]]) -> list[str]:
         """Take the volumes of one folder.
@@ -142,7 +170,7 @@ class _Search:
             if is_nifti(entry.name) or is_other_format(entry.name):
                 self.count += 1
                 has_case |= self.claims.take(place, entry.name)
-            elif not _ASIDE.match(entry.name):
+            elif is_file(entry) and not _ASIDE.match(entry.name):
                 others.append(entry)
         return [entry.name for entry in others if not has_case or not is_true(entry.is_file)]
 
@@ -160,7 +188,7 @@ class _Search:
 
     def _refuse(self, folder: Path, reason: str) -> None:
         self.count += 1
-        self.rejected.append(Rejection(printable(folder.name), reason))
+        self.rejected.append(Rejection(folder.name, reason))
 
 
 def _visible_entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -189,14 +217,6 @@ def is_true(ask: Callable[[], bool]) -> bool:
         return False
 
 
-def _leads_back(entry: os.DirEntry[str]) -> bool:
-    """Whether a folder is a link to one that it lies in: its cases would be found again and again."""
-    if not entry.is_symlink():
-        return False
-    target = os.path.realpath(entry.path)
-    return f"{os.path.realpath(os.path.dirname(entry.path))}/".startswith(f"{target}/")
-
-
 def _nameless_channels(claims: Claims) -> list[Rejection]:
     """The datasets whose channels have no names."""
-    return [Rejection(printable(Path(base).name), reason) for base, reason in claims.problems.items()]
+    return [Rejection(Path(base).name, reason) for base, reason in claims.problems.items()]

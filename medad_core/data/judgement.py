@@ -13,7 +13,9 @@ from pathlib import Path
 
 from medad_core.data.cases import Case, Rejection, VolumeRef
 from medad_core.data.claims import Claim, Claims, Draft, other_format
+from medad_core.data.identity import Identity, identity
 from medad_core.data.names import MASK, MODALITIES, is_nifti, printable
+from medad_core.store.regular import kind_of
 
 
 def judge(drafts: Sequence[Draft], modality: str, claims: Claims) -> tuple[list[Case], list[Rejection]]:
@@ -23,14 +25,34 @@ def judge(drafts: Sequence[Draft], modality: str, claims: Claims) -> tuple[list[
         by_id[draft.case_id].append(draft)
     cases = []
     rejected = []
-    for case_id, of_id in by_id.items():
-        reason = _why_not(of_id, modality)
+    owners: dict[Identity, tuple[str, str]] = {}
+    for case_id, of_id in sorted(by_id.items()):
+        reason = _why_not(of_id, modality, claims.root) or _why_of_another(of_id[0], modality, owners)
         if reason is None:
             cases.append(_case(of_id[0], claims))
         else:
             files = [(role, claim.ref.path) for draft in of_id for role in draft.files for claim in draft.files[role]]
-            rejected.append(Rejection(printable(case_id), reason, tuple(files)))
+            rejected.append(Rejection(case_id, reason, tuple(files)))
     return cases, rejected
+
+
+def _why_of_another(draft: Draft, modality: str, owners: dict[Identity, tuple[str, str]]) -> str | None:
+    """Why a volume cannot be this case's: it is that of another one, or it is the mask. None where it can.
+
+    `owners` has the volumes so far. Two cases may share a mask: a store that keeps equal files once has one empty mask.
+    """
+    path, mask = (
+        next((claim.ref.path for claim in _candidates(draft.files.get(kind, []))), None) for kind in (modality, MASK)
+    )
+    if path is None or (facts := _facts(path)) is None:
+        return None
+    name = Path(path).name
+    if mask is not None and (of_mask := _facts(mask)) is not None and identity(of_mask) == identity(facts):
+        return f"{name} and {Path(mask).name} are the same file; give the mask a file of its own"
+    owner, first = owners.setdefault(identity(facts), (draft.case_id, name))
+    if owner != draft.case_id:
+        return f"{name} is the same file as {first} of case {owner}; keep one of them"
+    return None
 
 
 def _case(draft: Draft, claims: Claims) -> Case:
@@ -66,12 +88,13 @@ def _candidates(files: Sequence[Claim]) -> list[Claim]:
     return [claim for claim in readable if claim.is_preferred] or readable
 
 
-def _why_not(drafts: Sequence[Draft], modality: str) -> str | None:
+def _why_not(drafts: Sequence[Draft], modality: str, root: str) -> str | None:
     """Why the drafts of one case id are no case, None where they are."""
     first = drafts[0]
     paths = [claim.ref.path for claims in first.files.values() for claim in claims]
-    if any(text != printable(text) for text in (first.case_id, *paths)):
-        return "its name, or its folder's, is not valid UTF-8; rename it"
+    odd = next((text for text in (*paths, first.case_id) if text != printable(text)), None)
+    if odd is not None:
+        return f"its name, or its folder's, is not valid UTF-8: {odd.removeprefix(f'{root}/')}; rename it"
     if len(drafts) > 1:
         places = ", ".join(sorted({name for draft in drafts for name in draft.folders}))
         return f"case id found {len(drafts)} times, in {places}; rename or remove all but one, or list one in a table"
@@ -95,6 +118,15 @@ def _why_no_file(draft: Draft, role: str) -> str | None:
     if len(paths) > 1:
         names = ", ".join(sorted(Path(path).name for path in paths))
         return f"{len(paths)} files for {role}: {names}; keep one, or list it in a table (medad inspect)"
-    if os.path.islink(paths[0]) and not os.path.exists(paths[0]):
+    facts = _facts(paths[0])
+    if facts is None and os.path.islink(paths[0]):
         return f"{Path(paths[0]).name}: a link to a file that is not there; bring the file back"
-    return None
+    kind = None if facts is None else kind_of(facts)
+    return None if kind is None else f"{Path(paths[0]).name}: it is {kind}, no regular file; put the file there"
+
+
+def _facts(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:
+        return None

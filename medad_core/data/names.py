@@ -31,8 +31,14 @@ def stem(name: str) -> str:
 
 
 def printable(name: str) -> str:
-    """The name in valid UTF-8: names on disk are bytes, and those that are no UTF-8 could be written to no table."""
-    return name.encode("utf-8", "replace").decode()
+    r"""The name in valid UTF-8: names on disk are bytes, and those that are no UTF-8 could be written to no table.
+
+    Bytes that are none are shown as `\xe9`.
+    """
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a character, of a JSON file: no name on disk has it
+        return name.encode("utf-8", "backslashreplace").decode()
 
 
 def canonical(name: str) -> str:

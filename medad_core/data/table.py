@@ -14,8 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from medad_core.data.cases import Case, Discovery, PassedOver, Rejection, VolumeRef
+from medad_core.data.identity import Identity, identity
 from medad_core.data.names import MASK, MODALITIES, canonical
 from medad_core.errors import UsageError
+from medad_core.store.regular import read_utf8
 
 # What the table says; the columns after them are computed, shown, and not read.
 SAID = ("case_id", "patient", "visit", "modality", "role", "path", "channel", "tumour_labels")
@@ -86,7 +88,7 @@ class _Lines:
         self._files: dict[str, dict[str, VolumeRef]] = defaultdict(dict)
         self._first: dict[str, Row] = {}
         self._labels: dict[str, tuple[int, ...]] = {}
-        self._owners: dict[VolumeRef, str] = {}
+        self._owners: dict[tuple[Identity | str, int | None], str] = {}
 
     def take(self, where: str, row: Row) -> None:
         """Take a line. Raises UsageError where it contradicts an earlier one."""
@@ -105,7 +107,7 @@ class _Lines:
         kind = MASK if row["role"] == TUMOUR_MASK else row["modality"]
         if kind in self._files[case_id]:
             raise UsageError(f"{where}: case {case_id} has two files for {kind}; keep one line")
-        owner = self._owners.setdefault(VolumeRef(os.path.realpath(ref.path), ref.channel), case_id)
+        owner = self._owners.setdefault((_which(ref.path, kind), ref.channel), case_id)
         if owner != case_id:
             raise UsageError(f"{where}: {row['path']} is a file of case {owner} too; give every case its own files")
         self._files[case_id][kind] = ref
@@ -120,10 +122,18 @@ class _Lines:
         ]
 
 
+def _which(path: str, kind: str) -> Identity | str:
+    """What is the same for every name of a file. Masks that a store keeps once, because they are equal, are several."""
+    try:
+        return os.path.realpath(path) if kind == MASK else identity(os.stat(path))
+    except OSError:  # its case is rejected when it is read
+        return os.path.realpath(path)
+
+
 def _rows(path: Path) -> Iterator[tuple[str, Row]]:
     """Every line with where it stands, for messages."""
     try:
-        text = path.read_text(encoding="utf-8-sig")  # a spreadsheet writes a mark at the start
+        text = read_utf8(path)  # a spreadsheet writes a mark at the start
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as UTF-8 ({error}); save it as CSV in UTF-8") from error
     reader = csv.DictReader(

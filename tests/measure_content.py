@@ -54,7 +54,7 @@ def read_groups(data: Path, slices: list[int]) -> Iterator[Group]:
             name = path.name.removesuffix(".nii.gz")
             modality = next((kind for ending, kind in ENDINGS.items() if name.endswith(ending)), None)
             if modality:
-                volumes[modality] = pick(open_nifti(folder.name, VolumeRef(str(path))), slices)
+                volumes[modality] = pick(open_nifti(folder.name, VolumeRef(str(path)), 4), slices)
         if "flair" in volumes:
             yield Group(folder.name, volumes)
 
@@ -226,7 +226,7 @@ def measure_time(data: Path) -> None:
     for folder in sorted(path.parent for path in data.rglob("*_flair.nii.gz")):
         flair, seg = (next(folder.glob(f"*_{kind}.nii.gz")) for kind in ("flair", "seg"))
         start = time.process_time()
-        volume, mask = (pick(open_nifti("", VolumeRef(str(path))), SLICES) for path in (flair, seg))
+        volume, mask = (pick(open_nifti("", VolumeRef(str(path)), 4), SLICES) for path in (flair, seg))
         read = time.process_time()
         brain = volume != find_background(volume)
         check_volume(volume, brain, SPACING, "flair")

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import os
 import pickle
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -16,7 +17,7 @@ from test_data_read import AFFINE, SHAPE, brain_array, mask_array, read, save
 
 from medad_core.data import inflate, nifti
 from medad_core.data.cases import VolumeRef
-from medad_core.data.nifti import hash_whole, open_nifti
+from medad_core.data.nifti import hash_whole, open_nifti, read_header
 from medad_core.errors import CaseError, StoreError, TruncatedError
 
 
@@ -78,13 +79,73 @@ def test_a_shape_that_no_memory_holds_is_refused(tmp_path, shape):
     header = nib.Nifti1Image(brain_array(), AFFINE).header
     header.set_data_shape(shape)
     header["magic"] = b"n+1"
-    refused("wrong shape", write(tmp_path / "x.nii", header.binaryblock + bytes(1000)))
+    refused(
+        r"its header speaks of .* GiB, more than data\.max_gib=4",
+        write(tmp_path / "x.nii", header.binaryblock + bytes(1000)),
+    )
 
 
 def test_of_a_file_that_goes_on_for_ever_only_the_volume_is_read(tmp_path, good):
     endless = save(brain_array(), tmp_path / "x.nii")
     os.truncate(endless.path, 1 << 40)
     assert np.array_equal(read(endless).images, read(good).images)
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, good):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link.nii.gz").symlink_to(tmp_path / "pipe")
+    (tmp_path / "zero.nii.gz").symlink_to("/dev/zero")
+    for name, kind in (("pipe", "a pipe"), ("link.nii.gz", "a pipe"), ("zero.nii.gz", "a device")):
+        volume = VolumeRef(str(tmp_path / name))
+        refused(f"{name}: cannot be read .it is {kind}, no regular file", volume)
+        refused(f"{name}: cannot be read .it is {kind}, no regular file", good, volume)
+        with pytest.raises(CaseError, match=kind):
+            read_header("case", volume, 4)
+        with pytest.raises(OSError, match=kind):
+            hash_whole("case", tmp_path / name, 4)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_header_that_claims_more_than_the_setting_is_refused_before_it_is_read(tmp_path, good, pack):
+    claims = save(brain_array(np.float64), tmp_path / "x.nii")
+    raw = Path(claims.path).read_bytes()
+    header = nib.Nifti1Header(raw[:348], check=False)
+    header.set_data_shape((1024, 1024, 1024))
+    large = write(tmp_path / "large.nii", pack(header.binaryblock + raw[348:]))
+    for volume, mask in ((large, None), (good, large)):
+        refused(
+            r"large\.nii: its header speaks of 8 GiB, more than data\.max_gib=4; .*raise data\.max_gib", volume, mask
+        )
+    refused(r"max_gib=1e-06", good, max_gib=1e-6)
+    with pytest.raises(CaseError, match="max_gib"):
+        hash_whole("case", Path(large.path), 4)
+
+
+def test_a_compressed_file_of_1_tb_and_content_that_goes_on_are_bounded(tmp_path, good):
+    content = Path(good.path).read_bytes()
+    endless = write(tmp_path / "endless.nii.gz", content)
+    os.truncate(endless.path, 1 << 40)
+    refused("bytes long, compressed, for", endless)
+    with pytest.raises(CaseError, match=r"it has 1\.02e\+03 GiB, more than data\.max_gib=4"):
+        hash_whole("case", Path(endless.path), 4)
+    bomb = write(tmp_path / "bomb.nii.gz", gzip.compress(gzip.decompress(content) + bytes(1 << 24)))
+    assert np.array_equal(read(bomb).images, read(good).images)
+    with pytest.raises(CaseError, match=r"more than .* GiB of content"):
+        hash_whole("case", Path(bomb.path), 1 / 1024)
+
+
+def test_many_empty_gzip_members_take_linear_time(tmp_path, good):
+    """Quadratic, 8 MiB of them took minutes."""
+    content = gzip.decompress(Path(good.path).read_bytes())
+    empty = gzip.compress(b"")
+    many = gzip.compress(content[:600]) + empty * ((1 << 18) // len(empty)) + gzip.compress(content[600:])
+    assert np.array_equal(read(write(tmp_path / "x.nii.gz", many)).images, read(good).images)
+    times = []
+    for size in (1 << 19, 1 << 21):
+        started = time.process_time()
+        inflate.check_gzip([empty * (size // len(empty))], 1, "case", "x")
+        times.append(time.process_time() - started)
+    assert times[1] < 10 * times[0], "4 times the members took 16 times the time, or more"
 
 
 @pytest.mark.parametrize("block", [1, 7, 1000, 1 << 22])
@@ -97,13 +158,13 @@ def test_a_file_is_hashed_and_held_against_its_checksums_wherever_its_blocks_end
     path = tmp_path / "x.nii.gz"
     for whole in (members, members + bytes(3000)):
         path.write_bytes(whole)
-        assert hash_whole("case", path) == hashlib.sha256(whole).hexdigest()
+        assert hash_whole("case", path, 4) == hashlib.sha256(whole).hexdigest()
     path.write_bytes(members[:-30])
     with pytest.raises(TruncatedError, match="truncated"):
-        hash_whole("case", path)
+        hash_whole("case", path, 4)
     path.write_bytes(members[:-5] + bytes([members[-5] ^ 1]) + members[-4:])
     with pytest.raises(CaseError, match="damaged gzip"):
-        hash_whole("case", path)
+        hash_whole("case", path, 4)
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
@@ -149,6 +210,32 @@ def test_values_that_are_not_finite_are_refused(tmp_path, bad):
     array = brain_array(np.float32)
     array[5, 5, 4] = bad
     refused("1 voxels of slices 2 to 6 are NaN or infinite", save(array, tmp_path / "x.nii.gz"))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor", "offset", "match"),
+    [
+        (np.float64, 1e300, 0, r"beyond 3\.4e\+38"),
+        (np.float64, -1e300, 0, r"beyond 3\.4e\+38"),
+        (np.float64, 1e305, 0, r"beyond 3\.4e\+38"),  # their sum is infinite
+        (np.float64, 1e-300, 0, "cannot be told apart in 32 bits"),
+        (np.float64, 1, 1e12, "cannot be told apart in 32 bits"),
+        (np.float32, 1e-42, 0, "cannot be told apart in 32 bits"),
+        (np.int64, 1, 1 << 55, "cannot be told apart in 32 bits"),
+        (np.uint64, 1, 1 << 60, "cannot be told apart in 32 bits|no contrast"),
+        (np.int32, 1, 1 << 30, "cannot be told apart in 32 bits"),
+    ],
+)
+def test_values_that_32_bits_cannot_hold_are_refused_and_make_no_black_picture(tmp_path, dtype, factor, offset, match):
+    array = brain_array(np.float64).astype(dtype)
+    array = np.where(array > 0, array * dtype(factor) + dtype(offset), dtype(0)).astype(dtype)
+    refused(match, save(array, tmp_path / "x.nii.gz"))
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [(np.int64, 1 << 50), (np.uint64, 1 << 52), (np.float32, 1e35)])
+def test_large_values_of_which_32_bits_keep_the_contrast_give_the_same_picture(tmp_path, good, dtype, factor):
+    large = save(brain_array().astype(dtype) * dtype(factor), tmp_path / "x.nii.gz")
+    assert np.array_equal(read(large).images, read(good).images)
 
 
 def test_nan_outside_the_slices_read_does_no_harm(tmp_path, good):
@@ -212,10 +299,10 @@ def test_the_error_survives_a_process_boundary(good):
 def test_a_filesystem_that_fails_for_a_moment_does_not_reject_the_case(good, monkeypatch):
     """An I/O error cannot be had from a sound disk on demand, so the read itself is made to fail."""
 
-    def fail(_self: Path, _mode: str) -> None:
+    def fail(_path: Path) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(Path, "open", fail)
+    monkeypatch.setattr(nifti, "open_regular", fail)
     with pytest.raises(StoreError, match="run the same command again") as raised:
-        open_nifti("case", good)
+        open_nifti("case", good, 4)
     assert isinstance(raised.value.__cause__, OSError)

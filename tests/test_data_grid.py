@@ -108,7 +108,7 @@ def test_other_grids_are_read_by_the_brain(shape, affine):
 def test_the_grid_of_every_real_case_is_known(shared_data):
     for folder, sri24 in (("brats2021", True), ("unlabelled", True), ("odd", True), ("other", False)):
         for case in discover(shared_data / folder).cases:
-            assert is_sri24(open_nifti(case.case_id, case.volumes["flair"]).header) == sri24, case.case_id
+            assert is_sri24(open_nifti(case.case_id, case.volumes["flair"], 4).header) == sri24, case.case_id
 
 
 @given(first=st.integers(0, 154), length=st.integers(1, 155))

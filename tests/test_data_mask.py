@@ -41,9 +41,9 @@ def shifted(affine: np.ndarray, voxels) -> np.ndarray:
 def all_slices(folder: Path, mask: VolumeRef, affine=OBLIQUE, shape=PADDED) -> np.ndarray:
     """The mask on a volume's grid, (X, Y, Z) as the volume is stored (LPS, so no axis is reversed)."""
     volume = save(np.zeros(shape, np.uint8), folder / "volume.nii", affine)
-    header = open_nifti("case", volume).header
+    header = open_nifti("case", volume, 4).header
     assert header.stored_orientation == "LPS"
-    return read_mask(Case("case", {}, mask), header, range(shape[2])).transpose(2, 1, 0)
+    return read_mask(Case("case", {}, mask), header, range(shape[2]), 4).transpose(2, 1, 0)
 
 
 def labels_in(shape, seed: int) -> np.ndarray:

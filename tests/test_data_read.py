@@ -47,7 +47,7 @@ def mask_array() -> np.ndarray:
 
 
 def save(array: np.ndarray, path: Path, affine: np.ndarray = AFFINE) -> VolumeRef:
-    nib.save(nib.Nifti1Image(array, affine), path)
+    nib.save(nib.Nifti1Image(array, affine, dtype=array.dtype), path)
     return VolumeRef(str(path))
 
 
@@ -92,7 +92,7 @@ def test_slices_are_counted_from_inferior_to_superior(tmp_path):
     array = brain_array()
     upside_down = nib.Nifti1Image(array, AFFINE).as_reoriented(np.array([[0, 1], [1, 1], [2, -1]]))
     nib.save(upside_down, tmp_path / "flair.nii.gz")
-    file = open_nifti("case", VolumeRef(str(tmp_path / "flair.nii.gz")))
+    file = open_nifti("case", VolumeRef(str(tmp_path / "flair.nii.gz")), 4)
     assert np.array_equal(file.slices(3, 4), array[:, :, 3:5].transpose(2, 1, 0))
 
 
@@ -106,7 +106,7 @@ def test_partial_read_equals_the_same_slices_of_a_full_read(tmp_path, dtype, ext
     full = np.asanyarray(nib.load(path).dataobj)
     for first, last in ((0, 0), (2, 6), (8, 8), (0, 8)):
         assert np.array_equal(
-            open_nifti("case", VolumeRef(str(path))).slices(first, last),
+            open_nifti("case", VolumeRef(str(path)), 4).slices(first, last),
             full[:, :, first : last + 1].transpose(2, 1, 0),
         )
 
@@ -164,7 +164,7 @@ def test_a_headers_slope_does_not_change_the_picture(tmp_path):
     nib.save(image, tmp_path / "a.nii.gz")
     assert nib.load(tmp_path / "a.nii.gz").dataobj.slope == pytest.approx(0.01)
     sloped = read(VolumeRef(str(tmp_path / "a.nii.gz")))
-    values = open_nifti("case", VolumeRef(str(tmp_path / "a.nii.gz"))).slices(FIRST, LAST)
+    values = open_nifti("case", VolumeRef(str(tmp_path / "a.nii.gz")), 4).slices(FIRST, LAST)
     assert np.array_equal(
         sloped.images,
         read(

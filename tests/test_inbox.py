@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gzip
 import json
 import multiprocessing
 import os
@@ -197,12 +198,25 @@ def test_a_file_without_end_and_without_header_is_one_study_that_cannot_be_used(
     assert "not a NIfTI" in scan.unusable["BraTS2021_00005"] and len(scan.studies) == 2
 
 
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_file_of_1_tb_is_one_study_that_cannot_be_used_and_is_not_hashed(inbox, suffix):
+    path = volume(inbox, "BraTS2021_00000")
+    content = gzip.decompress(path.read_bytes()) if suffix == ".nii" else path.read_bytes()
+    path.unlink()
+    endless = path.with_name(f"BraTS2021_00000_flair{suffix}")
+    endless.write_bytes(content)
+    os.truncate(endless, 1 << 40)
+    scan = scan_inbox(inbox, SETTINGS, {})
+    assert "it has 1.02e+03 GiB, more than data.max_gib=4" in scan.unusable["BraTS2021_00000"]
+    assert [study.case_id for study in scan.studies] == ["BraTS2021_00001"]
+
+
 @pytest.mark.parametrize("error", [MemoryError(), ValueError("of one\nstudy"), TypeError("odd")])
 def test_whatever_a_study_raises_it_waits_and_the_others_are_seen(inbox, monkeypatch, error):
-    def fail(case_id: str, path: Path) -> str:
+    def fail(case_id: str, path: Path, max_gib: float) -> str:
         if case_id == "BraTS2021_00000":
             raise error
-        return hash_whole(case_id, path)
+        return hash_whole(case_id, path, max_gib)
 
     monkeypatch.setattr("medad_core.inbox.scan.hash_whole", fail)
     scan = scan_inbox(inbox, SETTINGS, {})
@@ -499,6 +513,29 @@ def test_who_may_not_write_sees_the_holder_all_the_same():
             assert f"process {os.getpid()}" in holder(Path(folder))
         finally:
             os.seteuid(somebody)
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_lock_that_leads_to_a_file_of_others_is_refused_and_the_file_stays(cohort, tmp_path, link):
+    theirs = tmp_path / "theirs.csv"
+    theirs.write_text("precious")
+    cohort.folder.mkdir()
+    link(theirs, cohort.folder / ".lock")
+    with (
+        pytest.raises(StoreError, match=r"cannot lock .*: it is a (hard )?link, no regular file"),
+        locked(cohort.folder),
+    ):
+        pass
+    assert theirs.read_text() == "precious"
+
+
+def test_a_lock_that_is_a_pipe_is_refused_and_not_waited_for(cohort):
+    cohort.folder.mkdir()
+    os.mkfifo(cohort.folder / ".lock")
+    with pytest.raises(StoreError, match="a pipe"), locked(cohort.folder):
+        pass
+    with pytest.raises(StoreError, match="a pipe"):
+        holder(cohort.folder)
 
 
 def test_a_forked_child_does_not_keep_the_lock(cohort):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
-from prefect_harness import WORDS, write_case
+from prefect_harness import AFFINE, SIZE, WORDS, write_case
 
 from medad_core.config import Settings, load_settings
 from medad_core.errors import StoreError, UsageError, WeightsError
@@ -30,7 +33,7 @@ def opened(data: Path, *words: str) -> Run:
 def test_a_run_that_was_begun_is_opened_without_a_look_into_its_masks(data, monkeypatch):
     first = opened(data)
     slices.plan(first)
-    monkeypatch.setattr(gather, "open_nifti", lambda *_: pytest.fail("a mask was opened"))
+    monkeypatch.setattr(gather, "read_mask", lambda *_: pytest.fail("a mask was opened"))
     monkeypatch.setattr(gather, "_is_phantom", lambda *_: pytest.fail("a volume was opened"))
     assert opened(data).cohort == first.cohort
 
@@ -101,6 +104,43 @@ def test_what_is_declared_about_the_cases_cannot_change_under_a_run(data, word):
     words = [*WORDS, word]
     with pytest.raises(StoreError, match=r"was made (of other data|with other content)"):
         slices.plan(Run.open(str(data), str(data.parent / "run"), load_settings(None, words)))
+
+
+def test_an_odd_mask_never_stops_the_other_cases(data):
+    """Each of them is a crop that can be used, or a reason; none is an error of the whole run, or of its memory."""
+    flipped = AFFINE @ np.diag([1.0, 1, -1, 1])
+    vast = nib.Nifti1Header()
+    vast.set_data_dtype(np.float64)
+    vast.set_data_shape((1024, 1024, 1024))
+    vast.set_sform(AFFINE, 1)
+    vast["magic"] = b"n+1"
+    short = np.zeros((SIZE, SIZE, 30), np.uint8)
+    masks = {
+        "upside down": nib.Nifti1Image(short, flipped).to_bytes(),
+        "on its side": nib.Nifti1Image(np.zeros((SIZE, 30, SIZE), np.uint8), AFFINE[:, [0, 2, 1, 3]]).to_bytes(),
+        "shorter": nib.Nifti1Image(short, AFFINE).to_bytes(),
+        "no volume": nib.Nifti1Image(np.zeros((SIZE, SIZE, SIZE, 2), np.uint8), AFFINE).to_bytes(),
+        "vast": vast.binaryblock,
+    }
+    (packed,) = (data / "BraTS2021_00000").glob("*_seg.nii.gz")
+    packed.unlink()
+    for what, content in masks.items():
+        packed.with_suffix("").write_bytes(content)
+        if what == "vast":
+            os.truncate(packed.with_suffix(""), 9 << 30)
+        run = Run.open(str(data), str(data.parent / what), load_settings(None, WORDS))
+        slices.plan(run)
+        records = slices.run_parts(run, run.stage("slices").pending())
+        failed = {item.key: item.reason for item in run.stage("slices").failed()}
+        assert failed.keys() <= {"BraTS2021_00000"} and sum(record.rows for record in records) >= 5 * 3, what
+    assert "data.max_gib=4" in failed["BraTS2021_00000"]
+
+
+def test_the_largest_file_is_no_part_of_what_a_run_is_made_of(data):
+    first = opened(data)
+    slices.plan(first)
+    again = opened(data, "data.max_gib=2")
+    assert slices.plan(again) == slices.plan(first)
 
 
 def test_a_corrected_table_of_patients_is_noticed(data, tmp_path):

@@ -80,6 +80,9 @@ class DataSettings(Section):
     tumour_labels: tuple[PositiveInt, ...] | None = Field(
         None, description="values of a mask that mean tumour; without it, those of the dataset's layout"
     )
+    max_gib: float = Field(
+        4.0, gt=0, description="a file whose header speaks of more is refused before it is read; changes no row"
+    )
     cases_per_part: int = Field(4, ge=1, description="unit of work and of resume; does not change any row")
 
     @model_validator(mode="after")

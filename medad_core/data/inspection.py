@@ -90,15 +90,16 @@ def _case_rows(case: Case, settings: DataSettings, root: str, check: CheckCase) 
     rows = []
     for modality, ref in case.volumes.items():
         of_volume = finding if modality == settings.modality else Finding("", "not screened")
-        rows.append(_row(case, root, ref, of_volume, modality=modality, role=VOLUME))
+        rows.append(_row(case, root, ref, of_volume, modality=modality, role=VOLUME, max_gib=settings.max_gib))
     if case.mask is not None:
         labels = settings.tumour_labels or case.tumour_labels or ()
-        row = _row(case, root, case.mask, Finding(finding.verdict, ""), modality="", role=TUMOUR_MASK)
+        of_mask = Finding(finding.verdict, "")
+        row = _row(case, root, case.mask, of_mask, modality="", role=TUMOUR_MASK, max_gib=settings.max_gib)
         rows.append({**row, "tumour_labels": " ".join(map(str, labels))})
     return rows
 
 
-def _row(case: Case, root: str, ref: VolumeRef, finding: Finding, *, modality: str, role: str) -> Row:
+def _row(case: Case, root: str, ref: VolumeRef, finding: Finding, *, modality: str, role: str, max_gib: float) -> Row:
     row = {
         "case_id": case.case_id,
         "patient": case.patient,
@@ -114,7 +115,7 @@ def _row(case: Case, root: str, ref: VolumeRef, finding: Finding, *, modality: s
         "reason": finding.reason,
     }
     try:
-        header = read_header(case.case_id, ref)
+        header = read_header(case.case_id, ref, max_gib)
     except (CaseError, InputError) as error:
         reason = error.reason if isinstance(error, CaseError) else str(error)
         return {**row, "verdict": finding.verdict and REFUSE, "reason": finding.reason or reason}

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Outside the brain a skull-stripped volume is one constant; with less than this share of the border it is not stripped.
 _LEAST_BORDER_SHARE = 0.25
+_FEWEST_STEPS = 64  # of float32 from black to white: rounding then moves a pixel by 2 grey levels of 255
+_LEAST_CONTRAST = 255 / float(np.finfo(np.float32).max)  # below it the factor of the scaling is infinite
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,16 @@ class Landmarks:
 
     black: float
     white: float
+
+    @property
+    def are_resolved(self) -> bool:
+        """Whether float32, in which pictures are scaled, has enough steps between them, and the factor is in its range.
+
+        Stored values of 64 bits may be too far from 0, or too small.
+        """
+        ends = np.array([self.black, self.white], np.float32)
+        contrast = self.white - self.black
+        return bool(contrast >= _LEAST_CONTRAST and contrast >= _FEWEST_STEPS * np.spacing(np.abs(ends).max()))
 
 
 def find_background(block: np.ndarray) -> float | None:

@@ -15,6 +15,7 @@ from medad_core.errors import CaseError
 
 # nibabel stores labels 0 to 4 in 8 bits with an error of up to 0.008 when it rescales an edited mask.
 _ROUNDING = 1e-2
+_AT_ONCE = 1 << 24  # voxels, of which copies are made
 
 
 def find_tumour(file: NiftiFile, stored: np.ndarray, tumour_labels: Sequence[int] | None) -> np.ndarray:
@@ -22,6 +23,14 @@ def find_tumour(file: NiftiFile, stored: np.ndarray, tumour_labels: Sequence[int
 
     Raises CaseError for values that are further than 0.01 from a whole number, below 0, or not finite.
     """
+    tumour = np.empty(stored.shape, bool)
+    step = max(1, _AT_ONCE * len(stored) // stored.size)
+    for start in range(0, len(stored), step):
+        tumour[start : start + step] = _find_tumour(file, stored[start : start + step], tumour_labels)
+    return tumour
+
+
+def _find_tumour(file: NiftiFile, stored: np.ndarray, tumour_labels: Sequence[int] | None) -> np.ndarray:
     header = file.header
     if header.slope == 1 and header.inter == 0:
         values = stored

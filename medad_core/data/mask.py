@@ -25,7 +25,7 @@ _WHOLE = 0.05
 _WAY_OUT = "give a mask on the volume's grid"
 
 
-def read_mask(case: Case, volume: Header, wanted: range) -> np.ndarray | None:
+def read_mask(case: Case, volume: Header, wanted: range, max_gib: float) -> np.ndarray | None:
     """Tumour in the `wanted` slices of a volume as bool (N, H, W), None for a case without a mask.
 
     Raises CaseError for a mask that does not lie on the volume's grid, one whose tumour the volume or the mask's own
@@ -33,7 +33,7 @@ def read_mask(case: Case, volume: Header, wanted: range) -> np.ndarray | None:
     """
     if case.mask is None:
         return None
-    file = open_nifti(case.case_id, case.mask)
+    file = open_nifti(case.case_id, case.mask, max_gib)
     if not file.header.has_orientation:  # a mask that says nothing of where it lies is on the volume's own array
         _require_shape(file, volume, file.header.shape == volume.shape)
         file = replace(file, header=_oriented_like(file.header, volume))

@@ -1,7 +1,8 @@
 """Reading the part of a NIfTI file that a slice range needs, in one fixed orientation.
 
 One decision: a gzip stream is inflated only up to the last byte needed, and the voxels keep the file's own dtype.
-Orientation is a transposed view, so a 240x240x155 volume costs one inflate and no copy.
+Orientation is a transposed view, so a 240x240x155 volume costs one inflate and no copy. The header is read first, and
+what it says bounds what is read after it: a file that claims more than `data.max_gib` is refused.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,13 @@ from medad_core.data.inflate import BLOCK, EXPORT_AGAIN, GZIP, check_gzip, infla
 from medad_core.data.nifti_header import HEADER_BYTES, Header, parse_header
 from medad_core.data.reads import Reading, keep_unreadable
 from medad_core.errors import CaseError, InputError, TruncatedError
+from medad_core.store.regular import open_regular
 
 _FIRST_BLOCK = 1 << 14  # holds a header, also compressed
+# Compressed content is hardly longer than the content itself. What is far longer is empty members, or padding.
+_LONGEST_GZIP = 2  # times the content …
+_LONGEST_EXTRA = 1 << 20  # … and bytes
+_GIB = 1 << 30
 UNREADABLE = "cannot be read"  # in the reason of every file that is there, or was, and does not open
 # Errors of a disk or network that may be gone in a moment, whatever the file.
 _PASSING = {
@@ -86,15 +91,15 @@ class NiftiFile:
         return voxels if self.header.dtype.isnative else voxels.astype(self.header.dtype.newbyteorder("="))
 
 
-def open_nifti(case_id: str, ref: VolumeRef) -> NiftiFile:
+def open_nifti(case_id: str, ref: VolumeRef, max_gib: float) -> NiftiFile:
     """Read a file's bytes and header.
 
-    Raises CaseError where it is unreadable, truncated, no NIfTI, or not one 3-D volume, and InputError where the
-    filesystem failed in a way that may pass, or the file is still being written to.
+    Raises CaseError where it is unreadable, truncated, no NIfTI, not one 3-D volume, or longer than `max_gib`, and
+    InputError where the filesystem failed in a way that may pass, or the file is still being written to.
     """
     name = Path(ref.path).name
     try:
-        raw, header = _read(Path(ref.path), case_id)
+        raw, header = _read(Path(ref.path), case_id, max_gib)
     except OSError as error:
         if error.errno in _PASSING:  # the case is not at fault: recorded as rejected it would be lost for good
             raise InputError(
@@ -109,46 +114,58 @@ def open_nifti(case_id: str, ref: VolumeRef) -> NiftiFile:
     return NiftiFile(case_id, name, raw, header, channel)
 
 
-def read_header(case_id: str, ref: VolumeRef) -> Header:
+def read_header(case_id: str, ref: VolumeRef, max_gib: float) -> Header:
     """The header of a file, of which no more than its first block is read. Raises CaseError."""
     path = Path(ref.path)
     try:
-        with path.open("rb") as stream:
-            start = stream.read(_FIRST_BLOCK)
+        with open_regular(path) as stream:
+            header, _ = _start(stream.read(_FIRST_BLOCK), case_id, path.name, max_gib)
     except OSError as error:
         raise CaseError(case_id, f"{path.name}: {UNREADABLE} ({error.strerror})") from error
-    if start.startswith(GZIP):
-        try:
-            start = zlib.decompressobj(wbits=31).decompress(start, HEADER_BYTES)
-        except zlib.error as error:
-            raise CaseError(case_id, f"{path.name}: damaged gzip ({error}); {EXPORT_AGAIN}") from error
-    header = parse_header(start[:HEADER_BYTES], case_id, path.name)
     _pick_channel(header, ref, case_id, path.name)
     return header
 
 
-def hash_whole(case_id: str, path: Path) -> str:
+def hash_whole(case_id: str, path: Path, max_gib: float) -> str:
     """SHA-256 (hex) of a file that is found to be whole.
 
     A gzip file is inflated to its checksum, which reading a slice range never comes to. A plain one must have the
-    length that its header says. Memory holds a block of it, however long it is.
+    length that its header says. Memory holds a block of it, however long it is. Neither the file nor its content may
+    be longer than `max_gib`.
 
     Raises TruncatedError where it ends too early, CaseError where it is damaged or no NIfTI file, OSError where it
     cannot be read.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        start = stream.read(HEADER_BYTES)
-        if start.startswith(GZIP):
-            stream.seek(0)
-            check_gzip(_hashed(stream, digest), case_id, path.name)
+    with open_regular(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        header, is_gzip = _start(stream.read(_FIRST_BLOCK), case_id, path.name, max_gib)
+        _require_at_most(size, "it has", max_gib, case_id, path.name)
+        stream.seek(0)
+        if is_gzip:
+            check_gzip(_hashed(stream, digest), int(max_gib * _GIB), case_id, path.name)
         else:
-            header = parse_header(start, case_id, path.name)
-            _require_length(os.fstat(stream.fileno()).st_size, header, case_id, path.name)
-            stream.seek(0)
+            _require_length(size, header, case_id, path.name)
         for _ in _hashed(stream, digest):  # of a gzip file what follows its content
             pass
     return digest.hexdigest()
+
+
+def _start(start: bytes, case_id: str, name: str, max_gib: float) -> tuple[Header, bool]:
+    """The header in a file's first block, and whether it is compressed. Raises CaseError, also for what it claims."""
+    is_gzip = start.startswith(GZIP)
+    header = parse_header(inflate(start, HEADER_BYTES, case_id, name), case_id, name)
+    _require_at_most(header.file_bytes, "its header speaks of", max_gib, case_id, name)
+    return header, is_gzip
+
+
+def _require_at_most(length: int, what: str, max_gib: float, case_id: str, name: str) -> None:
+    if length > max_gib * _GIB:
+        raise CaseError(
+            case_id,
+            f"{name}: {what} {length / _GIB:.3g} GiB, more than data.max_gib={max_gib:g}; {EXPORT_AGAIN}, or raise "
+            "data.max_gib and choose another --out",
+        )
 
 
 def _hashed(stream: BinaryIO, digest: hashlib._Hash) -> Iterator[bytes]:
@@ -157,17 +174,23 @@ def _hashed(stream: BinaryIO, digest: hashlib._Hash) -> Iterator[bytes]:
         yield block
 
 
-def _read(path: Path, case_id: str) -> tuple[bytes, Header]:
+def _read(path: Path, case_id: str, max_gib: float) -> tuple[bytes, Header]:
     """The bytes of a file and its header; of a plain file no more than its header speaks of, however long it is."""
-    with path.open("rb") as stream, Reading(case_id, path, stream) as reading:
-        start = reading.keep(stream.read(HEADER_BYTES))
+    with open_regular(path) as stream, Reading(case_id, path, stream) as reading:
+        start = reading.keep(stream.read(_FIRST_BLOCK))
+        header, is_gzip = _start(start, case_id, path.name, max_gib)
+        size = os.fstat(stream.fileno()).st_size
+        wanted = header.file_bytes
+        if is_gzip:
+            wanted = _LONGEST_GZIP * wanted + _LONGEST_EXTRA
+            if size > wanted:
+                raise CaseError(
+                    case_id,
+                    f"{path.name}: {size:,} bytes long, compressed, for {header.file_bytes:,} bytes of content; "
+                    f"{EXPORT_AGAIN}",
+                )
         stream.seek(0)
-        if start.startswith(GZIP):
-            raw = reading.keep(stream.read())
-            start = inflate(raw, HEADER_BYTES, case_id, path.name)
-            return raw, parse_header(start, case_id, path.name)
-        header = parse_header(start, case_id, path.name)
-        return reading.keep(stream.read(min(header.file_bytes, os.fstat(stream.fileno()).st_size))), header
+        return reading.keep(stream.read(min(wanted, size))), header
 
 
 def _pick_channel(header: Header, ref: VolumeRef, case_id: str, name: str) -> int:

@@ -19,7 +19,8 @@ from medad_core.data.inflate import EXPORT_AGAIN
 from medad_core.errors import CaseError, TruncatedError
 
 HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
-_LARGEST = 1 << 30  # voxels; a head at 0.25 mm has fewer. What a damaged header claims must not fill the memory
+_LAST_OFFSET = 1 << 30  # bytes before the voxels; extensions of headers have fewer
+_LARGEST_VOXEL = 8  # bytes; the long doubles of one machine are not those of another
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Header:
     `shape` is the stored (X, Y, Z); `offset` is the first voxel's byte. `affine` (4, 4) brings stored indices to RAS+
     mm; it is the file's `affine_source`, None where the header gives no orientation. `order` and `flips` bring a stored
     array to (S, P, L): axes in this order, reversed where True. `stored_orientation` is the axes' codes, such as "LPS".
+    `description` is what the program that wrote the file says of it.
     """
 
     shape: tuple[int, int, int]
@@ -42,6 +44,7 @@ class Header:
     stored_orientation: str
     order: tuple[int, int, int]
     flips: tuple[bool, bool, bool]
+    description: bytes
 
     @property
     def has_orientation(self) -> bool:
@@ -98,15 +101,15 @@ def parse_header(content: bytes, case_id: str, name: str) -> Header:
         stored = _without_trailing_ones(header.get_data_shape())
         dtype = header.get_data_dtype()
         offset = max(int(header["vox_offset"]), header.sizeof_hdr + 4)
-        if offset > _LARGEST:
+        if offset > _LAST_OFFSET:
             raise ValueError(f"its voxels begin at byte {offset}")
     except Exception as error:  # nibabel raises many kinds on bytes that are no header; each means the same here
         raise CaseError(case_id, f"{name}: not a NIfTI file ({error}); give .nii or .nii.gz") from error
     if header["magic"].item()[:3] not in (b"n+1", b"n+2"):
         raise CaseError(case_id, f"{name}: not a NIfTI file (no n+1 mark in its header); give .nii or .nii.gz")
-    if dtype.fields is not None or dtype.kind not in "iuf":
-        raise CaseError(case_id, f"{name}: voxels of type {dtype}; give whole or real numbers")
-    if len(stored) not in (3, 4) or min(stored) < 1 or math.prod(map(int, stored)) > _LARGEST:
+    if dtype.fields is not None or dtype.kind not in "iuf" or dtype.itemsize > _LARGEST_VOXEL:
+        raise CaseError(case_id, f"{name}: voxels of type {dtype}; give whole or real numbers of at most 64 bits")
+    if len(stored) not in (3, 4) or min(stored) < 1:
         raise CaseError(case_id, f"{name}: wrong shape {tuple(stored)}; give one 3-D volume")
     slope, inter = _scaling(header)
     shape = tuple(int(n) for n in stored[:3])
@@ -127,6 +130,7 @@ def parse_header(content: bytes, case_id: str, name: str) -> Header:
         stored_orientation=codes,
         order=order,
         flips=flips,
+        description=header["descrip"].tobytes(),
     )
 
 

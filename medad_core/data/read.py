@@ -26,6 +26,7 @@ from medad_core.errors import CaseError
 if TYPE_CHECKING:
     from medad_core.config import DataSettings, ScalingSettings
 
+_LARGEST = float(np.finfo(np.float32).max)
 DISPLAY_ORIENTATION = "PL"  # rows run to posterior, columns to the patient's left: anterior up, left on the right
 
 
@@ -90,10 +91,10 @@ def check_slices(case: Case, settings: DataSettings) -> tuple[Check, ...]:
 
 def _open(case: Case, settings: DataSettings) -> _Opened:
     """Everything that `read_slices` may refuse."""
-    file = open_nifti(case.case_id, case.volumes[settings.modality])
+    file = open_nifti(case.case_id, case.volumes[settings.modality], settings.max_gib)
     require_picture(file.header, case.case_id, file.name)
     block = _read_by_brain(file, settings) if case.levels == "brain" else _read_by_index(file, settings)
-    masks = read_mask(case, file.header, block.wanted)
+    masks = read_mask(case, file.header, block.wanted, settings.max_gib)
     landmarks = _landmarks(file, block, settings.scaling)
     checks: tuple[Check, ...] = ()
     if case.layout != EARLIER:
@@ -112,7 +113,7 @@ def _check_content(
     if masks is not None and settings.modality == "flair":
         checks += check_mask(values, brain, masks[chosen], file.header.spacing_mm)
     if masks is not None and case.tumour_labels is not None and not masks.any():
-        labelled = read_mask(replace(case, tumour_labels=None), file.header, block.wanted)
+        labelled = read_mask(replace(case, tumour_labels=None), file.header, block.wanted, settings.max_gib)
         checks += check_labels(labelled is not None and bool(labelled.any()), case.tumour_labels)
     refused = next((check for check in checks if check.verdict == "refuse"), None)
     if refused is not None and settings.checks == "refuse":
@@ -199,15 +200,16 @@ def _check_range(file: NiftiFile, settings: DataSettings) -> range:
 
 
 def _finite_block(file: NiftiFile, start: int, stop: int) -> np.ndarray:
-    """Slices start..stop - 1, bright where the scanner's are; raises where a value is not finite."""
+    """Slices start..stop - 1, bright where the scanner's are; raises where a value is no finite 32-bit number."""
     block = file.slices(start, stop - 1)
-    # A sum is finite only where every term is (float64 does not overflow on float32), and needs no array of flags.
-    if block.dtype.kind == "f" and not np.isfinite(block.sum(dtype=np.float64)):
+    # Both ends are within the range of float32 only where every value is, and no NaN is among them.
+    if block.dtype.kind == "f" and not (block.min() >= -_LARGEST and block.max() <= _LARGEST):
         bad = int(block.size - np.isfinite(block).sum())
+        what = "NaN or infinite" if bad else f"beyond {_LARGEST:.3g}, the largest 32-bit number"
+        bad = bad or int(np.count_nonzero(np.abs(block) > _LARGEST))
         raise CaseError(
             file.case_id,
-            f"{file.name}: {bad} voxels of slices {start} to {stop - 1} are NaN or infinite; "
-            "repair or leave out the volume",
+            f"{file.name}: {bad} voxels of slices {start} to {stop - 1} are {what}; repair or leave out the volume",
         )
     # A negative slope turns bright into dark; any other slope cancels out in the scaling.
     return -block.astype(np.float32) if file.header.slope < 0 else block
@@ -234,4 +236,10 @@ def _landmarks(file: NiftiFile, block: _Block, scaling: ScalingSettings) -> Land
     landmarks = find_landmarks(values, scaling)
     if landmarks is None:
         raise CaseError(file.case_id, f"{file.name}: no contrast inside the brain; check the volume")
+    if not landmarks.are_resolved:
+        raise CaseError(
+            file.case_id,
+            f"{file.name}: its brain's values, {landmarks.black:g} to {landmarks.white:g}, cannot be told apart in "
+            "32 bits; export it with smaller values, and with 0 near them",
+        )
     return landmarks

@@ -27,7 +27,7 @@ def settle_case(case: Case, settings: DataSettings) -> Case:
     levels = settings.levels
     if levels == "auto":
         try:
-            levels = levels_for(read_header(case.case_id, case.volumes[settings.modality]))
+            levels = levels_for(read_header(case.case_id, case.volumes[settings.modality], settings.max_gib))
         except CaseError:  # it is rejected with its reason when it is read
             levels = "index"
     return replace(case, tumour_labels=labels, levels=levels)

@@ -54,6 +54,7 @@ def scan_inbox(inbox: Path, settings: Settings, known: Mapping[str, StoredFile])
     Raises UsageError if the inbox is missing. An empty inbox is not an error.
     """
     modality = settings.data.modality
+    max_gib = settings.data.max_gib
     discovery = find_cases(inbox, settings.data, may_be_empty=True)
     if known and not discovery.cases and not discovery.rejected:
         log.warning("%s is empty now, %d files were there at the last look; is it mounted?", inbox, len(known))
@@ -61,7 +62,7 @@ def scan_inbox(inbox: Path, settings: Settings, known: Mapping[str, StoredFile])
     _let_settle(stamps.values(), settings.inbox.settle_s)
 
     def read(case: Case) -> Study | StudyProblem:
-        return _read_study(inbox, case, modality, stamps[case.case_id], known)
+        return _read_study(inbox, case, modality, stamps[case.case_id], known, max_gib)
 
     with ThreadPoolExecutor(READERS) as pool:
         results = list(pool.map(read, discovery.cases))
@@ -134,11 +135,16 @@ def _let_settle(stamps: Iterable[tuple[Stamp, ...] | None], settle_s: float) -> 
 
 
 def _read_study(
-    inbox: Path, case: Case, modality: str, before: tuple[Stamp, ...] | None, known: Mapping[str, StoredFile]
+    inbox: Path,
+    case: Case,
+    modality: str,
+    before: tuple[Stamp, ...] | None,
+    known: Mapping[str, StoredFile],
+    max_gib: float,
 ) -> Study | StudyProblem:
     """The study with the hashes of its files; a StudyProblem if their stamps differ from `before`."""
     try:
-        files = [_read_file(inbox, case.case_id, ref, known) for ref in _refs(case, modality)]
+        files = [_read_file(inbox, case.case_id, ref, known, max_gib) for ref in _refs(case, modality)]
     except Exception as error:  # an error of one study must not stop the others
         at_fault = isinstance(error, CaseError) and not isinstance(error, TruncatedError)
         return StudyProblem(case.case_id, _one_line(error), may_pass=not at_fault)
@@ -165,7 +171,9 @@ def _one_line(error: Exception) -> str:
     return " ".join(text.split())
 
 
-def _read_file(inbox: Path, case_id: str, ref: VolumeRef, known: Mapping[str, StoredFile]) -> StoredFile:
+def _read_file(
+    inbox: Path, case_id: str, ref: VolumeRef, known: Mapping[str, StoredFile], max_gib: float
+) -> StoredFile:
     """The content of a file: the known hash if the stamp is the same, else a new hash."""
     source = Path(ref.path)
     path = os.path.relpath(source, inbox)
@@ -174,7 +182,7 @@ def _read_file(inbox: Path, case_id: str, ref: VolumeRef, known: Mapping[str, St
     if remembered is not None and (remembered.stamp, remembered.channel) == (stamp, ref.channel):
         return remembered
     try:
-        content = hash_whole(case_id, source)
+        content = hash_whole(case_id, source, max_gib)
     except OSError as error:
         raise StoreError(f"{source.name}: {UNREADABLE} ({error.strerror})") from error
     if stamp is None:

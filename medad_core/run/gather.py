@@ -9,21 +9,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import nibabel
 import numpy as np
 import numpy.typing as npt
 
 from medad_core.config import DataSettings
 from medad_core.data.cases import EARLIER, Case, Discovery, VolumeRef
-from medad_core.data.labels import find_tumour
-from medad_core.data.nifti import open_nifti
+from medad_core.data.mask import read_mask
+from medad_core.data.nifti import read_header
 from medad_core.data.read import read_slices
 from medad_core.data.source import find_cases, settle_case
 from medad_core.data.split import split_cases
 from medad_core.data.table import dataset_root
-from medad_core.errors import CaseError
+from medad_core.errors import CaseError, InputError
 from medad_core.run.cohort import UNLABELLED, Cohort, File, Member, below, check_same_cases
 from medad_core.store.collector import collector_paused
 
@@ -66,7 +64,7 @@ def make_cohort(root: Path, discovery: Discovery, settings: DataSettings, sized:
     cases = [settle_case(case, settings) for case in discovery.cases]
     facts = [(case, _has_tumour_free(case, settings)) for case in cases]
     splits = _split_patients(facts, settings)
-    usable = [_member(root, case, settings.modality, splits[case.case_id], sized) for case in cases]
+    usable = [_member(root, case, settings, splits[case.case_id], sized) for case in cases]
     return _sorted_cohort(root, usable, discovery)
 
 
@@ -75,9 +73,7 @@ def members_of(root: Path, cases: Sequence[Case], settings: DataSettings) -> Coh
 
     Nothing is trained on cases from an inbox, so they belong to no split.
     """
-    members = tuple(
-        _member(root, settle_case(case, settings), settings.modality, UNLABELLED, sized=True) for case in cases
-    )
+    members = tuple(_member(root, settle_case(case, settings), settings, UNLABELLED, sized=True) for case in cases)
     return Cohort(root=str(root), members=members)
 
 
@@ -165,30 +161,36 @@ def _has_tumour_free(case: Case, settings: DataSettings) -> bool | None:
     if case.mask is None:
         return None
     try:
-        with_tumour = _tumour_by_slice(case, case.mask, settings)
-    except CaseError:
+        with_tumour = _tumour_by_slice(case, settings)
+    except InputError:  # the same command, run again, may find it readable
+        raise
+    except Exception:  # whatever one mask does, the other cases go on
         return False
     return not bool(with_tumour.all())
 
 
-def _tumour_by_slice(case: Case, mask: VolumeRef, settings: DataSettings) -> BoolArray:
+def _tumour_by_slice(case: Case, settings: DataSettings) -> BoolArray:
     """Whether there is tumour in each slice of the range. Only where the brain places the range, the volume is read."""
     if case.levels == "brain":
         slices = read_slices(case, settings)
-        masks = np.zeros(0) if slices.masks is None else slices.masks
+        masks = slices.masks
     else:
-        file = open_nifti(case.case_id, mask)
-        masks = find_tumour(file, file.slices(settings.first_slice, settings.last_slice), case.tumour_labels)
+        volume = read_header(case.case_id, case.volumes[settings.modality], settings.max_gib)
+        wanted = range(settings.first_slice, settings.last_slice + 1)
+        if wanted.stop > volume.picture_shape[0]:
+            raise CaseError(case.case_id, "the volume does not reach the range")
+        masks = read_mask(case, volume, wanted, settings.max_gib)
+    assert masks is not None, f"{case.case_id} has no mask"
     by_slice: BoolArray = np.logical_or.reduce(masks, axis=(1, 2))
     return by_slice
 
 
-def _member(root: Path, case: Case, modality: str, split: str, sized: bool) -> Member:
-    volume = case.volumes[modality]
+def _member(root: Path, case: Case, settings: DataSettings, split: str, sized: bool) -> Member:
+    volume = case.volumes[settings.modality]
     return Member(
         case_id=case.case_id,
         split=split,
-        phantom=_is_phantom(volume.path),
+        phantom=_is_phantom(case, settings),
         volume=_file(root, volume, sized),
         mask=_file(root, case.mask, sized) if case.mask else None,
         patient=case.patient,
@@ -204,9 +206,9 @@ def _file(root: Path, ref: VolumeRef, sized: bool) -> File:
     return File(path=path, channel=channel, size=size)
 
 
-def _is_phantom(path: str) -> bool:
+def _is_phantom(case: Case, settings: DataSettings) -> bool:
     try:
-        header: Any = nibabel.load(path).header
-        return PHANTOM_NOTE in bytes(header["descrip"].tobytes())
-    except Exception:  # a file that nibabel cannot open is rejected with its reason when it is read
+        header = read_header(case.case_id, case.volumes[settings.modality], settings.max_gib)
+    except CaseError:  # the case is rejected with its reason when it is read
         return False
+    return PHANTOM_NOTE in header.description

@@ -25,6 +25,7 @@ HOW_MADE = frozenset(
         "retry_delay_s",
         "ray_address",
         "cases_per_part",
+        "max_gib",
         "path",
         "root",
         "out",

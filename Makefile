@@ -1,6 +1,7 @@
 # make setup   the environment in .venv          make demo   screen a phantom cohort
 # make lint    ruff, its formatter and mypy      make test   the tests
 # make faults  runs that are killed, starved and cut off, on purpose (10 minutes)
+# make fuzz    files and folders that nobody would make, others each time (10 minutes)
 # make clean   remove environment and demo
 # make lock    the hashes of requirements-cpu.lock, after a change of a pin
 # make licenses, make sbom, make audit: LICENSES.md, a CycloneDX list in sbom.cdx.json, known advisories (asks pypi.org)
@@ -16,7 +17,7 @@ DEMO := demo
 PINNED := --no-deps --require-hashes -r requirements-cpu.lock
 export PREFECT_LOGGING_LEVEL ?= WARNING
 
-.PHONY: setup demo lint test faults lock licenses sbom audit clean
+.PHONY: setup demo lint test faults fuzz lock licenses sbom audit clean
 
 setup: $(VENV)/.ready
 
@@ -46,6 +47,9 @@ test: setup
 
 faults: setup
 	$(BIN)/python -m pytest tests/faults
+
+fuzz: setup
+	MEDAD_FUZZ=10000 $(BIN)/python -m pytest tests/test_fuzz.py
 
 lock: setup
 	sed '/^[^#]/,$$d' requirements-cpu.lock > lock.tmp

@@ -12,7 +12,8 @@ import pytest
 from prefect_harness import AFFINE, SIZE, WORDS, write_case
 
 from medad_core.config import Settings, load_settings
-from medad_core.errors import StoreError, UsageError, WeightsError
+from medad_core.data.read import read_slices
+from medad_core.errors import CaseError, StoreError, UsageError, WeightsError
 from medad_core.run import gather
 from medad_core.run.fingerprints import check_planned
 from medad_core.run.run import Run
@@ -107,7 +108,7 @@ def test_what_is_declared_about_the_cases_cannot_change_under_a_run(data, word):
 
 
 def test_an_odd_mask_never_stops_the_other_cases(data):
-    """Each of them is a crop that can be used, or a reason; none is an error of the whole run, or of its memory."""
+    """Each is a crop that can be used, or a reason; none is an error of the whole command, or takes the memory."""
     flipped = AFFINE @ np.diag([1.0, 1, -1, 1])
     vast = nib.Nifti1Header()
     vast.set_data_dtype(np.float64)
@@ -122,17 +123,21 @@ def test_an_odd_mask_never_stops_the_other_cases(data):
         "no volume": nib.Nifti1Image(np.zeros((SIZE, SIZE, SIZE, 2), np.uint8), AFFINE).to_bytes(),
         "vast": vast.binaryblock,
     }
+    settings = load_settings(None, WORDS).data
     (packed,) = (data / "BraTS2021_00000").glob("*_seg.nii.gz")
     packed.unlink()
     for what, content in masks.items():
         packed.with_suffix("").write_bytes(content)
         if what == "vast":
             os.truncate(packed.with_suffix(""), 9 << 30)
-        run = Run.open(str(data), str(data.parent / what), load_settings(None, WORDS))
-        slices.plan(run)
-        records = slices.run_parts(run, run.stage("slices").pending())
-        failed = {item.key: item.reason for item in run.stage("slices").failed()}
-        assert failed.keys() <= {"BraTS2021_00000"} and sum(record.rows for record in records) >= 5 * 3, what
+        cohort = gather.find_cohort(data, settings)
+        failed = {}
+        for member in cohort.members:
+            try:
+                read_slices(cohort.case(member, "flair"), settings)
+            except CaseError as error:
+                failed[error.case_id] = error.reason
+        assert len(cohort.members) == 6 and failed.keys() <= {"BraTS2021_00000"}, what
     assert "data.max_gib=4" in failed["BraTS2021_00000"]
 
 

@@ -164,7 +164,7 @@ def _require_at_most(length: int, what: str, max_gib: float, case_id: str, name:
         raise CaseError(
             case_id,
             f"{name}: {what} {length / _GIB:.3g} GiB, more than data.max_gib={max_gib:g}; {EXPORT_AGAIN}, or raise "
-            "data.max_gib and choose another --out",
+            "data.max_gib (a run that refused it already needs another --out)",
         )
 
 

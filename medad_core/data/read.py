@@ -240,6 +240,6 @@ def _landmarks(file: NiftiFile, block: _Block, scaling: ScalingSettings) -> Land
         raise CaseError(
             file.case_id,
             f"{file.name}: its brain's values, {landmarks.black:g} to {landmarks.white:g}, cannot be told apart in "
-            "32 bits; export it with smaller values, and with 0 near them",
+            "32 bits; export it in units in which they lie between 0 and some thousands",
         )
     return landmarks

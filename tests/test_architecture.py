@@ -23,7 +23,13 @@ FOLDERS = {"configs", "flows", "medad_core", "tasks", "tests"}
 # From the ground up. A room imports rooms of lower floors and itself, and no neighbour on its own floor.
 FLOORS = (
     {"medad_core"},  # the glossary and the version
-    {"medad_core.errors", "medad_core.environment", "medad_core.progress", "medad_core.surroundings"},
+    {
+        "medad_core.errors",
+        "medad_core.environment",
+        "medad_core.media",
+        "medad_core.progress",
+        "medad_core.surroundings",
+    },
     {"medad_core.config"},
     {"medad_core.store", "medad_core.notify"},
     {"medad_core.stopping", "medad_core.data"},

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.benchmarks import benchmarks
-from flows.cli.command import command, group, show_tracebacks
+from flows.cli.command import command, complain, group, show_tracebacks
 from flows.cli.deploy import deploy
 from flows.cli.inspect import inspect
 from flows.cli.maintenance import doctor, phantom, prune, status
@@ -43,7 +43,7 @@ def _options(
     show_tracebacks(debug)
     clean_environment()
     for fault in settle_proxies(os.environ.get("PREFECT_API_URL")):
-        typer.echo(f"medad: {fault}", err=True)
+        complain(fault)
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from flows.interruption import (
     signals_as_errors,
 )
 from medad_core.errors import MedadError, UsageError
+from medad_core.media import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,12 +69,12 @@ def exits(function: Callable[..., int | None]) -> Callable[..., None]:
         except MedadError as error:
             if _shown["tracebacks"]:
                 raise
-            typer.echo(f"medad: {error}", err=True)
+            complain(str(error))
             code = WRONG_USAGE if isinstance(error, UsageError) else FAILED
         except Exception as error:
             if _shown["tracebacks"] or not _is_of_server(error):
                 raise
-            typer.echo(f"medad: {_server_gone(error)}", err=True)
+            complain(_server_gone(error))
             code = FAILED
         except (KeyboardInterrupt, Terminated) as signal:
             code = TERMINATED if isinstance(signal, Terminated) else INTERRUPTED
@@ -82,6 +83,11 @@ def exits(function: Callable[..., int | None]) -> Callable[..., None]:
         raise typer.Exit(code)
 
     return run
+
+
+def complain(text: str) -> None:
+    """Write one line to stderr."""
+    typer.echo(f"medad: {visible(text)}", err=True)
 
 
 def _server_gone(error: Any) -> str:
@@ -106,7 +112,7 @@ def consoles(online: bool = False) -> Consoles:
     Raises UsageError where the models' hub is behind a proxy that cannot be used.
     """
     from flows.cli.quiet import prepare_process
-    from flows.cli.tables import terminal
+    from flows.cli.terminal import terminal
 
     terminals = Consoles(terminal(), terminal(stderr=True))
     prepare_process(_shown["tracebacks"], terminals.err, online)

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 
 from rich.table import Table
+from rich.text import Text
 
 from flows.cli.findings import Finding
 from flows.cli.inventory import embedded_weights, packaged_models
@@ -24,7 +25,7 @@ from medad_core.models.cache import cache_root
 
 NEEDED = ("torch", "transformers", "prefect", "nibabel", "isal", "pyarrow", "onnx", "gguf")
 CACHE_GIB = 1.0
-MARKS = {"ok": "[green]✓[/]", "note": "[yellow]·[/]", "fault": "[red]✗[/]"}
+MARKS = {"ok": Text("✓", "green"), "note": Text("·", "yellow"), "fault": Text("✗", "red")}
 
 
 def examine() -> Iterator[Finding]:

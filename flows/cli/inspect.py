@@ -36,7 +36,8 @@ def inspect(
     terminals = consoles()
     data = absolute(data)
     discovery = find_cases(data, settings)
-    terminals.out.print("\n".join(summarise(discovery, settings.modality)), markup=False, soft_wrap=True)
+    for line in summarise(discovery, settings.modality):
+        terminals.out.print(line, soft_wrap=True)
     with terminals.err.status("reading the volumes") as status:
         rows = inspect_cases(
             discovery,
@@ -49,21 +50,21 @@ def inspect(
     # What is refused by its name is in the summary already.
     odd = [row for row in rows if row["role"] == "volume" and row["verdict"] in ("warn", "refuse")]
     for row in odd[:SHOWN]:
-        terminals.out.print(f"{row['verdict']}: {row['case_id']}: {row['reason']}", markup=False, soft_wrap=True)
+        terminals.out.print(f"{row['verdict']}: {row['case_id']}: {row['reason']}", soft_wrap=True)
     if len(odd) > SHOWN:
-        terminals.out.print(f"and {len(odd) - SHOWN} more, all of them in the table (--out)", markup=False)
+        terminals.out.print(f"and {len(odd) - SHOWN} more, all of them in the table (--out)")
     counts = Counter(verdicts.values())
     refused = counts["refuse"] + len(discovery.rejected)
     used = counts["use"] + counts["warn"]
-    terminals.out.print(f"{used} to use ({counts['warn']} of them with a warning), {refused} refused", markup=False)
+    terminals.out.print(f"{used} to use ({counts['warn']} of them with a warning), {refused} refused")
     if out is not None:
         write_case_table(out, rows, dataset_root(data))
-        terminals.out.print(f"table: {out}", markup=False, soft_wrap=True)
+        terminals.out.print(f"table: {out}", soft_wrap=True)
     if sheet is not None:
         from medad_core.report.sheet import write_sheet
 
         drawn = write_sheet(sheet, discovery.cases, verdicts, settings)
-        terminals.out.print(f"sheet of {drawn} cases: {sheet}", markup=False, soft_wrap=True)
+        terminals.out.print(f"sheet of {drawn} cases: {sheet}", soft_wrap=True)
     return SOME_REJECTED if refused else OK
 
 

@@ -36,7 +36,7 @@ def status(
 ) -> int:
     """Say how far a run or a cohort is, from its files alone."""
     from flows.cli.status import cohort_status, run_status
-    from flows.cli.tables import terminal
+    from flows.cli.terminal import terminal
     from medad_core.inbox.folder import is_cohort
     from medad_core.inbox.verify import verify_cohort
     from medad_core.run.verify import verify_run

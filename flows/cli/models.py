@@ -27,7 +27,8 @@ def _models(context: typer.Context) -> None:
 
 def _list() -> None:
     from flows.cli.inventory import embedded_weights, known_presets, packaged_models
-    from flows.cli.tables import models_table, presets_table, terminal
+    from flows.cli.tables import models_table, presets_table
+    from flows.cli.terminal import terminal
 
     console = terminal()
     console.print(models_table(packaged_models()))

@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict
 
 from flows.cli.quiet import prepare_process
-from flows.cli.tables import terminal
+from flows.cli.terminal import terminal
 from medad_core.benchmark.orchestration import STAGES, loop, measure
 from medad_core.config import settings_from_yaml
 from medad_core.run.run import Run

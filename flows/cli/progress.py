@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from medad_core.errors import MedadError
+from medad_core.media import visible
 from medad_core.store import Stage, open_stages
 
 POLL_S = 0.5
@@ -30,11 +31,11 @@ class Board:
         self.live = console.is_terminal
         columns = (
             SpinnerColumn(finished_text="✓"),
-            TextColumn("{task.description:<14}"),
+            TextColumn("{task.description:<14}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         self.progress = Progress(*columns, console=console, disable=not self.live)
         self._tasks: dict[str, TaskID] = {}
@@ -42,12 +43,14 @@ class Board:
 
     def show(self, name: str, done: int, of: int | None, note: str = "") -> None:
         """Set a bar; `of` None is a step of unknown length."""
+        name = visible(name)
+        note = visible(note)
         if self._last.get(name) == (done, of, note):
             return
         self._last[name] = (done, of, note)
         if not self.live:
             count = "…" if of is None else f"{done} of {of}"
-            self.console.print(f"{name}: {count}, {note}" if note else f"{name}: {count}", highlight=False)
+            self.console.print(f"{name}: {count}, {note}" if note else f"{name}: {count}")
             return
         if name not in self._tasks:
             self._tasks[name] = self.progress.add_task(name, total=of, note=note)

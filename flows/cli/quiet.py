@@ -13,6 +13,8 @@ import warnings
 from rich.console import Console
 from rich.logging import RichHandler
 
+from medad_core.media import visible
+
 # `[tool.prefect]` of pyproject.toml says the same for work in the repository; a command runs in any folder.
 PREFECT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # would write to the temporary server's SQLite while the run does
@@ -55,10 +57,17 @@ def prepare_process(debug: bool, console: Console, online: bool = False) -> None
         logger.propagate = debug
 
 
+class _OneLine(logging.Formatter):
+    """A message may hold the name of a file; only a traceback has lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return visible(super().formatMessage(record))
+
+
 def _handler(console: Console, debug: bool) -> logging.Handler:
     handler = RichHandler(
         console=console, show_path=False, show_time=False, show_level=False, markup=False, highlighter=None
     )
     handler.setLevel(logging.INFO if debug else logging.WARNING)
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
     return handler

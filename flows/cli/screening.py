@@ -68,8 +68,8 @@ def _screen_run(data: str, out: str, settings: Settings, refresh: bool, terminal
         with failure_reported("screen", name_parts(out)[0], settings):
             run = Run.open(data, out, settings, refresh)
         if run.discovery is not None:
-            lines = [*summarise(run.discovery, settings.data.modality), *_levels_of(run)]
-            terminals.err.print("\n".join(lines), markup=False, soft_wrap=True)
+            for line in (*summarise(run.discovery, settings.data.modality), *_levels_of(run)):
+                terminals.err.print(line, soft_wrap=True)
         start_temporary_server()
     with watching(lambda: out, terminals.err):
         outcome = screen_run(run, data)

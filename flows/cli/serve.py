@@ -35,7 +35,7 @@ def serve(
     SQLite in PREFECT_HOME, or PREFECT_API_DATABASE_CONNECTION_URL.
     """
     from flows.cli.service import Service
-    from flows.cli.tables import terminal
+    from flows.cli.terminal import terminal
 
     _check_port(host, port)
     stdout = terminal()
@@ -44,7 +44,8 @@ def serve(
     with _collect_signals(service.signals):
         try:
             if service.start():
-                stdout.print(_greeting(service), soft_wrap=True)
+                for line in _greeting(service):
+                    stdout.print(line, soft_wrap=True)
             while service.is_running():
                 time.sleep(POLL_S)
             ended = None if service.signals else service.ended_group()
@@ -53,15 +54,15 @@ def serve(
     if ended is None:
         return OK
     for line in ended.last:
-        stderr.print(f"{ended.name} | {line}", markup=False, soft_wrap=True)
+        stderr.print(f"{ended.name} | {line}", soft_wrap=True)
     raise _ended_by_itself(ended)
 
 
-def _greeting(service: Service) -> str:
+def _greeting(service: Service) -> tuple[str, str]:
     pools = ", ".join(service.workers)
     return (
-        f"Prefect server {service.url} with {_database()}; work pools {pools}; Ctrl-C ends both\n"
-        f"elsewhere: export PREFECT_API_URL={service.url}/api"
+        f"Prefect server {service.url} with {_database()}; work pools {pools}; Ctrl-C ends both",
+        f"elsewhere: export PREFECT_API_URL={service.url}/api",
     )
 
 

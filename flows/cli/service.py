@@ -115,7 +115,7 @@ class Service:
         self.groups.append(Group(name, command, self.environment, self._print, once=name == "server"))
 
     def _print(self, line: str) -> None:
-        self.console.print(line, markup=False, soft_wrap=True)
+        self.console.print(line, soft_wrap=True)
 
 
 def _url(host: str, port: int) -> str:

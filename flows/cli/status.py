@@ -26,7 +26,7 @@ def run_status(run: str) -> Iterator[Table | str]:
     yield _stages(run)
     yield from (f"{name:<20} {'there' if size_of(join(run, name)) is not None else 'not yet'}" for name in RESULTS)
     if (note := read_bytes(join(run, NOTE))) is not None:
-        yield note.decode().strip()
+        yield from note.decode(errors="replace").splitlines()
 
 
 def cohort_status(folder: str) -> Iterator[Table | str]:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from medad_core.metrics.names import MAIN_METRICS, metric_name
@@ -28,14 +27,6 @@ PAPER_COLUMNS = (
     ("pixel", "dice", "Dice"),
     ("text", "location_exact", "location"),
 )
-
-FILE_WIDTH = 160  # a log file has no width; tables must not be folded to that of an old terminal
-
-
-def terminal(*, stderr: bool = False) -> Console:
-    """stdout or stderr; wide where it is no terminal."""
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=FILE_WIDTH)
 
 
 def plain_table(*columns: str) -> Table:

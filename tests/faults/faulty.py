@@ -46,7 +46,7 @@ def main() -> None:
     if words[0] == "slices":
         from flows.cli.quiet import prepare_process
         from flows.cli.server import start_temporary_server
-        from flows.cli.tables import terminal
+        from flows.cli.terminal import terminal
         from flows.stages import slices as flow
         from medad_core.config import load_settings
 

@@ -6,8 +6,6 @@ the temporary server of a single command ends with the command. A failure to sen
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import re
 import threading
@@ -16,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -27,6 +26,7 @@ from prefect.artifacts import (
 
 from flows.courtesy import in_background
 from flows.orchestrator import server_url
+from medad_core.media import markdown_text, read_csv
 from medad_core.metrics.names import MAIN_METRICS, metric_name
 from medad_core.metrics.printed import interval_text, markdown_table, value_text
 from medad_core.store import Stage, StageProgress, join, read_table
@@ -120,14 +120,16 @@ def progress_line(current: StageProgress, first: StageProgress, elapsed_s: float
 def publish(name: str, counts: Mapping[str, int], runs: Sequence[str]) -> None:
     """Create artifacts of the flow run: the summary of `runs`, and a link to the page of each."""
     text = summary(name, counts, runs)
-    create_markdown_artifact(text, key=artifact_key("summary", name), description=f"How the screening of {name} ended")
+    create_markdown_artifact(
+        text, key=artifact_key("summary", name), description=f"How the screening of {markdown_text(name)} ended"
+    )
     for run in runs:
         page = join(run, "report.html")
         create_link_artifact(
             _link(page),
-            link_text=page,
+            link_text=markdown_text(page),
             key=artifact_key("page", name),
-            description=f"Page of {' '.join(name_parts(run))}",
+            description=f"Page of {_title(run)}",
         )
 
 
@@ -135,15 +137,15 @@ def summary(name: str, counts: Mapping[str, int], runs: Sequence[str]) -> str:
     """Markdown: the counts, then for each run its main metrics, its rejected cases by reason, a link to its page."""
     numbers = ", ".join(f"{number} {what.replace('_', ' ')}" for what, number in counts.items())
     sections = [section for run in runs for section in _run_summary(run)]
-    return "\n\n".join([f"# {name}", "For research. Not a medical device.", numbers, *sections])
+    return "\n\n".join([f"# {markdown_text(name)}", "For research. Not a medical device.", numbers, *sections])
 
 
 def _run_summary(run: str) -> Iterator[str]:
     page = join(run, "report.html")
-    yield f"## {' '.join(name_parts(run))}"
+    yield f"## {_title(run)}"
     yield from _metrics(run)
     yield from _rejected(run)
-    yield f"[Page of the run]({_link(page)}): `{page}`"
+    yield f"[Page of the run]({_link(page)}): {markdown_text(page)}"
 
 
 def kind_of(reason: str) -> str:
@@ -170,16 +172,16 @@ def _metrics(run: str) -> Iterator[str]:
 
 def _rejected(run: str) -> Iterator[str]:
     text = (read_bytes(join(run, "rejected.csv")) or b"").decode()
-    rows = list(csv.DictReader(io.StringIO(text)))
+    rows = list(read_csv(text))
     if not rows:
         yield "No case was rejected."
         return
     kinds = Counter((row["stage"], kind_of(row["reason"])) for row in rows).most_common()
-    cells = [[str(count), stage, _cell(why)] for (stage, why), count in kinds]
+    cells = [[str(count), stage, markdown_text(why)] for (stage, why), count in kinds]
     table = markdown_table(["cases", "at stage", "why"], cells, "lll")
     yield f"Rejected cases: {len(rows)}\n\n{table}"
     more = f" and {len(rows) - SHOWN} more, in `rejected.csv`" if len(rows) > SHOWN else ""
-    yield ", ".join(f"`{row['case_id']}`" for row in rows[:SHOWN]) + more
+    yield ", ".join(markdown_text(row["case_id"]) for row in rows[:SHOWN]) + more
 
 
 def artifact_key(*words: str) -> str:
@@ -188,11 +190,11 @@ def artifact_key(*words: str) -> str:
 
 
 def _link(uri: str) -> str:
-    return uri if "://" in uri else Path(uri).as_uri()
+    return quote(uri, safe="/:@%") if "://" in uri else Path(uri).as_uri()
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def _title(run: str) -> str:
+    return markdown_text(" ".join(name_parts(run)))
 
 
 def _duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from medad_core.errors import StoreError
+from medad_core.media import markdown_text
 from medad_core.metrics.printed import value_text
 from medad_core.reproduce.presentation import Facts, GalleryRow, GallerySlice, GroupFacts, ThresholdNote, write_results
 from medad_core.reproduce.presentation.figure import figure_png
@@ -21,7 +22,7 @@ from medad_core.reproduce.presentation.latex import escaped, render_latex
 from medad_core.reproduce.presentation.markdown import render_markdown
 from medad_core.reproduce.presentation.sheet import Sheet
 from medad_core.reproduce.presentation.wide import thresholds_csv, wide_csv
-from medad_core.reproduce.presentation.words import escape, p_value, signed, small
+from medad_core.reproduce.presentation.words import p_value, signed, small
 from medad_core.reproduce.schema import ROWS, TABLE
 from medad_core.store import read_table
 
@@ -546,7 +547,7 @@ def test_what_latex_and_markdown_would_read_as_their_own_is_escaped():
         escaped("a_b & 50% #1 $x {y} ~ ^ \\z\nµ – ²")
         == r"a\_b \& 50\% \#1 \$x \{y\} \textasciitilde{} \textasciicircum{} \textbackslash{}z ? -- $^2$"
     )
-    assert escape("a|b <i> *c*\n`d` [e]") == r"a\|b \<i> \*c\* \`d\` \[e]"
+    assert markdown_text("a|b <i> *c*\n`d` [e]") == r"a\|b \<i> \*c\* \`d\` \[e]"
 
 
 def test_numbers_are_written_without_false_zeros():

@@ -77,7 +77,7 @@ def test_the_summary_has_metrics_rejected_cases_by_reason_and_a_link_to_the_page
         "3 cases, 9 slices, 1 rejected",
         "| Map, AUROC | image |",
         "| 1 | slices | truncated |",
-        "`BraTS2021_00002`",
+        "BraTS2021_00002",
         Path(shown.outcome.page).as_uri(),
     ):
         assert text in found.data, found.data

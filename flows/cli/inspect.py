@@ -73,5 +73,7 @@ def _check_targets(out: Path | None, sheet: Path | None) -> None:
     for path in (out, sheet):
         if path is not None and not path.absolute().parent.is_dir():
             raise UsageError(f"{path}: there is no folder {path.parent}; make it first")
+        if path is not None and path.exists() and not path.is_file():
+            raise UsageError(f"{path}: is no file; give the name of a new one")
     if sheet is not None and sheet.suffix.lower() not in (".png", ".pdf"):
         raise UsageError(f"--sheet {sheet}: give a name that ends in .png or .pdf")

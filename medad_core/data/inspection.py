@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from medad_core.data.cases import Case, Discovery, VolumeRef
 from medad_core.data.grid import is_sri24
-from medad_core.data.names import MASK, printable
+from medad_core.data.names import MASK
 from medad_core.data.nifti import read_header
 from medad_core.data.nifti_header import Header
 from medad_core.data.read import check_slices
@@ -136,9 +136,8 @@ def _stored_spacing(header: Header) -> Sequence[float]:
 
 
 def _below(root: str, path: str) -> str:
-    """`path` relative to `root` where it lies below it, in valid UTF-8."""
-    above = f"{root.rstrip('/')}/"
-    return printable(path.removeprefix(above))
+    """`path` relative to `root` where it lies below it."""
+    return path.removeprefix(f"{root.rstrip('/')}/")
 
 
 def check_case(case: Case, settings: DataSettings) -> Finding:

@@ -15,6 +15,7 @@ from pathlib import Path
 from medad_core.data.cases import Discovery, Rejection
 from medad_core.data.names import canonical
 from medad_core.errors import UsageError
+from medad_core.media import csv_value
 from medad_core.store.regular import read_utf8
 
 _ID = ("case_id", "participant_id")  # the second is what BIDS calls it in participants.tsv
@@ -52,10 +53,10 @@ def _read(path: Path) -> dict[str, Mapping[str, str]]:
         raise UsageError(f"data.patients={path}: needs the columns case_id and patient")
     patients: dict[str, Mapping[str, str]] = {}
     for row in reader:
-        case_id = canonical((row[key] or "").strip())
+        case_id = canonical(csv_value((row[key] or "").strip()))
         if not case_id or not (row["patient"] or "").strip():
             raise UsageError(f"data.patients={path}, line {reader.line_num}: case or patient is empty")
         if case_id in patients:
             raise UsageError(f"data.patients={path}, line {reader.line_num}: case {case_id} occurs twice")
-        patients[case_id] = {name: (text or "").strip() for name, text in row.items() if name is not None}
+        patients[case_id] = {name: csv_value((text or "").strip()) for name, text in row.items() if name is not None}
     return patients

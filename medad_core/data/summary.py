@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from medad_core.data.cases import Case, Discovery
 from medad_core.data.names import printable, stem
+from medad_core.media import visible
 
 _NAMED = 3
 _LINES = 10
@@ -31,7 +32,7 @@ def summarise(discovery: Discovery, modality: str) -> list[str]:
     if len(lines) > _LINES:
         more = len(lines) - _LINES + 1
         lines = [*lines[: _LINES - 1], f"and {more} more lines; `medad inspect DATA --out cases.csv` shows every file"]
-    return [" ".join(line.split()) for line in lines]  # a name may hold a line break
+    return [visible(line) for line in lines]
 
 
 def _guessed_patients(cases: Sequence[Case]) -> list[str]:

@@ -16,7 +16,9 @@ from pathlib import Path
 from medad_core.data.cases import Case, Discovery, PassedOver, Rejection, VolumeRef
 from medad_core.data.identity import Identity, identity
 from medad_core.data.names import MASK, MODALITIES, canonical
-from medad_core.errors import UsageError
+from medad_core.errors import StoreError, UsageError
+from medad_core.media import csv_value, write_csv
+from medad_core.store.files import write_text
 from medad_core.store.regular import read_utf8
 
 # What the table says; the columns after them are computed, shown, and not read.
@@ -50,13 +52,12 @@ def write_case_table(path: str | Path, rows: Iterable[Row], root: str | Path) ->
     else absolute.
     """
     folder = os.path.dirname(os.path.abspath(path))
+    written = ({**row, "path": _as_written(os.path.join(root, row["path"]), folder)} for row in rows)
+    cells = ([row.get(name) for name in COLUMNS] for row in written)
     try:
-        with open(path, "w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({**row, "path": _as_written(os.path.join(root, row["path"]), folder)} for row in rows)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}; choose another --out") from error
+        write_text(str(path), write_csv(COLUMNS, cells))
+    except StoreError as error:
+        raise UsageError(f"{error}; choose another --out") from error
 
 
 def _as_written(path: str, folder: str) -> str:
@@ -145,7 +146,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Row]]:
             where = f"{path}, line {reader.line_num}"
             if None in row or None in row.values():
                 raise UsageError(f"{where}: has another number of fields than the first line")
-            stripped = {name: text if name == "path" else text.strip() for name, text in row.items()}
+            stripped = {name: csv_value(text if name == "path" else text.strip()) for name, text in row.items()}
             _check_row(where, stripped)
             yield where, stripped
     except csv.Error as error:

@@ -23,6 +23,7 @@ from medad_core.imports.checkpoint import read_state
 from medad_core.imports.folder import check_new, write_new
 from medad_core.llm.engine import llm_fingerprint, llm_folder
 from medad_core.llm.lora import check_lora, save_lora
+from medad_core.media import markdown_text
 from medad_core.models.cache import ConvertedModel, sha256_of
 from medad_core.models.converter import AnomalyGPTConverter
 from medad_core.models.decoder import Decoder
@@ -192,7 +193,7 @@ def _write_card(out: Path, checkpoints: Sequence[Path], models: Fitting, thing: 
     # `cases` are those that `medad train` trained on; of a checkpoint nobody knows, so no leak can be reported.
     card = {"cases": [], "imported": "AnomalyGPT", "sources": sources, "sentences": ensemble(thing).model_dump()}
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    names = [Path(name).name for name in (models.encoder, models.text_encoder, models.llm)]
+    names = [markdown_text(Path(name).name) for name in (models.encoder, models.text_encoder, models.llm)]
     lora = ", with the LoRA adapter in `lora/`" if adapter else ""
     lines = [
         "# Decoder and converter of an AnomalyGPT checkpoint",
@@ -201,11 +202,11 @@ def _write_card(out: Path, checkpoints: Sequence[Path], models: Fitting, thing: 
         "",
         f"Imported for encoder {names[0]}, text encoder {names[1]} and LLM {names[2]}{lora}, from",
         "",
-        *(f"* `{name}`, sha256 {digest}" for name, digest in sources.items()),
+        *(f"* {markdown_text(name)}, sha256 {digest}" for name, digest in sources.items()),
         "",
         "* What they were trained on is not known here, so no run can warn of cases it was trained on. "
         f"Licence: {LICENCE}.",
-        f'* The text features are those of its own prompt ensembles about "{thing}": '
+        f'* The text features are those of its own prompt ensembles about "{markdown_text(thing)}": '
         f"{len(STATES[0])} normal and {len(STATES[1])} abnormal states in {len(PHOTOS)} templates.",
         "* How its pictures were scaled is not known either; `data.scaling` is free, and changes what it sees.",
     ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from medad_core.media import markdown_text
 from medad_core.metrics.names import LEVELS, READING, SUBSETS, metric_name
 from medad_core.metrics.printed import interval_text, markdown_table, value_text
 from medad_core.metrics.table import MetricRow
@@ -14,7 +15,7 @@ from medad_core.metrics.table import MetricRow
 
 def render_markdown(rows: Sequence[MetricRow], title: str, notes: Sequence[str] = ()) -> str:
     """The text of `metrics.md`: one section a split, one table a level, then how to read it."""
-    parts = [f"# {title}", *notes]
+    parts = [f"# {markdown_text(title)}", *notes]
     for split in dict.fromkeys(row.split for row in rows):
         parts.append(f"## {split_title(split)}")
         for level, heading in LEVELS.items():
@@ -40,5 +41,5 @@ def _cells(row: MetricRow) -> list[str]:
         value_text(row.value),
         interval_text(row.ci_low, row.ci_high),
         f"{row.n:,} {subset}".strip(),
-        (row.reason or "").replace("|", "\\|"),
+        markdown_text(row.reason or ""),
     ]

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from medad_core.metrics import MetricRow
 from medad_core.metrics.markdown import split_title
 from medad_core.metrics.names import LEVELS, READING, SUBSETS, metric_name
 from medad_core.metrics.printed import interval_text, value_text
 from medad_core.report.colour import legend_gradient
+from medad_core.report.environment import page_environment
 from medad_core.report.figures import OUTLINE, View, brain_view, map_uri, outline_path, slice_uri
 from medad_core.report.gallery import OUTCOMES, GalleryItem
 from medad_core.report.summary import CaseRow, RunSummary, main_split
@@ -64,14 +64,7 @@ def render_report(
 
     `rows` as `evaluate` returns them, `gallery` in the order to show, `cases` as `case_rows` returns them.
     """
-    environment = Environment(
-        loader=PackageLoader("medad_core.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(metric=metric_name, split=split_title, number=value_text, interval=interval_text)
+    environment = page_environment(metric=metric_name, split=split_title, number=value_text, interval=interval_text)
     split = main_split(rows)
     return environment.get_template("report.html.j2").render(
         summary=summary,

@@ -12,6 +12,7 @@ from medad_core.data.cases import Case
 from medad_core.data.read import read_slices
 from medad_core.data.source import settle_case
 from medad_core.errors import CaseError, InputError
+from medad_core.media import visible
 
 if TYPE_CHECKING:
     from medad_core.config import DataSettings
@@ -63,4 +64,5 @@ def _draw(axis: object, case: Case, settings: DataSettings) -> None:
 
 
 def _short(text: str, longest: int = 26) -> str:
+    text = visible(text)
     return text if len(text) <= longest else f"{text[: longest - 1]}…"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable
 
+from medad_core.media import write_csv
 from medad_core.store import Stage, join, write_text
 
 NAME = "rejected.csv"
@@ -21,9 +20,5 @@ def rejected_cases(stages: Iterable[Stage]) -> list[Rejected]:
 def write_rejected(run: str, stages: Iterable[Stage]) -> list[Rejected]:
     """Write `rejected.csv` of the run in the folder `run`; returns its rows. Raises StoreError."""
     rows = rejected_cases(stages)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("case_id", "stage", "reason"))
-    writer.writerows(rows)
-    write_text(join(run, NAME), text.getvalue())
+    write_text(join(run, NAME), write_csv(("case_id", "stage", "reason"), rows))
     return rows

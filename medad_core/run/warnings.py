@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-
+from medad_core.media import write_csv
 from medad_core.run.inputs import Inputs
 from medad_core.store import Stage, join, write_text
 
@@ -17,9 +15,5 @@ def write_warnings(run: str, slices: Stage, inputs: Inputs) -> list[Warned]:
     plan = slices.plan()
     recorded = inputs.read_all([part.number for part in plan.parts], plan.sha256)
     rows = sorted(item for _, part in recorded for item in part.warnings.items())
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("case_id", "warning"))
-    writer.writerows(rows)
-    write_text(join(run, NAME), text.getvalue())
+    write_text(join(run, NAME), write_csv(("case_id", "warning"), rows))
     return rows

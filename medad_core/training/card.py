@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from medad_core.llm.grammar import parse
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Generation
 from medad_core.llm.transformers_engine import TransformersEngine
+from medad_core.media import markdown_text
 from medad_core.metrics import PixelHistogram
 from medad_core.metrics.answers import Answers, answer_statistics
 from medad_core.metrics.decisions import decision_statistics
@@ -183,17 +184,18 @@ def _markdown(card: dict) -> str:
     everyone = "" if train["hold_out_test"] else " train.hold_out_test=false"
     made_of = f"{len(card['cases'])} cases, {card['slices']} slices ({card['tumour_free_slices']} tumour-free)"
     facts = [
-        f"Trained on {made_of}, axial {train['first_slice']} to {train['last_slice']}: {', '.join(card['cases'])}.",
-        f"Licence of the data: {card['data_licence']}.",
+        f"Trained on {made_of}, axial {train['first_slice']} to {train['last_slice']}: {_names(card['cases'])}.",
+        f"Licence of the data: {markdown_text(card['data_licence'])}.",
         f"Made by `medad train DATA --out WEIGHTS{everyone}` with the settings in `card.json`, seed {train['seed']}.",
         f"The decoder kept is trained on all cases, for {card['decoder_steps']} of {train['decoder']['steps']} steps, "
         "as many as served the patients held out best. "
         f"Its scores are of {len(card['folds'])} decoders, each scored on patients it had not seen.",
-        f"The converter learned from maps of all patients but {', '.join(card['folds'][0])}, who chose its checkpoint. "
+        f"The converter learned from maps of all patients but {_names(card['folds'][0])}, who chose its checkpoint. "
         "Its scores are of these patients, so they flatter it a little.",
     ]
     parts = [
-        f"# Decoder and converter for {models['encoder']}, {models['text_encoder']} and {settings['llm']['model']}",
+        f"# Decoder and converter for {_names((models['encoder'], models['text_encoder']))} and "
+        + markdown_text(settings["llm"]["model"]),
         "For research. Not a medical device.",
         "\n".join(f"* {fact}" for fact in facts),
         "## Maps, held-out patients",
@@ -202,6 +204,10 @@ def _markdown(card: dict) -> str:
         _score_table(card["scores"]["converter"]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(map(markdown_text, names))
 
 
 def _score_table(scores: Scores) -> str:

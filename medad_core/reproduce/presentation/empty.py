@@ -10,9 +10,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from medad_core.media import markdown_text
 from medad_core.reproduce.presentation.facts import ThresholdNote
 from medad_core.reproduce.presentation.sheet import HEADLINE, PIXEL, Line, Sheet
-from medad_core.reproduce.presentation.words import escape, metric_words, rule_words
+from medad_core.reproduce.presentation.words import metric_words, rule_words
 from medad_core.reproduce.schema import ROWS
 
 
@@ -34,7 +35,7 @@ def empty_cells(sheet: Sheet, group: str) -> list[str]:
     for row in sheet.rows:
         reason = sheet.failed(row.name)
         if reason:
-            failed.append(f"{row.title} failed: {escape(reason)}")
+            failed.append(f"{row.title} failed: {markdown_text(reason)}")
         else:
             alive.append(row.name)
     undefined: list[_Empty] = []
@@ -87,7 +88,7 @@ def _sentences(empty: Iterable[_Empty], rows: Iterable[str]) -> list[str]:
     for cell in empty:
         by_reason[cell.reason][cell.row].append(cell)
     everyone = list(dict.fromkeys(rows))
-    return [f"{escape(reason)}: {'; '.join(_shared(by_row, everyone))}." for reason, by_row in by_reason.items()]
+    return [f"{markdown_text(reason)}: {'; '.join(_shared(by_row, everyone))}." for reason, by_row in by_reason.items()]
 
 
 def _shared(by_row: dict[str, list[_Empty]], everyone: list[str]) -> Iterator[str]:

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from medad_core.report.colour import legend_gradient
+from medad_core.report.environment import page_environment
 from medad_core.report.figures import OUTLINE, View, brain_view, map_uri, outline_path, slice_uri
 from medad_core.reproduce.presentation.facts import FALSE_NEGATIVE, FALSE_POSITIVE, GalleryRow, GallerySlice
 from medad_core.reproduce.presentation.sheet import Sheet
@@ -67,14 +67,7 @@ def render_gallery(sheet: Sheet, rows: Sequence[GalleryRow]) -> str:
 
     Rows come in the order of the table, patients first.
     """
-    environment = Environment(
-        loader=PackageLoader("medad_core.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=small, heading=heading)
+    environment = page_environment(number=small, heading=heading)
     pictures = _pictures(rows)
     return environment.get_template("gallery.html.j2").render(
         groups=[(group, list(_sections(sheet, group.name, rows, pictures))) for group in sheet.groups],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from medad_core.media import visible
 from medad_core.metrics.printed import interval_text, value_text
 from medad_core.reproduce.presentation.facts import GroupFacts
 from medad_core.reproduce.presentation.sheet import HEADLINE, Column, Sheet
@@ -54,7 +55,7 @@ def escaped(text: str) -> str:
     """`text` on one line as LaTeX prints it; a character that plain LaTeX lacks becomes a question mark."""
     commands = _SPECIAL | _BEYOND_ASCII
     special = "|".join(map(re.escape, commands))
-    replaced = re.sub(special, lambda match: commands[match[0]], " ".join(text.split()))
+    replaced = re.sub(special, lambda match: commands[match[0]], visible(" ".join(text.split())))
     return replaced.encode("ascii", "replace").decode()
 
 

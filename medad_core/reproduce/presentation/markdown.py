@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from medad_core.media import markdown_text
 from medad_core.metrics.printed import value_text
 from medad_core.reproduce.presentation.claims import claims
 from medad_core.reproduce.presentation.empty import empty_cells
@@ -23,7 +24,7 @@ from medad_core.reproduce.presentation.sections import (
     thresholds_table,
 )
 from medad_core.reproduce.presentation.sheet import Sheet
-from medad_core.reproduce.presentation.words import GENERATED, RULES, bullets, escape, heading
+from medad_core.reproduce.presentation.words import GENERATED, RULES, bullets, heading
 from medad_core.reproduce.schema import PHANTOMS
 
 
@@ -40,7 +41,7 @@ def render_markdown(sheet: Sheet) -> str:
 
 def _facts(sheet: Sheet) -> Iterable[str]:
     facts = sheet.facts
-    yield f"Data: {escape(facts.data)}."
+    yield f"Data: {markdown_text(facts.data)}."
     for group in sheet.groups:
         yield f"{heading(group.name)}: {_counted(group)}"
     yield _split(facts)
@@ -56,7 +57,7 @@ def _facts(sheet: Sheet) -> Iterable[str]:
         yield (
             "The paper's own numbers are from other patients and another split: not comparable, shown for orientation."
         )
-    yield from map(escape, facts.notes)
+    yield from map(markdown_text, facts.notes)
 
 
 def _split(facts: Facts) -> str:

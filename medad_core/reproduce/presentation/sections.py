@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from medad_core.media import markdown_text
 from medad_core.metrics.printed import DASH, markdown_table, value_text
 from medad_core.reproduce.presentation.empty import undefined_thresholds
 from medad_core.reproduce.presentation.facts import ThresholdNote
@@ -17,7 +18,6 @@ from medad_core.reproduce.presentation.words import (
     RULES,
     bracketed,
     bullets,
-    escape,
     mean,
     p_value,
     paper_numbers,
@@ -212,7 +212,7 @@ def _lines(sheet: Sheet, rows: Iterable[Row], cells: Cells) -> list[list[str]]:
     lines = []
     for row in rows:
         reason = sheet.failed(row.name)
-        of_row = [[f"failed: {escape(reason)}"]] if reason else cells(row)
+        of_row = [[f"failed: {markdown_text(reason)}"]] if reason else cells(row)
         lines += [[row.title, *line] for line in of_row]
     return lines
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 
-import pandas as pd
-
+from medad_core.media import write_csv
 from medad_core.reproduce.presentation.facts import GroupFacts, ThresholdNote
 from medad_core.reproduce.presentation.sheet import BALANCED, DECIDED, MAIN, PIXEL, TEXT, Column, Sheet
 from medad_core.reproduce.schema import Row
@@ -36,12 +35,12 @@ def wide_csv(sheet: Sheet) -> str:
     the proposed scheme and its p (paired bootstrap) of each headline number."""
     head = ["row", "title", "group", "status", "patients", "slices", "tumour_free", "seeds", "decision_rule"]
     numbers = [column.key + suffix for column in COLUMNS for suffix in _PARTS]
-    return _csv([*head, *numbers], [_record(sheet, group, row) for group in sheet.groups for row in sheet.rows])
+    return write_csv([*head, *numbers], [_record(sheet, group, row) for group in sheet.groups for row in sheet.rows])
 
 
 def thresholds_csv(notes: Iterable[ThresholdNote]) -> str:
     """The text of `thresholds.csv`: every threshold in full, the rule that chose it, or why there is none."""
-    return _csv([field.name for field in fields(ThresholdNote)], [list(asdict(note).values()) for note in notes])
+    return write_csv([field.name for field in fields(ThresholdNote)], [list(asdict(note).values()) for note in notes])
 
 
 def _record(sheet: Sheet, group: GroupFacts, row: Row) -> list[object]:
@@ -70,8 +69,3 @@ def _numbers(sheet: Sheet, group: str, row: str) -> Iterator[float | None]:
             value = None if line is None else getattr(line, name)
             # More digits would only show the order of summation, which differs between machines.
             yield None if value is None else round(value, 6)
-
-
-def _csv(header: list[str], rows: list[list[object]]) -> str:
-    # As objects, because pandas would make 2 seeds 2.0 where another row has none.
-    return pd.DataFrame(rows, columns=header, dtype=object).to_csv(index=False, lineterminator="\n")

@@ -6,7 +6,6 @@ percent sign stands only beside what the paper printed itself.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 
 from medad_core.metrics.printed import DASH, interval_text, value_text
@@ -94,8 +93,3 @@ def metric_words(metric: str) -> str:
 def bullets(sentences: Iterable[str]) -> str:
     """A Markdown list."""
     return "\n".join(f"- {sentence}" for sentence in sentences)
-
-
-def escape(text: str) -> str:
-    """Text of others (an error, a folder's name) that Markdown must not read as its own."""
-    return re.sub(r"([\\|<*`\[])", r"\\\1", " ".join(text.split()))

@@ -17,6 +17,7 @@ from flows.parameters import DEFAULTS, SettingsParameter
 from medad_core.config import Settings
 from medad_core.environment import package_versions
 from medad_core.errors import MedadError
+from medad_core.permissions import set_mode
 from medad_core.reproduce.units import LLM_ROWS, THROUGH_LLM, Unit, pending, units_of
 from medad_core.run.info import RunInfo, write_run_info
 from tasks.policy import with_policy
@@ -60,6 +61,7 @@ def reproduce(data: str, out: str, settings: SettingsParameter = DEFAULTS) -> Re
     """
     from medad_core.models.device import device_of
 
+    set_mode(settings.store.mode)
     with gpu_slot(device_of(settings)):
         made = _reproduce(data, out, settings)
     if made.failed:

@@ -19,6 +19,7 @@ from flows.stages import evaluate_within, stage_within
 from medad_core.inbox.folder import CohortFolder
 from medad_core.inbox.lock import locked
 from medad_core.inbox.screening import CohortOutcome, screen_inbox
+from medad_core.permissions import set_mode
 from medad_core.run.run import Run
 from medad_core.stages.complete import require_cases
 from medad_core.store import PART_STAGES
@@ -84,6 +85,7 @@ def _screen(run: Run, data: str, report: Report) -> Outcome:
 )
 def screen_cohort(inbox: str, cohort: str, settings: SettingsParameter = DEFAULTS, wait: bool = False) -> CohortOutcome:
     """Screen new and changed studies of `inbox`; a second command on the same cohort is refused, or waits."""
+    set_mode(settings.store.mode)
     folder = CohortFolder(cohort, Path(inbox))
     with locked(folder.folder, wait), outcome_reported("screen-cohort", folder.folder.name, settings) as report:
         outcome = screen_inbox(folder, Path(inbox).resolve(), settings, _screen_batch)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from medad_core import permissions
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
@@ -27,9 +29,15 @@ def shared_data() -> Path:
 def untouched():
     """Puts environment, logging and threads back: a command sets those of its process, and that is pytest's."""
     environment = dict(os.environ)
+    umask = os.umask(0o022)
+    os.umask(umask)
+    modes = dict(permissions._known)
     loggers = [logging.getLogger(name) for name in ("medad_core", "tasks", "flows")]
     before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
     yield
+    os.umask(umask)
+    permissions._known.clear()
+    permissions._known.update(modes)
     os.environ.clear()
     os.environ.update(environment)
     for logger, handlers, level, propagate in before:

@@ -27,6 +27,7 @@ FLOORS = (
         "medad_core.errors",
         "medad_core.environment",
         "medad_core.media",
+        "medad_core.permissions",
         "medad_core.progress",
         "medad_core.surroundings",
     },

@@ -25,6 +25,7 @@ from flows.interruption import (
 )
 from medad_core.errors import MedadError, UsageError
 from medad_core.media import visible
+from medad_core.permissions import Mode, set_mode
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -106,14 +107,17 @@ def _is_of_server(error: Exception) -> bool:
     return str(error.request.url).startswith(server_url() or "http://127.0.0.1:")
 
 
-def consoles(online: bool = False) -> Consoles:
+def consoles(online: bool = False, mode: Mode = "private") -> Consoles:
     """Both consoles; quietens the libraries, and keeps them off the network unless `online`.
+
+    What the command writes from now on may be read as `mode` says (`store.mode`).
 
     Raises UsageError where the models' hub is behind a proxy that cannot be used.
     """
     from flows.cli.quiet import prepare_process
     from flows.cli.terminal import terminal
 
+    set_mode(mode)
     terminals = Consoles(terminal(), terminal(stderr=True))
     prepare_process(_shown["tracebacks"], terminals.err, online)
     if online:

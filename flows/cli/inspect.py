@@ -32,8 +32,9 @@ def inspect(
     from medad_core.data.table import dataset_root, write_case_table
 
     _check_targets(out, sheet)
-    settings = load_settings(config, words or []).data
-    terminals = consoles()
+    loaded = load_settings(config, words or [])
+    settings = loaded.data
+    terminals = consoles(mode=loaded.store.mode)
     data = absolute(data)
     discovery = find_cases(data, settings)
     for line in summarise(discovery, settings.modality):
@@ -55,8 +56,9 @@ def inspect(
         terminals.out.print(f"and {len(odd) - SHOWN} more, all of them in the table (--out)")
     counts = Counter(verdicts.values())
     refused = counts["refuse"] + len(discovery.rejected)
-    used = counts["use"] + counts["warn"]
-    terminals.out.print(f"{used} to use ({counts['warn']} of them with a warning), {refused} refused")
+    terminals.out.print(
+        f"{counts['use'] + counts['warn']} to use ({counts['warn']} of them with a warning), {refused} refused"
+    )
     if out is not None:
         write_case_table(out, rows, dataset_root(data))
         terminals.out.print(f"table: {out}", soft_wrap=True)

@@ -46,7 +46,7 @@ def screen(
         raise UsageError("--refresh goes with --out; with --cohort, every command screens what has changed")
     settings = load_settings(config, words or [])
     keep_webhook(settings.notify)
-    terminals = consoles(online=not settings.models.offline)
+    terminals = consoles(online=not settings.models.offline, mode=settings.store.mode)
     if cohort is not None:
         return _screen_cohort(absolute(data), absolute(cohort), settings, wait, terminals)
     return _screen_run(absolute(data), absolute(str(out)), settings, refresh, terminals)
@@ -153,7 +153,7 @@ def evaluate(run: RunUri, words: Words = None) -> int:
         )
     settings = read_run_info(run).parsed_settings()
     changed = load_settings(None, [f"evaluate={settings.evaluate.model_dump_json()}", *words]).evaluate
-    terminals = consoles()
+    terminals = consoles(mode=settings.store.mode)
     with terminals.err.status("evaluating"):
         from flows.cli.server import start_temporary_server
         from flows.orchestrator import check_orchestration

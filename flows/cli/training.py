@@ -28,7 +28,7 @@ def train(
 
     settings = load_settings(config, words or [])
     out = absolute(out)
-    terminals = consoles(online=not settings.models.offline)
+    terminals = consoles(online=not settings.models.offline, mode=settings.store.mode)
     from flows.preflight import check_training
 
     _check(data, out, settings, terminals, lambda: check_training(settings))
@@ -84,7 +84,7 @@ def reproduce(
 
     settings = load_settings(config, words or [])
     out = absolute(out)
-    terminals = consoles(online=not settings.models.offline)
+    terminals = consoles(online=not settings.models.offline, mode=settings.store.mode)
     from flows.preflight import check_reproducing
 
     _check(data, out, settings, terminals, lambda: check_reproducing(out, settings))

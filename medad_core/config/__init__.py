@@ -13,6 +13,7 @@ from medad_core.config.settings import (
     ScalingSettings,
     Settings,
     SplitSettings,
+    StoreSettings,
 )
 from medad_core.config.train import TrainSettings
 
@@ -29,6 +30,7 @@ __all__ = [
     "ScalingSettings",
     "Settings",
     "SplitSettings",
+    "StoreSettings",
     "TrainSettings",
     "known_keys",
     "load_settings",

@@ -171,6 +171,14 @@ class FlowSettings(Section):
     ray_address: str | None = Field(None, description="null starts Ray on this machine")
 
 
+class StoreSettings(Section):
+    """How results are stored; changes no row."""
+
+    mode: Literal["private", "group", "umask"] = Field(
+        "private", description="who may read them: you alone, your group, or as the umask says"
+    )
+
+
 class InboxSettings(Section):
     """How an inbox is scanned (`medad screen INBOX --cohort FOLDER`); changes no row."""
 
@@ -210,6 +218,7 @@ class Settings(Section):
     llm: LLMSettings = LLMSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     flow: FlowSettings = FlowSettings()
+    store: StoreSettings = StoreSettings()
     inbox: InboxSettings = InboxSettings()
     notify: NotifySettings = NotifySettings()
     train: TrainSettings = TrainSettings()

@@ -19,6 +19,7 @@ from medad_core.data.source import check_data, find_cases
 from medad_core.data.table import dataset_root
 from medad_core.environment import package_versions
 from medad_core.errors import StoreError
+from medad_core.permissions import set_mode
 from medad_core.run.cohort import Cohort, cohort_of, find_stored, keep_cohort
 from medad_core.run.fields import DEALT_BY, settings_fields
 from medad_core.run.gather import open_cohort
@@ -40,6 +41,7 @@ class Run:
     """One pass of a cohort through the stages, in its folder `uri`. Safe for one thread at a time."""
 
     def __init__(self, uri: str, settings: Settings) -> None:
+        set_mode(settings.store.mode)
         self.uri = uri
         self.settings = settings
         self.stages = open_stages(uri)
@@ -56,6 +58,7 @@ class Run:
         In an existing run, nothing else is written than the stamps of files with the same content, and temporary files
         of killed writers are removed.
         """
+        set_mode(settings.store.mode)
         root = dataset_root(data)
         check_data(data, settings.data)
         claim_folder(root, out)

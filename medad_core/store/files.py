@@ -21,6 +21,7 @@ from typing import Any
 import fsspec
 
 from medad_core.errors import StoreError, UsageError, first_line
+from medad_core.permissions import file_mode
 from medad_core.store.regular import open_regular
 
 _TEMPORARY = ".tmp"
@@ -72,7 +73,8 @@ def _words(error: BaseException) -> str:
 def new_file(uri: str) -> Iterator[Path]:
     """A temporary local path to write to. When the block ends without an error, the file becomes `uri`, durably.
 
-    If the block raises, nothing is left. The folder of `uri` must exist. Raises StoreError.
+    If the block raises, nothing is left. The folder of `uri` must exist. `medad_core.permissions` says who may read the
+    file. Raises StoreError.
     """
     target = local_path(uri)
     folder = target.parent if target is not None else Path(tempfile.gettempdir())
@@ -85,6 +87,9 @@ def new_file(uri: str) -> Iterator[Path]:
                 fs, path = filesystem(uri)
                 fs.put_file(str(temporary), path)
             else:
+                mode = file_mode()
+                if mode is not None:
+                    temporary.chmod(mode)
                 _sync(temporary)
                 os.replace(temporary, target)
                 _sync(folder)

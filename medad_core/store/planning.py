@@ -30,6 +30,7 @@ HOW_MADE = frozenset(
         "root",
         "out",
         "run",
+        "mode",
     ]
 )
 

@@ -29,6 +29,7 @@ from medad_core.models.encoder import Encoder, load_encoder
 from medad_core.models.memory import free_memory
 from medad_core.models.text import load_sentences, load_text_encoder, text_features
 from medad_core.models.weights import AnyConverter, save_converter, save_decoder
+from medad_core.permissions import set_mode
 from medad_core.progress import ReportStep
 from medad_core.run.fingerprints import shared_fingerprint
 from medad_core.run.gather import by_index, find_cohort
@@ -72,6 +73,7 @@ def train(
     The split `test` is left out unless the settings say otherwise. `licence` is that of the data, for the card. Raises
     MedadError, before any training, where a fold held out leaves fewer than one case or only one kind of slice.
     """
+    set_mode(settings.store.mode)
     training = _begin(Path(data), Path(out), settings, progress)
     fitted = _fit_decoder(training)
     free_memory()  # the LLM needs it

@@ -5,7 +5,8 @@ id, path or reason can travel, whoever fills it in. A webhook never changes how 
 warning.
 
 The address may hold a token. It comes from `notify.webhook`, which no dump of the settings holds, or from the
-environment variable MEDAD_WEBHOOK, where workers find it. No message and no log names it.
+environment variable MEDAD_WEBHOOK, where workers find it. Both are checked by the same rule of the settings. No message
+and no log names it.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from functools import cache
 from typing import Annotated, Literal
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medad_core.config import NotifySettings
+from medad_core.errors import ConfigError
 from medad_core.surroundings.proxies import unusable_proxy_for
 
 log = logging.getLogger(__name__)
@@ -48,9 +50,27 @@ class Notification(BaseModel):
 
 
 def keep_webhook(settings: NotifySettings) -> None:
-    """Keep the address that settings name in this process's environment: settings that are sent on have it no more."""
-    if settings.webhook is not None:
-        os.environ[WEBHOOK_VARIABLE] = settings.webhook.get_secret_value()
+    """Keep the address that settings name in this process's environment: settings that are sent on have it no more.
+
+    Raises ConfigError where the environment names what is no address of a webhook.
+    """
+    address = webhook_of(settings)
+    if address is not None:
+        os.environ[WEBHOOK_VARIABLE] = address
+
+
+def webhook_of(settings: NotifySettings) -> str | None:
+    """The address in the settings, else that of the environment, None for none.
+
+    Raises ConfigError, which does not quote it, where it is no http:// or https:// address.
+    """
+    webhook = settings.webhook
+    if webhook is None:
+        try:
+            webhook = NotifySettings(webhook=os.environ.get(WEBHOOK_VARIABLE) or None).webhook
+        except ValidationError as error:
+            raise ConfigError(f"{WEBHOOK_VARIABLE} {error.errors()[0]['ctx']['error']}") from None
+    return None if webhook is None else webhook.get_secret_value()
 
 
 def notify(notification: Notification, settings: NotifySettings, attempts: int = ATTEMPTS) -> bool:
@@ -58,8 +78,12 @@ def notify(notification: Notification, settings: NotifySettings, attempts: int =
 
     Raises nothing, and takes `timeout_s` + `PAUSE_S` seconds an attempt at most.
     """
-    address = settings.webhook.get_secret_value() if settings.webhook else os.environ.get(WEBHOOK_VARIABLE, "")
-    if not address:
+    try:
+        address = webhook_of(settings)
+    except ConfigError as error:
+        log.warning("no notification: %s", error)
+        return False
+    if address is None:
         return False
     body = notification.model_dump_json().encode()
     delivered = threading.Event()

@@ -143,7 +143,7 @@ def test_a_webhook_that_hangs_is_left_in_time(caplog):
 
 @pytest.mark.parametrize(
     "url",
-    ["http://127.0.0.1:9/s3cr3t", "http://no-such-host.invalid/s3cr3t", "http://[s3cr3t", "http://127.0.0.1:s3cr3t/"],
+    ["http://127.0.0.1:9/s3cr3t", "http://no-such-host.invalid/s3cr3t"],
 )
 def test_an_address_that_leads_nowhere_is_a_warning_that_does_not_name_it(url, caplog):
     assert not notify(FINISHED, settings(url, 2.0))
@@ -188,3 +188,27 @@ def test_a_wrong_address_is_refused_without_quoting_it(value):
     with pytest.raises(ConfigError, match=r"notify\.webhook: should start with") as caught:
         load_settings(None, [f"notify.webhook={value}"])
     assert TOKEN not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "file:///s3cr3t",
+        "data:,s3cr3t",
+        "ftp://host/s3cr3t",
+        "http:///s3cr3t",
+        "http://a s3cr3t",
+        "http://[s3cr3t",
+        "http://127.0.0.1:s3cr3t/",
+        "s3cr3t",
+    ],
+)
+def test_both_ways_in_take_web_addresses_alone(address, monkeypatch, caplog):
+    with pytest.raises(ConfigError, match=r"notify\.webhook") as refused:
+        load_settings(None, [f"notify.webhook='{address}'"])
+    monkeypatch.setenv(WEBHOOK_VARIABLE, address)
+    with pytest.raises(ConfigError, match=f"{WEBHOOK_VARIABLE} should start with") as of_environment:
+        keep_webhook(NotifySettings())
+    assert not notify(FINISHED, NotifySettings())
+    assert "no notification" in caplog.text
+    assert TOKEN not in f"{refused.value}{of_environment.value}{caplog.text}"

@@ -36,7 +36,10 @@ def serve(
     """
     from flows.cli.service import Service
     from flows.cli.terminal import terminal
+    from medad_core.config import NotifySettings
+    from medad_core.notify import keep_webhook
 
+    keep_webhook(NotifySettings())
     _check_port(host, port)
     stdout = terminal()
     stderr = terminal(stderr=True)

@@ -8,6 +8,7 @@ holds the two together.
 from __future__ import annotations
 
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveInt, SecretStr, field_validator, model_validator
 
@@ -205,9 +206,18 @@ class NotifySettings(Section):
     @classmethod
     def _address(cls, value: object) -> object:
         # The message must not quote the address.
-        if value is None or (isinstance(value, str) and value.startswith(("http://", "https://"))):
+        if value is None or (isinstance(value, str) and _is_web_address(value)):
             return value
-        raise ValueError("should start with http:// or https://, or be null")
+        raise ValueError("should start with http:// or https:// and a host, or be null")
+
+
+def _is_web_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and text.isprintable() and " " not in text
+    except ValueError:  # half a bracket, or a port that is no number
+        return False
 
 
 class Settings(Section):

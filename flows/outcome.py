@@ -20,6 +20,7 @@ from flows.courtesy import show_on_server
 from medad_core.config import Settings
 from medad_core.errors import UsageError
 from medad_core.notify import ATTEMPTS, Notification, notify
+from medad_core.store.lock import LockedError
 
 SHORT_TIMEOUT_S = 1.0  # the time that an ending process waits for its webhook
 
@@ -68,7 +69,7 @@ def failure_reported(kind: str, name: str, settings: Settings) -> Iterator[None]
     begun = time.monotonic()
     try:
         yield
-    except UsageError:
+    except (UsageError, LockedError):
         raise
     except Exception:
         seconds = round(time.monotonic() - begun, 1)

@@ -22,9 +22,9 @@ def check_cohort(inbox: str, cohort: str, settings: Settings, wait: bool) -> Non
     from medad_core.data.discovery import check_folder
     from medad_core.data.own_folders import check_name
     from medad_core.inbox.folder import CohortFolder
-    from medad_core.inbox.lock import check_free
     from medad_core.run.fingerprints import run_fingerprint
     from medad_core.run.run import check_models
+    from medad_core.store.lock import check_free
 
     check_folder(inbox, settings.data.modality)
     check_name(Path(inbox).resolve())

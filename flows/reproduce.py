@@ -20,6 +20,7 @@ from medad_core.errors import MedadError
 from medad_core.permissions import set_mode
 from medad_core.reproduce.units import LLM_ROWS, THROUGH_LLM, Unit, pending, units_of
 from medad_core.run.info import RunInfo, write_run_info
+from medad_core.store.lock import held
 from tasks.policy import with_policy
 from tasks.reproduce import (
     Reproduced,
@@ -62,7 +63,7 @@ def reproduce(data: str, out: str, settings: SettingsParameter = DEFAULTS) -> Re
     from medad_core.models.device import device_of
 
     set_mode(settings.store.mode)
-    with gpu_slot(device_of(settings)):
+    with held(out), gpu_slot(device_of(settings)):
         made = _reproduce(data, out, settings)
     if made.failed:
         raise RowsFailed(made)

@@ -17,12 +17,12 @@ from flows.outcome import Report, outcome_reported
 from flows.parameters import DEFAULTS, SettingsParameter
 from flows.stages import evaluate_within, stage_within
 from medad_core.inbox.folder import CohortFolder
-from medad_core.inbox.lock import locked
 from medad_core.inbox.screening import CohortOutcome, screen_inbox
 from medad_core.permissions import set_mode
 from medad_core.run.run import Run
 from medad_core.stages.complete import require_cases
 from medad_core.store import PART_STAGES
+from medad_core.store.lock import check_unheld, locked
 from tasks.whole import Outcome
 
 
@@ -52,8 +52,12 @@ def screen(data: str, run: str, settings: SettingsParameter = DEFAULTS, refresh:
     name; with `refresh`, the parts that hold it are made again in every stage, and predictions, metrics and page
     follow. The splits stay as they were dealt, whatever a mask says now.
     """
-    with outcome_reported("screen", name_parts(run)[0], settings) as report:
-        return _screen(Run.open(data, run, settings, refresh), data, report)
+    check_unheld(run)
+    with (
+        outcome_reported("screen", name_parts(run)[0], settings) as report,
+        Run.held(data, run, settings, refresh) as opened,
+    ):
+        return _screen(opened, data, report)
 
 
 def screen_run(run: Run, data: str) -> Outcome:

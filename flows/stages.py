@@ -22,6 +22,7 @@ from flows.parameters import DEFAULTS, SettingsParameter
 from medad_core.run.run import Run
 from medad_core.stages.complete import complete_stage, plan_stage
 from medad_core.store import StageProgress
+from medad_core.store.lock import held
 from tasks.policy import with_policy
 from tasks.whole import Outcome
 from tasks.whole import evaluate_run as evaluate_task
@@ -45,31 +46,36 @@ OPTIONS = {"persist_result": False, "flow_run_name": _run_name}
 @flow(name="slices", description="Volumes to slices.", **OPTIONS)
 def slices(run: str, settings: SettingsParameter = DEFAULTS) -> StageProgress:
     """Cut the cohort of a run into slices."""
-    return make_stage(Run.reopen(run, settings), "slices")
+    with held(run):
+        return make_stage(Run.reopen(run, settings), "slices")
 
 
 @flow(name="maps", description="Slices to anomaly maps.", **OPTIONS)
 def maps(run: str, settings: SettingsParameter = DEFAULTS) -> StageProgress:
     """Draw an anomaly map of every slice."""
-    return make_stage(Run.reopen(run, settings), "maps")
+    with held(run):
+        return make_stage(Run.reopen(run, settings), "maps")
 
 
 @flow(name="prompts", description="Anomaly maps to prompt embeddings.", **OPTIONS)
 def prompts(run: str, settings: SettingsParameter = DEFAULTS) -> StageProgress:
     """Turn every map into tokens that the LLM can read."""
-    return make_stage(Run.reopen(run, settings), "prompts")
+    with held(run):
+        return make_stage(Run.reopen(run, settings), "prompts")
 
 
 @flow(name="answers", description="Prompt embeddings to answers.", **OPTIONS)
 def answers(run: str, settings: SettingsParameter = DEFAULTS) -> StageProgress:
     """Let the LLM answer for every slice whether there is an anomaly, and where."""
-    return make_stage(Run.reopen(run, settings), "answers")
+    with held(run):
+        return make_stage(Run.reopen(run, settings), "answers")
 
 
 @flow(name="evaluate", description="Stage files to predictions, metrics and page.", **OPTIONS)
 def evaluate(run: str, settings: SettingsParameter | None = None) -> Outcome:
     """Write predictions, metrics and page of a finished run; without settings, with those of the run."""
-    return evaluate_run(Run.reopen(run, settings))
+    with held(run):
+        return evaluate_run(Run.reopen(run, settings))
 
 
 def make_stage(run: Run, name: str, machine_is_well: bool = False) -> StageProgress:

@@ -9,6 +9,7 @@ from prefect.runtime import flow_run
 
 from flows.gpu import gpu_slot
 from flows.parameters import DEFAULTS, SettingsParameter
+from medad_core.store.lock import held
 from tasks.policy import with_policy
 from tasks.whole import Trained, train_weights
 
@@ -22,5 +23,5 @@ def train(data: str, out: str, settings: SettingsParameter = DEFAULTS, licence: 
     """Train decoder and converter on every labelled case below `data`; run it again to resume."""
     from medad_core.models.device import device_of
 
-    with gpu_slot(device_of(settings)):
+    with held(out), gpu_slot(device_of(settings)):
         return with_policy(train_weights, "train", settings.flow)(data, out, settings, licence)

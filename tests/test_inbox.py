@@ -26,12 +26,12 @@ from medad_core.config import load_settings
 from medad_core.data.nifti import UNREADABLE, hash_whole
 from medad_core.errors import StoreError, UsageError
 from medad_core.inbox.folder import CohortFolder
-from medad_core.inbox.lock import LockedError, holder, locked
 from medad_core.inbox.prune import NOTE, prune
 from medad_core.inbox.scan import InboxScan, scan_inbox
 from medad_core.inbox.verify import verify_cohort
 from medad_core.run.rejected import QUARANTINED
 from medad_core.store import PREDICTIONS, Item, stage_of, write_table
+from medad_core.store.lock import LockedError, holder, locked
 
 SETTINGS = load_settings(None, [*WORDS, "inbox.settle_s=0"])
 FINGERPRINT = {"model": "one"}
@@ -454,7 +454,7 @@ def test_pruning_keeps_predictions_and_the_view_can_be_made_again(cohort, inbox)
 HOLD = """
 import sys, time
 from pathlib import Path
-from medad_core.inbox.lock import locked
+from medad_core.store.lock import locked
 with locked(Path(sys.argv[1])):
     print('held', flush=True)
     time.sleep(60)

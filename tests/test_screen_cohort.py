@@ -17,9 +17,9 @@ from flows.screen import screen_cohort
 from medad_core.config import load_settings
 from medad_core.faults.suspect import Suspect
 from medad_core.inbox.folder import CohortFolder
-from medad_core.inbox.lock import locked
 from medad_core.run.rejected import QUARANTINED
 from medad_core.stages import slices
+from medad_core.store.lock import locked
 
 pytest_plugins = ("prefect_harness",)
 COHORT_WORDS = [*WORDS, "inbox.settle_s=0"]
@@ -82,7 +82,7 @@ def test_a_cohort_in_use_is_refused_before_anything_starts(nights, untouched):
     inbox, cohort = nights[:2]
     with locked(cohort):
         result = medad("screen", inbox, "--cohort", cohort, *COHORT_WORDS)
-    assert result.exit_code == 1 and "is being screened by process" in result.stderr and "--wait" in result.stderr
+    assert result.exit_code == 1 and "is in use by process" in result.stderr and "--wait" in result.stderr
 
 
 def test_other_settings_are_refused_naming_them(nights, untouched):

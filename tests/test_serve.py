@@ -35,7 +35,7 @@ from test_notify import Hook
 from test_screen_cohort import without_brain
 
 from flows.cli.groups import Group
-from medad_core.inbox.lock import holder
+from medad_core.store.lock import holder
 
 pytest_plugins = ("prefect_harness",)
 NIGHTLY = "screen-cohort/nightly-ward"

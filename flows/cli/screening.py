@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,24 +56,25 @@ def screen(
 def _screen_run(data: str, out: str, settings: Settings, refresh: bool, terminals: Consoles) -> int:
     from flows.cli.progress import watching
 
-    with terminals.err.status("checking data, models and settings"):
-        from flows.artifacts import name_parts
-        from flows.cli.server import start_temporary_server
-        from flows.orchestrator import check_orchestration
-        from flows.outcome import failure_reported
-        from flows.screen import screen_run
-        from medad_core.data.summary import summarise
-        from medad_core.run.run import Run
+    with ExitStack() as stack:
+        with terminals.err.status("checking data, models and settings"):
+            from flows.artifacts import name_parts
+            from flows.cli.server import start_temporary_server
+            from flows.orchestrator import check_orchestration
+            from flows.outcome import failure_reported
+            from flows.screen import screen_run
+            from medad_core.data.summary import summarise
+            from medad_core.run.run import Run
 
-        check_orchestration(settings)
-        with failure_reported("screen", name_parts(out)[0], settings):
-            run = Run.open(data, out, settings, refresh)
-        if run.discovery is not None:
-            for line in (*summarise(run.discovery, settings.data.modality), *_levels_of(run)):
-                terminals.err.print(line, soft_wrap=True)
-        start_temporary_server()
-    with watching(lambda: out, terminals.err):
-        outcome = screen_run(run, data)
+            check_orchestration(settings)
+            with failure_reported("screen", name_parts(out)[0], settings):
+                run = stack.enter_context(Run.held(data, out, settings, refresh))
+            if run.discovery is not None:
+                for line in (*summarise(run.discovery, settings.data.modality), *_levels_of(run)):
+                    terminals.err.print(line, soft_wrap=True)
+            start_temporary_server()
+        with watching(lambda: out, terminals.err):
+            outcome = screen_run(run, data)
     return _report_outcome(outcome, terminals)
 
 
@@ -158,8 +160,10 @@ def evaluate(run: RunUri, words: Words = None) -> int:
         from flows.cli.server import start_temporary_server
         from flows.orchestrator import check_orchestration
         from flows.stages import evaluate as evaluate_flow
+        from medad_core.store.lock import check_unheld
 
         check_orchestration(settings)
+        check_unheld(run)
         start_temporary_server()
         outcome = evaluate_flow(run, settings.model_copy(update={"evaluate": changed}))
     return _report_outcome(outcome, terminals)

@@ -8,13 +8,13 @@ from rich.table import Table
 
 from flows.cli.tables import plain_table, status_table
 from medad_core.inbox.folder import CohortFolder
-from medad_core.inbox.lock import holder
 from medad_core.inbox.prune import NOTE
 from medad_core.inbox.records import Batch, Ledger
 from medad_core.run.info import read_run_info
 from medad_core.store import PART_STAGES, StageProgress, join, stage_of
 from medad_core.store.files import read_bytes
 from medad_core.store.listing import size_of
+from medad_core.store.lock import holder
 
 RESULTS = ("predictions.parquet", "metrics.md", "report.html", "rejected.csv")
 SHOWN = 20  # cases of a kind that are named; ledger.json has them all

@@ -46,7 +46,9 @@ def _check(data: str, out: str, settings: Settings, terminals: Consoles, check: 
     from medad_core.data.source import check_data, find_cases
     from medad_core.data.table import dataset_root
     from medad_core.store import check_writable
+    from medad_core.store.lock import check_unheld
 
+    check_unheld(out)
     check_data(data, settings.data)
     claim_folder(dataset_root(data), out)
     find_cases(data, settings.data)

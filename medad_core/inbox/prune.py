@@ -12,9 +12,9 @@ from pathlib import Path
 
 from medad_core.errors import UsageError
 from medad_core.inbox.folder import CohortFolder, is_cohort
-from medad_core.inbox.lock import locked
 from medad_core.store import PART_STAGES, write_text
 from medad_core.store.files import explained, sweep
+from medad_core.store.lock import locked
 
 NOTE = "pruned.txt"
 _NOTE_TEXT = (

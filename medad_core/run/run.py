@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,7 @@ from medad_core.run.staleness import compare_inputs, forget_cases, named, refuse
 from medad_core.run.warnings import Warned, write_warnings
 from medad_core.store import Stage, check_writable, open_stages
 from medad_core.store.files import sweep
+from medad_core.store.lock import check_unheld, held
 
 if TYPE_CHECKING:
     from medad_core.run.fingerprints import ResolvedModels
@@ -58,19 +61,29 @@ class Run:
         In an existing run, nothing else is written than the stamps of files with the same content, and temporary files
         of killed writers are removed.
         """
-        set_mode(settings.store.mode)
-        root = dataset_root(data)
-        check_data(data, settings.data)
-        claim_folder(root, out)
-        discovery = find_cases(data, settings.data)
-        check_writable(out)
-        mark_folder(out)
+        discovery = _prepare(data, out, settings)
+        return cls._opened(data, out, settings, refresh, discovery)
+
+    @classmethod
+    @contextmanager
+    def held(cls, data: str, out: str, settings: Settings, refresh: bool = False) -> Iterator[Run]:
+        """`open`, and hold the folder `out` while the block runs: a second command is refused.
+
+        Raises LockedError as well, which names the process that holds it.
+        """
+        check_unheld(out)
+        discovery = _prepare(data, out, settings)
+        with held(out):
+            yield cls._opened(data, out, settings, refresh, discovery)
+
+    @classmethod
+    def _opened(cls, data: str, out: str, settings: Settings, refresh: bool, discovery: Discovery) -> Run:
         run = cls(out, settings)
         check_models(settings)
         _ = run.models
         run.discovery = discovery
         stored = find_stored(out)
-        run.cohort = open_cohort(out, stored, root, discovery, settings.data, run._is_dealt())
+        run.cohort = open_cohort(out, stored, dataset_root(data), discovery, settings.data, run._is_dealt())
         run.settle_inputs(refresh)
         keep_cohort(out, stored, run.cohort)
         run.sweep()
@@ -157,6 +170,18 @@ class Run:
     def write_warnings(self) -> list[Warned]:
         """Write `warnings.csv`; returns its rows. Raises StoreError."""
         return write_warnings(self.uri, self.stage("slices"), self.inputs)
+
+
+def _prepare(data: str, out: str, settings: Settings) -> Discovery:
+    """The cases below `data`, and a folder `out` that their results can be written to."""
+    set_mode(settings.store.mode)
+    root = dataset_root(data)
+    check_data(data, settings.data)
+    claim_folder(root, out)
+    discovery = find_cases(data, settings.data)
+    check_writable(out)
+    mark_folder(out)
+    return discovery
 
 
 def check_models(settings: Settings) -> None:

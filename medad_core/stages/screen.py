@@ -30,13 +30,13 @@ def screen(data: str, out: str, settings: Settings | None = None, refresh: bool 
 
     A case whose volume or mask has changed since is refused by name; with `refresh` it is made again.
     """
-    run = Run.open(data, out, settings or Settings(), refresh)
-    for name in PART_STAGES:
-        plan_stage(run, name)
-        progress = complete_stage(run, name, LoopExecutor(run, name))
-        require_cases(run, progress)
-    run.note(data)
-    return evaluate_run(run)
+    with Run.held(data, out, settings or Settings(), refresh) as run:
+        for name in PART_STAGES:
+            plan_stage(run, name)
+            progress = complete_stage(run, name, LoopExecutor(run, name))
+            require_cases(run, progress)
+        run.note(data)
+        return evaluate_run(run)
 
 
 class LoopExecutor:

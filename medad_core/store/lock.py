@@ -1,0 +1,133 @@
+"""A lock that allows one command at a time to write to a run, a cohort or a folder of weights.
+
+One decision: it is a kernel lock (`flock`) on an open file. The kernel releases it when the process ends, so there are
+no stale locks. The content of the file is for people only. The package filelock is not suitable: it opens the file for
+writing and empties it, which erases the holder's name and excludes readers without write permission. A lock file that
+is a link is refused: it would be written to wherever it leads.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from medad_core.errors import MedadError
+from medad_core.media import visible
+from medad_core.store.files import explained, local_path
+from medad_core.store.regular import open_lock
+
+NAME = ".lock"
+POLL_S = 0.2
+GRACE_S = 1.0  # `holder` shares the lock for a moment, which is no reason to refuse
+WAIT = "wait for it, or give --wait"
+_LONGEST_NOTE = 4096  # bytes
+_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+class LockedError(MedadError):
+    """Another process writes to the same folder."""
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = False, way_out: str = WAIT) -> Iterator[None]:
+    """Hold a folder while the block runs. With `wait`, wait for another process that holds it.
+
+    Raises LockedError naming the holder, and `way_out`, otherwise; StoreError if the lock cannot be written.
+    """
+    with explained("lock", str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = open_lock(folder / NAME)
+    try:
+        with explained("lock", str(folder)):
+            _acquire(descriptor, folder, wait, way_out)
+            note = {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "since": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(note).encode(), 0)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                os.ftruncate(descriptor, 0)
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child that still runs has the same lock
+        os.close(descriptor)
+
+
+@contextmanager
+def held(uri: str) -> Iterator[None]:
+    """Hold the existing folder `uri` while the block runs. Other filesystems than the local one have no locks.
+
+    Raises LockedError naming the holder, StoreError if the lock cannot be written.
+    """
+    folder = local_path(uri)
+    if folder is None or not folder.is_dir():
+        yield
+        return
+    with locked(folder, way_out="wait until it ends"):
+        yield
+
+
+def check_unheld(uri: str) -> None:
+    """Raise LockedError if another process holds the folder `uri` now; nothing is written."""
+    folder = local_path(uri)
+    if folder is not None:
+        check_free(folder, "wait until it ends")
+
+
+def check_free(folder: Path, way_out: str = WAIT) -> None:
+    """Raise LockedError if another process holds the folder now."""
+    name = holder(folder)
+    if name is not None:
+        raise LockedError(_refusal(folder, name, way_out))
+
+
+def holder(folder: Path) -> str | None:
+    """The process that holds the folder ("process 1 on host since …"), None if none does. Only reads the lock file."""
+    with explained("read", str(folder / NAME)):
+        try:
+            descriptor = os.open(folder / NAME, os.O_RDONLY | _FLAGS)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            return None if _taken(descriptor, fcntl.LOCK_SH) else _holder(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _acquire(descriptor: int, folder: Path, wait: bool, way_out: str) -> None:
+    patience = time.monotonic() + GRACE_S
+    while not _taken(descriptor, fcntl.LOCK_EX):
+        if not wait and time.monotonic() > patience:
+            raise LockedError(_refusal(folder, _holder(descriptor), way_out))
+        time.sleep(POLL_S)
+
+
+def _refusal(folder: Path, name: str, way_out: str) -> str:
+    return f"{folder} is in use by {name}; {way_out}"
+
+
+def _taken(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        note = json.loads(os.pread(descriptor, _LONGEST_NOTE, 0))
+        return visible(f"process {note['pid']} on {note['host']} since {note['since']}")
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

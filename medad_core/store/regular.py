@@ -50,29 +50,25 @@ def read_utf8(path: str | Path) -> str:
 def open_lock(path: str | Path) -> int:
     """The descriptor of a file that is locked and may be written to, made if there is none; nothing is cut off.
 
-    Raises OSError, also for a link, and for a file that has a second name elsewhere.
+    Raises OSError, also for a link. A backup by hard links gives it a second name, which does no harm.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW
     try:
-        descriptor = os.open(path, flags, 0o644)
+        descriptor = os.open(path, flags, 0o666)  # less what the umask says
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise _refusal("a link", path) from error
         raise
-    if _require_regular(descriptor, path).st_nlink > 1:
-        os.close(descriptor)
-        raise _refusal("a hard link", path)
+    _require_regular(descriptor, path)
     return descriptor
 
 
-def _require_regular(descriptor: int, path: str | Path) -> os.stat_result:
-    """The facts of an opened file, which is closed if it is no regular one."""
-    facts = os.fstat(descriptor)
-    kind = kind_of(facts)
+def _require_regular(descriptor: int, path: str | Path) -> None:
+    """Close an opened file that is no regular one, and raise OSError."""
+    kind = kind_of(os.fstat(descriptor))
     if kind is not None:
         os.close(descriptor)
         raise _refusal(kind, path)
-    return facts
 
 
 def _refusal(kind: str, path: str | Path) -> OSError:

@@ -8,8 +8,7 @@ without its folders.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,19 @@ import yaml
 from prefect import Flow
 from prefect.cli.deploy._models import PrefectYamlModel
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import DeploymentScheduleCreate, GlobalConcurrencyLimitCreate, WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import RunnerDeployment
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.exceptions import ObjectNotFound
 from prefect.flows import load_flow_from_entrypoint
 from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.templating import apply_values, find_placeholders
-from prefect.workers.process import ProcessWorker
 from pydantic import ValidationError
 
 import medad_core
 from flows.gpu import LIMIT
+from flows.pools import ensure_pool
 from medad_core.config import Settings
 from medad_core.config.yaml_reader import StrictLoader
 from medad_core.errors import ConfigError
@@ -104,10 +103,11 @@ def register(
 ) -> list[str]:
     """Create missing pools and the limit, and create or update every deployment that has its variables.
 
-    `settings`, if given, are those of their runs. Returns the names of the deployments.
+    `settings`, if given, are those of their runs. Returns the names of the deployments. Raises ConfigError for a
+    deployment with job variables.
     """
-    for pool in dict.fromkeys(entry.pool for entry in entries):
-        _ensure_pool(client, pool)
+    closed = {pool for pool in dict.fromkeys(entry.pool for entry in entries) if ensure_pool(client, pool)}
+    _refuse_variables(entries, closed)
     _ensure_limit(client)
     return [_register(entry, version, settings) for entry in entries if not entry.missing]
 
@@ -145,19 +145,14 @@ def _schedule(config: Mapping[str, Any]) -> DeploymentScheduleCreate:
         ) from error
 
 
-def _ensure_pool(client: SyncPrefectClient, name: str) -> None:
-    try:
-        client.read_work_pool(name)
-    except ObjectNotFound:
-        template = ProcessWorker.get_default_base_job_template()
-        with suppress(ObjectAlreadyExists):  # a starting worker also creates its pool
-            client.create_work_pool(
-                WorkPoolCreate(
-                    name=name,
-                    type="process",
-                    base_job_template=template,
-                    description="Flow runs of medad, each in a process of its own.",
-                )
+def _refuse_variables(entries: Sequence[Entry], closed: Collection[str]) -> None:
+    """Raise ConfigError for a deployment that gives a pool of ours what it takes from nobody."""
+    for entry in entries:
+        given = entry.config["work_pool"].get("job_variables")
+        if given and entry.pool in closed:
+            raise ConfigError(
+                f"{entry.pattern}: job_variables: pool {entry.pool} takes none; set the environment of its flow runs "
+                "where its worker is started"
             )
 
 

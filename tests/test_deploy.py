@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 from prefect import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.workers.process import ProcessWorker
 from test_cli import expect_line, medad
 
 from flows import standing
 from flows.deployments import FILE, read_entries
 from flows.gpu import LIMIT
+from flows.pools import TEMPLATE
 from medad_core.config import Settings
 from medad_core.errors import ConfigError
 
@@ -107,6 +110,23 @@ def test_what_is_ours_and_not_in_the_file_is_orphaned(client, tmp_path):
 def test_a_pool_without_a_worker_is_named_with_the_command_that_starts_one(client, tmp_path):
     result = deploy(tmp_path)
     assert "reproduce/tables: no worker is online for it: medad serve --pool medad-gpu" in result.stderr
+
+
+def test_a_pool_that_takes_commands_is_closed_and_a_pool_of_another_kind_stays(client, tmp_path):
+    open_to_all = ProcessWorker.get_default_base_job_template()
+    client.create_work_pool(WorkPoolCreate(name="old", type="process", base_job_template=open_to_all))
+    client.create_work_pool(WorkPoolCreate(name="other", type="kubernetes", base_job_template=open_to_all))
+    for pool in ("old", "other"):
+        assert deploy(tmp_path, "--pool", pool).exit_code == 0
+    assert client.read_work_pool("old").base_job_template == TEMPLATE
+    assert client.read_work_pool("other").base_job_template == open_to_all
+
+
+def test_a_file_that_gives_a_pool_variables_is_refused(tmp_path, server):
+    file = tmp_path / "prefect.yaml"
+    variables = "work_pool: {name: medad-cpu, job_variables: {env: {A: b}}}"
+    file.write_text(FILE.read_text().replace("work_pool: {name: medad-cpu}", variables))
+    expect_line(deploy(tmp_path, "--file", file), 2, "job_variables: pool medad-cpu takes none")
 
 
 def test_prefect_takes_the_file_too(client, tmp_path):

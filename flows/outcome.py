@@ -16,6 +16,7 @@ from prefect import get_client, tags
 from prefect.context import FlowRunContext, TagsContext
 
 from flows.artifacts import publish
+from flows.cancellation import stop_if_cancelled
 from flows.courtesy import show_on_server
 from medad_core.config import Settings
 from medad_core.errors import UsageError
@@ -37,7 +38,7 @@ class Report:
 def outcome_reported(kind: str, name: str, settings: Settings) -> Iterator[Report]:
     """Tag the flow run with its cohort while the block runs; report the end to webhook and server.
 
-    `kind` is screen or screen-cohort. Errors pass through.
+    `kind` is screen or screen-cohort. Errors pass through. Raises CancelledRun where the flow run was cancelled.
     """
     report = Report()
     begun = time.monotonic()
@@ -52,6 +53,7 @@ def outcome_reported(kind: str, name: str, settings: Settings) -> Iterator[Repor
     try:
         with tags(*marks):
             yield report
+        stop_if_cancelled()
     except Exception:
         notify(notification("failed"), settings.notify)
         raise

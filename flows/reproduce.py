@@ -11,6 +11,7 @@ from prefect import Task, flow
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner
 
+from flows.cancellation import cancellable, stop_if_cancelled
 from flows.executor import interruptible, task_runner
 from flows.gpu import gpu_slot
 from flows.parameters import DEFAULTS, SettingsParameter
@@ -63,11 +64,16 @@ def reproduce(data: str, out: str, settings: SettingsParameter = DEFAULTS) -> Re
     from medad_core.models.device import device_of
 
     set_mode(settings.store.mode)
-    with held(out), gpu_slot(device_of(settings)):
-        made = _reproduce(data, out, settings)
-    if made.failed:
-        raise RowsFailed(made)
-    return made
+
+    def work() -> Reproduced:
+        with held(out), gpu_slot(device_of(settings)):
+            made = _reproduce(data, out, settings)
+        stop_if_cancelled()
+        if made.failed:
+            raise RowsFailed(made)
+        return made
+
+    return cancellable(work)
 
 
 def _reproduce(data: str, out: str, settings: Settings) -> Reproduced:

@@ -13,6 +13,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.artifacts import name_parts
+from flows.cancellation import cancellable
 from flows.outcome import Report, outcome_reported
 from flows.parameters import DEFAULTS, SettingsParameter
 from flows.stages import evaluate_within, stage_within
@@ -53,11 +54,15 @@ def screen(data: str, run: str, settings: SettingsParameter = DEFAULTS, refresh:
     follow. The splits stay as they were dealt, whatever a mask says now.
     """
     check_unheld(run)
-    with (
-        outcome_reported("screen", name_parts(run)[0], settings) as report,
-        Run.held(data, run, settings, refresh) as opened,
-    ):
-        return _screen(opened, data, report)
+
+    def work() -> Outcome:
+        with (
+            outcome_reported("screen", name_parts(run)[0], settings) as report,
+            Run.held(data, run, settings, refresh) as opened,
+        ):
+            return _screen(opened, data, report)
+
+    return cancellable(work)
 
 
 def screen_run(run: Run, data: str) -> Outcome:
@@ -68,7 +73,7 @@ def screen_run(run: Run, data: str) -> Outcome:
             return _screen(run, data, report)
 
     opened = flow(name="screen", description=screen.description, flow_run_name=run_name(data), persist_result=False)
-    return opened(work)()
+    return opened(lambda: cancellable(work))()
 
 
 def _screen(run: Run, data: str, report: Report) -> Outcome:
@@ -91,11 +96,15 @@ def screen_cohort(inbox: str, cohort: str, settings: SettingsParameter = DEFAULT
     """Screen new and changed studies of `inbox`; a second command on the same cohort is refused, or waits."""
     set_mode(settings.store.mode)
     folder = CohortFolder(cohort, Path(inbox))
-    with locked(folder.folder, wait), outcome_reported("screen-cohort", folder.folder.name, settings) as report:
-        outcome = screen_inbox(folder, Path(inbox).resolve(), settings, _screen_batch)
-        report.counts = outcome.counts()
-        report.runs = tuple(str(folder.run_of(batch.batch)) for batch in outcome.batches)
-        return outcome
+
+    def work() -> CohortOutcome:
+        with locked(folder.folder, wait), outcome_reported("screen-cohort", folder.folder.name, settings) as report:
+            outcome = screen_inbox(folder, Path(inbox).resolve(), settings, _screen_batch)
+            report.counts = outcome.counts()
+            report.runs = tuple(str(folder.run_of(batch.batch)) for batch in outcome.batches)
+            return outcome
+
+    return cancellable(work)
 
 
 def _screen_batch(run: Run, machine_is_well: bool) -> str:

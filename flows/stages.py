@@ -15,6 +15,7 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from flows.artifacts import name_parts, progress_shown
+from flows.cancellation import cancellable, stop_if_cancelled
 from flows.executor import FlowExecutor, range_count
 from flows.gpu import gpu_slot
 from flows.outcome import untagged
@@ -47,35 +48,35 @@ OPTIONS = {"persist_result": False, "flow_run_name": _run_name}
 def slices(run: str, settings: SettingsParameter = DEFAULTS) -> StageProgress:
     """Cut the cohort of a run into slices."""
     with held(run):
-        return make_stage(Run.reopen(run, settings), "slices")
+        return cancellable(lambda: make_stage(Run.reopen(run, settings), "slices"))
 
 
 @flow(name="maps", description="Slices to anomaly maps.", **OPTIONS)
 def maps(run: str, settings: SettingsParameter = DEFAULTS) -> StageProgress:
     """Draw an anomaly map of every slice."""
     with held(run):
-        return make_stage(Run.reopen(run, settings), "maps")
+        return cancellable(lambda: make_stage(Run.reopen(run, settings), "maps"))
 
 
 @flow(name="prompts", description="Anomaly maps to prompt embeddings.", **OPTIONS)
 def prompts(run: str, settings: SettingsParameter = DEFAULTS) -> StageProgress:
     """Turn every map into tokens that the LLM can read."""
     with held(run):
-        return make_stage(Run.reopen(run, settings), "prompts")
+        return cancellable(lambda: make_stage(Run.reopen(run, settings), "prompts"))
 
 
 @flow(name="answers", description="Prompt embeddings to answers.", **OPTIONS)
 def answers(run: str, settings: SettingsParameter = DEFAULTS) -> StageProgress:
     """Let the LLM answer for every slice whether there is an anomaly, and where."""
     with held(run):
-        return make_stage(Run.reopen(run, settings), "answers")
+        return cancellable(lambda: make_stage(Run.reopen(run, settings), "answers"))
 
 
 @flow(name="evaluate", description="Stage files to predictions, metrics and page.", **OPTIONS)
 def evaluate(run: str, settings: SettingsParameter | None = None) -> Outcome:
     """Write predictions, metrics and page of a finished run; without settings, with those of the run."""
     with held(run):
-        return evaluate_run(Run.reopen(run, settings))
+        return cancellable(lambda: evaluate_run(Run.reopen(run, settings)))
 
 
 def make_stage(run: Run, name: str, machine_is_well: bool = False) -> StageProgress:
@@ -107,9 +108,13 @@ def evaluate_within(run: Run) -> Outcome:
 
 
 def flow_within(name: str, run_name: str, work: Callable[[], Result]) -> Result:
-    """Run `work` in its own flow run. It has no parameters, so Prefect does not serialise the opened run."""
+    """Run `work` in its own flow run. It has no parameters, so Prefect does not serialise the opened run.
+
+    Raises CancelledRun where it or the flow run around it is cancelled.
+    """
+    stop_if_cancelled()
     with _one_heartbeat():
-        return flow(name=name, flow_run_name=run_name, persist_result=False)(work)()
+        return flow(name=name, flow_run_name=run_name, persist_result=False)(lambda: cancellable(work))()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows.cancellation import cancellable
 from flows.gpu import gpu_slot
 from flows.parameters import DEFAULTS, SettingsParameter
 from medad_core.store.lock import held
@@ -23,5 +24,8 @@ def train(data: str, out: str, settings: SettingsParameter = DEFAULTS, licence: 
     """Train decoder and converter on every labelled case below `data`; run it again to resume."""
     from medad_core.models.device import device_of
 
-    with held(out), gpu_slot(device_of(settings)):
-        return with_policy(train_weights, "train", settings.flow)(data, out, settings, licence)
+    def work() -> Trained:
+        with held(out), gpu_slot(device_of(settings)):
+            return with_policy(train_weights, "train", settings.flow)(data, out, settings, licence)
+
+    return cancellable(work)

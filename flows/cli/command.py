@@ -23,7 +23,7 @@ from flows.interruption import (
     end_if_left_behind,
     signals_as_errors,
 )
-from medad_core.errors import MedadError, UsageError
+from medad_core.errors import MedadError, UsageError, first_line
 from medad_core.media import visible
 from medad_core.permissions import Mode, set_mode
 
@@ -73,9 +73,10 @@ def exits(function: Callable[..., int | None]) -> Callable[..., None]:
             complain(str(error))
             code = WRONG_USAGE if isinstance(error, UsageError) else FAILED
         except Exception as error:
-            if _shown["tracebacks"] or not _is_of_server(error):
+            line = None if _shown["tracebacks"] else _line_of_server(error)
+            if line is None:
                 raise
-            complain(_server_gone(error))
+            complain(line)
             code = FAILED
         except (KeyboardInterrupt, Terminated) as signal:
             code = TERMINATED if isinstance(signal, Terminated) else INTERRUPTED
@@ -89,6 +90,16 @@ def exits(function: Callable[..., int | None]) -> Callable[..., None]:
 def complain(text: str) -> None:
     """Write one line to stderr."""
     typer.echo(f"medad: {visible(text)}", err=True)
+
+
+def _line_of_server(error: Any) -> str | None:
+    """What the user reads where Prefect's server ended the command; None for any other error."""
+    if _is_of_server(error):
+        return _server_gone(error)
+    exceptions = sys.modules.get("prefect.exceptions")
+    if exceptions is not None and isinstance(error, exceptions.CancelledRun):
+        return f"{first_line(error)}; the same command goes on where it stopped"
+    return None
 
 
 def _server_gone(error: Any) -> str:

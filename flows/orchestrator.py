@@ -7,7 +7,9 @@ starts, never a failed flow run.
 from __future__ import annotations
 
 import importlib.util
+from base64 import b64encode
 
+from flows.access import CLIENT, how_to_export, use_auth_string
 from medad_core.config import FlowSettings, Settings
 from medad_core.errors import UsageError
 from medad_core.surroundings.proxies import settle_proxies, unusable_proxy_for
@@ -46,9 +48,36 @@ def check_orchestration(settings: Settings) -> None:
     fault = server_fault(url) if url else None
     if fault is not None:
         raise UsageError(
-            f"PREFECT_API_URL: no Prefect server answers at {url} ({fault}); start it with `prefect server start`, "
+            f"PREFECT_API_URL: no Prefect server answers at {url} ({fault}); start it with `medad serve`, "
             "or unset PREFECT_API_URL"
         ) from fault
+    if url:
+        use_auth_string(url)
+        check_auth_string(url)
+
+
+def check_auth_string(url: str) -> None:
+    """Raise UsageError where the Prefect server at `url` refuses this process."""
+    if is_refused(url):
+        raise UsageError(
+            f"{CLIENT}: the Prefect server at {url} refuses it, or it is not set; the user of `medad serve` has the "
+            f"server's: {how_to_export()}"
+        )
+
+
+def is_refused(url: str, timeout_s: float = SERVER_TIMEOUT_S) -> bool:
+    """Whether the Prefect server at `url` wants another authentication string than that of this process."""
+    import httpx
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
+
+    text = PREFECT_API_AUTH_STRING.value()
+    if PREFECT_API_KEY.value() and not text:
+        return False  # of Prefect's cloud
+    headers = {"Authorization": f"Basic {b64encode(text.encode()).decode()}"} if text else {}
+    try:
+        return httpx.get(f"{url}/version", headers=headers, timeout=timeout_s).status_code == httpx.codes.UNAUTHORIZED
+    except httpx.HTTPError:
+        return False  # it has answered a moment ago: whoever asks it next says so
 
 
 def check_proxy(key: str, url: str) -> None:
@@ -73,7 +102,7 @@ def check_runner(settings: FlowSettings, device: str = "cpu") -> None:
     if settings.runner != "thread" and not server_url():
         # Each worker process would start a temporary server of its own, and they would lock each other's SQLite.
         raise UsageError(
-            f"flow.runner: {settings.runner} needs a Prefect server; start one with `prefect server start`, "
+            f"flow.runner: {settings.runner} needs a Prefect server; start one with `medad serve`, "
             "then set PREFECT_API_URL=http://127.0.0.1:4200/api, or set flow.runner=thread"
         )
 

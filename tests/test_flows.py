@@ -9,11 +9,16 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prefect import get_client
+from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelled, Cancelling
+from test_cli import expect_line, medad
 
+from flows import stages
 from flows.orchestrator import check_orchestration, check_runner
 from flows.screen import screen
-from flows.stages import maps, slices
+from flows.stages import evaluate_run, maps, slices
 from medad_core.config import FlowSettings, Settings, load_settings
 from medad_core.errors import ConfigError, StoreError, UsageError
 from medad_core.faults.classify import can_heal
@@ -155,7 +160,7 @@ def test_processes_give_the_rows_that_threads_give(screened, tmp_path):
 def test_workers_of_other_processes_are_refused_without_a_server_before_anything_runs(runner):
     with (
         temporary_settings(restore_defaults={PREFECT_API_URL}),
-        pytest.raises(UsageError, match=r"flow\.runner: ray is not installed|prefect server start"),
+        pytest.raises(UsageError, match=r"flow\.runner: ray is not installed|medad serve"),
     ):
         check_runner(FlowSettings(runner=runner))
 
@@ -166,10 +171,31 @@ def test_ray_is_refused_where_its_tasks_would_need_a_gpu(monkeypatch):
         for words, refused in (
             (["models.device=auto"], "shows no GPU"),
             (["models.device=cuda:0"], "shows no GPU"),
-            (["models.device=cpu"], "prefect server start|not installed"),
+            (["models.device=cpu"], "medad serve|not installed"),
         ):
             with pytest.raises(UsageError, match=refused):
                 check_orchestration(load_settings(None, ["flow.runner=ray", *words]))
+
+
+@pytest.mark.parametrize(("state", "where"), [(Cancelling, "evaluate"), (Cancelled, "evaluate"), (Cancelled, "screen")])
+def test_a_run_that_somebody_cancels_is_no_success(screened, copied, monkeypatch, state, where):
+    """Somebody cancels the flow run of the evaluation, or the one around it, in the middle of the evaluation."""
+    seen = []
+
+    def evaluate_while_somebody_cancels(run):
+        with get_client(sync_client=True) as client:
+            own = client.read_flow_run(FlowRunContext.get().flow_run.id)
+            outer = client.read_task_run(own.parent_task_run_id).flow_run_id
+            seen[:] = [own.id, outer]
+            client.set_flow_run_state({"evaluate": own.id, "screen": outer}[where], state())
+        return evaluate_run(run)
+
+    monkeypatch.setattr(stages, "evaluate_run", evaluate_while_somebody_cancels)
+    result = medad("screen", screened.data, "--out", copied, *screened.words)
+    expect_line(result, 1, "was cancelled on the server; the same command goes on where it stopped")
+    with get_client(sync_client=True) as client:
+        own, outer = (client.read_flow_run(run).state for run in seen)
+    assert outer.is_cancelled() and own.is_cancelled() is (where == "evaluate")
 
 
 def test_a_server_that_does_not_answer_is_named_before_the_run(screened):

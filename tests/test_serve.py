@@ -8,18 +8,22 @@ import shutil
 import signal
 import socket
 import sqlite3
+import stat
 import subprocess
 import sys
 import tempfile
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from prefect import get_client
+from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterKey,
@@ -28,17 +32,23 @@ from prefect.client.schemas.filters import (
     LogFilter,
     LogFilterFlowRunId,
 )
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
+from prefect.workers.process import ProcessWorker
 from prefect_harness import WORDS, write_case
 from test_notify import Hook
 from test_screen_cohort import without_brain
 
 from flows.cli.groups import Group
+from flows.orchestrator import check_auth_string
+from flows.pools import TEMPLATE
+from medad_core.errors import UsageError
 from medad_core.store.lock import holder
 
 pytest_plugins = ("prefect_harness",)
 NIGHTLY = "screen-cohort/nightly-ward"
+POOL = "medad-cpu"
 CLI = [sys.executable, "-m", "flows.cli"]
 COHORT_WORDS = [*WORDS, "inbox.settle_s=0"]
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
@@ -78,6 +88,14 @@ class Served:
     @property
     def port(self) -> int:
         return int(self.url.split(":")[2].split("/")[0])
+
+    @property
+    def auth_file(self) -> Path:
+        return self.folder / "home" / "medad-server.auth"
+
+    @property
+    def auth_string(self) -> str:
+        return self.auth_file.read_text().strip()
 
     def medad(self, *words: object) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -135,7 +153,7 @@ def hook():
 def served(tmp_path_factory, hook):
     with (
         serving(tmp_path_factory.mktemp("served") / "ours", MEDAD_WEBHOOK=hook.url) as served,
-        temporary_settings({PREFECT_API_URL: served.url}),
+        temporary_settings({PREFECT_API_URL: served.url, PREFECT_API_AUTH_STRING: served.auth_string}),
     ):
         yield served
 
@@ -216,6 +234,55 @@ def test_a_port_in_use_is_one_clear_line(served, deployed):
 def test_a_server_logs_everything_once(served, deployed):
     complaints = [line for line in served.log.splitlines() if "| ERROR" in line or "| WARNING" in line]
     assert len(complaints) < 20 and "Traceback" not in served.log, served.log
+
+
+def test_only_the_user_of_the_server_may_speak_to_it(served, deployed):
+    assert stat.S_IMODE(served.auth_file.stat().st_mode) == 0o600
+    assert httpx.get(f"{served.url}/health").status_code == 200
+    for refused in ({}, {"Authorization": "Basic " + b64encode(b"medad:guessed").decode()}):
+        assert httpx.get(f"{served.url}/version", headers=refused).status_code == 401
+        assert httpx.post(f"{served.url}/flow_runs/filter", json={}, headers=refused).status_code in (401, 403)
+    check_auth_string(served.url)
+    with (
+        temporary_settings(restore_defaults={PREFECT_API_AUTH_STRING}),
+        pytest.raises(UsageError, match=r"PREFECT_API_AUTH_STRING: the Prefect server at .* refuses it"),
+    ):
+        check_auth_string(served.url)
+
+
+def test_the_authentication_string_is_on_no_command_line_and_nowhere_printed(served, deployed):
+    lines = [" ".join(process.cmdline()) for process in served.family()]
+    assert lines and not [line for line in lines if served.auth_string in line]
+    assert served.auth_string not in served.log and str(served.auth_file) in served.log
+    assert served.auth_string not in deployed[0].stdout + deployed[0].stderr
+
+
+def test_no_page_of_another_origin_or_of_another_name_reaches_the_server(served, deployed):
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    for origin, allowed in ((served.url.removesuffix("/api"), True), ("http://example.org", False)):
+        answer = httpx.options(f"{served.url}/flow_runs/filter", headers={"Origin": origin, **asked})
+        assert ("access-control-allow-origin" in answer.headers) is allowed
+    for host, status in (("localhost", 200), ("127.0.0.1:4200", 200), ("medad.example.org", 400)):
+        assert httpx.get(f"{served.url}/health", headers={"Host": host}).status_code == status
+
+
+def test_who_starts_a_run_gives_it_no_command_and_no_environment(served, deployed):
+    """Neither now, nor with a run that waits since its pool had Prefect's own template."""
+    written = served.folder / "written"
+    wishes = {"command": f"touch {written}", "env": {"MEDAD_CACHE": str(written)}, "working_dir": str(written)}
+    with get_client(sync_client=True) as client:
+        nightly = client.read_deployment_by_name(NIGHTLY)
+        for name, value in wishes.items():
+            with pytest.raises(PrefectHTTPStatusError, match="422"):
+                client.create_flow_run_from_deployment(nightly.id, job_variables={name: value})
+        open_to_all = ProcessWorker.get_default_base_job_template()
+        client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=open_to_all, is_paused=True))
+        run = client.create_flow_run_from_deployment(nightly.id, job_variables={"command": wishes["command"]}).id
+        assert served.medad("deploy").returncode == 0
+        client.update_work_pool(POOL, WorkPoolUpdate(is_paused=False))
+        until(lambda: state_of(run).is_final())
+        assert client.read_work_pool(POOL).base_job_template == TEMPLATE
+    assert state_of(run).is_completed() and not written.exists(), state_of(run)
 
 
 def engine_of(served) -> psutil.Process | None:

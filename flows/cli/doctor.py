@@ -20,7 +20,7 @@ from flows.cli.inventory import embedded_weights, packaged_models
 from flows.cli.surroundings import look_around
 from flows.cli.tables import plain_table
 from medad_core.environment import installed_version
-from medad_core.errors import MedadError, first_line
+from medad_core.errors import MedadError, UsageError, first_line
 from medad_core.models.cache import cache_root
 
 NEEDED = ("torch", "transformers", "prefect", "nibabel", "isal", "pyarrow", "onnx", "gguf")
@@ -123,15 +123,21 @@ def _cache() -> Finding:
 def _server() -> Finding:
     if installed_version("prefect") is None:
         return Finding("fault", "Prefect server", "prefect is not installed", "make setup")
-    from flows.orchestrator import server_fault, server_url
+    from flows.access import use_auth_string
+    from flows.orchestrator import check_auth_string, server_fault, server_url
 
     url = server_url()
     if url is None:
-        remedy = "for other runners than thread: prefect server start"
+        remedy = "for other runners than thread: medad serve"
         return Finding("ok", "Prefect server", "a temporary one for each command", remedy)
     fault = server_fault(url, timeout_s=5.0)
     if fault is not None:
         state = f"{url} does not answer ({type(fault).__name__})"
-        remedy = "start it with `prefect server start`, or unset PREFECT_API_URL"
+        remedy = "start it with `medad serve`, or unset PREFECT_API_URL"
         return Finding("fault", "Prefect server", state, remedy)
+    try:
+        use_auth_string(url)
+        check_auth_string(url)
+    except UsageError as error:
+        return Finding("fault", "Prefect server", f"{url} answers, but not to this user", str(error))
     return Finding("ok", "Prefect server", f"{url} answers")

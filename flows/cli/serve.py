@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from flows.cli.service import Service
 
 HOST_HELP = (
-    "Address to listen on. The server asks nobody for a password: leave it at this machine, "
-    "or set PREFECT_SERVER_API_AUTH_STRING."
+    "Address to listen on. At one that other machines reach, nothing is encrypted: "
+    "leave it at this machine, or on a network that you trust."
 )
 POOL_HELP = "Work pool to work for; may be given more than once. [default: medad-cpu]"
 
@@ -65,8 +65,19 @@ def _greeting(service: Service) -> tuple[str, str]:
     pools = ", ".join(service.workers)
     return (
         f"Prefect server {service.url} with {_database()}; work pools {pools}; Ctrl-C ends both",
-        f"elsewhere: export PREFECT_API_URL={service.url}/api",
+        f"elsewhere: export PREFECT_API_URL={service.url}/api; {_access()}",
     )
+
+
+def _access() -> str:
+    """How others than `medad` get the server's authentication string, which is never shown."""
+    from prefect.settings import PREFECT_SERVER_API_AUTH_STRING
+
+    from flows.access import CLIENT, SERVER, how_to_export
+
+    if PREFECT_SERVER_API_AUTH_STRING.value():
+        return f"{CLIENT} as in {SERVER}"
+    return f"for commands of Prefect's own also {how_to_export()}"
 
 
 def _ended_by_itself(group: Group) -> MedadError:

@@ -1,22 +1,23 @@
 """A Prefect server and a worker for each of its pools, which start and end together.
 
-One decision: they are Prefect's own commands, each a process group with the flow runs that it starts. All of them end
+One decision: they are Prefect's own programs, each a process group with the flow runs that it starts. All of them end
 when asked to, when one of them dies, and when this process is killed. A run that ends with its worker is marked as
 crashed, now or by the next `medad serve`: nobody else would, and its deployment would take it for running still.
 """
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from flows.access import CLIENT, SERVER, server_auth_string
 from flows.cli.groups import GRACE_S, Group
 from flows.orchestrator import server_fault
-from medad_core.errors import MedadError
+from medad_core.errors import MedadError, in_one_line
 from medad_core.surroundings.processes import piped_environment, python_command
 from medad_core.surroundings.proxies import settle_proxies
 
@@ -29,11 +30,12 @@ START_S = 180.0  # a server with an empty database takes a minute on a small mac
 HEALTH_TIMEOUT_S = 5.0
 HEALTH_POLL_S = 0.5  # each look takes CPU time from the server that starts
 SERVER_GRACE_S = 3.0  # a server waits for open connections, for ever
-REPORT_TIMEOUT_S = 5.0  # that a server has to take which runs crashed
+REQUEST_TIMEOUT_S = 5.0  # that a server has to take which runs crashed, or a work pool
 SERVICE_ENVIRONMENT = {  # where the user has set nothing else
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     # Slots of runs that died with the server are given back after its next start; those in its memory never would be.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
     "PYTHONUNBUFFERED": "1",
 }
 FLOW_RUN_VARIABLES = (  # those of `flows.cli.quiet.PREFECT` that flow runs need as well
@@ -54,21 +56,23 @@ class Service:
         self.workers = {pool: f"{socket.gethostname()}:{port} {pool}" for pool in pools}
         self.groups: list[Group] = []
         self.signals: list[int] = []
-        self.environment = _service_environment(f"{self.url}/api")
+        self.auth_string = server_auth_string()
+        self.environment = _service_environment(self)
 
     def start(self) -> bool:
         """Start all. False where a signal came, or a group ended, meanwhile.
 
         Raises MedadError where the server does not answer within START_S.
         """
-        self._start_group("server", "server", "start", "--host", self.host, "--port", str(self.port))
+        self._start_group("server", "flows.api_server", self.host, str(self.port))
         self._wait_for_server()
         if self.is_running():
-            mark_crashed(self.url, self.workers.values())  # of a machine that lost its power
+            self._mark_crashed()  # of a machine that lost its power
+            self._ensure_pools()
         for pool, name in self.workers.items():
             if self.is_running():
-                worker = ["worker", "start", "--pool", pool, "--type", "process", "--name", name]
-                self._start_group(f"worker of {pool}", *worker, "--install-policy", "never")
+                words = ["--pool", pool, "--type", "process", "--name", name, "--install-policy", "never"]
+                self._start_group(f"worker of {pool}", "prefect", "--no-prompt", "worker", "start", *words)
         return self.is_running()
 
     def is_running(self) -> bool:
@@ -90,7 +94,7 @@ class Service:
         for ending in endings:
             ending.join()
         if server_runs and workers and not self._at_once():
-            mark_crashed(self.url, self.workers.values())
+            self._mark_crashed()
         for group in server:
             group.end(SERVER_GRACE_S, self._at_once)
 
@@ -98,20 +102,58 @@ class Service:
         until = time.monotonic() + START_S
         while self.is_running() and not self._server_answers():
             if time.monotonic() > until:
+                for line in self.groups[0].last:
+                    self._print(line)
                 raise MedadError(
-                    f"the Prefect server did not answer within {START_S:.0f} s; "
-                    f"start it alone to see why: prefect server start --port {self.port}"
+                    f"the Prefect server did not answer within {START_S:.0f} s; its last lines are above, "
+                    "and `medad doctor` shows what may be in its way"
                 )
             time.sleep(HEALTH_POLL_S)
 
     def _server_answers(self) -> bool:
         return server_fault(f"{self.url}/api", HEALTH_TIMEOUT_S, trust_env=False) is None
 
+    def _mark_crashed(self) -> None:
+        with suppress(Exception), self._client() as client:  # the files have the state of the work; this is for people
+            mark_crashed(client, self.workers.values())
+
+    def _ensure_pools(self) -> None:
+        """Raises MedadError where the server does not take them: its workers would make open ones."""
+        from flows.pools import ensure_pool
+
+        try:
+            with self._client() as client:
+                for pool in self.workers:
+                    ensure_pool(client, pool)
+        except Exception as error:
+            raise MedadError(f"the Prefect server does not take the work pools: {in_one_line(error)}") from error
+
+    @contextmanager
+    def _client(self) -> Iterator[SyncPrefectClient]:
+        """A client of the server, which gives up soon."""
+        from prefect import get_client
+        from prefect.settings import (
+            PREFECT_API_AUTH_STRING,
+            PREFECT_API_REQUEST_TIMEOUT,
+            PREFECT_API_URL,
+            PREFECT_CLIENT_MAX_RETRIES,
+            temporary_settings,
+        )
+
+        settings = {
+            PREFECT_API_URL: f"{self.url}/api",
+            PREFECT_API_AUTH_STRING: self.auth_string,
+            PREFECT_API_REQUEST_TIMEOUT: REQUEST_TIMEOUT_S,
+            PREFECT_CLIENT_MAX_RETRIES: 0,
+        }
+        with temporary_settings(settings), get_client(sync_client=True) as client:
+            yield client
+
     def _at_once(self) -> bool:
         return len(self.signals) > 1
 
     def _start_group(self, name: str, *words: str) -> None:
-        command = python_command("-m", "prefect", "--no-prompt", *words)
+        command = python_command("-m", *words)
         self.groups.append(Group(name, command, self.environment, self._print, once=name == "server"))
 
     def _print(self, line: str) -> None:
@@ -124,44 +166,34 @@ def _url(host: str, port: int) -> str:
     return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
-def _service_environment(api_url: str) -> dict[str, str]:
+def _service_environment(service: Service) -> dict[str, str]:
     """Environment of server and workers: what the user has set comes before our defaults."""
     from flows.cli.quiet import LIBRARIES, PREFECT
 
-    password = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
-    if password is not None:  # workers need it, and so does `mark_crashed` in this process
-        os.environ.setdefault("PREFECT_API_AUTH_STRING", password)
+    api_url = f"{service.url}/api"
     flow_runs = {name: PREFECT[name] for name in FLOW_RUN_VARIABLES}
     settle_proxies(api_url)
-    return {**LIBRARIES, **SERVICE_ENVIRONMENT, **flow_runs, **piped_environment(), "PREFECT_API_URL": api_url}
+    # Its page asks the server by one address, and is opened by either.
+    origins = dict.fromkeys([service.url, f"http://127.0.0.1:{service.port}", f"http://localhost:{service.port}"])
+    return {
+        **LIBRARIES,
+        **SERVICE_ENVIRONMENT,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(origins),
+        **flow_runs,
+        **piped_environment(),
+        "PREFECT_API_URL": api_url,
+        SERVER: service.auth_string,
+        CLIENT: service.auth_string,
+    }
 
 
-def mark_crashed(url: str, workers: Collection[str]) -> None:
-    """Set the unfinished flow runs of `workers`, and the flow runs within them, to Crashed on the server at `url`.
-
-    A server that does not answer is left alone.
-    """
-    from prefect import get_client
-    from prefect.settings import (
-        PREFECT_API_REQUEST_TIMEOUT,
-        PREFECT_API_URL,
-        PREFECT_CLIENT_MAX_RETRIES,
-        temporary_settings,
-    )
+def mark_crashed(client: SyncPrefectClient, workers: Collection[str]) -> None:
+    """Set the unfinished flow runs of `workers`, and the flow runs within them, to Crashed."""
     from prefect.states import Crashed
 
-    settings = {
-        PREFECT_API_URL: f"{url}/api",
-        PREFECT_API_REQUEST_TIMEOUT: REPORT_TIMEOUT_S,
-        PREFECT_CLIENT_MAX_RETRIES: 0,
-    }
     message = "It ended with its worker; the next run goes on where it stopped."
-    try:
-        with temporary_settings(settings), get_client(sync_client=True) as client:
-            for run in _unfinished_runs(client, workers):
-                client.set_flow_run_state(run.id, Crashed(message=message))
-    except Exception:  # the files have the state of the work; this is for people who look at the server
-        return
+    for run in _unfinished_runs(client, workers):
+        client.set_flow_run_state(run.id, Crashed(message=message))
 
 
 def _unfinished_runs(client: SyncPrefectClient, workers: Collection[str]) -> list[FlowRun]:

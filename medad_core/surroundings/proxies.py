@@ -125,11 +125,13 @@ def _own_hosts(server_url: str | None) -> list[str]:
         host = urlsplit(server_url or "").hostname
     except ValueError:
         return []
-    return [host] if host and _is_own(host) else []
+    return [host] if host and is_this_machine(host) else []
 
 
-def _is_own(host: str) -> bool:
+def is_this_machine(host: str) -> bool:
     """Whether a host is this machine: its name, or an address that it can listen on. No name is looked up."""
+    if host in LOOPBACK:
+        return True
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

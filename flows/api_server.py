@@ -1,0 +1,62 @@
+"""Prefect's server as medad starts it: `python -m flows.api_server HOST PORT`, or `… FD` of a socket that is bound.
+
+One decision: the application is Prefect's own, in front of which only the name in a request's `Host` is checked. A page
+of the web whose name was pointed at this machine's address reaches nothing: its requests still bear that name.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import sys
+
+from fastapi import FastAPI
+
+
+def hosts_of(address: str) -> list[str]:
+    """The names by which a server that listens on `address` may be asked; all, where other machines may ask it."""
+    try:
+        is_local = ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        is_local = address == "localhost"
+    # Other machines know this one by names that it does not know itself.
+    return ["localhost", "127.0.0.1", "[::1]", "::1", address, f"[{address}]"] if is_local else ["*"]
+
+
+def application(address: str) -> FastAPI:
+    """Prefect's application, which answers requests for `hosts_of(address)` alone."""
+    from prefect.server.api.server import create_app
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    app = create_app(final=True)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts_of(address), www_redirect=False)
+    return app
+
+
+def main() -> None:
+    """Run the server until a signal ends it."""
+    import uvicorn
+    from prefect.settings import get_current_settings
+
+    settings = get_current_settings().server
+    options = {
+        "lifespan": "on",
+        "timeout_keep_alive": settings.api.keepalive_timeout,
+        "ws_ping_interval": settings.api.websocket_ping_interval,
+        "ws_ping_timeout": settings.api.websocket_ping_timeout,
+        "log_level": settings.logging_level.lower(),
+    }
+    if len(sys.argv) == 2:
+        bound = socket.socket(fileno=int(sys.argv[1]))
+        options["log_level"] = "error"
+        config = uvicorn.Config(application(bound.getsockname()[0]), **options)
+        server = uvicorn.Server(config)
+        server.run(sockets=[bound])
+        sys.exit(0 if server.started else os.EX_UNAVAILABLE)
+    host, port = sys.argv[1:]
+    uvicorn.run(application(host), host=host, port=int(port), **options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 # make setup   the environment in .venv          make demo   screen a phantom cohort
 # make lint    ruff, its formatter and mypy      make test   the tests
-# make faults  runs that are killed, starved and cut off, on purpose (10 minutes)
+# make faults  runs that are killed, starved and cut off, on purpose (25 minutes)
 # make fuzz    files and folders that nobody would make, others each time (10 minutes)
 # make clean   remove environment and demo
 # make lock    the hashes of requirements-cpu.lock, after a change of a pin

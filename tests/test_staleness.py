@@ -8,8 +8,6 @@ import gzip
 import os
 import shutil
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +34,7 @@ from medad_core.stages.evaluate import evaluate_run
 from medad_core.stages.loading import load_converter_of, load_map_models, load_prompt_of
 from medad_core.store import PART_STAGES, bookkeeping, stage_of
 
-ROOT = Path(__file__).parents[1]
+pytest_plugins = ("prefect_harness",)
 CASES = [f"BraTS2021_{number:05d}" for number in range(4)]
 
 
@@ -517,17 +515,17 @@ def test_status_and_evaluation_do_not_look_at_the_data(copied):
     assert evaluate_run(run).cases == 4
 
 
-def test_the_command_refuses_and_refreshes(copied):
+def test_the_command_refuses_and_refreshes(server, copied):
     """`medad screen` for real, once: a plain file that was corrected in place and has the same size."""
     correct(copied / "data", 3)
     words = [*WORDS, "data.last_slice=60", "data.cases_per_part=1"]
-    command = [sys.executable, "-m", "flows.cli", "screen", str(copied / "data"), "--out", str(copied / "one"), *words]
-    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert refused.returncode == 1 and len(refused.stderr.strip().splitlines()) == 1
+    command = ["screen", str(copied / "data"), "--out", str(copied / "one"), *words]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 1 and len(refused.stderr.strip().splitlines()) == 1
     assert f"was made: {CASES[3]}; add --refresh" in refused.stderr
     before = parts_of(copied / "one")
-    refreshed = subprocess.run([*command, "--refresh"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert refreshed.returncode == 0, refreshed.stderr
+    refreshed = CliRunner().invoke(app, [*command, "--refresh"])
+    assert refreshed.exit_code == 0, refreshed.output
     assert made_again(before, parts_of(copied / "one")) == {f"{name}/part-00003.parquet" for name in PART_STAGES}
     rows = pd.read_parquet(copied / "one" / "predictions.parquet")
     maps_now = stage_of(str(copied / "one"), "maps").read(["case_id", "anomaly_score"]).to_pandas()

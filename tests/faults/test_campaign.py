@@ -26,7 +26,7 @@ from prefect_harness import WORDS, break_case, write_case
 from medad_core.inbox.folder import CohortFolder
 
 pytest_plugins = ("prefect_harness",)
-KILLS = int(os.environ.get("MEDAD_KILLS", "50"))
+KILLS = int(os.environ.get("MEDAD_KILLS", "20"))
 SEED = 20261123
 KILLS_A_NIGHT = 12
 # The latest kill, as a share of an undisturbed life: one that goes on where another stopped ends in that time.

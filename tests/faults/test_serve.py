@@ -114,7 +114,7 @@ class Served:
 def serving(folder: Path, **variables: str) -> Iterator[Served]:
     folder.mkdir(exist_ok=True)
     port = free_port()
-    path = [str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    path = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
     environment = {
         **inherited,

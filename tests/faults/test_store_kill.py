@@ -20,7 +20,7 @@ import pytest
 from medad_core.errors import StoreError
 from medad_core.store import Item, Stage
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 SCHEMA = pa.schema(
     [
         pa.field("case_id", pa.string(), nullable=False),
@@ -200,7 +200,7 @@ def test_the_same_command_completes_a_killed_run_to_the_same_rows(killed, uninte
 def test_a_file_is_synced_before_and_its_folder_after_each_rename_and_records_follow_data(tmp_path):
     program = f"""
 import json, sys
-sys.path.insert(0, {str(REPOSITORY / "tests")!r})
+sys.path.insert(0, {str(REPOSITORY / "tests" / "faults")!r})
 import test_store_kill as victim
 seen = []
 victim.trace_disk(seen.append)

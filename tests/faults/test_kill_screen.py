@@ -19,7 +19,7 @@ DEADLINE_S = 180.0
 
 def start(screened, run: Path, server: str) -> subprocess.Popen:
     """The real command, in a process of its own. It uses the session's server: a killed one leaves no other behind."""
-    environment = {**os.environ, "PREFECT_API_URL": server, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PREFECT_API_URL": server, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", "flows.cli", "screen", screened.data, "--out", str(run), *screened.words]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

@@ -11,6 +11,9 @@ import pytest
 
 from medad_core import permissions
 
+UMASK = os.umask(0o022)  # that of pytest itself
+os.umask(UMASK)
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
@@ -25,19 +28,20 @@ def shared_data() -> Path:
     return folder
 
 
+def _forget_mode() -> None:
+    os.umask(UMASK)
+    permissions._known.clear()
+
+
 @pytest.fixture(autouse=True)
 def untouched():
     """Puts environment, logging and threads back: a command sets those of its process, and that is pytest's."""
     environment = dict(os.environ)
-    umask = os.umask(0o022)
-    os.umask(umask)
-    modes = dict(permissions._known)
+    _forget_mode()  # that of a fixture of the module, which opened a run before
     loggers = [logging.getLogger(name) for name in ("medad_core", "tasks", "flows")]
     before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
     yield
-    os.umask(umask)
-    permissions._known.clear()
-    permissions._known.update(modes)
+    _forget_mode()
     os.environ.clear()
     os.environ.update(environment)
     for logger, handlers, level, propagate in before:

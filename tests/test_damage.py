@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import shutil
 from pathlib import Path
@@ -15,7 +14,7 @@ from flows.cli.app import app
 from medad_core.errors import MedadError, StoreError
 from medad_core.run.run import Run
 from medad_core.stages.evaluate import evaluate_run
-from medad_core.store import PART_STAGES, stage_of
+from medad_core.store import PART_STAGES, files, stage_of
 
 RUN = Path(__file__).parent / "versions" / "0.1.0" / "run"
 FLIPS = 2  # bits of each file, one at a time
@@ -94,8 +93,8 @@ def test_a_flipped_bit_of_a_part_is_refused_with_the_way_out(run):
 def test_a_part_is_hashed_once_however_often_it_is_read(run, monkeypatch):
     stage = stage_of(str(run), "maps")
     hashed = []
-    digest = hashlib.file_digest
-    monkeypatch.setattr(hashlib, "file_digest", lambda stream, name: hashed.append(stream.name) or digest(stream, name))
+    digest = files.sha256_file
+    monkeypatch.setattr(files, "sha256_file", lambda uri: hashed.append(uri) or digest(uri))
     monkeypatch.setattr("medad_core.store.intact.TICK_NS", 0)  # the copies are seconds old
     case_ids = stage.done_inputs(0)
     for case_id in [*case_ids, *case_ids]:

@@ -24,7 +24,7 @@ from medad_core.llm.prompt import Prompt
 from medad_core.llm.template import word
 from medad_core.llm.transformers_engine import load_llm
 from medad_core.models.cache import sha256_of
-from medad_core.models.encoder import encoder_fingerprint
+from medad_core.models.encoder import encoder_fingerprint, load_encoder
 from medad_core.models.text import text_encoder_fingerprint, text_encoder_folder
 from medad_core.run.fingerprints import answers_fingerprint
 
@@ -97,6 +97,13 @@ def test_an_llm_that_lacks_a_weight_is_refused_rather_than_filled_with_random_nu
     save_file(tensors, llm / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(WeightsError, match=lost):
         load_llm(llm)
+
+
+def test_more_layers_than_weights_are_refused_before_they_are_made(encoder, llm):
+    for folder, load in ((encoder, load_encoder), (llm, load_llm)):
+        rewrite(folder, num_hidden_layers=10**7)
+        with pytest.raises(WeightsError, match=r"speaks of 10000000 layers, and its files hold [0-9]+ weights"):
+            load(folder if load is load_llm else str(folder))
 
 
 def test_tied_heads_are_not_missed(tmp_path):

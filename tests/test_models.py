@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from medad_core.config import Settings
 from medad_core.errors import WeightsError
@@ -147,6 +150,32 @@ def test_truncated_weights_are_refused(tmp_path):
     (tmp_path / DECODER).write_bytes(data[: len(data) // 2])
     with pytest.raises(WeightsError, match="damaged"):
         check_fit(tmp_path / DECODER, {})
+
+
+def test_weights_that_are_not_finite_or_not_of_a_decoder_are_refused(tmp_path):
+    broken = Decoder(4, 8, torch.eye(2, 6))
+    broken.text[0, 0] = torch.nan
+    save_decoder(broken, tmp_path, {})
+    with pytest.raises(WeightsError, match="text has values that are not finite; get the file again"):
+        load_decoder(tmp_path, {})
+    save_file({"some.weight": torch.zeros(1)}, tmp_path / DECODER, metadata={"fits": "{}"})
+    with pytest.raises(WeightsError, match="its tensors are not those of this architecture"):
+        load_decoder(tmp_path, {})
+
+
+@pytest.mark.parametrize("fits", ["{", "3", "[1]", "[" * 9999])
+def test_a_file_whose_words_about_its_models_are_damaged_is_refused(tmp_path, fits):
+    save_file({"text": torch.zeros(1)}, tmp_path / DECODER, metadata={"fits": fits})
+    with pytest.raises(WeightsError, match="what it says of its models is damaged"):
+        check_fit(tmp_path / DECODER, {})
+
+
+@pytest.mark.parametrize("card", [b"", b"{", b"{}", b'{"cases": 3}', b'{"cases": [1]}', b"\xff", b"[" * 99999])
+def test_a_damaged_card_is_refused_before_any_work(tmp_path, card):
+    shutil.copytree(weights_folder("embedded"), tmp_path / "weights")
+    (tmp_path / "weights" / "card.json").write_bytes(card)
+    with pytest.raises(WeightsError, match="does not say whom the weights were trained on"):
+        maps_fingerprint(Settings.model_validate({"models": {"weights": str(tmp_path / "weights")}}))
 
 
 def test_a_folder_without_weights_says_what_to_name():

@@ -17,6 +17,7 @@ from medad_core.llm.lora import lora_sha256, merged
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Engine
 from medad_core.llm.sizing import resolved_dtype
+from medad_core.models.loading import check_layers
 from medad_core.models.memory import free_memory
 from medad_core.models.resolve import LOCAL, model_folder, model_sha256
 
@@ -81,6 +82,7 @@ def open_engine(prompt: Prompt, settings: LLMSettings, positions: int, device: s
     """
     free_memory()
     check_engine(settings)
+    check_layers(prompt.folder)
     if settings.data_parallel_size > 1:
         from medad_core.llm.parallel import ParallelEngine
 

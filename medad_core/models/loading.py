@@ -8,6 +8,7 @@ the folder itself names the class.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +35,11 @@ def load_tower(
 
     `config` replaces the folder's own; `options` go to `from_pretrained`.
 
-    Raises WeightsError where a weight is missing, of another shape, or a file is damaged.
+    Raises WeightsError where a weight is missing, of another shape, or not finite, or a file is damaged.
     """
     import transformers
 
+    check_layers(folder, config)
     given = {"config": config} if config is not None else {}
     try:
         model, info = getattr(transformers, architecture).from_pretrained(
@@ -57,7 +59,38 @@ def load_tower(
         raise WeightsError(
             f"{folder}: holds no {architecture}: {len(missing)} weights are missing, such as {missing[0]}"
         )
+    require_finite(model.named_parameters(), folder)
     return model
+
+
+def require_finite(tensors: Iterable[tuple[str, torch.Tensor]], where: Path) -> None:
+    """Raise WeightsError naming the first tensor with NaN or infinite values: every map would be of nothing."""
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise WeightsError(f"{where}: {name} has values that are not finite; get the file again")
+
+
+def check_layers(folder: Path, config: PreTrainedConfig | None = None) -> None:
+    """Raise WeightsError where a configuration speaks of more layers than the folder has tensors.
+
+    `transformers` would make them all before it misses the first weight: ten million take hours and all memory.
+    """
+    held = 0
+    for path in folder.glob("*.safetensors"):
+        with open_tensors(path) as tensors:
+            held += len(tensors.keys())
+    layers = _most_layers((config or read_config(folder)).to_dict())
+    if held and layers > held:  # without any, the loader says what is missing
+        raise WeightsError(
+            f"{folder}: its config.json speaks of {layers} layers, and its files hold {held} weights; get it again"
+        )
+
+
+def _most_layers(facts: dict[str, Any]) -> int:
+    """The largest number of layers in a configuration and those within it."""
+    numbers = [value for key, value in facts.items() if key.endswith("layers") and isinstance(value, int)]
+    within = [_most_layers(value) for value in facts.values() if isinstance(value, dict)]
+    return max([*numbers, *within], default=0)
 
 
 def open_tensors(path: Path) -> safe_open:

@@ -14,15 +14,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import torch
 from safetensors.torch import save_file
 
 from medad_core.data.names import patient_of
-from medad_core.errors import WeightsError
+from medad_core.errors import WeightsError, first_line
 from medad_core.models.cache import sha256_of
 from medad_core.models.converter import ARCHITECTURES, AnomalyGPTConverter, Converter
 from medad_core.models.decoder import Decoder
-from medad_core.models.loading import open_tensors
+from medad_core.models.loading import open_tensors, require_finite
 from medad_core.store.files import make_folder, new_file
 
 AnyConverter = Converter | AnomalyGPTConverter
@@ -35,7 +36,7 @@ CONVERTER = "converter.safetensors"
 def weights_folder(source: str) -> Path:
     """The folder of the project's own weights (`embedded`) or the one that is named.
 
-    Raises WeightsError where it is incomplete.
+    Raises WeightsError where it is incomplete, or its card is damaged.
     """
     folder = Path(str(files("medad_core.models") / "embedded")) if source == "embedded" else Path(source)
     for file in (DECODER, CONVERTER):
@@ -43,6 +44,7 @@ def weights_folder(source: str) -> Path:
             raise WeightsError(
                 f"models.weights: {folder} holds no {file}; name a folder that `medad train` wrote, or 'embedded'"
             )
+    trained_on(folder)  # the page needs the card, when all work is done
     return folder
 
 
@@ -55,9 +57,13 @@ def check_fit(path: Path, present: Mapping[str, str]) -> None:
         fits = (tensors.metadata() or {}).get("fits")
     if fits is None:
         raise WeightsError(f"{path}: does not say what models it was made for, so it is not of `medad train`")
+    try:
+        wanted = dict(json.loads(fits))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise WeightsError(f"{path}: what it says of its models is damaged; get the file again") from error
     wrong = [
         f"{name} is {present.get(name, 'absent')}, made for {made}"
-        for name, made in json.loads(fits).items()
+        for name, made in wanted.items()
         if present.get(name) != made
     ]
     if wrong:
@@ -70,13 +76,25 @@ def check_fit(path: Path, present: Mapping[str, str]) -> None:
 def trained_on(folder: Path) -> frozenset[str]:
     """Patients that the card of a weights folder names; empty where there is no card.
 
-    Cards of earlier versions name cases only, whose ids say the patient.
+    Cards of earlier versions name cases only, whose ids say the patient. Raises WeightsError for a damaged card.
     """
     path = folder / "card.json"
     if not path.is_file():
         return frozenset()
-    card = json.loads(path.read_text(encoding="utf-8"))
-    return frozenset([*card.get("patients", ()), *map(patient_of, card["cases"])])
+    try:
+        card = msgspec.json.decode(path.read_bytes(), type=_Card)
+    except (OSError, ValueError, msgspec.MsgspecError, RecursionError) as error:
+        raise WeightsError(
+            f"{path}: does not say whom the weights were trained on ({first_line(error)}); get the folder again"
+        ) from error
+    return frozenset([*card.patients, *map(patient_of, card.cases)])
+
+
+class _Card(msgspec.Struct):
+    """What is needed of a card."""
+
+    cases: list[str]
+    patients: list[str] = []
 
 
 def save_decoder(decoder: Decoder, folder: Path, fits: Mapping[str, str]) -> None:
@@ -126,8 +144,12 @@ def load_decoder(folder: Path, present: Mapping[str, str]) -> Decoder:
     """
     state = _load(folder / DECODER, present)
     taps = sum(name.endswith("weight") for name in state)
-    width = state["projections.0.weight"].shape[1] if taps else 0
-    return _strict(lambda: Decoder(taps, width, state["text"]), state, folder / DECODER)
+
+    def build() -> Decoder:
+        width = state["projections.0.weight"].shape[1] if taps else 0
+        return Decoder(taps, width, state["text"])
+
+    return _strict(build, state, folder / DECODER)
 
 
 def load_converter(path: Path, present: Mapping[str, str]) -> AnyConverter:
@@ -161,7 +183,9 @@ def _save(state: Mapping[str, torch.Tensor], path: Path, fits: Mapping[str, str]
 def _load(path: Path, present: Mapping[str, str]) -> dict[str, torch.Tensor]:
     check_fit(path, present)
     with open_tensors(path) as tensors:
-        return {name: tensors.get_tensor(name) for name in sorted(tensors.keys())}
+        state = {name: tensors.get_tensor(name) for name in sorted(tensors.keys())}
+    require_finite(state.items(), path)
+    return state
 
 
 def _strict(build: Callable[[], Module], state: Mapping[str, torch.Tensor], path: Path) -> Module:
@@ -169,8 +193,10 @@ def _strict(build: Callable[[], Module], state: Mapping[str, torch.Tensor], path
     try:
         module = build()
         module.load_state_dict(state, strict=True)
-    except (KeyError, RuntimeError) as error:
-        raise WeightsError(
-            f"{path}: its tensors are not those of this architecture ({str(error).splitlines()[-1].strip()})"
-        ) from error
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: its tensors are not those of this architecture ({_last_line(error)})") from error
     return module.eval().requires_grad_(False)
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[-1].strip()

@@ -185,7 +185,7 @@ def _caveats(cohort: Cohort, settings: Settings) -> tuple[str, ...]:
     try:
         learned = trained_on(weights_folder(settings.models.weights))
     except WeightsError:
-        return ("The weights are no longer there, so medad cannot tell whether they were trained on these cases.",)
+        return ("The weights are lost or damaged, so medad cannot tell whether they were trained on these cases.",)
     seen = [member for member in cohort.members if learned & {member.patient_id, patient_of(member.case_id)}]
     if not seen:
         return ()

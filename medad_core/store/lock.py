@@ -21,14 +21,13 @@ from pathlib import Path
 from medad_core.errors import MedadError
 from medad_core.media import visible
 from medad_core.store.files import explained, local_path
-from medad_core.store.regular import open_lock
+from medad_core.store.regular import open_lock, open_regular
 
 NAME = ".lock"
 POLL_S = 0.2
 GRACE_S = 1.0  # `holder` shares the lock for a moment, which is no reason to refuse
 WAIT = "wait for it, or give --wait"
 _LONGEST_NOTE = 4096  # bytes
-_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class LockedError(MedadError):
@@ -96,13 +95,11 @@ def holder(folder: Path) -> str | None:
     """The process that holds the folder ("process 1 on host since …"), None if none does. Only reads the lock file."""
     with explained("read", str(folder / NAME)):
         try:
-            descriptor = os.open(folder / NAME, os.O_RDONLY | _FLAGS)
+            stream = open_regular(folder / NAME)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        try:
-            return None if _taken(descriptor, fcntl.LOCK_SH) else _holder(descriptor)
-        finally:
-            os.close(descriptor)
+        with stream:
+            return None if _taken(stream.fileno(), fcntl.LOCK_SH) else _holder(stream.fileno())
 
 
 def _acquire(descriptor: int, folder: Path, wait: bool, way_out: str) -> None:

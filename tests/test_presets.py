@@ -141,7 +141,7 @@ def test_weights_that_are_pickles_are_refused(bare):
 def test_models_lists_presets_and_where_they_are(bare, monkeypatch):
     folder = write_model(bare / "models" / "vicuna-7b")
     monkeypatch.setenv("MEDAD_MODELS", str(bare / "models"))
-    monkeypatch.setattr("flows.cli.tables.FILE_WIDTH", 400)  # no path is folded
+    monkeypatch.setattr("flows.cli.terminal.FILE_WIDTH", 400)  # no path is folded
     result = CliRunner().invoke(app, ["models"])
     assert result.exit_code == 0 and "dinov2-small" in result.stdout, result.output
     lines = {line.split()[0]: line for line in result.stdout.splitlines() if line.split()}

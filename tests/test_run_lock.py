@@ -72,7 +72,7 @@ def test_a_lock_that_is_a_link_is_neither_followed_nor_emptied(data, tmp_path):
     (tmp_path / "precious").write_text("content")
     (tmp_path / "run" / NAME).symlink_to(tmp_path / "precious")
     held = Run.held(str(data), str(tmp_path / "run"), load_settings(None, WORDS))
-    with pytest.raises(StoreError, match="cannot read"), held:
+    with pytest.raises(StoreError, match="cannot lock"), held:
         pass
     with pytest.raises(StoreError, match="cannot lock"), locked(tmp_path / "run"):
         pass

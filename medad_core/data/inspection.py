@@ -21,6 +21,7 @@ from medad_core.data.read import check_slices
 from medad_core.data.source import settle_case
 from medad_core.data.table import NOT_USED, REFUSED, TUMOUR_MASK, VOLUME, Row
 from medad_core.errors import CaseError, InputError
+from medad_core.surroundings.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from medad_core.config import DataSettings
@@ -54,6 +55,7 @@ def inspect_cases(
     `check` looks at the content of a case; headers are read here. `progress` gets how many cases are done, and of how
     many.
     """
+    keep_freed_memory()
     rows: list[Row] = []
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # inflating releases the GIL
         results = pool.map(lambda case: _case_rows(case, settings, root, check), discovery.cases)

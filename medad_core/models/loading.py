@@ -21,6 +21,8 @@ from medad_core.errors import WeightsError, first_line
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+# How configurations call their number of layers. Others of similar names, such as max_window_layers, are not one.
+LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers")
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
 
@@ -88,7 +90,7 @@ def check_layers(folder: Path, config: PreTrainedConfig | None = None) -> None:
 
 def _most_layers(facts: dict[str, Any]) -> int:
     """The largest number of layers in a configuration and those within it."""
-    numbers = [value for key, value in facts.items() if key.endswith("layers") and isinstance(value, int)]
+    numbers = [facts[key] for key in LAYERS if isinstance(facts.get(key), int)]
     within = [_most_layers(value) for value in facts.values() if isinstance(value, dict)]
     return max([*numbers, *within], default=0)
 
@@ -109,7 +111,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
 
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers and its hub check it, with many kinds of errors that mean the same here
         raise WeightsError(f"{folder}: its config.json is not that of a known model ({first_line(error)})") from error
 
 

@@ -186,7 +186,7 @@ def test_a_damaged_file_a_missing_tokenizer_and_an_unknown_model_are_one_line_ea
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
     for load in (load_encoder, load_text_encoder):
-        with pytest.raises(WeightsError, match="get the model again") as caught:
+        with pytest.raises(WeightsError, match=r"get (the model|it) again") as caught:
             load(str(tmp_path))
         assert "\n" not in str(caught.value)
     for file in tmp_path.glob("tokenizer*"):

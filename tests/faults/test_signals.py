@@ -47,7 +47,7 @@ def test_signals_stop_a_command_within_seconds_and_the_same_command_goes_on(scre
     run = tmp_path / "signalled"
 
     process, children = held_at("BraTS2021_00000", screening(screened, run), run, None, PREFECT_HOME=home)
-    assert any("uvicorn" in " ".join(child.cmdline()) for child in children)
+    assert any("flows.api_server" in " ".join(child.cmdline()) for child in children)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everything that the command started
     ends_soon(process, 130, "interrupted")
     until(lambda: gone(children), deadline_s=SOON_S)

@@ -10,6 +10,7 @@ import ipaddress
 import os
 import socket
 import sys
+from contextlib import suppress
 
 from fastapi import FastAPI
 
@@ -52,7 +53,8 @@ def main() -> None:
         options["log_level"] = "error"
         config = uvicorn.Config(application(bound.getsockname()[0]), **options)
         server = uvicorn.Server(config)
-        server.run(sockets=[bound])
+        with suppress(KeyboardInterrupt):  # uvicorn has ended well, and raises it again for who called it
+            server.run(sockets=[bound])
         sys.exit(0 if server.started else os.EX_UNAVAILABLE)
     host, port = sys.argv[1:]
     uvicorn.run(application(host), host=host, port=int(port), **options)

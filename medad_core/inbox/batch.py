@@ -80,7 +80,7 @@ def finished_batch(run: Path, inbox: Path, plan: BatchPlan) -> Batch:
         for planned in plan.studies
         if planned.study.case_id not in changed
     ]
-    batch = Batch(
+    return Batch(
         number=plan.number,
         opened=plan.opened,
         committed=current_time(),
@@ -89,7 +89,6 @@ def finished_batch(run: Path, inbox: Path, plan: BatchPlan) -> Batch:
         screenings=tuple(screenings),
         changed=tuple(planned.study.case_id for planned in plan.studies if planned.study.case_id in changed),
     )
-    return batch.sealed()
 
 
 def current_time() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Annotated, Literal
 
 import msgspec
@@ -98,8 +97,7 @@ class Screening(Record, frozen=True):
 class Batch(Record, frozen=True):
     """`_batch.json`: the commit.
 
-    `changed` lists cases that do not count: their files changed during the batch, or could not be read. `seal` is the
-    hash of all other fields, so that an edited commit is noticed; those of earlier versions have none.
+    `changed` lists cases that do not count: their files changed during the batch, or could not be read.
     """
 
     number: int
@@ -109,19 +107,6 @@ class Batch(Record, frozen=True):
     predictions_sha256: str
     screenings: tuple[Screening, ...]
     changed: tuple[str, ...]
-    seal: str | None = None
-
-    def sealed(self) -> Batch:
-        """The same commit with its seal."""
-        return self.replace(seal=self._hash())
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether the seal is that of the fields, or there is none."""
-        return self.seal in (None, self._hash())
-
-    def _hash(self) -> str:
-        return hashlib.sha256(self.replace(seal=None).to_line()).hexdigest()
 
 
 class View(Record, frozen=True):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Self
@@ -21,19 +22,30 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """A frozen JSON record that accepts no unknown field. Types and bounds are checked when it is parsed."""
+    """A frozen JSON record that accepts no unknown field. Types and bounds are checked when it is parsed.
+
+    Its file ends with a seal, the SHA-256 of what stands before it. So a digit that changed on the disk, or by hand, is
+    noticed although the JSON is still valid. Files of earlier versions have no seal.
+    """
+
+    def body(self) -> bytes:
+        """The record as JSON, without its seal. The same object always gives the same bytes."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
 
     def to_json(self) -> bytes:
-        """The same object always gives the same bytes."""
-        return msgspec.json.format(self.to_line(), indent=1) + b"\n"
-
-    def to_line(self) -> bytes:
-        """The same without line breaks and spaces."""
-        return msgspec.json.encode(self)
+        """The content of its file."""
+        before = self.body()[: -len(b"\n}\n")]
+        return b'%b,\n "seal": "%b"\n}\n' % (before, _digest(before))
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
-        """Parse a record. Raises ValueError if it is not valid."""
+        """Parse the content of a file. Raises ValueError if it is not valid, or not what was sealed."""
+        sealed = _SEAL.search(data, max(0, len(data) - _SEAL_BYTES))
+        if sealed is not None:
+            data = data[: sealed.start()]
+            if sealed[1] != _digest(data):
+                raise ValueError("it is not what was written: its seal is of something else")
+            data += b"}"
         try:
             return msgspec.json.decode(data, type=cls)
         except msgspec.MsgspecError as error:
@@ -42,6 +54,14 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     def replace(self, **changes: Any) -> Self:
         """The same record with other values of the given fields."""
         return msgspec.structs.replace(self, **changes)
+
+
+_SEAL = re.compile(rb',\s*"seal":\s*"([0-9a-f]{64})"\s*\}\s*\Z')
+_SEAL_BYTES = 100  # from the comma to the end
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
 
 
 class Item(Record, frozen=True):
@@ -84,7 +104,7 @@ class Plan(Record, frozen=True, dict=True, gc=True):
     @cached_property
     def sha256(self) -> str:
         """Hash of this plan, hex; part records contain it."""
-        return hashlib.sha256(self.to_json()).hexdigest()
+        return hashlib.sha256(self.body()).hexdigest()
 
     @cached_property
     def part_of(self) -> dict[str, int]:

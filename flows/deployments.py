@@ -34,6 +34,7 @@ from medad_core.config import Settings
 from medad_core.config.yaml_reader import StrictLoader
 from medad_core.errors import ConfigError
 
+NIGHTLY = "nightly"  # the slug of the schedule that --cron is about
 # Beside the package, in a checkout as in an installation.
 FILE = Path(medad_core.__file__).parent.parent / "configs" / "deploy" / "prefect.yaml"
 
@@ -69,7 +70,7 @@ class Entry:
 def read_entries(
     file: Path = FILE, *, pool: str | None = None, cron: str | None = None, timezone: str | None = None
 ) -> list[Entry]:
-    """The deployments of a file; `pool` applies to all of them, `cron` and `timezone` to all schedules.
+    """The deployments of a file; `pool` applies to all of them, `timezone` to all schedules, `cron` to nightly ones.
 
     Raises ConfigError.
     """
@@ -78,11 +79,12 @@ def read_entries(
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise ConfigError(f"{file}: no deployments can be read from it: {' '.join(str(error).split())}") from error
     configs = [deployment.model_dump(exclude_unset=True, mode="json") for deployment in model.deployments]
-    given = {key: value for key, value in (("cron", cron), ("timezone", timezone)) if value}
     for config in configs:
         config["work_pool"]["name"] = pool or config["work_pool"]["name"]
         for schedule in config.get("schedules", ()):
-            schedule.update(given)
+            schedule["timezone"] = timezone or schedule["timezone"]
+            if cron and schedule["slug"] == NIGHTLY:
+                schedule["cron"] = cron
     return [_entry(config) for config in configs]
 
 

@@ -43,7 +43,7 @@ class Notification(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     event: Literal["finished", "failed"]
-    kind: Literal["screen", "screen-cohort"]
+    kind: Literal["screen", "screen-cohort", "verify"]
     name: str
     seconds: float = Field(ge=0)
     counts: dict[str, Annotated[int, Field(ge=0)]] = {}

@@ -134,6 +134,14 @@ def test_a_flipped_bit_of_a_part_is_refused_with_the_way_out(whole, run):
     assert found.exit_code == 0 and "verified: no damaged or missing files" in found.output
 
 
+def test_the_cohort_of_another_run_is_not_taken_for_this_one(run):
+    path = run / "cohort.json"
+    cohort = Cohort.from_json(path.read_bytes())
+    path.write_bytes(cohort.replace(members=cohort.members[1:]).to_json())
+    with pytest.raises(StoreError, match="its cases are not those that the stages were made of"):
+        evaluate_run(Run.reopen(str(run)))
+
+
 def test_a_part_is_hashed_once_however_often_it_is_read(run, monkeypatch):
     stage = stage_of(str(run), "maps")
     hashed = []

@@ -59,6 +59,7 @@ def test_pools_limit_and_deployments_are_made_once_and_can_be_made_again(client,
     assert {"medad", "cohort:ward"} == set(nightly["tags"])
     assert nightly["parameters"]["inbox"] == str(tmp_path / "in")
     assert nightly["parameters"]["cohort"] == str(tmp_path / "ward")
+    assert registered(client, "verify/verify-ward")["parameters"]["folder"] == str(tmp_path / "ward")
     assert Settings.model_validate(nightly["parameters"]["settings"]).data.last_slice == 90
     assert nightly["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     assert not nightly["pull_steps"] and ":" not in nightly["entrypoint"]
@@ -79,6 +80,8 @@ def test_cron_timezone_and_pool_of_the_command_win_and_a_schedule_that_is_off_st
     assert schedule["schedule"]["cron"] == "30 1 * * *"
     assert schedule["schedule"]["timezone"] == "Asia/Seoul"
     assert schedule["active"] is False
+    (verification,) = registered(client, "verify/verify-ward")["schedules"]
+    assert verification["schedule"]["cron"] == "0 12 * * *" and verification["schedule"]["timezone"] == "Asia/Seoul"
     for name in (NIGHTLY, "evaluate/report", "reproduce/tables"):
         assert registered(client, name)["work_pool_name"] == "medad-gpu"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from flows.cli.app import app
 from medad_core.errors import MedadError, UsageError, WeightsError
+from medad_core.imports.checkpoint import read_state
 from medad_core.imports.imagebind import import_imagebind
 from medad_core.imports.llm import import_llm
 from medad_core.models.encoder import encoder_fingerprint, load_encoder, quarter_blocks
@@ -348,3 +350,18 @@ def test_a_pickled_language_model_with_code_or_without_a_shard_is_refused(pickle
     with pytest.raises(WeightsError, match="lies elsewhere"):
         import_llm(source, tmp_path / "out")
     assert not (tmp_path / "out").exists() and not (tmp_path / "fired").exists()
+
+
+def test_a_small_file_that_speaks_of_gigabytes_is_refused_before_they_are_taken(tmp_path):
+    old, spread = tmp_path / "old.pth", tmp_path / "spread.pth"
+    torch.save({"a": torch.zeros(4)}, old, _use_new_zipfile_serialization=False)
+    assert read_state(old, "weights")["a"].tolist() == [0, 0, 0, 0]
+    storage = b"K\x04Nt"  # of the pickle: the storage has 4 numbers
+    assert old.read_bytes().count(storage) == 1
+    old.write_bytes(old.read_bytes().replace(storage, b"J" + (1_400_000_000).to_bytes(4, "little") + b"Nt"))
+    torch.save({"a": torch.zeros(1).expand(1_400_000_000)}, spread)
+    for path, said in ((old, "more numbers than it has bytes"), (spread, "more numbers than are stored")):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(WeightsError, match=said):
+            read_state(path, "weights")
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kB"

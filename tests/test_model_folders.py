@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -246,3 +247,27 @@ def test_packaged_models_keep_the_fingerprints_that_embedded_weights_were_made_f
         llm_fingerprint(settings.llm.model),
     ):
         assert all(len(value) == 64 for name, value in prints.items() if name.endswith("sha256"))
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}",
+            "5 s or 1024 MiB",
+        ),
+        ("{{ 'a' * 10 ** 10 }}", "5 s or 1024 MiB"),
+        ("{% if %}", "cannot be used"),
+        ("{{ raise_exception('system is not supported') }}", "system is not supported"),
+        ("{{ messages[9].content }}", "cannot be used"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "cannot be used"),
+        ("Hello.", "does not give the question once"),
+        ("{% for message in messages * 2 %}{{ message.content }}{% endfor %}", "does not give the question once"),
+    ],
+)
+def test_a_chat_template_that_cannot_be_used_is_one_line_before_any_work(llm, template, said):
+    (llm / "chat_template.jinja").write_text(template)
+    started = time.monotonic()
+    with pytest.raises(WeightsError, match=said) as refusal:
+        word(llm, "chat", False)
+    assert "\n" not in str(refusal.value) and time.monotonic() - started < 60

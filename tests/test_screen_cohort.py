@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 
 from flows.cli.app import app
 from flows.screen import screen_cohort
+from flows.verify import verify
 from medad_core.config import load_settings
+from medad_core.errors import StoreError
 from medad_core.faults.suspect import Suspect
 from medad_core.inbox.folder import CohortFolder
 from medad_core.run.rejected import QUARANTINED
@@ -61,6 +63,17 @@ def test_rows_of_a_cohort_are_those_of_one_run_over_all_its_cases(nights, screen
     # The split is that of a run; the fingerprint is of all its cases together.
     own = ["split", "model_fingerprint"]
     pd.testing.assert_frame_equal(rows.drop(columns=[*own, "revision", "batch"]), whole.drop(columns=own))
+
+
+def test_the_verification_of_a_cohort_fails_where_a_bit_of_any_batch_flipped(nights, tmp_path):
+    cohort = Path(shutil.copytree(nights[1], tmp_path / "cohort"))
+    verify(str(cohort))
+    damaged = sorted((cohort / "batches" / "00001" / "maps").rglob("*.parquet"))[0]
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(StoreError, match="damaged or missing files: 1;"):
+        verify(str(cohort))
 
 
 def test_nights_on_which_every_new_case_is_rejected_do_not_block_the_cohort(nights):

@@ -15,7 +15,7 @@ from flows.cli.benchmarks import benchmarks
 from flows.cli.command import command, complain, group, show_tracebacks
 from flows.cli.deploy import deploy
 from flows.cli.inspect import inspect
-from flows.cli.maintenance import doctor, phantom, prune, status
+from flows.cli.maintenance import doctor, phantom, prune, pseudonyms, status
 from flows.cli.models import models_app
 from flows.cli.screening import evaluate, screen
 from flows.cli.serve import serve
@@ -30,7 +30,20 @@ app = group(
     no_args_is_help=True,
 )
 register = command(app)
-for function in (screen, evaluate, inspect, train, reproduce, phantom, status, prune, serve, deploy, doctor):
+for function in (
+    screen,
+    evaluate,
+    inspect,
+    train,
+    reproduce,
+    phantom,
+    status,
+    prune,
+    pseudonyms,
+    serve,
+    deploy,
+    doctor,
+):
     register(function)
 app.add_typer(models_app, name="models")
 app.add_typer(benchmarks, name="benchmark")

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 INBOX_HELP = "Folder that studies come into, as the worker sees it."
 COHORT_HELP = "Folder of the cohort that is screened nightly."
-CRON_HELP = 'When, such as "0 2 * * *", instead of the time in the file.'
-TIMEZONE_HELP = "Of --cron, such as Europe/Berlin; else UTC."
+CRON_HELP = 'When the cohort is screened, such as "0 2 * * *", instead of the time in the file.'
+TIMEZONE_HELP = "Of all schedules, such as Europe/Berlin; else UTC."
 POOL_HELP = "Work pool of every deployment, such as medad-gpu, instead of those in the file."
 FILE_HELP = "Deployments other than configs/deploy/prefect.yaml."
 

@@ -27,9 +27,9 @@ def inspect(
     """Show what every file below DATA is taken for, by which layout, and what is wrong with it."""
     from medad_core.config import load_settings
     from medad_core.data.inspection import check_case, inspect_cases
-    from medad_core.data.source import find_cases
+    from medad_core.data.source import files_root, find_cases
     from medad_core.data.summary import summarise
-    from medad_core.data.table import dataset_root, write_case_table
+    from medad_core.data.table import write_case_table
 
     _check_targets(out, sheet)
     loaded = load_settings(config, words or [])
@@ -43,7 +43,7 @@ def inspect(
         rows = inspect_cases(
             discovery,
             settings,
-            str(dataset_root(data)),
+            str(files_root(data, settings)),
             check_case,
             lambda done, of: status.update(f"reading the volumes: {done} of {of} cases"),
         )
@@ -60,7 +60,7 @@ def inspect(
         f"{counts['use'] + counts['warn']} to use ({counts['warn']} of them with a warning), {refused} refused"
     )
     if out is not None:
-        write_case_table(out, rows, dataset_root(data))
+        write_case_table(out, rows, files_root(data, settings))
         terminals.out.print(f"table: {out}", soft_wrap=True)
     if sheet is not None:
         from medad_core.report.sheet import write_sheet

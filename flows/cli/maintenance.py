@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 from flows.cli.command import FAILED, OK, consoles
-from flows.cli.options import absolute
+from flows.cli.options import Config, Words, absolute
+from medad_core.errors import UsageError
 
 KEEP_HELP = "How many batches, counted from the newest, keep slices, maps, prompts and answers."
+
+NAMES_HELP = "Write the names there, and not to the terminal; its mode is 0600."
 
 
 def phantom(
@@ -38,14 +41,13 @@ def status(
     from flows.cli.status import cohort_status, run_status
     from flows.cli.terminal import terminal
     from medad_core.inbox.folder import is_cohort
-    from medad_core.inbox.verify import verify_cohort
-    from medad_core.run.verify import verify_run
+    from medad_core.inbox.verify import verify_folder
 
     for part in cohort_status(run) if is_cohort(run) else run_status(run):
         terminal().print(part, soft_wrap=isinstance(part, str))
     if not verify:
         return OK
-    damaged = list(verify_cohort(run) if is_cohort(run) else verify_run(run))
+    damaged = list(verify_folder(run))
     for line in damaged:
         terminal().print(line, markup=False, soft_wrap=True)
     terminal().print(f"verified: {len(damaged) or 'no'} damaged or missing files", markup=False)
@@ -66,6 +68,39 @@ def prune(
     pruned = prune_cohort(absolute(cohort), keep)
     freed = f"{len(pruned)} batches pruned, {sum(pruned.values()) / 1e6:.1f} MB freed"
     terminals.out.print(freed if pruned else "nothing to prune")
+
+
+def pseudonyms(
+    key: Annotated[Path, typer.Argument(metavar="KEYFILE", help="The file with the key of the pseudonyms.")],
+    data: Annotated[str | None, typer.Argument(metavar="[DATA]", help="Show whom the pseudonyms of DATA mean.")] = None,
+    new: Annotated[bool, typer.Option("--new", help="Make KEYFILE, for data.pseudonyms=KEYFILE.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", metavar="NAMES.CSV", help=NAMES_HELP)] = None,
+    words: Words = None,
+    config: Config = None,
+) -> None:
+    """Make a key for pseudonyms, or show which names the pseudonyms of DATA stand for."""
+    from medad_core.config import load_settings
+    from medad_core.data.pseudonyms import NAMES, Pseudonyms, make_key, names_of
+    from medad_core.data.source import find_named_cases
+    from medad_core.media import write_csv
+    from medad_core.permissions import set_mode
+    from medad_core.store import write_text
+
+    if new == (data is not None):
+        raise UsageError("give KEYFILE --new to make a key, or KEYFILE DATA to show names")
+    set_mode("private")
+    if data is None:
+        make_key(key)
+        consoles().out.print(f"{key}: keep it apart from the results; without it, no pseudonym leads to a name")
+        return
+    settings = load_settings(config, words or []).data
+    rows = names_of(find_named_cases(absolute(data), settings, may_be_empty=True), Pseudonyms.read(key))
+    table = write_csv(NAMES, ([row.get(name, "") for name in NAMES] for row in rows))
+    if out is None:
+        typer.echo(table, nl=False)
+    else:
+        write_text(str(out), table)
+        consoles().out.print(f"names of {len(rows)}: {out}", soft_wrap=True)
 
 
 def doctor() -> int:

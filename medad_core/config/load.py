@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 
 from medad_core.config.settings import Settings
 from medad_core.config.yaml_reader import StrictLoader
-from medad_core.errors import ConfigError
+from medad_core.errors import ConfigError, first_line
 
 
 def load_settings(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:
@@ -88,7 +88,8 @@ def _parse_yaml(text: str, source: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"{source}{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise ConfigError(f"{source}{where}: not valid YAML: {problem}") from error
 
 
 def _parse_override(word: str) -> tuple[str, Any]:

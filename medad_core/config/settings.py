@@ -7,6 +7,7 @@ holds the two together.
 
 from __future__ import annotations
 
+import os
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
@@ -70,6 +71,9 @@ class DataSettings(Section):
     patients: str | None = Field(
         None, description="CSV or TSV with case_id and patient, where neither names nor layout say the patient"
     )
+    pseudonyms: str | None = Field(
+        None, description="a key file of `medad pseudonyms --new`: cases, patients and files have pseudonyms everywhere"
+    )
     levels: Literal["auto", "index", "brain"] = Field(
         "auto",
         description="how slices are counted: index as the volume has them, brain as the same levels of the brain as on "
@@ -85,6 +89,12 @@ class DataSettings(Section):
         4.0, gt=0, description="a file whose header speaks of more is refused before it is read; changes no row"
     )
     cases_per_part: int = Field(4, ge=1, description="unit of work and of resume; does not change any row")
+
+    @field_validator("patients", "pseudonyms")
+    @classmethod
+    def _absolute(cls, path: str | None) -> str | None:
+        """A deployment runs in another folder than the command that made it."""
+        return None if path is None else os.path.abspath(path)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -21,8 +21,9 @@ MARKER = ".medad"
 NOTE = "medad writes its results into this folder. It is passed over when medad looks for cases.\n"
 _HEAD = 1 << 16  # bytes of a file that are looked at
 _TEXT = rb'"(?:[^"\\]|\\.)*"'
+_SEAL = rb'(?:"seal"\s*:\s*"[0-9a-f]*"\s*,\s*)?'
 _BEGINNINGS = {  # of files of medad, whatever their white space
-    name: re.compile(rb"\s*\{\s*" + rb"\s*,\s*".join(fields))
+    name: re.compile(rb"\s*\{\s*" + _SEAL + rb"\s*,\s*".join(fields))
     for name, fields in {
         "run.json": (rb'"settings"\s*:\s*' + _TEXT, rb'"data_root"\s*:'),
         "cohort.json": (rb'"root"\s*:\s*' + _TEXT, rb'"members"\s*:'),

@@ -11,7 +11,8 @@ from medad_core.data.discovery import check_folder, discover
 from medad_core.data.grid import levels_for
 from medad_core.data.nifti import read_header
 from medad_core.data.patients import with_patients
-from medad_core.data.table import is_table, read_case_table
+from medad_core.data.pseudonyms import Pseudonyms, with_pseudonyms
+from medad_core.data.table import dataset_root, is_table, read_case_table
 from medad_core.errors import CaseError, UsageError
 
 if TYPE_CHECKING:
@@ -39,11 +40,34 @@ def check_data(data: str | Path, settings: DataSettings) -> None:
         check_folder(data, settings.modality)
 
 
+def files_root(data: str | Path, settings: DataSettings) -> Path:
+    """The folder that the files of `find_cases` are relative to: that of DATA, or with pseudonyms that of its links."""
+    if settings.pseudonyms is None:
+        return dataset_root(data)
+    return Pseudonyms.read(settings.pseudonyms).links_folder(data)
+
+
 def find_cases(data: str | Path, settings: DataSettings, *, may_be_empty: bool = False) -> Discovery:
     """Every case of DATA with its patient. An inbox `may_be_empty`.
 
-    Raises UsageError where DATA cannot be understood, and for what `settings.patients` leaves unclear.
+    With `settings.pseudonyms`, cases, patients and files have pseudonyms, and links to the files are made. Raises
+    UsageError where DATA cannot be understood, and for what `settings.patients` leaves unclear.
     """
+    if settings.pseudonyms is None:
+        return find_named_cases(data, settings, may_be_empty=may_be_empty)
+    pseudonyms = Pseudonyms.read(settings.pseudonyms)
+    check_data(data, settings)
+    try:
+        discovery = find_named_cases(data, settings, may_be_empty=may_be_empty)
+    except UsageError:  # whose words name files
+        raise UsageError(
+            f"the cases of DATA cannot be listed; `medad pseudonyms {pseudonyms.path} DATA` says why"
+        ) from None
+    return with_pseudonyms(discovery, data, pseudonyms)
+
+
+def find_named_cases(data: str | Path, settings: DataSettings, *, may_be_empty: bool = False) -> Discovery:
+    """`find_cases`, without pseudonyms."""
     if is_table(data):
         if settings.patients is not None:
             raise UsageError(f"data.patients={settings.patients}: {data} is a table, which says the patients itself")

@@ -165,6 +165,8 @@ def _check_row(where: str, row: Row) -> None:
     roles = (VOLUME, TUMOUR_MASK, NOT_USED, REFUSED)
     if row["role"] not in roles:
         raise UsageError(f"{where}: role is {row['role']!r}; give one of {', '.join(roles)}")
+    if "\0" in row["path"]:
+        raise UsageError(f"{where}: path holds the character of number 0, which no path has; save the table again")
     if row["role"] in (NOT_USED, REFUSED):
         return
     empty = [name for name in ("case_id", "patient", "path") if not row[name]]

@@ -17,7 +17,7 @@ from pathlib import Path
 from medad_core.config import Settings
 from medad_core.data.cases import Case, Rejection, VolumeRef
 from medad_core.data.nifti import UNREADABLE, hash_whole
-from medad_core.data.source import find_cases
+from medad_core.data.source import files_root, find_cases
 from medad_core.errors import CaseError, StoreError, TruncatedError
 from medad_core.inbox.records import Stamp, StoredFile, Study
 from medad_core.store import sha256_file
@@ -49,20 +49,22 @@ class InboxScan:
 
 
 def scan_inbox(inbox: Path, settings: Settings, known: Mapping[str, StoredFile]) -> InboxScan:
-    """Every study below `inbox`. `known` has the files of an earlier scan, by path relative to the inbox.
+    """Every study below `inbox`. `known` has the files of an earlier scan, by path.
 
-    Raises UsageError if the inbox is missing. An empty inbox is not an error.
+    Paths are relative to the inbox; with pseudonyms, to the folder of its links. An empty inbox is not an error. Raises
+    UsageError if the inbox is missing.
     """
     modality = settings.data.modality
     max_gib = settings.data.max_gib
     discovery = find_cases(inbox, settings.data, may_be_empty=True)
+    root = files_root(inbox, settings.data)
     if known and not discovery.cases and not discovery.rejected:
         log.warning("%s is empty now, %d files were there at the last look; is it mounted?", inbox, len(known))
     stamps = {case.case_id: _stamps(case, modality) for case in discovery.cases}
     _let_settle(stamps.values(), settings.inbox.settle_s)
 
     def read(case: Case) -> Study | StudyProblem:
-        return _read_study(inbox, case, modality, stamps[case.case_id], known, max_gib)
+        return _read_study(root, case, modality, stamps[case.case_id], known, max_gib)
 
     with ThreadPoolExecutor(READERS) as pool:
         results = list(pool.map(read, discovery.cases))

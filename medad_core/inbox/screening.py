@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from medad_core.config import Settings
+from medad_core.data.source import files_root
 from medad_core.faults.suspect import Suspect
 from medad_core.faults.trial import SURE_IN_A_ROW
 from medad_core.inbox.folder import CohortFolder
@@ -145,16 +146,17 @@ def screen_inbox(folder: CohortFolder, inbox: Path, settings: Settings, screen_b
     """
     folder.reconcile()
     settled, fingerprint = _settled(folder, settings)
-    screening = _Screening(folder, inbox, settled, screen_batch)
+    root = files_root(inbox, settled.data)
+    screening = _Screening(folder, root, settled, screen_batch)
     batches, stuck = screening.finish_left()
     scan = scan_inbox(inbox, settled, folder.known_files())
-    folder.write_ledger(inbox, scan)
+    folder.write_ledger(root, scan)
     machine_is_well = False
     for studies, apart in screening.sort_out(folder.pending(scan, settled.inbox.attempts), stuck):
-        plan = folder.plan_batch(inbox, studies, fingerprint, settled, apart)
+        plan = folder.plan_batch(root, studies, fingerprint, settled, apart)
         batches.append(screening.screen(plan, machine_is_well))
         machine_is_well = batches[-1].screened > 0
-        folder.write_ledger(inbox, scan)
+        folder.write_ledger(root, scan)
     return _outcome(folder, batches, scan)
 
 

@@ -1,16 +1,21 @@
-"""Whether the files of a cohort are those that were committed: `medad status COHORT --verify`."""
+"""Whether the files of a cohort, or of a run, are those that were written: `medad status FOLDER --verify`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from medad_core.inbox.batch import PREDICTIONS
-from medad_core.inbox.folder import CohortFolder
+from medad_core.inbox.folder import CohortFolder, is_cohort
 from medad_core.inbox.prune import NOTE
 from medad_core.inbox.view import is_current
 from medad_core.run.verify import verify_run
 from medad_core.store import sha256_file
 from medad_core.store.listing import size_of
+
+
+def verify_folder(folder: str) -> Iterator[str]:
+    """A line for each file of a run or cohort that is damaged or missing, with the way out. Raises StoreError."""
+    return verify_cohort(folder) if is_cohort(folder) else verify_run(folder)
 
 
 def verify_cohort(folder: str) -> Iterator[str]:

@@ -13,8 +13,11 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medad_core.errors import WeightsError
+import jinja2
+
+from medad_core.errors import WeightsError, first_line
 from medad_core.llm.grammar import ANOMALYGPT_GRAMMAR, GRAMMAR, QUESTION
+from medad_core.llm.template_trial import check_template
 from medad_core.models.loading import load_tokenizer
 
 if TYPE_CHECKING:
@@ -59,7 +62,20 @@ def _chat(tokenizer: PreTrainedTokenizerBase, image: bool) -> str:
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": f"{QUESTION}\n{KNOWLEDGE}{MAP}"}]
     # Llama 3's template contains today's date unless one is given. A prompt must be the same tomorrow.
     dated = {"date_string": TODAY.strftime("%d %b %Y"), "strftime_now": TODAY.strftime}
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **dated)
+    try:
+        check_template(tokenizer.get_chat_template(), messages)
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **dated)
+    except (jinja2.TemplateError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        raise WeightsError(
+            f"llm.template: the tokenizer's chat template cannot be used ({first_line(error)}); "
+            "get the tokenizer's files again, or set llm.template=anomalygpt"
+        ) from error
+    if [text.count(mark) for mark in (KNOWLEDGE, MAP)] != [1, 1]:
+        raise WeightsError(
+            "llm.template: the tokenizer's chat template does not give the question once, as it was asked; "
+            "set llm.template=anomalygpt, or choose another LLM"
+        )
+    return text
 
 
 def _anomalygpt(image: bool) -> str:

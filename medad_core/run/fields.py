@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from medad_core.config import Settings
+from medad_core.data.pseudonyms import Pseudonyms
 
 Fields = dict[str, str]
 PICTURE = ("data.modality", "data.first_slice", "data.last_slice", "data.scaling")
@@ -18,7 +19,10 @@ def declared_fields(settings: Settings) -> Fields:
     """What the user declared about the cases, where it is not the default."""
     data = settings.data.model_dump(mode="json")
     values = {key: data[key.removeprefix("data.")] for key in _WHERE_SET}
-    return {key: str(value) for key, value in values.items() if value != _WHERE_SET[key]}
+    fields = {key: str(value) for key, value in values.items() if value != _WHERE_SET[key]}
+    if settings.data.pseudonyms is not None:  # which key, not where it lies
+        fields["data.pseudonyms"] = Pseudonyms.read(settings.data.pseudonyms).fingerprint
+    return fields
 
 
 def settings_fields(settings: Settings, *keys: str) -> Fields:

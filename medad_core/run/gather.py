@@ -18,9 +18,8 @@ from medad_core.data.cases import EARLIER, Case, Discovery, VolumeRef
 from medad_core.data.mask import read_mask
 from medad_core.data.nifti import read_header
 from medad_core.data.read import read_slices
-from medad_core.data.source import find_cases, settle_case
+from medad_core.data.source import files_root, find_cases, settle_case
 from medad_core.data.split import split_cases
-from medad_core.data.table import dataset_root
 from medad_core.errors import CaseError, InputError
 from medad_core.run.cohort import UNLABELLED, Cohort, File, Member, below, check_same_cases
 from medad_core.store.collector import collector_paused
@@ -51,7 +50,7 @@ def find_cohort(data: str | Path, settings: DataSettings, sized: bool = False) -
 
     `sized`: the sizes of files count. Raises UsageError if `data` is not a folder of cases.
     """
-    return make_cohort(dataset_root(data), find_cases(data, settings), settings, sized)
+    return make_cohort(files_root(data, settings), find_cases(data, settings), settings, sized)
 
 
 def by_index(settings: DataSettings) -> DataSettings:

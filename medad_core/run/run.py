@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from medad_core.config import Settings
 from medad_core.data.cases import Discovery
 from medad_core.data.own_folders import claim_folder, mark_folder
-from medad_core.data.source import check_data, find_cases
+from medad_core.data.source import check_data, files_root, find_cases
 from medad_core.data.table import dataset_root
 from medad_core.environment import package_versions
 from medad_core.errors import StoreError
@@ -83,7 +83,8 @@ class Run:
         _ = run.models
         run.discovery = discovery
         stored = find_stored(out)
-        run.cohort = open_cohort(out, stored, dataset_root(data), discovery, settings.data, run._is_dealt())
+        root = files_root(data, settings.data)
+        run.cohort = open_cohort(out, stored, root, discovery, settings.data, run._is_dealt())
         run.settle_inputs(refresh)
         keep_cohort(out, stored, run.cohort)
         run.sweep()

@@ -18,8 +18,9 @@ import pyarrow as pa
 from medad_core.config import Settings
 from medad_core.data.location import anatomical, true_cell
 from medad_core.data.names import patient_of
+from medad_core.data.pseudonyms import Pseudonyms
 from medad_core.environment import package_versions
-from medad_core.errors import StoreError, WeightsError
+from medad_core.errors import StoreError, UsageError, WeightsError
 from medad_core.metrics import MetricRow, PixelHistogram, evaluate, metrics_table, render_markdown, slice_brightness
 from medad_core.models.decoder import render_map
 from medad_core.models.weights import trained_on, weights_folder
@@ -184,8 +185,13 @@ def _caveats(cohort: Cohort, settings: Settings) -> tuple[str, ...]:
     """What a reader must know before believing a number."""
     try:
         learned = trained_on(weights_folder(settings.models.weights))
+        if settings.data.pseudonyms is not None:
+            pseudonyms = Pseudonyms.read(settings.data.pseudonyms)
+            learned |= {known for name in learned for known in (pseudonyms.patient(name), pseudonyms.case(name))}
     except WeightsError:
         return ("The weights are lost or damaged, so medad cannot tell whether they were trained on these cases.",)
+    except UsageError:
+        return ("The key of the pseudonyms cannot be read, so medad cannot tell whom the weights were trained on.",)
     seen = [member for member in cohort.members if learned & {member.patient_id, patient_of(member.case_id)}]
     if not seen:
         return ()

@@ -24,8 +24,8 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """A frozen JSON record that accepts no unknown field. Types and bounds are checked when it is parsed.
 
-    Its file ends with a seal, the SHA-256 of what stands before it. So a digit that changed on the disk, or by hand, is
-    noticed although the JSON is still valid. Files of earlier versions have no seal.
+    Its file begins with a seal, the SHA-256 of what stands after it. So a digit that changed on the disk, or by hand,
+    is noticed although the JSON is still valid. Files of earlier versions have no seal.
     """
 
     def body(self) -> bytes:
@@ -34,18 +34,18 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
 
     def to_json(self) -> bytes:
         """The content of its file."""
-        before = self.body()[: -len(b"\n}\n")]
-        return b'%b,\n "seal": "%b"\n}\n' % (before, _digest(before))
+        after = self.body().removeprefix(b"{")
+        return b'{\n "seal": "%b",%b' % (_digest(after), after)
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
         """Parse the content of a file. Raises ValueError if it is not valid, or not what was sealed."""
-        sealed = _SEAL.search(data, max(0, len(data) - _SEAL_BYTES))
+        sealed = _SEAL.match(data)
         if sealed is not None:
-            data = data[: sealed.start()]
-            if sealed[1] != _digest(data):
+            after = data[sealed.end() :]
+            if sealed[1] != _digest(after):
                 raise ValueError("it is not what was written: its seal is of something else")
-            data += b"}"
+            data = b"{" + after
         try:
             return msgspec.json.decode(data, type=cls)
         except msgspec.MsgspecError as error:
@@ -56,8 +56,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
         return msgspec.structs.replace(self, **changes)
 
 
-_SEAL = re.compile(rb',\s*"seal":\s*"([0-9a-f]{64})"\s*\}\s*\Z')
-_SEAL_BYTES = 100  # from the comma to the end
+_SEAL = re.compile(rb'\{\s*"seal":\s*"([0-9a-f]{64})",')
 
 
 def _digest(content: bytes) -> bytes:

@@ -121,4 +121,5 @@ def test_memory_does_not_grow_with_the_number_of_slices():
         tracemalloc.stop()
         return highest
 
-    assert peak(200) < 1.05 * peak(20)
+    # The least of three: threads of other tests allocate too.
+    assert min(peak(200) for _ in range(3)) < 1.05 * min(peak(20) for _ in range(3))

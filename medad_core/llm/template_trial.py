@@ -36,7 +36,7 @@ def _try(template: str, messages: str) -> None:
             command,
             input=given,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=WALL_SECONDS,
             env=piped_environment(),
             check=False,

@@ -85,6 +85,13 @@ class DataSettings(Section):
     tumour_labels: tuple[PositiveInt, ...] | None = Field(
         None, description="values of a mask that mean tumour; without it, those of the dataset's layout"
     )
+    context_mm: float | None = Field(
+        None,
+        ge=0,
+        le=30,
+        description="how far below and above a slice the pictures lie that the encoder sees beside it; 0: none; "
+        "null: as the weights were trained",
+    )
     max_gib: float = Field(
         4.0, gt=0, description="a file whose header speaks of more is refused before it is read; changes no row"
     )

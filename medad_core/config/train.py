@@ -68,6 +68,12 @@ class TrainSettings(Section):
         20, ge=0, description="training reads a wider range than screening: tumour-free slices lie outside it"
     )
     last_slice: int = Field(130, ge=0)
+    context_mm: float = Field(
+        0.0,
+        ge=0,
+        le=30,
+        description="how far below and above a slice the pictures lie that the encoder sees beside it; 0: none",
+    )
     hold_out_test: bool = Field(
         True,
         description="leave out the patients of the split `test`: screening the cohort then gives honest test numbers",

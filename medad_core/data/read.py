@@ -7,7 +7,7 @@ is: landmarks of stored voxels, scaling, then pixels of 1 mm (`data.resample` sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,8 @@ class CaseSlices:
     """Slices of one case as pictures: row 0 is anterior, column 0 is the patient's right (radiological convention).
 
     slice_index (N,) int32: 0-based, counted from inferior to superior. images (N, H, W) uint8. brain (N, H, W) bool.
+    around (M, H, W) uint8 are the pictures of the range and of what lies up to `step` slices below and above it, those
+    of the range from number `first` on. `step` is None where no context was asked for, 0 where slices are too thick.
     masks (N, H, W) bool (True is tumour) or None where unlabelled. spacing_mm is the pictures' (row, column, slice);
     stored_spacing_mm is the file's, and differs where pictures were resampled to 1 mm. stored_orientation is the file's
     ("LPS", "RAS", …). checks are those of the content (`data.content`); those of earlier runs' cases are empty.
@@ -49,6 +51,32 @@ class CaseSlices:
     stored_orientation: str
     stored_spacing_mm: tuple[float, float, float]
     checks: tuple[Check, ...] = ()
+    around: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.uint8))
+    first: int = 0
+    step: int | None = None
+
+    @property
+    def below(self) -> np.ndarray:
+        """The number in `around` of the picture below each slice (N,); a slice stands in for one that is not there."""
+        own, step = self._own, self.step or 0
+        return np.where(own >= step, own - step, own)
+
+    @property
+    def above(self) -> np.ndarray:
+        """As `below`, of the picture above."""
+        own, step = self._own, self.step or 0
+        return np.where(own + step < len(self.around), own + step, own)
+
+    @property
+    def _own(self) -> np.ndarray:
+        return self.first + np.arange(len(self.images))
+
+    @property
+    def pictures(self) -> np.ndarray:
+        """What the encoder sees: uint8 (N, 3, H, W), below, itself and above; without context (N, H, W)."""
+        if not self.step:
+            return self.images
+        return np.stack([self.around[self.below], self.images, self.around[self.above]], axis=1)
 
 
 def read_slices(case: Case, settings: DataSettings) -> CaseSlices:
@@ -65,21 +93,27 @@ def read_slices(case: Case, settings: DataSettings) -> CaseSlices:
     header = opened.file.header
     block = opened.block
     wanted = block.wanted
-    brain = block.part(block.brain, wanted)
-    images = to_uint8(block.part(block.values, wanted), brain, opened.landmarks)
+    shown = block.around(opened.step or 0)
+    brain = block.part(block.brain, shown)
+    around = to_uint8(block.part(block.values, shown), brain, opened.landmarks)
     masks = opened.masks
     spacing_mm = header.spacing_mm
     if case.layout != EARLIER:
-        images, brain, masks, spacing_mm = resample_plane(images, brain, masks, spacing_mm)
+        around, brain, masks, spacing_mm = resample_plane(around, brain, masks, spacing_mm)
+    first = wanted.start - shown.start
+    own = slice(first, first + len(wanted))
     return CaseSlices(
         case_id=case.case_id,
         slice_index=np.arange(wanted.start, wanted.stop, dtype=np.int32),
-        images=images,
-        brain=np.ascontiguousarray(brain),
+        images=around[own],
+        brain=np.ascontiguousarray(brain[own]),
         masks=masks,
         spacing_mm=spacing_mm,
         stored_orientation=header.stored_orientation,
         stored_spacing_mm=header.spacing_mm,
+        around=around,
+        first=first,
+        step=opened.step,
         checks=opened.checks,
     )
 
@@ -93,13 +127,21 @@ def _open(case: Case, settings: DataSettings) -> _Opened:
     """Everything that `read_slices` may refuse."""
     file = open_nifti(case.case_id, case.volumes[settings.modality], settings.max_gib)
     require_picture(file.header, case.case_id, file.name)
-    block = _read_by_brain(file, settings) if case.levels == "brain" else _read_by_index(file, settings)
+    context = settings.context_mm
+    step = context_step(context, file.header.spacing_mm[2]) if context else None
+    by_brain = case.levels == "brain"
+    block = _read_by_brain(file, settings) if by_brain else _read_by_index(file, settings, step or 0)
     masks = read_mask(case, file.header, block.wanted, settings.max_gib)
     landmarks = _landmarks(file, block, settings.scaling)
     checks: tuple[Check, ...] = ()
     if case.layout != EARLIER:
         checks = _check_content(case, file, block, masks, settings)
-    return _Opened(file, block, masks, landmarks, checks)
+    return _Opened(file, block, masks, landmarks, step, checks)
+
+
+def context_step(context_mm: float, spacing_mm: float) -> int:
+    """How many slices away the nearest one to `context_mm` is; 0 where that is the slice itself, as in thick slices."""
+    return int(context_mm / spacing_mm + 0.5)
 
 
 def _check_content(
@@ -138,6 +180,12 @@ class _Block:
     def part(self, array: np.ndarray, slices: range) -> np.ndarray:
         return array[slices.start - self.start : slices.stop - self.start]
 
+    def around(self, step: int) -> range:
+        """The slices that are wanted, and what the block holds of `step` more below and above."""
+        return range(
+            max(self.wanted.start - step, self.start), min(self.wanted.stop + step, self.start + len(self.values))
+        )
+
 
 @dataclass(frozen=True)
 class _Opened:
@@ -147,15 +195,17 @@ class _Opened:
     block: _Block
     masks: np.ndarray | None
     landmarks: Landmarks
+    step: int | None
     checks: tuple[Check, ...]
 
 
-def _read_by_index(file: NiftiFile, settings: DataSettings) -> _Block:
-    """No more of the volume than the range and the reference need."""
+def _read_by_index(file: NiftiFile, settings: DataSettings, step: int) -> _Block:
+    """No more of the volume than the range, `step` slices beside it, and the reference need."""
     reference = _check_range(file, settings)
     wanted = range(settings.first_slice, settings.last_slice + 1)
-    start = min(wanted.start, reference.start)
-    values = _finite_block(file, start, max(wanted.stop, reference.stop))
+    start = min(max(wanted.start - step, 0), reference.start)
+    stop = max(min(wanted.stop + step, file.header.picture_shape[0]), reference.stop)
+    values = _finite_block(file, start, stop)
     return _Block(start, values, _brain(file, values), wanted, reference)
 
 

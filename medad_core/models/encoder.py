@@ -40,7 +40,7 @@ class Encoder(Protocol):
     fingerprint: dict[str, str]
 
     def encode(self, images: np.ndarray | Tensor) -> Tensor:
-        """uint8 slices (B, H, W) to patch features (B, taps, grid_h, grid_w, width)."""
+        """uint8 slices (B, H, W), or (B, 3, H, W), to patch features (B, taps, grid_h, grid_w, width)."""
 
     def encode_with_embedding(self, images: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
         """The same, and the embeddings of the slices in the joint space (B, joint), where there is one."""
@@ -116,9 +116,12 @@ class VisionTransformerEncoder(nn.Module):
     def prepare(self, images: np.ndarray | Tensor) -> Tensor:
         """uint8 slices (B, H, W) to normalised pictures (B, 3, S, S) float32 on the encoder's device.
 
-        A slice is centred on a black square, resized, and repeated over channels.
+        A slice is centred on a black square, resized, and repeated over channels. (B, 3, H, W) are a slice and its
+        neighbours, a channel each.
         """
-        pictures = torch.as_tensor(images).to(self.device).unsqueeze(1).float() / 255
+        pictures = torch.as_tensor(images).to(self.device).float() / 255
+        if pictures.ndim == 3:
+            pictures = pictures.unsqueeze(1)
         pictures = F.interpolate(
             pad_to_square(pictures),
             size=(self.image_size, self.image_size),

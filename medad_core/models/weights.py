@@ -97,9 +97,27 @@ class _Card(msgspec.Struct):
     patients: list[str] = []
 
 
-def save_decoder(decoder: Decoder, folder: Path, fits: Mapping[str, str]) -> None:
-    """Write a decoder as a weights folder's; `fits` are the fingerprints of the models it was trained with."""
-    _save(decoder.state_dict(), folder / DECODER, fits)
+def save_decoder(decoder: Decoder, folder: Path, fits: Mapping[str, str], context_mm: float = 0.0) -> None:
+    """Write a decoder as a weights folder's; `fits` are the fingerprints of the models it was trained with.
+
+    `context_mm` is the distance of the neighbours that the encoder saw beside each slice, 0 for none.
+    """
+    facts = {"context_mm": str(context_mm)} if context_mm else {}
+    _save(decoder.state_dict(), folder / DECODER, fits, **facts)
+
+
+def decoder_context(folder: Path) -> float:
+    """The `context_mm` of `save_decoder`; only the header is read. Raises WeightsError where it is damaged."""
+    path = folder / DECODER
+    with open_tensors(path) as tensors:
+        text = (tensors.metadata() or {}).get("context_mm", "0")
+    try:
+        context = float(text)
+    except ValueError as error:
+        raise WeightsError(f"{path}: its context_mm is {text!r}, and no number; get the file again") from error
+    if not 0 <= context <= 30:
+        raise WeightsError(f"{path}: its context_mm is {text}, and not from 0 to 30; get the file again")
+    return context
 
 
 def save_converter(converter: AnyConverter, path: Path, fits: Mapping[str, str], template: str) -> None:

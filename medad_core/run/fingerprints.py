@@ -28,6 +28,7 @@ from medad_core.models.weights import (
     DECODER,
     check_fit,
     converter_facts,
+    decoder_context,
     weights_fingerprint,
     weights_folder,
 )
@@ -88,6 +89,7 @@ def maps_fingerprint(settings: Settings, stored: Mapping[str, str] | None = None
         **shared_fingerprint(settings),
     }
     check_fit(folder / DECODER, present)
+    context_of(settings)
     fields = {
         **present,
         **weights_fingerprint(folder, DECODER),
@@ -101,6 +103,21 @@ def maps_fingerprint(settings: Settings, stored: Mapping[str, str] | None = None
     if precision != "float32":
         fields["precision"] = precision
     return fields
+
+
+def context_of(settings: Settings) -> float:
+    """How far below and above a slice, in mm, the encoder sees its neighbours: as the decoder was trained.
+
+    Raises WeightsError where `data.context_mm` says something else.
+    """
+    trained = decoder_context(weights_folder(settings.models.weights))
+    asked = settings.data.context_mm
+    if asked is not None and asked != trained:
+        raise WeightsError(
+            f"data.context_mm={asked:g}: the weights {settings.models.weights} were trained with {trained:g}; "
+            "leave it out, or train others with train.context_mm"
+        )
+    return trained
 
 
 def settled_precision(fingerprint: Mapping[str, str]) -> str:

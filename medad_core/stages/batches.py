@@ -21,20 +21,24 @@ from torch import Tensor
 
 from medad_core import stopping
 from medad_core.errors import CaseError, MedadError
-from medad_core.stages.rows import images_of
+from medad_core.stages.rows import images_of, pictures_of
 from medad_core.store import Stage
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Compute = Callable[[Tensor], tuple[Tensor, ...]]  # uint8 (B, H, W) to results (B, …), all on one device
+Compute = Callable[[Tensor], tuple[Tensor, ...]]  # uint8 (B, H, W) or (B, 3, H, W) to results (B, …), all on one device
 COLUMNS = ("case_id", "slice_index", "height", "width", "image")
+CONTEXT = ("step", "below", "above")
 AHEAD = 2  # batches that are read ahead while others are computed
 _END = object()
 
 
 @dataclass(frozen=True)
 class CaseImages:
-    """Rows of one case and their pictures, uint8 (N, H, W). A case that cannot be used has an error and no pictures."""
+    """Rows of one case and their pictures, uint8 (N, H, W), or (N, 3, H, W) where the encoder sees neighbours.
+
+    A case that cannot be used has an error and no pictures.
+    """
 
     case_id: str
     keys: pa.Table | None
@@ -44,7 +48,7 @@ class CaseImages:
 
 @dataclass
 class ImageBatch:
-    """Pictures of one size, uint8 (B, H, W), of which the first `filled` are set.
+    """Pictures of one size, uint8 (B, H, W) or (B, 3, H, W), of which the first `filled` are set.
 
     `owners` has their cases and counts, in order.
     """
@@ -67,12 +71,16 @@ class ImageBatch:
         return count
 
 
-def read_cases(slices: Stage, case_ids: Iterable[str]) -> Iterator[CaseImages]:
-    """The slices of the given cases, in order. The error of a case is returned in its `error`, not raised."""
+def read_cases(slices: Stage, case_ids: Iterable[str], context: bool = False) -> Iterator[CaseImages]:
+    """The slices of the given cases, in order, with `context` as (N, 3, H, W).
+
+    The error of a case is returned in its `error`, not raised.
+    """
+    columns = (*COLUMNS, *CONTEXT) if context else COLUMNS
     for case_id in case_ids:
         try:
-            table = slices.read_case(case_id, COLUMNS)
-            yield CaseImages(case_id, table.select(COLUMNS[:2]), images_of(table))
+            table = slices.read_case(case_id, columns)
+            yield CaseImages(case_id, table.select(COLUMNS[:2]), pictures_of(table) if context else images_of(table))
         except MedadError as error:
             yield CaseImages(case_id, None, np.zeros((0, 0, 0), np.uint8), error)
 

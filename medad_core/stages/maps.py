@@ -13,7 +13,7 @@ from torch import Tensor
 from medad_core.config import Settings
 from medad_core.models.decoder import image_scores, peaks, render_maps
 from medad_core.models.device import batch_size_of, device_of, worker_device
-from medad_core.run.fingerprints import check_planned, maps_fingerprint, settled_precision
+from medad_core.run.fingerprints import check_planned, context_of, maps_fingerprint, settled_precision
 from medad_core.run.run import Run
 from medad_core.stages.batches import (
     CaseImages,
@@ -55,7 +55,8 @@ def run_parts(
     with worker_device(run.uri, device_of(run.settings)) as device:
         models = models or load_map_models(run.settings, device, settled_precision(planned))
         size = batch_size_of(run.settings, models.device)
-        batches = batches_of(read_cases(run.stage("slices"), case_ids), size, pinned=models.device.type == "cuda")
+        cases = read_cases(run.stage("slices"), case_ids, context=context_of(run.settings) > 0)
+        batches = batches_of(cases, size, pinned=models.device.type == "cuda")
         with closing(maps_of(made_ahead(batches), models, run.settings)) as maps:
             return run_casewise(stage, numbers, lambda case_id: _rows(case_id, *next(maps)), on_part)
 
@@ -74,7 +75,7 @@ def maps_of(
         # The grid is stored in half precision, so score and peak are computed from it, like later maps.
         features, embedding = models.encode(images)
         grid = models.decoder(features).half()
-        rendered = render_maps(grid, *images.shape[1:])
+        rendered = render_maps(grid, *images.shape[-2:])
         carried = () if embedding is None else (embedding.half(),)
         return (grid, image_scores(rendered, score.kind, score.quantile), peaks(rendered), *carried)
 

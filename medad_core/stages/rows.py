@@ -11,13 +11,14 @@ import pyarrow.compute as pc
 from medad_core.data.read import DISPLAY_ORIENTATION, CaseSlices
 from medad_core.errors import CaseError
 from medad_core.store import MAPS, PROMPTS, SLICES
+from medad_core.store.schemas import CONTEXT
 
 
 def slice_rows(case: CaseSlices, split: str) -> pa.Table:
-    """One row per slice."""
+    """One row per slice; with the columns CONTEXT where the encoder sees neighbours."""
     count, height, width = case.images.shape
     pixels = None if case.masks is None else case.masks.sum(axis=(1, 2))
-    return pa.table(
+    rows = pa.table(
         {
             "case_id": [case.case_id] * count,
             "slice_index": case.slice_index,
@@ -35,6 +36,36 @@ def slice_rows(case: CaseSlices, split: str) -> pa.Table:
         },
         schema=SLICES,
     )
+    if case.step is None:
+        return rows
+    columns = ([case.step] * count, _outside(case, case.below), _outside(case, case.above))
+    for field, values in zip(CONTEXT, columns, strict=True):
+        rows = rows.append_column(field, pa.array(values, field.type))
+    return rows
+
+
+def _outside(case: CaseSlices, neighbours: np.ndarray) -> list[bytes | None]:
+    """The pictures of neighbours that are no slices of the range."""
+    own = range(case.first, case.first + len(case.images))
+    return [None if number in own else case.around[number].tobytes() for number in neighbours.tolist()]
+
+
+def pictures_of(table: pa.Table) -> np.ndarray:
+    """Rows of one case to what the encoder sees of each: uint8 (N, 3, H, W), below, itself and above.
+
+    A slice stands in for a neighbour that the volume does not have. Raises CaseError as `images_of` does.
+    """
+    images = images_of(table)
+    step = table["step"][0].as_py()
+    pictures = np.stack([images] * 3, axis=1)
+    if step:
+        pictures[step:, 0] = images[:-step]
+        pictures[:-step, 2] = images[step:]
+    for channel, name in ((0, "below"), (2, "above")):
+        for number, picture in enumerate(table[name]):
+            if picture.is_valid:
+                pictures[number, channel] = np.frombuffer(picture.as_buffer(), np.uint8).reshape(images.shape[1:])
+    return pictures
 
 
 def images_of(table: pa.Table) -> np.ndarray:

@@ -7,6 +7,8 @@ row-major order, little-endian, with their shape in other columns: float16 and p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pyarrow as pa
 
 
@@ -32,6 +34,11 @@ SLICES = pa.schema(
         _field("display_orientation", pa.string()),
     ]
 )
+
+# Further columns of slices whose neighbours the encoder sees: how many slices away they are, and their pictures, as
+# `image`, where they are no slices of the range; null also where the volume ends.
+CONTEXT_MM = "context_mm"  # the field of the fingerprint that says so
+CONTEXT = (_field("step", pa.int16()), _field("below", pa.binary(), True), _field("above", pa.binary(), True))
 
 MAPS = pa.schema(
     [
@@ -94,6 +101,12 @@ PREDICTIONS = pa.schema(
 
 # The view of an incremental cohort: which content of a case was screened, and in which batch.
 COHORT_PREDICTIONS = pa.schema([*PREDICTIONS, _field("revision", pa.int32()), _field("batch", pa.int32())])
+
+
+def with_context(schema: pa.Schema, fingerprint: Mapping[str, str]) -> pa.Schema:
+    """The schema of rows with this fingerprint: without context, the columns are those of earlier versions."""
+    return pa.schema([*schema, *CONTEXT]) if CONTEXT_MM in fingerprint else schema
+
 
 # The stages of a run, in order: the name, which is also the folder's, and the schema of the rows.
 PART_STAGES = {"slices": SLICES, "maps": MAPS, "prompts": PROMPTS, "answers": ANSWERS}

@@ -88,7 +88,7 @@ def encode_case(case: Case, settings: Settings, encoder: Encoder, folder: Path) 
     if case.mask is None:
         raise CaseError(case.case_id, "no segmentation; training needs one, leave the case out or add it")
     train_range = {"first_slice": settings.train.first_slice, "last_slice": settings.train.last_slice}
-    data = settings.data.model_copy(update=train_range)
+    data = settings.data.model_copy(update={**train_range, "context_mm": settings.train.context_mm})
     slices = read_slices(case, data)
     stem = folder / _key(case.case_id, slices, data, encoder)
     features = stem.with_suffix(".npy")
@@ -97,7 +97,7 @@ def encode_case(case: Case, settings: Settings, encoder: Encoder, folder: Path) 
     if not pictures.is_file():
         _save(pictures, np.stack([slices.images, slices.brain.view(np.uint8), slices.masks.view(np.uint8)]))
     if not features.is_file():
-        _save(features, _encode(encoder, slices.images, batch_size_of(settings, encoder.device)))
+        _save(features, _encode(encoder, slices.pictures, batch_size_of(settings, encoder.device)))
         log.info("encoded %s, %d slices", case.case_id, len(slices.images))
     images, brain, masks = np.load(pictures, mmap_mode="r")
     return TrainingCase(
@@ -118,6 +118,9 @@ def _key(case_id: str, slices: CaseSlices, data: DataSettings, encoder: Encoder)
     digest = hashlib.sha256(repr(facts).encode())
     digest.update(slices.images.tobytes())
     digest.update(slices.masks.tobytes())
+    if slices.step:
+        digest.update(slices.around.tobytes())
+        digest.update(bytes([slices.step]))
     return digest.hexdigest()[:24]
 
 

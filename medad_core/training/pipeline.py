@@ -195,7 +195,8 @@ def _fit_decoder(training: _Training) -> CrossFit:
         arithmetic=training.arithmetic,
         until=fitted.steps,
     )
-    save_decoder(decoder.cpu(), training.out, {**training.encoder_fingerprint, **shared_fingerprint(settings)})
+    fits = {**training.encoder_fingerprint, **shared_fingerprint(settings)}
+    save_decoder(decoder.cpu(), training.out, fits, settings.train.context_mm)
     return fitted
 
 

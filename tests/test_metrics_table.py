@@ -12,6 +12,7 @@ from sklearn.metrics import (
     f1_score,
     recall_score,
     roc_auc_score,
+    roc_curve,
 )  # fmt: skip
 
 from medad_core.config import EvaluateSettings
@@ -97,6 +98,40 @@ def test_weighted_curves_equal_scikit_learn_on_repeated_items(items):
         return
     assert got[0] == pytest.approx(roc_auc_score(labels[again], scores[again]))
     assert got[1] == pytest.approx(average_precision_score(labels[again], scores[again]))
+
+
+def test_operating_points_are_those_on_scikit_learns_curve():
+    frame = random_predictions()
+    got = by_name(evaluate(frame, None, OPTIONS))
+    for name, score in (("map", frame.anomaly_score), ("p_yes", frame.p_yes)):
+        false_alarms, found, _ = roc_curve(frame.label, score, drop_intermediate=False)
+        sensitivity = found[false_alarms <= 0.05].max()
+        specificity = 1 - false_alarms[found >= 0.95].min()
+        assert got["image", f"{name}_sensitivity_at_specificity_95"].value == pytest.approx(sensitivity)
+        assert got["image", f"{name}_specificity_at_sensitivity_95"].value == pytest.approx(specificity)
+
+
+def test_the_calibration_error_is_the_mean_gap_between_p_yes_and_the_share_with_tumour():
+    rows = [row("a", index, int(index < 3), "yes", p_yes=0.9) for index in range(4)]
+    rows += [row("b", index, 0, "no", p_yes=0.1) for index in range(4)]
+    assert evaluated(rows)["image", "p_yes_ece"].value == pytest.approx((abs(0.9 - 0.75) + 0.1) / 2)
+    perfect = [row("a", index, index % 2, "yes", p_yes=float(index % 2)) for index in range(4)]
+    assert evaluated(perfect)["image", "p_yes_ece"].value == pytest.approx(0)
+
+
+def test_sensitivity_by_size_counts_the_slices_whose_tumour_has_that_area():
+    area = {0: 20.0, 1: 49.9, 2: 50.0, 3: 300.0, 4: 5000.0}
+    rows = [row("a", index, 1, "yes" if index in (1, 2, 4) else "no") for index in area] + [row("b", 0, 0, "no")]
+    of_slice = {("a", index): mm2 for index, mm2 in area.items()} | {("b", 0): 0.0}
+    table = evaluate(pd.DataFrame(rows), None, OPTIONS, area_mm2=of_slice)
+    found = {r.subset: (r.value, r.n) for r in table if r.metric == "verdict_sensitivity_by_area" and r.split == "all"}
+    assert found == {
+        "area 0 to 50 mm²": (0.5, 2),
+        "area 50 to 200 mm²": (1.0, 1),
+        "area 200 to 400 mm²": (0.0, 1),
+        "area 400 to 800 mm²": (None, 0),
+        "area from 800 mm²": (1.0, 1),
+    }
 
 
 def test_patients_are_positive_by_any_slice_and_scored_by_their_highest():

@@ -42,9 +42,17 @@ _NAMES = {
     "p_yes_ap": "p(yes) of the LLM, average precision",
     "brightness_auroc": "Brightness baseline, AUROC",
     "brightness_ap": "Brightness baseline, average precision",
+    "p_yes_ece": "p(yes) of the LLM, calibration error (0 is best)",
+    "map_sensitivity_at_specificity_95": "Map, sensitivity at 95 % specificity",
+    "map_specificity_at_sensitivity_95": "Map, specificity at 95 % sensitivity",
+    "p_yes_sensitivity_at_specificity_95": "p(yes) of the LLM, sensitivity at 95 % specificity",
+    "p_yes_specificity_at_sensitivity_95": "p(yes) of the LLM, specificity at 95 % sensitivity",
+    "brightness_sensitivity_at_specificity_95": "Brightness baseline, sensitivity at 95 % specificity",
+    "brightness_specificity_at_sensitivity_95": "Brightness baseline, specificity at 95 % sensitivity",
     "verdict_accuracy": "Verdict, accuracy",
     "verdict_balanced_accuracy": "Verdict, balanced accuracy",
     "verdict_sensitivity": "Verdict, sensitivity",
+    "verdict_sensitivity_by_area": "Verdict, sensitivity by size",
     "verdict_specificity": "Verdict, specificity",
     "verdict_f1": "Verdict, F1",
     "majority_class_accuracy": "Accuracy of always answering the commoner class",
@@ -65,6 +73,9 @@ READING = (
     "a detector that does not beat it has learned little.",
     "Accuracy means nothing without the line “always answering the commoner class”: most slices of a glioma cohort "
     "contain tumour. An answer that could not be read counts as wrong.",
+    "Sensitivity at 95 % specificity has the threshold that these very slices ask for: it shows what a threshold could "
+    "do, not what one chosen before did. Area is that of the tumour in the slice. The calibration error is the mean "
+    "distance between p(yes) and the share of slices with tumour, in 15 bins.",
     "Patients: tumour in any slice, highest score of any slice, yes in any slice; Dice is taken per patient and "
     "averaged. Pixels: all pixels pooled; Dice over slices with tumour only; AUPRO gives every connected lesion of a "
     "slice the same weight, however small. Locations: nine cells of the picture, judged among the true positives.",

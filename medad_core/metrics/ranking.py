@@ -16,6 +16,8 @@ from medad_core.metrics.arrays import AnyArray, BoolArray, FloatArray, IntArray
 # 4 million float64 values are 32 MB, small beside a model and large enough for numpy to run at memory speed.
 _CHUNK_VALUES = 4_000_000
 
+_ROUNDING = 1e-9  # of shares that are sums of floats
+
 Curve = Callable[[AnyArray, AnyArray], FloatArray]
 Values = Callable[[FloatArray], FloatArray]
 
@@ -76,6 +78,40 @@ def aupro(region_share: FloatArray, regions: FloatArray, negatives: FloatArray, 
     share = np.divide(inside, width, out=np.zeros_like(width), where=width > 0)
     area = (inside * (overlap[..., :-1] + step * share / 2)).sum(axis=-1)
     return np.where(np.isnan(overlap[..., -1]) | np.isnan(rate[..., -1]), np.nan, area / limit)
+
+
+def sensitivity_at(specificity: float) -> Curve:
+    """The highest sensitivity at which at least a share `specificity` of the negatives scores below the threshold."""
+
+    def curve(positives: AnyArray, negatives: AnyArray) -> FloatArray:
+        found, false_alarms = _rates(positives, negatives)
+        return np.where(false_alarms <= 1 - specificity + _ROUNDING, found, 0.0 * found).max(axis=-1)
+
+    return curve
+
+
+def specificity_at(sensitivity: float) -> Curve:
+    """The highest specificity at which at least a share `sensitivity` of the positives reaches the threshold."""
+
+    def curve(positives: AnyArray, negatives: AnyArray) -> FloatArray:
+        found, false_alarms = _rates(positives, negatives)
+        return np.where(found >= sensitivity - _ROUNDING, 1 - false_alarms, 0.0 * found).max(axis=-1)
+
+    return curve
+
+
+def _rates(positives: AnyArray, negatives: AnyArray) -> tuple[FloatArray, FloatArray]:
+    """Shares of positives and of negatives at or above each score (..., G + 1), from none of them to all.
+
+    NaN where a class is absent.
+    """
+    shares = []
+    for counts in (positives, negatives):
+        above = np.cumsum(np.asarray(counts, float)[..., ::-1], axis=-1)
+        start = np.zeros((*above.shape[:-1], 1))
+        shares.append(ratio(np.concatenate([start, above], axis=-1), above[..., -1:]))
+    absent = np.isnan(shares[0]) | np.isnan(shares[1])
+    return np.where(absent, np.nan, shares[0]), np.where(absent, np.nan, shares[1])
 
 
 def _descending(positives: AnyArray, negatives: AnyArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:

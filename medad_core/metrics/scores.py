@@ -6,6 +6,8 @@ models.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from medad_core.metrics import ranking
@@ -17,10 +19,24 @@ from medad_core.metrics.units import Units
 ECE_BINS = 15
 
 
+POINT = 0.95
+CURVES = (("auroc", ranking.auroc), ("ap", ranking.average_precision))
+# Where somebody would work who may miss, or alarm, one in twenty.
+OPERATING_POINTS = (
+    ("sensitivity_at_specificity_95", ranking.sensitivity_at(POINT)),
+    ("specificity_at_sensitivity_95", ranking.specificity_at(POINT)),
+)
+
+
 def score_statistics(
-    units: Units, score: FloatArray, policy: Policy, rule: str = "", too_few: str | None = None
+    units: Units,
+    score: FloatArray,
+    policy: Policy,
+    rule: str = "",
+    too_few: str | None = None,
+    curves: Sequence[tuple[str, Curve]] = CURVES,
 ) -> list[Statistic]:
-    """AUROC and average precision of a score (N,), NaN where absent; `too_few` says why, where that is known."""
+    """`curves` of a score (N,), NaN where absent, by name; `too_few` says why it is, where that is known."""
     usable = units.labelled & ~np.isnan(score) if policy.leave_out else units.labelled
     why = None if policy.leave_out else units.why_unscored(score, too_few)
     with_tumour = units.count(usable & units.positive)
@@ -38,7 +54,7 @@ def score_statistics(
     undefined = why or units.why_undefined(usable, "scores")
     return [
         Statistic(metric, units.level, "all", int(usable.sum()), never if why else ranked(curve), undefined, rule)
-        for metric, curve in (("auroc", ranking.auroc), ("ap", ranking.average_precision))
+        for metric, curve in curves
     ]
 
 

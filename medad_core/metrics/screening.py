@@ -17,11 +17,16 @@ from medad_core.metrics.answers import answer_statistics
 from medad_core.metrics.arrays import FloatArray
 from medad_core.metrics.bootstrap import patient_weights
 from medad_core.metrics.columns import answers_of, numbers, patients_of, slice_units
-from medad_core.metrics.decisions import Decision, decision_statistics, majority_class_accuracy
+from medad_core.metrics.decisions import (
+    Decision,
+    decision_statistics,
+    majority_class_accuracy,
+    sensitivity_by_size,
+)
 from medad_core.metrics.maps import mean_dice, pixel_statistics, pooled_dice
 from medad_core.metrics.patients import highest_scores, patient_units, vote
 from medad_core.metrics.pixel import PixelHistogram
-from medad_core.metrics.scores import score_statistics
+from medad_core.metrics.scores import CURVES, OPERATING_POINTS, calibration_error, score_statistics
 from medad_core.metrics.statistic import COHORT, Statistic
 from medad_core.metrics.table import MetricRow
 from medad_core.metrics.units import Units
@@ -29,20 +34,22 @@ from medad_core.metrics.units import Units
 if TYPE_CHECKING:
     from medad_core.config import EvaluateSettings
 
-SliceBrightness = Mapping[tuple[str, int], float]
+OfSlice = Mapping[tuple[str, int], float]  # by case_id and slice_index
+LESIONS_MM2 = (50.0, 200.0, 400.0, 800.0)  # edges between sizes of a slice's tumour
 
 
 def evaluate(
     predictions: pd.DataFrame,
     pixel: Mapping[str, PixelHistogram] | None,
     settings: EvaluateSettings,
-    brightness: SliceBrightness | None = None,
+    brightness: OfSlice | None = None,
+    area_mm2: OfSlice | None = None,
 ) -> list[MetricRow]:
     """Every metric for every split present and for "all", with 95 % intervals by bootstrap over patients.
 
     `predictions` has the columns of the predictions file; `pixel` one histogram a labelled case; `brightness` maps
-    (case_id, slice_index) to `slice_brightness`. The same predictions and seed give the same table;
-    no predictions give none.
+    (case_id, slice_index) to `slice_brightness`, and `area_mm2` to the area of the tumour. The same predictions and
+    seed give the same table; no predictions give none.
     """
     # Sorted, so that a table does not depend on the order in which parts happened to be read.
     ordered = predictions.sort_values(["case_id", "slice_index"], kind="stable", ignore_index=True)
@@ -53,14 +60,18 @@ def evaluate(
         frames[split] = ordered[ordered["split"] == split]
     rows = []
     for split, frame in frames.items():
-        statistics = _statistics(frame, pixel or {}, settings.map_threshold, brightness or {})
+        statistics = _statistics(frame, pixel or {}, settings.map_threshold, brightness or {}, area_mm2 or {})
         weights = patient_weights(slice_units(frame).patients, settings.bootstrap, settings.seed)
         rows += [MetricRow.of(statistic, split, weights) for statistic in statistics]
     return rows
 
 
 def _statistics(
-    frame: pd.DataFrame, pixel: Mapping[str, PixelHistogram], map_threshold: float, brightness: SliceBrightness
+    frame: pd.DataFrame,
+    pixel: Mapping[str, PixelHistogram],
+    map_threshold: float,
+    brightness: OfSlice,
+    area_mm2: OfSlice,
 ) -> list[Statistic]:
     slices = slice_units(frame)
     patients = patient_units(slices)
@@ -72,7 +83,9 @@ def _statistics(
     thresholds = np.full(slices.patients, map_threshold)
     return [
         *_scored(slices, scores),
+        *_named("p_yes", [calibration_error(slices, scores["p_yes"], probability=True)]),
         *_decided(slices, answers.decision),
+        *_by_area(slices, answers.decision, _of_slices(frame, area_mm2)),
         *_named("map", [*pixel_statistics(histograms), pooled_dice(histograms, thresholds)]),
         *_scored(patients, scores_of_patients),
         *_decided(patients, vote(slices, answers.decision, least=1)),
@@ -81,13 +94,18 @@ def _statistics(
     ]
 
 
-def _scores(frame: pd.DataFrame, brightness: SliceBrightness) -> dict[str, FloatArray]:
-    """Scores (N,) by name, NaN where absent."""
+def _of_slices(frame: pd.DataFrame, values: OfSlice) -> FloatArray:
+    """The value of every row (N,), NaN where there is none."""
     keys = zip(frame["case_id"], frame["slice_index"], strict=True)
+    return np.array([values.get((case, int(index)), np.nan) for case, index in keys], float)
+
+
+def _scores(frame: pd.DataFrame, brightness: OfSlice) -> dict[str, FloatArray]:
+    """Scores (N,) by name, NaN where absent."""
     return {
         "map": numbers(frame["anomaly_score"]),
         "p_yes": numbers(frame["p_yes"]),
-        "brightness": np.array([brightness.get((case, int(index)), np.nan) for case, index in keys], float),
+        "brightness": _of_slices(frame, brightness),
     }
 
 
@@ -96,7 +114,7 @@ def _scored(units: Units, scores: Mapping[str, FloatArray]) -> list[Statistic]:
     statistics = []
     for name, score in scores.items():
         if name != "brightness" or not np.isnan(score).all():
-            statistics += _named(name, score_statistics(units, score, COHORT))
+            statistics += _named(name, score_statistics(units, score, COHORT, curves=(*CURVES, *OPERATING_POINTS)))
     return statistics
 
 
@@ -105,6 +123,11 @@ def _decided(units: Units, decision: Decision) -> list[Statistic]:
         *_named("verdict", decision_statistics(units, decision, COHORT)),
         majority_class_accuracy(units, decision),
     ]
+
+
+def _by_area(slices: Units, decision: Decision, area_mm2: FloatArray) -> list[Statistic]:
+    by_size = sensitivity_by_size(slices, decision, area_mm2, LESIONS_MM2)
+    return [replace(statistic, metric="verdict_sensitivity_by_area") for statistic in by_size]
 
 
 def _named(prefix: str, statistics: Sequence[Statistic]) -> list[Statistic]:

@@ -62,6 +62,7 @@ class _Measured:
     frames: list[pd.DataFrame] = field(default_factory=list)
     pixel: dict[str, PixelHistogram] = field(default_factory=dict)
     brightness: dict[tuple[str, int], float] = field(default_factory=dict)
+    area_mm2: dict[tuple[str, int], float] = field(default_factory=dict)  # of the tumour, in labelled slices
 
     def predictions(self) -> pd.DataFrame:
         """All rows; an empty table if the run has no case."""
@@ -83,7 +84,7 @@ def evaluate_run(run: Run) -> Results:
         remove(join(run.uri, name))
     rows_of_predictions = pa.Table.from_pandas(predictions, schema=PREDICTIONS, preserve_index=False)
     write_predictions(join(run.uri, PREDICTIONS_FILE), rows_of_predictions)
-    rows = evaluate(predictions, measured.pixel, run.settings.evaluate, measured.brightness)
+    rows = evaluate(predictions, measured.pixel, run.settings.evaluate, measured.brightness, measured.area_mm2)
     _write_metrics(run, rows, rejected, warned)
     page = render_report(_summary(run, rejected, warned), rows, _gallery(run, predictions), case_rows(predictions))
     write_text(join(run.uri, PAGE_FILE), page)
@@ -160,11 +161,13 @@ def _add_pictures(measured: _Measured, slices: pa.Table, maps: pa.Table) -> None
     rows = slices.drop_columns(["image"]).to_pylist()
     for row, image, grid in zip(rows, images_of(slices), grids_of(maps), strict=True):
         brightness = slice_brightness(image, bits_of(row, "brain"))
-        measured.brightness[row["case_id"], row["slice_index"]] = brightness
+        key = row["case_id"], row["slice_index"]
+        measured.brightness[key] = brightness
         mask = bits_of(row, "mask")
         if mask is not None:
             histogram = measured.pixel.setdefault(row["case_id"], PixelHistogram())
             histogram.accumulate(render_map(grid, *image.shape), mask)
+            measured.area_mm2[key] = row["tumour_pixels"] * row["spacing_mm"][0] * row["spacing_mm"][1]
 
 
 def _gallery(run: Run, predictions: pd.DataFrame) -> list[GalleryItem]:

@@ -76,7 +76,7 @@ def measure(data: str, work: Path, settings: Settings, first: int, last: int) ->
         train = settings.train.model_copy(update={"seed": 100 * seed})
         place = work / f"context-{train.context_mm:g}-seed-{seed}"
         place.mkdir(parents=True, exist_ok=True)
-        fitted = cross_fit(cases, folds, text, train, place, arithmetic_of(train, torch.device("cpu")), lambda *_: None)
+        fitted = cross_fit(cases, folds, text, train, place, arithmetic_of(train, "cpu"), lambda *_: None)
         measured.append(Measured(scores(cases, fitted.grids, first, last)))
     return measured
 

@@ -1,7 +1,7 @@
 # make setup   the environment in .venv          make demo   screen a phantom cohort
 # make lint    ruff, its formatter and mypy      make test   the tests
 # make faults  runs that are killed, starved and cut off, on purpose (25 minutes)
-# make fuzz    files and folders that nobody would make, others each time (10 minutes)
+# make fuzz    files and folders that nobody would make, others each time: a million (hours), FUZZ=600 tries ten thousand
 # make clean   remove environment and demo
 # make lock    the hashes of requirements-cpu.lock, after a change of a pin
 # make licenses, make sbom, make audit: LICENSES.md, a CycloneDX list in sbom.cdx.json, known advisories (asks pypi.org)
@@ -48,8 +48,9 @@ test: setup
 faults: setup
 	$(BIN)/python -m pytest tests/faults
 
+FUZZ ?= 60000
 fuzz: setup
-	MEDAD_FUZZ=10000 $(BIN)/python -m pytest tests/test_fuzz.py
+	MEDAD_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/test_fuzz.py tests/test_fuzz_files.py
 
 lock: setup
 	sed '/^[^#]/,$$d' requirements-cpu.lock > lock.tmp

@@ -218,12 +218,12 @@ def test_values_that_are_not_finite_are_refused(tmp_path, bad):
         (np.float64, 1e300, 0, r"beyond 3\.4e\+38"),
         (np.float64, -1e300, 0, r"beyond 3\.4e\+38"),
         (np.float64, 1e305, 0, r"beyond 3\.4e\+38"),  # their sum is infinite
-        (np.float64, 1e-300, 0, "cannot be told apart in 32 bits"),
-        (np.float64, 1, 1e12, "cannot be told apart in 32 bits"),
-        (np.float32, 1e-42, 0, "cannot be told apart in 32 bits"),
-        (np.int64, 1, 1 << 55, "cannot be told apart in 32 bits"),
-        (np.uint64, 1, 1 << 60, "cannot be told apart in 32 bits|no contrast"),
-        (np.int32, 1, 1 << 30, "cannot be told apart in 32 bits"),
+        (np.float64, 1e-300, 0, "cannot be distinguished in 32 bits"),
+        (np.float64, 1, 1e12, "cannot be distinguished in 32 bits"),
+        (np.float32, 1e-42, 0, "cannot be distinguished in 32 bits"),
+        (np.int64, 1, 1 << 55, "cannot be distinguished in 32 bits"),
+        (np.uint64, 1, 1 << 60, "cannot be distinguished in 32 bits|no contrast"),
+        (np.int32, 1, 1 << 30, "cannot be distinguished in 32 bits"),
     ],
 )
 def test_values_that_32_bits_cannot_hold_are_refused_and_make_no_black_picture(tmp_path, dtype, factor, offset, match):

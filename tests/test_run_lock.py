@@ -77,3 +77,10 @@ def test_a_lock_that_is_a_link_is_neither_followed_nor_emptied(data, tmp_path):
     with pytest.raises(StoreError, match="cannot lock"), locked(tmp_path / "run"):
         pass
     assert (tmp_path / "precious").read_text() == "content"
+
+
+def test_a_pipe_in_place_of_a_lock_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / NAME)
+    for use in (lambda: holder(tmp_path), lambda: locked(tmp_path).__enter__()):
+        with pytest.raises(StoreError, match="it is a pipe, no regular file"):
+            use()

@@ -289,7 +289,7 @@ def _landmarks(file: NiftiFile, block: _Block, scaling: ScalingSettings) -> Land
     if not landmarks.are_resolved:
         raise CaseError(
             file.case_id,
-            f"{file.name}: its brain's values, {landmarks.black:g} to {landmarks.white:g}, cannot be told apart in "
+            f"{file.name}: its brain's values, {landmarks.black:g} to {landmarks.white:g}, cannot be distinguished in "
             "32 bits; export it in units in which they lie between 0 and some thousands",
         )
     return landmarks

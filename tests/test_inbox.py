@@ -30,7 +30,7 @@ from medad_core.inbox.prune import NOTE, prune
 from medad_core.inbox.scan import InboxScan, scan_inbox
 from medad_core.inbox.verify import verify_cohort
 from medad_core.run.rejected import QUARANTINED
-from medad_core.store import PREDICTIONS, Item, stage_of, write_table
+from medad_core.store import PART_STAGES, PREDICTIONS, Item, stage_of, write_table
 from medad_core.store.lock import LockedError, holder, locked
 
 SETTINGS = load_settings(None, [*WORDS, "inbox.settle_s=0"])
@@ -78,9 +78,12 @@ def finish(cohort: CohortFolder, plan, score: float, rejected: dict[str, str] | 
     run = cohort.run_of(plan.number)
     rejected = rejected or {}
     case_ids = [planned.study.case_id for planned in plan.studies if planned.study.case_id not in rejected]
-    stage = stage_of(str(run), "slices")
-    stage.prepare({}, [tuple(rejected)])
-    stage.write_part(0, [], failed=[Item(key=case_id, reason=reason) for case_id, reason in rejected.items()])
+    items = [Item(key=case_id, reason=reason) for case_id, reason in rejected.items()]
+    for name in PART_STAGES:
+        stage = stage_of(str(run), name)
+        stage.prepare({}, [tuple(rejected)])
+        stage.write_part(0, [], **{"failed" if name == "slices" else "skipped": items})
+        stage.finish()
     row = {field.name: some_value(field) for field in PREDICTIONS}
     rows = [row | {"case_id": case_id, "slice_index": 60, "anomaly_score": score} for case_id in case_ids]
     write_table(str(run / "predictions.parquet"), pa.Table.from_pylist(rows, schema=PREDICTIONS))
@@ -438,13 +441,13 @@ def test_pruning_keeps_predictions_and_the_view_can_be_made_again(cohort, inbox)
     night(cohort, inbox, 0.25)
     write_case(inbox, "BraTS2021_00005", seed=5)
     night(cohort, inbox, 0.5)
-    before = {
-        path: path.read_bytes() for path in cohort.folder.rglob("*") if path.is_file() and "slices" not in path.parts
-    }
+    pruned = [cohort.run_of(1) / name for name in PART_STAGES]
+    files = [path for path in cohort.folder.rglob("*") if path.is_file() and not set(path.parents) & set(pruned)]
+    before = {path: path.read_bytes() for path in files}
     killed = cohort.run_of(1) / f".{NOTE}.0123.tmp"  # while it wrote its note
     killed.touch()
     assert list(prune(str(cohort.folder), keep=1)) == [1] and not killed.exists()
-    assert not (cohort.run_of(1) / "slices").exists() and (cohort.run_of(2) / "slices").exists()
+    assert not any(stage.exists() for stage in pruned) and (cohort.run_of(2) / "slices").exists()
     assert all(path.read_bytes() == content for path, content in before.items() if path.name != ".lock")
     (cohort.folder / "predictions.parquet").unlink()
     cohort.reconcile()

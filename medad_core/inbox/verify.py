@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from medad_core.inbox.batch import PREDICTIONS
-from medad_core.inbox.folder import CohortFolder, is_cohort
+from medad_core.inbox.folder import COMMIT, CohortFolder, is_cohort
 from medad_core.inbox.prune import NOTE
 from medad_core.inbox.view import is_current
 from medad_core.run.verify import verify_run
@@ -36,5 +36,7 @@ def verify_cohort(folder: str) -> Iterator[str]:
         if not (run / NOTE).exists():
             yield from verify_run(str(run))
     view = str(cohort.folder / PREDICTIONS)
+    if not batches and size_of(view) is not None:
+        yield f"{view} has rows of batches whose commits ({cohort.folder}/batches/*/{COMMIT}) are gone; bring them back"
     if batches and not is_current(view, tuple(batch.number for batch in batches)):
         yield f"{view} is not up to date, or damaged; the next `medad screen INBOX --cohort {folder}` makes it again"

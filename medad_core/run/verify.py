@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from medad_core.run.cohort import find_stored
-from medad_core.store import Stage, open_stages
+from medad_core.store import Stage, join, open_stages
+from medad_core.store.listing import size_of
+
+PREDICTIONS_FILE = "predictions.parquet"
 
 
 def verify_run(run: str) -> Iterator[str]:
@@ -16,13 +19,16 @@ def verify_run(run: str) -> Iterator[str]:
 
     Raises StoreError for a damaged plan or cohort, which says itself what to do.
     """
+    # With predictions, every stage was finished once: then nothing of it may be missing.
+    was_finished = size_of(join(run, PREDICTIONS_FILE)) is not None
     for stage in open_stages(run).values():
         plan = stage.find_plan()
-        if plan is None:
-            continue
-        if "cohort" in plan.fingerprint:
-            yield from _verify_cohort(run, plan.fingerprint["cohort"])
-        yield from _verify_parts(stage)
+        if plan is not None:
+            if "cohort" in plan.fingerprint:
+                yield from _verify_cohort(run, plan.fingerprint["cohort"])
+            yield from _verify_parts(stage, was_finished)
+        elif was_finished:
+            yield f"{stage.uri}/_plan.json is missing; bring it back from a backup"
 
 
 def _verify_cohort(run: str, content: str) -> Iterator[str]:
@@ -31,7 +37,10 @@ def _verify_cohort(run: str, content: str) -> Iterator[str]:
         yield f"{run}/cohort.json is not the one that the stages were made of; bring it back from a backup"
 
 
-def _verify_parts(stage: Stage) -> Iterator[str]:
-    damaged = sorted(set(stage.pending()) & set(stage.records()))
-    for number in damaged:
-        yield f"{stage.name} part {number} is damaged or missing; `medad screen DATA --out {stage.run}` makes it again"
+def _verify_parts(stage: Stage, was_finished: bool) -> Iterator[str]:
+    again = f"`medad screen DATA --out {stage.run}` makes it again"
+    pending = set(stage.pending())
+    for number in sorted(pending if was_finished else pending & set(stage.records())):
+        yield f"{stage.name} part {number} is damaged or missing; {again}"
+    if was_finished and not pending and stage.manifest() is None:
+        yield f"{stage.uri}/_manifest.json is damaged or missing; {again}"

@@ -74,6 +74,8 @@ def test_the_verification_of_a_cohort_fails_where_a_bit_of_any_batch_flipped(nig
     damaged.write_bytes(content)
     with pytest.raises(StoreError, match="damaged or missing files: 1;"):
         verify(str(cohort))
+    with pytest.raises(StoreError, match="neither a run nor a cohort"):
+        verify(str(tmp_path / "chohort"))
 
 
 def test_nights_on_which_every_new_case_is_rejected_do_not_block_the_cohort(nights):

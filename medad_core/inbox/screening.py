@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from medad_core.config import Settings
-from medad_core.data.source import files_root
+from medad_core.data.source import files_root, find_cases
 from medad_core.faults.suspect import Suspect
 from medad_core.faults.trial import SURE_IN_A_ROW
 from medad_core.inbox.folder import CohortFolder
@@ -147,6 +147,8 @@ def screen_inbox(folder: CohortFolder, inbox: Path, settings: Settings, screen_b
     folder.reconcile()
     settled, fingerprint = _settled(folder, settings)
     root = files_root(inbox, settled.data)
+    if settled.data.pseudonyms is not None and not root.is_dir():  # the unfinished batch reads these links
+        find_cases(inbox, settled.data, may_be_empty=True)
     screening = _Screening(folder, root, settled, screen_batch)
     batches, stuck = screening.finish_left()
     scan = scan_inbox(inbox, settled, folder.known_files())

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from medad_core.errors import StoreError
 from medad_core.inbox.batch import PREDICTIONS
 from medad_core.inbox.folder import COMMIT, CohortFolder, is_cohort
 from medad_core.inbox.prune import NOTE
 from medad_core.inbox.view import is_current
+from medad_core.run.info import has_run_info
 from medad_core.run.verify import verify_run
 from medad_core.store import sha256_file
 from medad_core.store.listing import size_of
 
 
 def verify_folder(folder: str) -> Iterator[str]:
-    """A line for each file of a run or cohort that is damaged or missing, with the way out. Raises StoreError."""
-    return verify_cohort(folder) if is_cohort(folder) else verify_run(folder)
+    """A line for each file of a run or cohort that is damaged or missing, with the way out.
+
+    Raises StoreError for a folder that is neither, and for damage that says itself what to do.
+    """
+    if is_cohort(folder):
+        return verify_cohort(folder)
+    if not has_run_info(folder):
+        raise StoreError(f"{folder}: neither a run nor a cohort, so nothing was verified; check its name")
+    return verify_run(folder)
 
 
 def verify_cohort(folder: str) -> Iterator[str]:

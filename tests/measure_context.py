@@ -84,9 +84,9 @@ def scores(cases: list[TrainingCase], grids: Grids, first: int, last: int) -> di
     }
     return {
         "image AUROC": roc_auc_score(area_of > 0, score_of),
-        "pixel AUROC": pixels.auroc(),
-        "pixel AP": pixels.average_precision(),
-        "AUPRO": pixels.aupro(),
+        "pixel AUROC": pixels.auroc,
+        "pixel AP": pixels.average_precision,
+        "AUPRO": pixels.aupro,
         "Dice": pixels.dice(0.5),
         **found,
     }

@@ -14,6 +14,7 @@ __all__ = ["Detector", "Scored", "SliceSet", "build"]
 
 def build(name: str, settings: BaselineTraining, encoder: VisionTransformerEncoder, seed: int, device: str) -> Detector:
     """The detector of a row of the table, which computes on `device`. Raises KeyError for a name that is none."""
+    from medad_core.baselines.anomaly_dino import AnomalyDINO
     from medad_core.baselines.autoencoder import PerceptualAutoencoder
     from medad_core.baselines.brightness import Brightness
     from medad_core.baselines.masked_autoencoder import MaskedAutoencoder
@@ -25,6 +26,7 @@ def build(name: str, settings: BaselineTraining, encoder: VisionTransformerEncod
         "masked-autoencoder": lambda: MaskedAutoencoder(settings, seed, device),
         "memory-autoencoder": lambda: MemoryAutoencoder(settings, seed, device),
         "patchcore": lambda: PatchCore(settings.coreset, seed, device),
+        "anomaly-dino": lambda: AnomalyDINO(seed, device),
         "brightness": Brightness,
     }
     return makers[name]()

@@ -39,6 +39,7 @@ class PatchCore:
     """See `Detector`."""
 
     training_error = None
+    pool = POOL
 
     def __init__(self, coreset: int, seed: int, device: str) -> None:
         self.coreset = coreset
@@ -54,7 +55,7 @@ class PatchCore:
         everyone = range(len(normal))
         held_out = list(everyone[::HELD_OUT]) if len(normal) >= 2 * HELD_OUT else list(everyone)
         remembered = sorted(set(everyone) - set(held_out)) or held_out
-        self.memory = greedy_coreset(self._pool(normal, remembered), self.coreset, self.seed).to(self.device)
+        self.memory = self._chosen(self._pool(normal, remembered)).to(self.device)
         progress(1, 2)
         chosen = [held_out[at] for at in spread(len(held_out), LIMIT_SLICES)]
         runs = (chosen[at.start : at.stop] for at in batches(len(chosen), SCORE_BATCH))
@@ -69,15 +70,19 @@ class PatchCore:
             maps = squashed(self._maps(distances, inside), self.limit) * slices.brain(at, MAP_SIZE)
             yield Scored(self._scores(distances, inside, patches), maps)
 
+    def _chosen(self, patches: Tensor) -> Tensor:
+        """Those of the patches (N, d) that are remembered."""
+        return greedy_coreset(patches, self.coreset, self.seed)
+
     def _brain_errors(self, slices: SliceSet, at: Sequence[int]) -> Tensor:
         """Errors (n,) of the brain's pixels."""
         distances, inside, _ = self._distances(slices, at)
         return self._maps(distances, inside)[slices.brain(at, MAP_SIZE)]
 
     def _pool(self, normal: SliceSet, places: list[int]) -> Tensor:
-        """At most `POOL` brain patches, as many of each slice."""
+        """At most `pool` brain patches, as many of each slice."""
         rng = torch.Generator().manual_seed(self.seed)
-        share = max(1, POOL // len(places))
+        share = max(1, self.pool // len(places))
         chosen = []
         for at in batches(len(places), SCORE_BATCH):
             patches, inside = self._patches(normal, places[at.start : at.stop])
@@ -98,8 +103,12 @@ class PatchCore:
     def _distances(self, slices: SliceSet, at: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Distances (n, P) of patches to the nearest remembered one, which lie in the brain (n, P), and the patches."""
         patches, inside = self._patches(slices, at)
-        nearest = [torch.cdist(one.to(self.device), self.memory).min(1).values.cpu() for one in patches]
+        nearest = [self._nearest(one.to(self.device)).cpu() for one in patches]
         return torch.stack(nearest), inside, patches
+
+    def _nearest(self, patches: Tensor) -> Tensor:
+        """Distances (P,) of the patches (P, d) of a slice."""
+        return torch.cdist(patches, self.memory).min(1).values
 
     def _maps(self, distances: Tensor, inside: Tensor) -> Tensor:
         """Distances of patches (n, P) to smooth maps of errors (n, MAP_SIZE, MAP_SIZE)."""

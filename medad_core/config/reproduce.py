@@ -14,6 +14,7 @@ RowName = Literal[
     "memory-autoencoder",
     "proposed",
     "patchcore",
+    "anomaly-dino",
     "brightness",
     "majority",
     "without-knowledge",

@@ -85,7 +85,8 @@ def sensitivity_at(specificity: float) -> Curve:
 
     def curve(positives: AnyArray, negatives: AnyArray) -> FloatArray:
         found, false_alarms = _rates(positives, negatives)
-        return np.where(false_alarms <= 1 - specificity + _ROUNDING, found, 0.0 * found).max(axis=-1)
+        best: FloatArray = np.where(false_alarms <= 1 - specificity + _ROUNDING, found, 0.0 * found).max(axis=-1)
+        return best
 
     return curve
 
@@ -95,7 +96,8 @@ def specificity_at(sensitivity: float) -> Curve:
 
     def curve(positives: AnyArray, negatives: AnyArray) -> FloatArray:
         found, false_alarms = _rates(positives, negatives)
-        return np.where(found >= sensitivity - _ROUNDING, 1 - false_alarms, 0.0 * found).max(axis=-1)
+        best: FloatArray = np.where(found >= sensitivity - _ROUNDING, 1 - false_alarms, 0.0 * found).max(axis=-1)
+        return best
 
     return curve
 

@@ -15,46 +15,48 @@ PHANTOMS = "phantoms"
 PROPOSED = "proposed"
 
 
+NOTHING, NORMAL, MASKS, LABELS = "none", "tumour-free slices", "masks", "image labels"
+
+
 @dataclass(frozen=True)
 class Row:
-    """A row of the table; `kind` is paper (of its own table), baseline (ours) or ablation (of the proposed scheme)."""
+    """A row of the table; `kind` is paper (of its own table), baseline (ours) or ablation (of the proposed scheme).
+
+    `supervision` is what it learns from. Thresholds of all come from labels of validation patients.
+    """
 
     name: str
     title: str
     kind: str
+    supervision: str
     what: str
 
 
 ROWS = {
     row.name: row
     for row in (
+        Row("autoencoder", "Autoencoder with perceptual loss", "paper", NORMAL, "Shvetsova et al. 2021"),
+        Row("masked-autoencoder", "Masked autoencoder", "paper", NORMAL, "He et al. 2022 as a detector"),
+        Row("memory-autoencoder", "Memory autoencoder", "paper", NORMAL, "Gong et al. 2019"),
+        Row(PROPOSED, "Proposed scheme", "paper", MASKS, "p(yes) and verdict of the LLM; no threshold"),
+        Row("patchcore", "PatchCore", "baseline", NORMAL, "Roth et al. 2022 on the same encoder's features"),
+        Row("anomaly-dino", "AnomalyDINO", "baseline", NORMAL, "Damm et al. 2025 on the same encoder's features"),
+        Row("brightness", "FLAIR brightness", "baseline", NOTHING, "99.5th percentile of the brain's pixels"),
+        Row("majority", "Majority class", "baseline", LABELS, "always the commoner class of the training slices"),
+        Row("without-knowledge", "Proposed without knowledge tokens", "ablation", MASKS, "trained anew without them"),
         Row(
-            "autoencoder",
-            "Autoencoder with perceptual loss",
-            "paper",
-            "Shvetsova et al. 2021, trained on tumour-free slices",
+            "without-llm",
+            "Proposed without the LLM",
+            "ablation",
+            MASKS,
+            "score of the anomaly map, threshold from validation",
         ),
         Row(
-            "masked-autoencoder",
-            "Masked autoencoder",
-            "paper",
-            "He et al. 2022 as a detector, trained on tumour-free slices",
-        ),
-        Row("memory-autoencoder", "Memory autoencoder", "paper", "Gong et al. 2019, trained on tumour-free slices"),
-        Row(PROPOSED, "Proposed scheme", "paper", "p(yes) and verdict of the LLM; no threshold"),
-        Row(
-            "patchcore", "PatchCore", "baseline", "Roth et al. 2022 on the same encoder's features, tumour-free slices"
-        ),
-        Row(
-            "brightness", "FLAIR brightness", "baseline", "99.5th percentile of the brain's pixels; nothing is trained"
-        ),
-        Row("majority", "Majority class", "baseline", "always the commoner class of the training slices"),
-        Row("without-knowledge", "Proposed without knowledge tokens", "ablation", "trained anew without them"),
-        Row(
-            "without-llm", "Proposed without the LLM", "ablation", "score of the anomaly map, threshold from validation"
-        ),
-        Row(
-            "shuffled", "Proposed, map of another slice", "ablation", "must be at chance: the answer comes from the map"
+            "shuffled",
+            "Proposed, map of another slice",
+            "ablation",
+            MASKS,
+            "must be at chance: the answer comes from the map",
         ),
     )
 }

@@ -33,7 +33,7 @@ def render_markdown(sheet: Sheet) -> str:
     parts = ["# The paper's table, measured again", bullets(_facts(sheet))]
     for group in sheet.groups:
         parts += [f"## {heading(group.name)}", *_group(sheet, group)]
-    parts += ["## Rows", bullets(f"{row.title}: {row.what}." for row in sheet.rows)]
+    parts += ["## Rows", bullets(f"{row.title}: {row.what}; supervision: {row.supervision}." for row in sheet.rows)]
     if sheet.facts.settings:
         parts += ["## Settings", f"````yaml\n{sheet.facts.settings.strip()}\n````"]
     return "\n\n".join(parts) + "\n"

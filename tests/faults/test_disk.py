@@ -55,12 +55,17 @@ def test_a_disk_that_fills_up_or_turns_read_only_stops_the_run_and_the_same_comm
     assert temporary_files(run) == [] and len(list((run / "slices" / "_parts").iterdir())) == 1
     filler.unlink()
 
+    # A disk of its own: one on which the lock of the run is open is not remounted on demand.
+    answers = run / "answers"
+    answers.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", answers], check=True)
     process = start(screening(screened, run), server=server)
     # The remount is refused while a file is being written.
-    until(lambda: (run / "maps" / "_parts" / "00000.json").exists() and remount(disk, "ro"), process)
+    until(lambda: (answers / "_parts" / "00000.json").exists() and remount(answers, "ro"), process)
     one_line(ends(process, 1), "Read-only file system")
+    assert remount(disk, "ro")
     one_line(ends(start(screening(screened, run), server=server), 2), "cannot write results", "Read-only file system")
-    assert remount(disk, "rw")
+    assert remount(disk, "rw") and remount(answers, "rw")
 
     ends(start(screening(screened, run), server=server), 3)
     same_rows(screened, run)

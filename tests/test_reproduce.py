@@ -115,7 +115,7 @@ def test_rows_that_train_through_the_llm_may_have_fewer_seeds_and_untrained_rows
     chosen = load_settings(None, ["reproduce.seeds=[3, 4, 5]", "reproduce.llm_seeds=2"]).reproduce
     counts = {"proposed": 2, "shuffled": 2, "autoencoder": 3, "without-llm": 3, "brightness": 1, "majority": 1}
     assert {row: len(seeds_of(row, chosen)) for row in counts} == counts
-    assert len(units_of(chosen, 2)) == 2 * (3 * 5 + 2 * 3 + 2)
+    assert len(units_of(chosen, 2)) == 2 * (3 * 6 + 2 * 3 + 2)
 
 
 def frame(case_ids, split="test", seed=0, fold_labels=None) -> pd.DataFrame:

@@ -362,7 +362,7 @@ def test_postgresql_keeps_what_is_deployed_and_a_worker_that_dies_ends_the_serve
         assert NIGHTLY in done.stdout and " 02:00 UTC" in done.stdout
         query = ["-At", f"postgresql://{database}", "-c", "select name from deployment order by name"]
         rows = subprocess.run([POSTGRES[-1].parent / "psql", *query], capture_output=True, text=True)
-        assert rows.stdout.split() == ["nightly-ward", "report", "tables"], rows.stderr
+        assert rows.stdout.split() == ["nightly-ward", "report", "tables", "verify-ward"], rows.stderr
         family = served.family()
         next(process for process in family if "worker" in process.cmdline()).kill()
         assert served.process.wait(30) == 1 and all_gone(family, 1)

@@ -76,7 +76,7 @@ def read_entries(
     """
     try:
         model = PrefectYamlModel.model_validate(yaml.load(file.read_text(encoding="utf-8"), StrictLoader) or {})
-    except (OSError, yaml.YAMLError, ValidationError) as error:
+    except (OSError, yaml.YAMLError, ValidationError, RecursionError) as error:
         raise ConfigError(f"{file}: no deployments can be read from it: {' '.join(str(error).split())}") from error
     configs = [deployment.model_dump(exclude_unset=True, mode="json") for deployment in model.deployments]
     for config in configs:

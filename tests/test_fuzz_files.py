@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from medad_core.config import load_settings, settings_to_yaml
@@ -130,6 +130,7 @@ def test_a_changed_record_is_refused_or_says_the_same(kind):
 
 @fuzz()
 @given(changes())
+@example([(0.0, 0, b"[" * 5000)])
 def test_changed_settings_are_settings_or_refused_in_one_line(steps):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "settings.yaml"

@@ -85,6 +85,8 @@ def _read_mapping(text: str, source: str) -> dict[str, Any]:
 def _parse_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=StrictLoader)
+    except RecursionError as error:
+        raise ConfigError(f"{source}: not valid settings: brackets within brackets without end") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark is not None else ""

@@ -78,7 +78,7 @@ def scores(cases: list[TrainingCase], grids: Grids, first: int, last: int) -> di
             pixels.accumulate(rendered[0].numpy(), np.asarray(mask))
     score_of, area_of = np.array(score), np.array(area)
     limit = np.quantile(score_of[area_of == 0], 1 - FALSE_POSITIVES)
-    found = {
+    sensitivities = {
         f"{low:g}–{high:g} mm²": float(np.mean(score_of[(area_of > low) & (area_of <= high)] > limit))
         for low, high in SIZES_MM2
     }
@@ -88,7 +88,7 @@ def scores(cases: list[TrainingCase], grids: Grids, first: int, last: int) -> di
         "pixel AP": pixels.average_precision,
         "AUPRO": pixels.aupro,
         "Dice": pixels.dice(0.5),
-        **found,
+        **sensitivities,
     }
 
 

@@ -124,8 +124,10 @@ def test_sensitivity_by_size_counts_the_slices_whose_tumour_has_that_area():
     rows = [row("a", index, 1, "yes" if index in (1, 2, 4) else "no") for index in area] + [row("b", 0, 0, "no")]
     of_slice = {("a", index): mm2 for index, mm2 in area.items()} | {("b", 0): 0.0}
     table = evaluate(pd.DataFrame(rows), None, OPTIONS, area_mm2=of_slice)
-    found = {r.subset: (r.value, r.n) for r in table if r.metric == "verdict_sensitivity_by_area" and r.split == "all"}
-    assert found == {
+    by_area = {
+        r.subset: (r.value, r.n) for r in table if r.metric == "verdict_sensitivity_by_area" and r.split == "all"
+    }
+    assert by_area == {
         "area 0 to 50 mm²": (0.5, 2),
         "area 50 to 200 mm²": (1.0, 1),
         "area 200 to 400 mm²": (0.0, 1),

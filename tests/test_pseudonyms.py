@@ -82,14 +82,14 @@ def counted_names(text: str) -> dict[str, int]:
 
 def server_texts(server: str) -> str:
     """All that the server keeps of runs, parameters, tasks, logs and artifacts."""
-    said = []
+    answers = []
     for what in ("flow_runs", "task_runs", "logs", "artifacts"):
         request = urllib.request.Request(
             f"{server}/{what}/filter", json.dumps({"limit": 200}).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request) as answer:
-            said.append(answer.read().decode())
-    return "".join(said)
+            answers.append(answer.read().decode())
+    return "".join(answers)
 
 
 def test_no_name_is_in_a_run_its_messages_or_the_server(server, named, key, tmp_path):
@@ -98,8 +98,8 @@ def test_no_name_is_in_a_run_its_messages_or_the_server(server, named, key, tmp_
     assert result.exit_code == 3, result.output
     rows = pd.read_parquet(run / "predictions.parquet")
     assert rows["case_id"].nunique() == 2 and rows["patient"].nunique() == 1
-    found = {path: seen_names(text) for path, text in texts_below(run).items() if seen_names(text)}
-    assert not found and not seen_names(result.output)
+    leaks = {path: seen_names(text) for path, text in texts_below(run).items() if seen_names(text)}
+    assert not leaks and not seen_names(result.output)
     assert counted_names(server_texts(server)) == counted_names(before)
     rejected = pd.read_csv(run / "rejected.csv")
     assert len(rejected) == 2 and rejected["reason"].str.contains("medad pseudonyms").sum() == 1
@@ -132,8 +132,8 @@ def test_a_cohort_holds_no_name_and_is_not_mixed_with_names_or_another_key(serve
     first = medad("screen", named, "--cohort", cohort, f"data.pseudonyms={key}", *words)
     again = medad("screen", named, "--cohort", cohort, f"data.pseudonyms={key}", *words)
     assert first.exit_code == again.exit_code == 3 and "nothing new" in again.output, first.output + again.output
-    found = {path: seen_names(text) for path, text in texts_below(cohort).items() if seen_names(text)}
-    assert not found and not seen_names(first.output + again.output)
+    leaks = {path: seen_names(text) for path, text in texts_below(cohort).items() if seen_names(text)}
+    assert not leaks and not seen_names(first.output + again.output)
     assert counted_names(server_texts(server)) == counted_names(before)
     make_key(tmp_path / "other.key")
     for other in (words, [*words, f"data.pseudonyms={tmp_path / 'other.key'}"]):
@@ -165,6 +165,11 @@ def test_the_same_names_have_the_same_pseudonyms_and_links_follow_their_files(na
     find_cases(moved, settings)
     assert link.is_file() and link.resolve().is_relative_to(moved)
     assert link.parents[2].stat().st_mode & 0o777 == 0o700
+
+
+def test_a_patient_written_in_capitals_later_keeps_the_pseudonym(key):
+    pseudonyms = Pseudonyms.read(key)
+    assert pseudonyms.patient("Doe_Jane") == pseudonyms.patient("DOE_JANE") != pseudonyms.patient("Doe_Jan")
 
 
 def test_links_inside_the_data_are_no_cases(named, tmp_path):

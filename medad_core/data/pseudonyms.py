@@ -72,8 +72,8 @@ class Pseudonyms:
         return f"c-{self._of('case', case_id)}"
 
     def patient(self, patient: str) -> str:
-        """The pseudonym of a patient."""
-        return f"p-{self._of('patient', patient)}"
+        """The pseudonym of a patient; names that differ only by upper and lower case are one patient."""
+        return f"p-{self._of('patient', patient.casefold())}"
 
     def visit(self, visit: str) -> str:
         """The pseudonym of a visit, which may be a date; empty for none."""
@@ -84,8 +84,8 @@ class Pseudonyms:
         return self.path.with_name(f"{self.path.name}.links") / self._of("data", os.path.abspath(data))
 
     def _of(self, kind: str, name: str) -> str:
-        said = f"{kind}\0{name}".encode("utf-8", "surrogateescape")
-        return base64.b32encode(hmac.digest(self._key, said, hashlib.sha256)).decode()[:_LENGTH].lower()
+        message = f"{kind}\0{name}".encode("utf-8", "surrogateescape")
+        return base64.b32encode(hmac.digest(self._key, message, hashlib.sha256)).decode()[:_LENGTH].lower()
 
 
 def make_key(path: str | Path) -> None:

@@ -43,7 +43,7 @@ def verify_cohort(folder: str) -> Iterator[str]:
                 "where nothing was pruned, else bring it back from a backup"
             )
         if not (run / NOTE).exists():
-            yield from verify_run(str(run))
+            yield from verify_run(str(run), "bring it back from a backup; the predictions do not need it")
     view = str(cohort.folder / PREDICTIONS)
     if not batches and size_of(view) is not None:
         yield f"{view} has rows of batches whose commits ({cohort.folder}/batches/*/{COMMIT}) are gone; bring them back"

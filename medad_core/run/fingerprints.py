@@ -89,7 +89,7 @@ def maps_fingerprint(settings: Settings, stored: Mapping[str, str] | None = None
         **shared_fingerprint(settings),
     }
     check_fit(folder / DECODER, present)
-    context_of(settings)
+    context_of(settings)  # refuses another than the decoder's, whose hash is a field
     fields = {
         **present,
         **weights_fingerprint(folder, DECODER),

@@ -14,7 +14,7 @@ from medad_core.store.listing import size_of
 PREDICTIONS_FILE = "predictions.parquet"
 
 
-def verify_run(run: str) -> Iterator[str]:
+def verify_run(run: str, way_out: str | None = None) -> Iterator[str]:
     """A line for each file of the run in the folder `run` that is damaged or missing, with the way out.
 
     Raises StoreError for a damaged plan or cohort, which says itself what to do.
@@ -26,7 +26,7 @@ def verify_run(run: str) -> Iterator[str]:
         if plan is not None:
             if "cohort" in plan.fingerprint:
                 yield from _verify_cohort(run, plan.fingerprint["cohort"])
-            yield from _verify_parts(stage, was_finished)
+            yield from _verify_parts(stage, was_finished, way_out or f"`medad screen DATA --out {run}` makes it again")
         elif was_finished:
             yield f"{stage.uri}/_plan.json is missing; bring it back from a backup"
 
@@ -37,10 +37,9 @@ def _verify_cohort(run: str, content: str) -> Iterator[str]:
         yield f"{run}/cohort.json is not the one that the stages were made of; bring it back from a backup"
 
 
-def _verify_parts(stage: Stage, was_finished: bool) -> Iterator[str]:
-    again = f"`medad screen DATA --out {stage.run}` makes it again"
+def _verify_parts(stage: Stage, was_finished: bool, way_out: str) -> Iterator[str]:
     pending = set(stage.pending())
     for number in sorted(pending if was_finished else pending & set(stage.records())):
-        yield f"{stage.name} part {number} is damaged or missing; {again}"
+        yield f"{stage.name} part {number} is damaged or missing; {way_out}"
     if was_finished and not pending and stage.manifest() is None:
-        yield f"{stage.uri}/_manifest.json is damaged or missing; {again}"
+        yield f"{stage.uri}/_manifest.json is damaged or missing; {way_out}"

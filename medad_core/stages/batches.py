@@ -23,12 +23,12 @@ from medad_core import stopping
 from medad_core.errors import CaseError, MedadError
 from medad_core.stages.rows import images_of, pictures_of
 from medad_core.store import Stage
+from medad_core.store.schemas import CONTEXT
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Compute = Callable[[Tensor], tuple[Tensor, ...]]  # uint8 (B, H, W) or (B, 3, H, W) to results (B, …), all on one device
 COLUMNS = ("case_id", "slice_index", "height", "width", "image")
-CONTEXT = ("step", "below", "above")
 AHEAD = 2  # batches that are read ahead while others are computed
 _END = object()
 
@@ -76,7 +76,7 @@ def read_cases(slices: Stage, case_ids: Iterable[str], context: bool = False) ->
 
     The error of a case is returned in its `error`, not raised.
     """
-    columns = (*COLUMNS, *CONTEXT) if context else COLUMNS
+    columns = (*COLUMNS, *(field.name for field in CONTEXT)) if context else COLUMNS
     for case_id in case_ids:
         try:
             table = slices.read_case(case_id, columns)

@@ -25,7 +25,7 @@ from medad_core.run.cohort import Cohort, Member
 from medad_core.stages.evaluate import _caveats
 
 pytest_plugins = ("prefect_harness",)
-NAMES = ("DOE", "Jane", "MUSTER", "Erika", "2019", "HORVAT")
+NAMES = ("DOE", "Jane", "MUSTER", "Erika", "20190131", "20190202", "HORVAT")
 
 
 def medad(*words: object):
@@ -43,7 +43,7 @@ def key(tmp_path_factory) -> Path:
 def named(tmp_path_factory) -> Path:
     """Two visits of one patient, a truncated volume, and a case with two volumes for one role."""
     root, scratch = tmp_path_factory.mktemp("ward"), tmp_path_factory.mktemp("scratch")
-    for number, visit in enumerate(("ses-201901", "ses-201902")):
+    for number, visit in enumerate(("ses-20190131", "ses-20190202")):
         write_case(scratch, visit, seed=number, tumour=range(60 + number, 64))
         for kind in ("flair", "seg"):
             place = root / "DOE_Jane" / visit

@@ -43,9 +43,18 @@ def verify_cohort(folder: str) -> Iterator[str]:
                 "where nothing was pruned, else bring it back from a backup"
             )
         if not (run / NOTE).exists():
-            yield from verify_run(str(run), "bring it back from a backup; the predictions do not need it")
+            yield from _verify_batch(str(run))
     view = str(cohort.folder / PREDICTIONS)
     if not batches and size_of(view) is not None:
         yield f"{view} has rows of batches whose commits ({cohort.folder}/batches/*/{COMMIT}) are gone; bring them back"
     if batches and not is_current(view, tuple(batch.number for batch in batches)):
         yield f"{view} is not up to date, or damaged; the next `medad screen INBOX --cohort {folder}` makes it again"
+
+
+def _verify_batch(run: str) -> Iterator[str]:
+    """As `verify_run`. A batch that was committed is never screened again, so nothing of it can be made again."""
+    way_out = "bring it back from a backup; the predictions do not need it"
+    try:
+        yield from verify_run(run, way_out)
+    except StoreError as error:
+        yield f"{str(error).partition(';')[0]}; {way_out}"

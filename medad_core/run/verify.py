@@ -17,7 +17,8 @@ PREDICTIONS_FILE = "predictions.parquet"
 def verify_run(run: str, way_out: str | None = None) -> Iterator[str]:
     """A line for each file of the run in the folder `run` that is damaged or missing, with the way out.
 
-    Raises StoreError for a damaged plan or cohort, which says itself what to do.
+    `way_out` is what to do about a part, where the run is not one of its own. Raises StoreError for a damaged plan or
+    cohort, which says itself what to do.
     """
     # With predictions, every stage was finished once: then nothing of it may be missing.
     was_finished = size_of(join(run, PREDICTIONS_FILE)) is not None

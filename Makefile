@@ -48,7 +48,7 @@ test: setup
 faults: setup
 	$(BIN)/python -m pytest tests/faults
 
-FUZZ ?= 60000
+FUZZ ?= 71000
 fuzz: setup
 	MEDAD_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/test_fuzz.py tests/test_fuzz_files.py
 

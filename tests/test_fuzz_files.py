@@ -128,7 +128,7 @@ def test_a_changed_record_is_refused_or_says_the_same(kind):
     check()
 
 
-@fuzz()
+@fuzz(0.3)
 @given(changes())
 @example([(0.0, 0, b"[" * 5000)])
 def test_changed_settings_are_settings_or_refused_in_one_line(steps):
@@ -160,6 +160,7 @@ TABLE = (
 
 @fuzz()
 @given(changes(), st.sampled_from([".csv", ".tsv"]))
+@example([(0.0, 0, b'"')], ".csv")
 def test_a_changed_table_of_files_is_read_or_refused_in_one_line(steps, ending):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"cases{ending}"

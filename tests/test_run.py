@@ -12,6 +12,8 @@ import pytest
 from prefect_harness import AFFINE, SIZE, WORDS, write_case
 
 from medad_core.config import Settings, load_settings
+from medad_core.data.cases import Discovery
+from medad_core.data.patients import with_patients
 from medad_core.data.read import read_slices
 from medad_core.errors import CaseError, StoreError, UsageError, WeightsError
 from medad_core.run import gather
@@ -167,6 +169,22 @@ def test_a_corrected_table_of_patients_is_noticed(data, tmp_path):
         assert "splits" in str(error)
     else:
         assert {member.patient_id for member in again.cohort.members} == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("case_id,patient\na\n", "line 2: has another number of fields"),
+        ("case_id,patient,patient\na,b,c\n", "'patient' occurs twice"),
+        ('case_id,patient\na,"b\n', "unexpected end of data"),
+        ("case_id,visit\na,b\n", "needs the columns case_id and patient"),
+    ],
+)
+def test_a_table_of_patients_that_is_not_clear_is_refused(tmp_path, text, message):
+    table = tmp_path / "patients.csv"
+    table.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        with_patients(Discovery((), (), ()), str(table))
 
 
 def test_a_cohort_of_an_inbox_keeps_to_what_was_declared():

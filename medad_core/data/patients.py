@@ -6,17 +6,15 @@ the second visit of one that is trained on.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from medad_core.data.cases import Discovery, Rejection
+from medad_core.data.lines import read_lines
 from medad_core.data.names import canonical
 from medad_core.errors import UsageError
 from medad_core.media import csv_value
-from medad_core.store.regular import read_utf8
 
 _ID = ("case_id", "participant_id")  # the second is what BIDS calls it in participants.tsv
 
@@ -42,21 +40,19 @@ def with_patients(discovery: Discovery, table: str) -> Discovery:
 
 
 def _read(path: Path) -> dict[str, Mapping[str, str]]:
-    try:
-        text = read_utf8(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"data.patients={path}: cannot be read as UTF-8 ({error})") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    names = reader.fieldnames or ()
-    key = next((name for name in _ID if name in names), None)
-    if key is None or "patient" not in names:
-        raise UsageError(f"data.patients={path}: needs the columns case_id and patient")
+    named = f"data.patients={path}"
+
+    def check_columns(names: Sequence[str]) -> None:
+        if not set(_ID) & set(names) or "patient" not in names:
+            raise UsageError(f"{named}: needs the columns case_id and patient")
+
     patients: dict[str, Mapping[str, str]] = {}
-    for row in reader:
-        case_id = canonical(csv_value((row[key] or "").strip()))
-        if not case_id or not (row["patient"] or "").strip():
-            raise UsageError(f"data.patients={path}, line {reader.line_num}: case or patient is empty")
+    for where, row in read_lines(path, named, check_columns):
+        fields = {name: csv_value(text.strip()) for name, text in row.items()}
+        case_id = canonical(fields[next(name for name in _ID if name in fields)])
+        if not case_id or not fields["patient"]:
+            raise UsageError(f"{where}: case or patient is empty")
         if case_id in patients:
-            raise UsageError(f"data.patients={path}, line {reader.line_num}: case {case_id} occurs twice")
-        patients[case_id] = {name: csv_value((text or "").strip()) for name, text in row.items() if name is not None}
+            raise UsageError(f"{where}: case {case_id} occurs twice")
+        patients[case_id] = fields
     return patients

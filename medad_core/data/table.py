@@ -6,8 +6,6 @@ the last word: no layout is asked any more. It is strict, so a typing error is r
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,11 +13,11 @@ from pathlib import Path
 
 from medad_core.data.cases import Case, Discovery, PassedOver, Rejection, VolumeRef
 from medad_core.data.identity import Identity, identity
+from medad_core.data.lines import read_lines
 from medad_core.data.names import MASK, MODALITIES, canonical
 from medad_core.errors import StoreError, UsageError
 from medad_core.media import csv_value, write_csv
 from medad_core.store.files import write_text
-from medad_core.store.regular import read_utf8
 
 # What the table says; the columns after them are computed, shown, and not read.
 SAID = ("case_id", "patient", "visit", "modality", "role", "path", "channel", "tumour_labels")
@@ -133,32 +131,19 @@ def _which(path: str, kind: str) -> Identity | str:
 
 def _rows(path: Path) -> Iterator[tuple[str, Row]]:
     """Every line with where it stands, for messages."""
-    try:
-        text = read_utf8(path)  # a spreadsheet writes a mark at the start
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as UTF-8 ({error}); save it as CSV in UTF-8") from error
-    reader = csv.DictReader(
-        io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True
-    )
-    _check_columns(path, reader.fieldnames or ())
-    try:
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in row or None in row.values():
-                raise UsageError(f"{where}: has another number of fields than the first line")
-            stripped = {name: csv_value(text if name == "path" else text.strip()) for name, text in row.items()}
-            _check_row(where, stripped)
-            yield where, stripped
-    except csv.Error as error:
-        raise UsageError(f"{path}, line {reader.line_num}: {error}") from error
 
+    def check_columns(names: Sequence[str]) -> None:
+        unknown = [name for name in names if name not in COLUMNS]
+        missing = [name for name in _NEEDED if name not in names]
+        if unknown or missing:
+            what = f"unknown: {', '.join(unknown)}" if unknown else f"missing: {', '.join(missing)}"
+            known = f"needed are {', '.join(_NEEDED)}, known {', '.join(COLUMNS)}"
+            raise UsageError(f"{path}: wrong columns ({what}); {known}")
 
-def _check_columns(path: Path, names: Sequence[str]) -> None:
-    unknown = [name for name in names if name not in COLUMNS]
-    missing = [name for name in _NEEDED if name not in names]
-    if unknown or missing or len(set(names)) != len(names):
-        what = f"unknown: {', '.join(unknown)}" if unknown else f"missing: {', '.join(missing) or 'one occurs twice'}"
-        raise UsageError(f"{path}: wrong columns ({what}); needed are {', '.join(_NEEDED)}, known {', '.join(COLUMNS)}")
+    for where, row in read_lines(path, str(path), check_columns):
+        stripped = {name: csv_value(text if name == "path" else text.strip()) for name, text in row.items()}
+        _check_row(where, stripped)
+        yield where, stripped
 
 
 def _check_row(where: str, row: Row) -> None:

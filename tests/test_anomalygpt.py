@@ -303,7 +303,7 @@ def test_map_and_tokens_are_those_of_the_paper(kit, settings, pictures):
         "the test would not notice a map that is constant"
     )
     torch.testing.assert_close(render_maps(grid, 224, 224), expected[:, 0], atol=1e-4, rtol=1e-3)
-    tokens = converter(grid, embedding)
+    tokens = converter(grid, None, embedding)
     assert tokens.shape == (2, 10, LLM) and converter.knowledge_tokens().shape == (9, LLM)
     torch.testing.assert_close(tokens[:, 1:], reference_map_tokens(expected), atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(tokens[:, :1], reference_image_token(kit.clip, pixels), atol=1e-4, rtol=1e-3)
@@ -581,17 +581,14 @@ def test_the_command_imports_and_says_how_to_go_on(kit, tmp_path):
 
 def test_the_architecture_can_be_trained_in_its_template(kit, tmp_path):
     """A few steps through the tiny LLM: the loss reaches every parameter, and the file says what it holds."""
+    from test_training import drawn_maps
+
     from medad_core.config.train import ConverterTraining
     from medad_core.models.converter import new_converter
     from medad_core.models.weights import save_converter
     from medad_core.training.converter import ConverterTrainer
-    from medad_core.training.maps import LabelledMaps, draw
 
-    rng = np.random.default_rng(0)
-    drawn = [draw(np.full((4, 16, 16), -24, np.float16), index % 2 == 0, rng) for index in range(6)]
-    examples = LabelledMaps(
-        np.stack([grid for grid, _ in drawn]).astype(np.float16), np.stack([centroid for _, centroid in drawn])
-    )
+    examples = drawn_maps(6)
     prompt, before = Prompt(Path(kit.llama)), new_converter("anomalygpt", torch.zeros(0, TEXT), LLM, 0.1)
     start = {name: tensor.clone() for name, tensor in before.state_dict().items()}
     training = ConverterTraining(

@@ -20,6 +20,7 @@ from medad_core.benchmark.spread import Spread
 from medad_core.benchmark.timing import GEMM_SIDES, in_turns, rate
 from medad_core.config import load_settings
 from medad_core.models.encoder import VisionTransformerEncoder, load_encoder
+from medad_core.models.view import ALONE
 from medad_core.models.vision import FAMILIES
 from medad_core.run.run import Run
 
@@ -103,7 +104,7 @@ def test_bytes_of_a_slice_are_those_of_the_columns_that_are_read(tmp_path):
     assert len(slices.plan().parts) == 2 and slices.read().num_rows == 15
     whole = sum(slices.records()[part].bytes for part in (0, 1)) / 15
     # Noise in 47 % of a picture does not compress; the packed brain mask and the rest of the row are not read.
-    assert 0.47 * 240**2 < bytes_per_slice(slices) < min(whole, 0.6 * 240**2)
+    assert 0.47 * 240**2 < bytes_per_slice(slices, ALONE) < min(whole, 0.6 * 240**2)
 
 
 def test_the_sentences_are_encoded_to_a_pair_of_unit_vectors():

@@ -17,8 +17,9 @@ from medad_core.data.cases import Case, VolumeRef
 from medad_core.data.read import read_slices
 from medad_core.errors import WeightsError
 from medad_core.models.loading import open_tensors
-from medad_core.models.weights import DECODER, decoder_context, load_decoder, save_decoder, weights_folder
-from medad_core.run.fingerprints import context_of
+from medad_core.models.view import View
+from medad_core.models.weights import DECODER, decoder_view, load_decoder, save_decoder, weights_folder
+from medad_core.run.fingerprints import view_of
 from medad_core.stages.rows import images_of, pictures_of, slice_rows
 from medad_core.stages.screen import screen
 
@@ -79,19 +80,19 @@ def weights(tmp_path_factory) -> Path:
     shutil.copytree(own, folder)
     with open_tensors(own / DECODER) as tensors:
         fits = json.loads(tensors.metadata()["fits"])
-    save_decoder(load_decoder(own, fits), folder, fits, 4.0)
+    save_decoder(load_decoder(own, fits), folder, fits, View(context_mm=4.0))
     return folder
 
 
 def test_weights_say_the_context_and_another_is_refused(weights):
-    assert decoder_context(weights_folder("embedded")) == 0 and decoder_context(weights) == 4
+    assert decoder_view(weights_folder("embedded")) == View() and decoder_view(weights) == View(context_mm=4.0)
     words = [f"models.weights={weights}"]
-    assert context_of(load_settings(None, words)) == context_of(load_settings(None, [*words, "data.context_mm=4"])) == 4
+    assert view_of(load_settings(None, words)) == view_of(load_settings(None, [*words, "data.context_mm=4"]))
     for other in ("0", "7"):
         with pytest.raises(WeightsError, match="were trained with 4"):
-            context_of(load_settings(None, [*words, f"data.context_mm={other}"]))
+            view_of(load_settings(None, [*words, f"data.context_mm={other}"]))
     with pytest.raises(WeightsError, match="were trained with 0"):
-        context_of(load_settings(None, ["data.context_mm=4"]))
+        view_of(load_settings(None, ["data.context_mm=4"]))
 
 
 def test_scores_depend_on_the_neighbours_and_not_on_the_range(weights, tmp_path):
@@ -112,9 +113,10 @@ def test_scores_depend_on_the_neighbours_and_not_on_the_range(weights, tmp_path)
 
 
 @pytest.mark.parametrize("text", ["four", "-1", "nan", "1e9"])
-def test_a_context_that_means_nothing_is_refused(weights, tmp_path, text):
+@pytest.mark.parametrize("name", ["context_mm", "window_mm", "image_pixels"])
+def test_a_view_that_means_nothing_is_refused(weights, tmp_path, name, text):
     from safetensors.torch import load_file, save_file
 
-    save_file(load_file(weights / DECODER), tmp_path / DECODER, metadata={"context_mm": text})
-    with pytest.raises(WeightsError, match="context_mm"):
-        decoder_context(tmp_path)
+    save_file(load_file(weights / DECODER), tmp_path / DECODER, metadata={name: text})
+    with pytest.raises(WeightsError, match=name):
+        decoder_view(tmp_path)

@@ -28,7 +28,7 @@ from medad_core.metrics.location import cell_steps
 from medad_core.models.memory import free_memory
 from medad_core.models.weights import load_converter, weights_folder
 from medad_core.run.fingerprints import answers_fingerprint, shared_fingerprint
-from medad_core.training.maps import cell_at, draw, label_maps, move
+from medad_core.training.maps import cell_at, label_maps, move
 
 PROMPTS = 40
 
@@ -46,14 +46,20 @@ def converter():
     )
 
 
+WHOLE = np.array([[0, 0, 1]], np.float32)  # the frame of a map of all of the picture
+
+
 def lesion_grids() -> tuple[np.ndarray, list[str | None]]:
     """40 maps, every fifth without lesion, the others with a clear blob somewhere."""
     rng = np.random.default_rng(0)
     grids, cells = [], []
     for index in range(PROMPTS):
-        grid, centroid = draw(np.full((4, 16, 16), -24, np.float16), index % 5 != 0, rng)
+        grid = np.full((4, 16, 16), -24, np.float32)
+        row, column = rng.integers(1, 12, 2)
+        if index % 5:
+            grid[:, row : row + 3, column : column + 3] = rng.uniform(8, 20)
         grids.append(grid)
-        cells.append(cell_at(centroid))
+        cells.append(cell_at((np.array([row, column]) + 1.5) / 16) if index % 5 else None)
     return np.stack(grids), cells
 
 
@@ -95,7 +101,7 @@ def test_cells_of_an_oblong_slice_are_thirds_of_the_square_it_is_centred_on():
     assert cell_of(128, 45, 256, 176) == "left" and cell_of(128, 46, 256, 176) == "center"
     mask = np.zeros((1, 256, 176), bool)
     mask[0, 128, 45] = True
-    labelled = label_maps(np.zeros((1, 4, 16, 16), np.float16), mask)
+    labelled = label_maps(np.zeros((1, 4, 16, 16), np.float16), WHOLE, mask)
     assert cell_at(labelled.centroids[0]) == true_cell(mask[0]) == "center"
 
 
@@ -321,8 +327,8 @@ def test_an_encoder_out_of_use_is_freed_before_the_engine_starts():
 def test_a_moved_map_keeps_its_lesion_under_its_centroid():
     grid, masks = np.full((1, 4, 16, 16), -20, np.float16), np.zeros((1, 240, 240), bool)
     grid[0, :, 3, 12], masks[0, 45:60, 180:195] = 20, True
-    labelled = label_maps(grid, masks)
+    labelled = label_maps(grid, WHOLE, masks)
     for seed in range(20):
-        moved, centroid = move(labelled.grids[0], labelled.centroids[0], np.random.default_rng(seed))
-        at = np.argwhere(moved[0] > 0)
-        assert len(at) and (np.abs((at + 0.5) / 16 - centroid) < 1e-6).all(1).any()
+        moved = move(labelled.example(0), np.random.default_rng(seed))
+        at = (np.argwhere(moved.grid[0] > 0)[0] + 0.5) / 16
+        np.testing.assert_allclose(moved.frame[:2] + at * moved.frame[2], moved.centroid, atol=1e-6)

@@ -101,7 +101,7 @@ def test_a_converter_learns_from_the_logits_that_the_model_itself_gives(folder):
     converter = new_converter("compact", torch.randn(3, 20), WIDTH, float(prompt.embeddings.std()))
     trainer = ConverterTrainer(converter, llm, prompt, ConverterTraining(), seed=0)
     grids, answers = torch.randn(2, 4, 16, 16), [NO, yes(CELLS[0])]
-    logits, targets = trainer.answer_logits(grids, answers)
+    logits, targets = trainer.answer_logits(grids, None, answers)
     for row, answer in enumerate(answers):
         tokens = prompt.answer_tokens(answer)
         asked = torch.from_numpy(

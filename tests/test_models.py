@@ -117,7 +117,7 @@ def test_text_features_are_unit_vectors_that_differ():
 def test_map_tokens_are_as_long_as_the_embeddings_of_the_llm():
     converter = Converter(torch.randn(8, 384), 576, 0.136)
     tokens = converter(torch.randn(3, 4, 16, 16))
-    assert tokens.shape == (3, 9, 576) and converter.knowledge_tokens().shape == (8, 576)
+    assert tokens.shape == (3, 10, 576) and converter.knowledge_tokens().shape == (8, 576)
     assert tokens.std().item() == pytest.approx(0.136, rel=0.1)
 
 

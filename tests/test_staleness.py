@@ -22,7 +22,6 @@ from medad_core.config import Settings, load_settings
 from medad_core.data import nifti, reads
 from medad_core.errors import InputError, StoreError
 from medad_core.llm.engine import open_engine
-from medad_core.models.converter import MAP_TOKENS
 from medad_core.run import staleness
 from medad_core.run.gather import find_cohort
 from medad_core.run.info import read_run_info
@@ -78,7 +77,7 @@ def correct(data: Path, number: int, kind: str = "flair") -> None:
 def loaded() -> tuple:
     """The models of every run here, loaded once: encoder and decoder, converter, engine."""
     prompt, converter = load_prompt_of(ONE), load_converter_of(ONE)
-    positions = prompt.length(len(converter.knowledge_tokens()), MAP_TOKENS)
+    positions = prompt.length(len(converter.knowledge_tokens()), converter.tokens)
     return load_map_models(ONE), converter, open_engine(prompt, ONE.llm, positions, "cpu")
 
 

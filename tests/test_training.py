@@ -23,7 +23,7 @@ from medad_core.training.features import TrainingCase
 from medad_core.training.fitting import cross_fit
 from medad_core.training.folds import deal_folds
 from medad_core.training.loop import CPU, Arithmetic, Loop
-from medad_core.training.maps import LabelledMaps, draw
+from medad_core.training.maps import Example, LabelledMaps, draw
 from medad_core.training.pipeline import _check_folds, _work_key
 
 
@@ -58,10 +58,12 @@ def drawn_case(number: int, normal: int) -> TrainingCase:
 
 def drawn_maps(count: int) -> LabelledMaps:
     rng = np.random.default_rng(0)
-    examples = [draw(np.full((4, 16, 16), -24, np.float16), index % 2 == 0, rng) for index in range(count)]
-    return LabelledMaps(
-        np.stack([grid for grid, _ in examples]).astype(np.float16), np.stack([centroid for _, centroid in examples])
+    nothing = Example(np.full((4, 16, 16), -24, np.float32), np.array([0, 0, 1], np.float32), np.full(2, np.nan))
+    examples = [draw(nothing, index % 2 == 0, rng) for index in range(count)]
+    grids, frames, centroids = (
+        np.stack([getattr(example, name) for example in examples]) for name in ("grid", "frame", "centroid")
     )
+    return LabelledMaps(grids.astype(np.float16), frames, centroids)
 
 
 def test_folds_hold_every_patient_once_and_spread_those_with_tumour_free_slices():

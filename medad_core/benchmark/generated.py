@@ -22,9 +22,11 @@ from medad_core.models.decoder import Decoder
 from medad_core.models.encoder import VisionTransformerEncoder, load_encoder
 from medad_core.models.resolve import LOCAL
 from medad_core.models.text import load_sentences, text_encoder_folder
+from medad_core.models.view import CONTEXT_MM, WINDOW_MM, View
 from medad_core.models.vision import FAMILIES
+from medad_core.run.fingerprints import view_of
 from medad_core.run.run import Run
-from medad_core.stages.batches import COLUMNS
+from medad_core.stages.batches import columns_of
 from medad_core.stages.loading import MapModels
 from medad_core.stages.parts import plan_after
 from medad_core.stages.rows import slice_rows
@@ -159,23 +161,29 @@ def write_run(run: Run, cases: int, slices: int) -> int:
     parts = [names[start : start + CASES_PER_PART] for start in range(0, cases, CASES_PER_PART)]
     stage = run.stage("slices")
     rng = np.random.default_rng(0)
-    stage.prepare({"generated": "noise in a disc"}, parts)
+    view = view_of(run.settings)
+    facts = view.facts
+    context = {CONTEXT_MM: facts[CONTEXT_MM]} if CONTEXT_MM in facts else {}
+    window = {WINDOW_MM: facts[WINDOW_MM]} if WINDOW_MM in facts else {}
+    stage.prepare({"generated": "noise in a disc", **context}, parts)
     for number, part in enumerate(parts):
-        stage.write_part(number, (slice_rows(_generated(name, slices, rng), "screen") for name in part))
+        stage.write_part(number, (slice_rows(_generated(name, slices, view, rng), "screen") for name in part))
     stage.finish()
-    plan_after(run, "slices", "maps", {"generated": "random decoder"})
+    plan_after(run, "slices", "maps", {"generated": "random decoder", **window})
     return len(parts)
 
 
-def _generated(name: str, slices: int, rng: np.random.Generator) -> CaseSlices:
+def _generated(name: str, slices: int, view: View, rng: np.random.Generator) -> CaseSlices:
     y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     brain = np.broadcast_to(x**2 + y**2 < 0.6, (slices, SIDE, SIDE))
     images = rng.integers(0, 256, brain.shape, np.uint8) * brain
     spacing = (1.0, 1.0, 1.0)
-    return CaseSlices(name, np.arange(60, 60 + slices), images, brain, None, spacing, "LPS", spacing)
+    step = round(view.context_mm) if view.context_mm else None
+    index = np.arange(60, 60 + slices)
+    return CaseSlices(name, index, images, brain, None, spacing, "LPS", spacing, around=images, step=step)
 
 
-def bytes_per_slice(slices: Stage) -> float:
+def bytes_per_slice(slices: Stage, view: View) -> float:
     """Bytes of the columns that the maps stage reads, as they lie in Parquet, a slice."""
     total = 0
     rows = 0
@@ -183,6 +191,6 @@ def bytes_per_slice(slices: Stage) -> float:
         metadata = pq.ParquetFile(f"{slices.uri}/part-{part.number:05d}.parquet").metadata
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         chunks = [group.column(number) for group in groups for number in range(metadata.num_columns)]
-        total += sum(chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema in COLUMNS)
+        total += sum(chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema in columns_of(view))
         rows += metadata.num_rows
     return total / rows

@@ -23,6 +23,7 @@ from medad_core.config import Settings
 from medad_core.models.decoder import image_scores, peaks, render_maps
 from medad_core.models.device import batch_size_of
 from medad_core.progress import ReportText
+from medad_core.run.fingerprints import view_of
 from medad_core.run.run import Run
 from medad_core.stages import maps
 from medad_core.stages.batches import batches_of, read_cases
@@ -58,9 +59,11 @@ def measure_stage(
     slices = run.stage("slices")
     case_ids = [case_id for part in slices.plan().parts for case_id in part.inputs]
 
+    view = view_of(settings)
+
     def read_all() -> None:
         size = batch_size_of(settings, models.device)
-        deque(batches_of(read_cases(slices, case_ids), size, pinned=models.device.type == "cuda"), maxlen=0)
+        deque(batches_of(read_cases(slices, case_ids, view), size, pinned=models.device.type == "cuda"), maxlen=0)
 
     progress("reading alone")
     reading = total * rate(read_all, models.device, effort.least_s)
@@ -75,7 +78,7 @@ def measure_stage(
     naive = [calls * effort.naive_slices for calls in calls_s["naive"]]
     return StageRates(
         stage_slices_s=Spread.of(stage),
-        read_bytes_per_slice=bytes_per_slice(slices),
+        read_bytes_per_slice=bytes_per_slice(slices, view),
         read_slices_s=reading,
         read_share=statistics.median(stage) / reading,
         naive_slices_s=Spread.of(naive),
@@ -95,11 +98,11 @@ def naive_loop(
     score = run.settings.models.image_score
     scores: list[float] = []
     learnt = decoder.text.clone()
-    for case in read_cases(run.stage("slices"), case_ids):
+    for case in read_cases(run.stage("slices"), case_ids, view_of(run.settings)):
         for image in case.images[: count - len(scores)]:
             decoder.text.copy_(text())
             grid = decoder(models.encoder.encode(np.ascontiguousarray(image[None]))).half()
-            rendered = render_maps(grid, *image.shape)
+            rendered = render_maps(grid, *image.shape[-2:])
             scores.append(float(image_scores(rendered, score.kind, score.quantile)))
             peaks(rendered).cpu()
         if len(scores) == count:

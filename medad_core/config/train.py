@@ -74,6 +74,16 @@ class TrainSettings(Section):
         le=30,
         description="how far below and above a slice the pictures lie that the encoder sees beside it; 0: none",
     )
+    window_mm: float = Field(
+        0.0,
+        ge=0,
+        le=400,
+        description="width of the square around the brain that the encoder sees, larger where the brain is; 0: it sees "
+        "the whole picture",
+    )
+    image_pixels: int = Field(
+        224, ge=32, le=2048, description="side of the encoder's pictures, a multiple of the side of its patches"
+    )
     hold_out_test: bool = Field(
         True,
         description="leave out the patients of the split `test`: screening the cohort then gives honest test numbers",

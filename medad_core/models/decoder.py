@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medad_core.data.window import whole_square
+
 LOGIT_SCALE = 100.0
 
 
@@ -44,22 +46,29 @@ def upsample(grid: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(grid, size=size, mode="bilinear", align_corners=True)
 
 
-def render_maps(grid: Tensor, height: int, width: int) -> Tensor:
+def render_maps(grid: Tensor, height: int, width: int, windows: np.ndarray | None = None) -> Tensor:
     """Logit-difference grids (B, taps, gh, gw) to anomaly probability maps (B, height, width), float32 in [0, 1].
 
-    The encoder saw the slice centred on a square of side max(height, width); the same margins are cut off here.
+    `windows` (B, 3) are what the encoder saw of each slice: top, left and side in pixels of the picture; a map is 0
+    beside its window. Without them it saw the slice centred on a square of side max(height, width).
     """
-    side = max(height, width)
-    top = (side - height) // 2
-    left = (side - width) // 2
-    maps = upsample(grid.float(), (side, side)).sigmoid().mean(dim=1)
-    return maps[:, top : top + height, left : left + width]
+    if windows is None:
+        windows = whole_square(len(grid), height, width)
+    maps = torch.zeros(len(grid), height, width, device=grid.device)
+    for window in {tuple(window) for window in windows.tolist()}:
+        top, left, side = window
+        same = torch.from_numpy((windows == window).all(axis=1)).to(grid.device)
+        drawn = upsample(grid[same].float(), (side, side)).sigmoid().mean(dim=1)
+        y = slice(max(top, 0), max(min(top + side, height), 0))
+        x = slice(max(left, 0), max(min(left + side, width), 0))
+        maps[same, y, x] = drawn[:, y.start - top : y.stop - top, x.start - left : x.stop - left]
+    return maps
 
 
-def render_map(grid: np.ndarray, height: int, width: int) -> np.ndarray:
-    """One slice of `render_maps`: (taps, gh, gw) float16 or float32 to (height, width) float32."""
+def render_map(grid: np.ndarray, height: int, width: int, window: np.ndarray | None = None) -> np.ndarray:
+    """One slice of `render_maps`: (taps, gh, gw) float16 or float32 to (height, width) float32; `window` (3,)."""
     batch = torch.from_numpy(np.ascontiguousarray(grid, dtype=np.float32)).unsqueeze(0)
-    return render_maps(batch, height, width)[0].numpy()
+    return render_maps(batch, height, width, None if window is None else window[None])[0].numpy()
 
 
 def image_scores(maps: Tensor, kind: str, quantile: float) -> Tensor:

@@ -179,7 +179,13 @@ def encoder_fingerprint(name: str, image_size: int = 224, *, where: ModelSetting
 
 def _fingerprint(model: ModelFolder, image_size: int) -> dict[str, str]:
     family = family_of(model)
-    depth = vision_config(model.folder).num_hidden_layers
+    config = vision_config(model.folder)
+    if image_size % config.patch_size:
+        raise WeightsError(
+            f"encoder {model.label}: pictures of {image_size} pixels are no whole number of its patches of "
+            f"{config.patch_size}; set train.image_pixels to a multiple"
+        )
+    depth = config.num_hidden_layers
     usual = {(known.mean, known.std) for known in FAMILIES.values() if known.load == family.load}
     scale = "" if (family.mean, family.std) in usual else f", mean {family.mean}, std {family.std}"
     return {

@@ -24,6 +24,7 @@ from medad_core.models.cache import sha256_of
 from medad_core.models.converter import ARCHITECTURES, AnomalyGPTConverter, Converter
 from medad_core.models.decoder import Decoder
 from medad_core.models.loading import open_tensors, require_finite
+from medad_core.models.view import ALONE, View
 from medad_core.store.files import make_folder, new_file
 
 AnyConverter = Converter | AnomalyGPTConverter
@@ -97,27 +98,23 @@ class _Card(msgspec.Struct):
     patients: list[str] = []
 
 
-def save_decoder(decoder: Decoder, folder: Path, fits: Mapping[str, str], context_mm: float = 0.0) -> None:
+def save_decoder(decoder: Decoder, folder: Path, fits: Mapping[str, str], view: View = ALONE) -> None:
     """Write a decoder as a weights folder's; `fits` are the fingerprints of the models it was trained with.
 
-    `context_mm` is the distance of the neighbours that the encoder saw beside each slice, 0 for none.
+    `view` is what the encoder saw of a slice.
     """
-    facts = {"context_mm": str(context_mm)} if context_mm else {}
-    _save(decoder.state_dict(), folder / DECODER, fits, **facts)
+    _save(decoder.state_dict(), folder / DECODER, fits, **view.facts)
 
 
-def decoder_context(folder: Path) -> float:
-    """The `context_mm` of `save_decoder`; only the header is read. Raises WeightsError where it is damaged."""
+def decoder_view(folder: Path) -> View:
+    """The view of `save_decoder`; only the header is read. Raises WeightsError where it is damaged."""
     path = folder / DECODER
     with open_tensors(path) as tensors:
-        text = (tensors.metadata() or {}).get("context_mm", "0")
+        texts = tensors.metadata() or {}
     try:
-        context = float(text)
+        return View.read(texts)
     except ValueError as error:
-        raise WeightsError(f"{path}: its context_mm is {text!r}, and no number; get the file again") from error
-    if not 0 <= context <= 30:
-        raise WeightsError(f"{path}: its context_mm is {text}, and not from 0 to 30; get the file again")
-    return context
+        raise WeightsError(f"{path}: {error}; get the file again") from error
 
 
 def save_converter(converter: AnyConverter, path: Path, fits: Mapping[str, str], template: str) -> None:

@@ -10,20 +10,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import torch
 
 from medad_core.config import Settings
 from medad_core.llm.engine import llm_folder, open_engine
 from medad_core.llm.grammar import parse
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Engine
-from medad_core.models.converter import MAP_TOKENS
+from medad_core.models.converter import MAP_TOKENS, MOST_TOKENS
 from medad_core.models.device import device_of, settle_torch
 from medad_core.models.text import load_sentences
 from medad_core.reproduce.experiment import open_experiment
 from medad_core.reproduce.proposed import grids_of, load_tokens
 from medad_core.reproduce.scoring import decoder_maps, frame_of, scored_slices
 from medad_core.reproduce.units import Unit, write_unit
+from medad_core.training.features import map_tokens
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def speaking(settings: Settings) -> Iterator[tuple[Engine, Prompt]]:
     settle_torch(settings)
     prompt = Prompt(llm_folder(settings.llm.model, settings.llm.lora, where=settings.models), settings.llm.template)
     most = max(len(load_sentences().knowledge), MAP_TOKENS)  # `anomalygpt` has nine base tokens in place of knowledge
-    engine = open_engine(prompt, settings.llm, prompt.length(most, MAP_TOKENS), device_of(settings))
+    engine = open_engine(prompt, settings.llm, prompt.length(most, MOST_TOKENS), device_of(settings))
     try:
         yield engine, prompt
     finally:
@@ -49,9 +49,7 @@ def answer_unit(out: str, unit: Unit, settings: Settings, engine: Engine, prompt
     frame = frame_of(experiment, unit.fold, slices, np.array(collected.scores))
     frame = frame.assign(map_score=frame["score"])
     test = np.flatnonzero(frame["split"] == "test")
-    with torch.inference_mode():
-        picked = np.stack([grids[case.case_id][position] for case, position in (slices.picks[at] for at in test)])
-        tokens = converter(torch.from_numpy(picked).float()).half().numpy()
+    tokens = map_tokens(converter, [slices.picks[at] for at in test], grids)
     generations = engine.generate(prompt.assemble(converter.knowledge_tokens().numpy(), tokens))
     answers = [parse(generation.text) for generation in generations]
     frame = frame.iloc[test].assign(

@@ -40,6 +40,7 @@ class ExperimentCase(BaseModel):
     pictures: str
     first_slice: int
     pixel_mm2: float
+    window_pixels: int = 0
     patient: str | None = None  # in experiments of earlier versions the case id says it
 
     @property
@@ -109,7 +110,12 @@ def prepare(data: str, out: str, settings: Settings, progress: ReportProgress = 
     cohort = settle_cohort(out, find_cohort(data, by_index(settings.data), sized=True))
     if read_bytes(join(out, "study.json")) is not None:
         return open_experiment(out)
-    encoder = load_encoder(settings.models.encoder, device_of(settings), where=settings.models)
+    encoder = load_encoder(
+        settings.models.encoder,
+        device_of(settings),
+        image_size=settings.train.image_pixels,
+        where=settings.models,
+    )
     cases, rejected = encode_cohort(
         cohort, cohort.members, settings, encoder, Path(out) / "_work" / "features", progress
     )
@@ -177,6 +183,7 @@ def _note(case: TrainingCase, phantom: bool, out: Path) -> ExperimentCase:
         first_slice=int(case.slice_index[0]),
         pixel_mm2=case.pixel_mm2,
         patient=case.patient,
+        window_pixels=case.window_pixels,
     )
 
 
@@ -190,5 +197,13 @@ def _load(out: Path, case: ExperimentCase) -> TrainingCase:
     images, brain, masks = np.load(out / case.pictures, mmap_mode="r")
     index = np.arange(case.first_slice, case.first_slice + len(images), dtype=np.int32)
     return TrainingCase(
-        case.case_id, index, features, images, brain.view(bool), masks.view(bool), case.pixel_mm2, case.patient_id
+        case.case_id,
+        index,
+        features,
+        images,
+        brain.view(bool),
+        masks.view(bool),
+        case.pixel_mm2,
+        case.patient_id,
+        case.window_pixels,
     )

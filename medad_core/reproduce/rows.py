@@ -20,7 +20,7 @@ from medad_core.reproduce.experiment import Experiment, open_experiment
 from medad_core.reproduce.proposed import grids_of
 from medad_core.reproduce.schema import PROPOSED
 from medad_core.reproduce.scoring import Collector, decoder_maps, frame_of, scored_slices
-from medad_core.reproduce.slices import Slices, to_native, tumour_free
+from medad_core.reproduce.slices import Slices, tumour_free
 from medad_core.reproduce.units import ScoredUnit, Unit, failure_of, read_unit, write_unit
 from medad_core.training.features import TrainingCase
 
@@ -67,14 +67,15 @@ def _detector(work: _Work) -> ScoredUnit:
 
     settings = work.settings
     device = device_of(settings)
-    encoder = load_encoder(settings.models.encoder, device, where=settings.models)
+    encoder = load_encoder(
+        settings.models.encoder, device, image_size=settings.train.image_pixels, where=settings.models
+    )
     detector = build(work.unit.row, settings.reproduce.baselines, encoder, work.unit.seed, device)
     detector.fit(Slices.of(work.train, tumour_free), work.progress)
     collected = Collector(work.slices)
     for batch in detector.score(collected.slices):
         for score, square in zip(batch.scores, batch.maps, strict=True):
-            height, width = collected.slices.mask(len(collected.scores)).shape
-            collected.add(score, to_native(square[None], height, width)[0])
+            collected.add(score, collected.slices.to_native(len(collected.scores), square))
     return replace(work.collected(collected), training_error=detector.training_error)
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import torch
 
 from medad_core.config import Settings
 from medad_core.data.location import true_cell
 from medad_core.errors import MedadError
 from medad_core.metrics import PixelHistogram
-from medad_core.models.decoder import image_scores, render_maps
+from medad_core.models.decoder import image_scores
 from medad_core.reproduce.experiment import Experiment
 from medad_core.reproduce.slices import Slices
 from medad_core.reproduce.units import ScoredUnit, SliceKey
@@ -96,6 +95,6 @@ def decoder_maps(slices: Slices, grids: Grids, settings: Settings) -> Collector:
     collected = Collector(slices)
     kind = settings.models.image_score
     for case, position in slices.picks:
-        rendered = render_maps(torch.from_numpy(grids[case.case_id][position : position + 1]), *case.masks.shape[1:])
+        rendered = case.render(grids[case.case_id], position)
         collected.add(float(image_scores(rendered, kind.kind, kind.quantile)), rendered[0].numpy())
     return collected

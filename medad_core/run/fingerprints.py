@@ -23,12 +23,13 @@ from medad_core.models.device import precision_of
 from medad_core.models.encoder import NO_JOINT, encoder_fingerprint, joint_width
 from medad_core.models.resolve import model_folder
 from medad_core.models.text import load_sentences, text_encoder_fingerprint
+from medad_core.models.view import WINDOW_MM, View
 from medad_core.models.weights import (
     CONVERTER,
     DECODER,
     check_fit,
     converter_facts,
-    decoder_context,
+    decoder_view,
     weights_fingerprint,
     weights_folder,
 )
@@ -84,17 +85,19 @@ def maps_fingerprint(settings: Settings, stored: Mapping[str, str] | None = None
     if decoder and encoder do not fit.
     """
     folder = weights_folder(settings.models.weights)
+    view = view_of(settings)
     present = {
-        **encoder_fingerprint(settings.models.encoder, where=settings.models),
+        **encoder_fingerprint(settings.models.encoder, view.image_pixels, where=settings.models),
         **shared_fingerprint(settings),
     }
     check_fit(folder / DECODER, present)
-    context_of(settings)  # refuses another than the decoder's, whose hash is a field
     fields = {
         **present,
         **weights_fingerprint(folder, DECODER),
         "image_score": settings.models.image_score.model_dump_json(),
     }
+    if view.window_mm:
+        fields[WINDOW_MM] = str(view.window_mm)
     joint = joint_of(settings)
     if joint is not None:
         fields["embedding"] = f"joint space, {joint} wide"
@@ -105,19 +108,19 @@ def maps_fingerprint(settings: Settings, stored: Mapping[str, str] | None = None
     return fields
 
 
-def context_of(settings: Settings) -> float:
-    """How far below and above a slice, in mm, the encoder sees its neighbours: as the decoder was trained.
+def view_of(settings: Settings) -> View:
+    """What the encoder sees of a slice: as the decoder was trained.
 
     Raises WeightsError where `data.context_mm` says something else.
     """
-    trained = decoder_context(weights_folder(settings.models.weights))
+    view = decoder_view(weights_folder(settings.models.weights))
     asked = settings.data.context_mm
-    if asked is not None and asked != trained:
+    if asked is not None and asked != view.context_mm:
         raise WeightsError(
-            f"data.context_mm={asked:g}: the weights {settings.models.weights} were trained with {trained:g}; "
+            f"data.context_mm={asked:g}: the weights {settings.models.weights} were trained with {view.context_mm:g}; "
             "leave it out, or train others with train.context_mm"
         )
-    return trained
+    return view
 
 
 def settled_precision(fingerprint: Mapping[str, str]) -> str:

@@ -13,7 +13,6 @@ from medad_core.llm.engine import open_engine
 from medad_core.llm.grammar import parse
 from medad_core.llm.protocol import Engine, Generation
 from medad_core.llm.restarting import RestartingEngine, captured_engine_log
-from medad_core.models.converter import MAP_TOKENS
 from medad_core.models.device import device_of
 from medad_core.run.fingerprints import answers_fingerprint, check_planned
 from medad_core.run.run import Run
@@ -41,10 +40,11 @@ def run_parts(
     settings = run.settings
     check_planned("answers", run.stage("answers").plan().fingerprint, answers_fingerprint(settings))
     prompt = load_prompt_of(settings)
-    knowledge = load_converter_of(settings).knowledge_tokens().numpy()
+    converter = load_converter_of(settings)
+    knowledge = converter.knowledge_tokens().numpy()
     prompts = run.stage("prompts")
     answers = run.stage("answers")
-    positions = prompt.length(len(knowledge), MAP_TOKENS)
+    positions = prompt.length(len(knowledge), converter.tokens)
     start = partial(open_engine, prompt, settings.llm, positions, device_of(settings))
     records = []
     with _engine(engine, start, answers.uri) as opened:

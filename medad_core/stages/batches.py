@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from medad_core import stopping
+from medad_core.data.window import brain_windows, cut_windows
 from medad_core.errors import CaseError, MedadError
-from medad_core.stages.rows import images_of, pictures_of
+from medad_core.models.view import ALONE, View
+from medad_core.stages.rows import brains_of, images_of, pictures_of
 from medad_core.store import Stage
 from medad_core.store.schemas import CONTEXT
 
@@ -37,12 +39,14 @@ _END = object()
 class CaseImages:
     """Rows of one case and their pictures, uint8 (N, H, W), or (N, 3, H, W) where the encoder sees neighbours.
 
-    A case that cannot be used has an error and no pictures.
+    Where it sees windows (N, 3) of the slices, these are the pictures. A case that cannot be used has an error and no
+    pictures.
     """
 
     case_id: str
     keys: pa.Table | None
     images: np.ndarray
+    windows: np.ndarray | None = None
     error: MedadError | None = None
 
 
@@ -71,18 +75,30 @@ class ImageBatch:
         return count
 
 
-def read_cases(slices: Stage, case_ids: Iterable[str], context: bool = False) -> Iterator[CaseImages]:
-    """The slices of the given cases, in order, with `context` as (N, 3, H, W).
+def columns_of(view: View) -> list[str]:
+    """The columns of slices that the encoder's view of them needs."""
+    columns = [*COLUMNS]
+    columns += [field.name for field in CONTEXT] if view.context_mm else []
+    return columns + (["brain"] if view.window_mm else [])
+
+
+def read_cases(slices: Stage, case_ids: Iterable[str], view: View = ALONE) -> Iterator[CaseImages]:
+    """What the encoder sees of the given cases, in order.
 
     The error of a case is returned in its `error`, not raised.
     """
-    columns = (*COLUMNS, *(field.name for field in CONTEXT)) if context else COLUMNS
+    columns = columns_of(view)
     for case_id in case_ids:
         try:
             table = slices.read_case(case_id, columns)
-            yield CaseImages(case_id, table.select(COLUMNS[:2]), pictures_of(table) if context else images_of(table))
+            pictures = pictures_of(table) if view.context_mm else images_of(table)
+            windows = None
+            if view.window_mm:
+                windows = brain_windows(brains_of(table), view.window_pixels)
+                pictures = cut_windows(pictures, windows, view.window_pixels)
+            yield CaseImages(case_id, table.select(COLUMNS[:4]), pictures, windows)
         except MedadError as error:
-            yield CaseImages(case_id, None, np.zeros((0, 0, 0), np.uint8), error)
+            yield CaseImages(case_id, None, np.zeros((0, 0, 0), np.uint8), error=error)
 
 
 def batches_of(cases: Iterable[CaseImages], size: int, pinned: bool = False) -> Iterator[ImageBatch]:

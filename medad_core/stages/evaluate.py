@@ -29,7 +29,7 @@ from medad_core.run.cohort import Cohort
 from medad_core.run.rejected import Rejected
 from medad_core.run.run import Run
 from medad_core.run.warnings import Warned
-from medad_core.stages.rows import bits_of, grids_of, images_of
+from medad_core.stages.rows import bits_of, grids_of, images_of, windows_of
 from medad_core.store import PREDICTIONS, join, read_table, write_table, write_text
 from medad_core.store.files import remove
 
@@ -159,14 +159,16 @@ def _masks(slices: pa.Table) -> Iterator[np.ndarray | None]:
 
 def _add_pictures(measured: _Measured, slices: pa.Table, maps: pa.Table) -> None:
     rows = slices.drop_columns(["image"]).to_pylist()
-    for row, image, grid in zip(rows, images_of(slices), grids_of(maps), strict=True):
+    found = windows_of(maps)
+    windows = [None] * len(rows) if found is None else found
+    for row, image, grid, window in zip(rows, images_of(slices), grids_of(maps), windows, strict=True):
         brightness = slice_brightness(image, bits_of(row, "brain"))
         key = row["case_id"], row["slice_index"]
         measured.brightness[key] = brightness
         mask = bits_of(row, "mask")
         if mask is not None:
             histogram = measured.pixel.setdefault(row["case_id"], PixelHistogram())
-            histogram.accumulate(render_map(grid, *image.shape), mask)
+            histogram.accumulate(render_map(grid, *image.shape, window), mask)
             measured.area_mm2[key] = row["tumour_pixels"] * row["spacing_mm"][0] * row["spacing_mm"][1]
 
 
@@ -179,7 +181,9 @@ def _gallery(run: Run, predictions: pd.DataFrame) -> list[GalleryItem]:
         one_slice = slices.slice(place, 1)
         image = images_of(one_slice)[0]
         mask = bits_of(one_slice.to_pylist()[0], "mask")
-        anomaly_map = render_map(grids_of(maps.slice(place, 1))[0], *image.shape)
+        one_map = maps.slice(place, 1)
+        windows = windows_of(one_map)
+        anomaly_map = render_map(grids_of(one_map)[0], *image.shape, None if windows is None else windows[0])
         items.append(GalleryItem.of(row, image, mask, anomaly_map))
     return items
 

@@ -16,7 +16,7 @@ from medad_core.models.decoder import Decoder
 from medad_core.models.device import device_of, precision_of, settle_torch
 from medad_core.models.encoder import VisionTransformerEncoder, load_encoder
 from medad_core.models.weights import AnyConverter, load_converter, load_decoder, weights_folder
-from medad_core.run.fingerprints import converter_surroundings, joint_of, maps_fingerprint, wording
+from medad_core.run.fingerprints import converter_surroundings, joint_of, maps_fingerprint, view_of, wording
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ def load_map_models(settings: Settings, device: str | None = None, precision: st
     precision = precision or precision_of(settings)
     decoder = load_decoder(weights_folder(settings.models.weights), maps_fingerprint(settings))
     decoder = cast_products(decoder, precision).to(device)
-    encoder = load_encoder(settings.models.encoder, device, precision, where=settings.models)
+    pixels = view_of(settings).image_pixels
+    encoder = load_encoder(settings.models.encoder, device, precision, pixels, where=settings.models)
     if settings.models.compile:
         encoder.compile_blocks()
     return MapModels(encoder, decoder, joint_of(settings) is not None)

@@ -13,7 +13,7 @@ from torch import Tensor
 from medad_core.config import Settings
 from medad_core.models.decoder import image_scores, peaks, render_maps
 from medad_core.models.device import batch_size_of, device_of, worker_device
-from medad_core.run.fingerprints import check_planned, context_of, maps_fingerprint, settled_precision
+from medad_core.run.fingerprints import check_planned, maps_fingerprint, settled_precision, view_of
 from medad_core.run.run import Run
 from medad_core.stages.batches import (
     CaseImages,
@@ -55,7 +55,7 @@ def run_parts(
     with worker_device(run.uri, device_of(run.settings)) as device:
         models = models or load_map_models(run.settings, device, settled_precision(planned))
         size = batch_size_of(run.settings, models.device)
-        cases = read_cases(run.stage("slices"), case_ids, context=context_of(run.settings) > 0)
+        cases = read_cases(run.stage("slices"), case_ids, view_of(run.settings))
         batches = batches_of(cases, size, pinned=models.device.type == "cuda")
         with closing(maps_of(made_ahead(batches), models, run.settings)) as maps:
             return run_casewise(stage, numbers, lambda case_id: _rows(case_id, *next(maps)), on_part)
@@ -92,4 +92,9 @@ def _rows(case_id: str, case: CaseImages, results: list[np.ndarray]) -> pa.Table
     if case.case_id != case_id:
         raise AssertionError(f"rows of {case.case_id} where {case_id} was planned")
     refuse_not_finite(case, results[0])
-    return map_rows(case.keys, *results)
+    grids, scores, found, *embeddings = results
+    if case.windows is not None:  # the pictures were windows, all of one size
+        size = np.stack([case.keys["height"].to_numpy(), case.keys["width"].to_numpy()], axis=1)
+        found = found * (case.windows[:, 2:] / case.images.shape[-1]) + case.windows[:, :2]
+        found = np.clip(found, 0, size - 1)  # a window may reach beyond the picture
+    return map_rows(case.keys, grids, scores, found, *(embeddings or [None]), case.windows)

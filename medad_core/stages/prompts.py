@@ -10,12 +10,13 @@ import torch
 
 from medad_core.models.device import device_of
 from medad_core.models.weights import AnyConverter
-from medad_core.run.fingerprints import check_planned, prompts_fingerprint
+from medad_core.run.fingerprints import check_planned, prompts_fingerprint, view_of
 from medad_core.run.run import Run
 from medad_core.stages.loading import load_converter_of
 from medad_core.stages.parts import OnPart, ignore_part, plan_after, run_casewise
-from medad_core.stages.rows import embeddings_of, grids_of, prompt_rows
+from medad_core.stages.rows import embeddings_of, grids_of, map_frames, prompt_rows
 from medad_core.store import PartRecord, Plan
+from medad_core.store.schemas import WINDOW
 
 SLICES_AT_ONCE = 64
 COLUMNS = ("case_id", "slice_index", "taps", "grid_height", "grid_width", "grid", "embedding")
@@ -36,21 +37,24 @@ def run_parts(
     maps = run.stage("maps")
     device = device_of(run.settings)
     loaded = (converter or load_converter_of(run.settings)).to(device)
+    columns = [*COLUMNS, *(column.name for column in WINDOW if view_of(run.settings).window_mm)]
 
     def make(case_id: str) -> pa.Table:
-        table = maps.read_case(case_id, COLUMNS)
-        return prompt_rows(table, _tokens(loaded, grids_of(table), embeddings_of(table), device))
+        table = maps.read_case(case_id, columns)
+        return prompt_rows(table, _tokens(loaded, table, device))
 
     return run_casewise(run.stage("prompts"), numbers, make, on_part)
 
 
 @torch.inference_mode()
-def _tokens(converter: AnyConverter, grids: np.ndarray, embeddings: np.ndarray | None, device: str) -> np.ndarray:
-    """Map tokens (N, T, width) float16, some slices at a time: `anomalygpt` renders its maps at 224×224."""
+def _tokens(converter: AnyConverter, table: pa.Table, device: str) -> np.ndarray:
+    """Map tokens (N, T, width) float16 of rows of maps, some at a time: `anomalygpt` renders its maps at 224×224."""
     tokens = []
-    for start in range(0, len(grids), SLICES_AT_ONCE):
-        some = slice(start, start + SLICES_AT_ONCE)
-        grid = torch.from_numpy(grids[some]).to(device)
-        embedding = None if embeddings is None else torch.from_numpy(embeddings[some]).to(device)
-        tokens.append(converter(grid, embedding).half().cpu().numpy())
+    for start in range(0, len(table), SLICES_AT_ONCE):
+        some = table.slice(start, SLICES_AT_ONCE)
+        grids, frames, embeddings = (
+            None if array is None else torch.from_numpy(array).to(device)
+            for array in (grids_of(some), map_frames(some), embeddings_of(some))
+        )
+        tokens.append(converter(grids, frames, embeddings).half().cpu().numpy())
     return np.concatenate(tokens)

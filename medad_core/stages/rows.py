@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medad_core.data.read import DISPLAY_ORIENTATION, CaseSlices
+from medad_core.data.window import frames_of
 from medad_core.errors import CaseError
 from medad_core.store import MAPS, PROMPTS, SLICES
-from medad_core.store.schemas import CONTEXT
+from medad_core.store.schemas import CONTEXT, WINDOW
 
 
 def slice_rows(case: CaseSlices, split: str) -> pa.Table:
@@ -91,6 +92,11 @@ def images_of(table: pa.Table) -> np.ndarray:
     )
 
 
+def brains_of(table: pa.Table) -> np.ndarray:
+    """The brains of rows of one case, bool (N, H, W)."""
+    return np.stack([bits_of(row, "brain") for row in table.select(["height", "width", "brain"]).to_pylist()])
+
+
 def bits_of(row: Mapping, column: str) -> np.ndarray | None:
     """A packed column (`brain`, `mask`) of one row to bool (H, W); None if null."""
     if row[column] is None:
@@ -100,14 +106,19 @@ def bits_of(row: Mapping, column: str) -> np.ndarray | None:
 
 
 def map_rows(
-    keys: pa.Table, grids: np.ndarray, scores: np.ndarray, peaks: np.ndarray, embeddings: np.ndarray | None = None
+    keys: pa.Table,
+    grids: np.ndarray,
+    scores: np.ndarray,
+    peaks: np.ndarray,
+    embeddings: np.ndarray | None = None,
+    windows: np.ndarray | None = None,
 ) -> pa.Table:
-    """Rows of one case: grids (N, taps, gh, gw) float16, scores (N,), peaks (N, 2) as row and column.
+    """Rows of one case: grids (N, taps, gh, gw) float16, scores (N,), peaks (N, 2) as row and column of the picture.
 
-    `embeddings` (N, joint) float16, if the weights need them.
+    `embeddings` (N, joint) float16, if the weights need them; `windows` (N, 3), if the maps are of windows only.
     """
     count, taps, height, width = grids.shape
-    return pa.table(
+    rows = pa.table(
         {
             "case_id": keys["case_id"],
             "slice_index": keys["slice_index"],
@@ -122,6 +133,26 @@ def map_rows(
         },
         schema=MAPS,
     )
+    if windows is not None:
+        places = [keys["height"], keys["width"], *map(pa.array, windows.T)]
+        for column, values in zip(WINDOW, places, strict=True):
+            rows = rows.append_column(column, values)
+    return rows
+
+
+def windows_of(table: pa.Table) -> np.ndarray | None:
+    """The windows (N, 3) int32 of rows of maps; None where the maps are of whole pictures."""
+    if WINDOW[0].name not in table.column_names:
+        return None
+    return np.stack([table[column.name].to_numpy() for column in WINDOW[2:]], axis=1)
+
+
+def map_frames(table: pa.Table) -> np.ndarray | None:
+    """The windows of rows of maps of one case as `data.window.frames_of` gives them; None as `windows_of` does."""
+    windows = windows_of(table)
+    if windows is None:
+        return None
+    return frames_of(windows, table["height"][0].as_py(), table["width"][0].as_py())
 
 
 def grids_of(table: pa.Table) -> np.ndarray:

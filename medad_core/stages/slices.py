@@ -14,16 +14,16 @@ import pyarrow as pa
 from medad_core.data.read import read_slices
 from medad_core.data.reads import FileRead, reads_kept
 from medad_core.errors import CaseError
+from medad_core.models.view import CONTEXT_MM
 from medad_core.run.cohort import below
 from medad_core.run.fields import PICTURE, SPLIT, declared_fields, settings_fields
-from medad_core.run.fingerprints import context_of
+from medad_core.run.fingerprints import view_of
 from medad_core.run.inputs import PartInputs
 from medad_core.run.run import Run
 from medad_core.run.staleness import forget_cases
 from medad_core.stages.parts import OnPart, ignore_part, run_casewise
 from medad_core.stages.rows import slice_rows
 from medad_core.store import PartRecord, Plan
-from medad_core.store.schemas import CONTEXT_MM
 
 log = logging.getLogger(__name__)
 Reads = tuple[FileRead, ...]
@@ -38,7 +38,7 @@ def plan(run: Run) -> Plan:
     size = run.settings.data.cases_per_part
     parts = [cases[start : start + size] for start in range(0, len(cases), size)]
     fingerprint = {**settings_fields(run.settings, *PICTURE, *SPLIT), **declared_fields(run.settings)}
-    context = context_of(run.settings)
+    context = view_of(run.settings).context_mm
     if context:
         fingerprint[CONTEXT_MM] = str(context)
     return run.stage("slices").prepare({**fingerprint, "cohort": run.cohort.content}, parts)
@@ -47,7 +47,7 @@ def plan(run: Run) -> Plan:
 def run_parts(run: Run, numbers: Sequence[int], on_part: OnPart = ignore_part) -> list[PartRecord]:
     """Read, turn, scale and write the cases of the given parts, and record what was read."""
     cohort = run.cohort
-    settings = run.settings.data.model_copy(update={"context_mm": context_of(run.settings) or None})
+    settings = run.settings.data.model_copy(update={"context_mm": view_of(run.settings).context_mm or None})
     members = {member.case_id: member for member in cohort.members}
     read: dict[str, Reads] = {}
     warnings: dict[str, str] = {}

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from medad_core.errors import RowsError
 from medad_core.store.records import Item, PartPlan, Plan, fingerprint_of
-from medad_core.store.schemas import with_context
+from medad_core.store.schemas import with_view
 
 # Last words of keys that say how rows are made. With one of them in the fingerprint, no other machine could resume.
 HOW_MADE = frozenset(
@@ -51,9 +51,7 @@ def complete_fingerprint(
     if how:
         raise ValueError(f"fingerprint of {stage} says how rows are made, not what they are: {', '.join(how)}")
     inputs = sorted(key for part in parts for key in part)
-    fields = [
-        f"{field.name}: {field.type}{'?' if field.nullable else ''}" for field in with_context(schema, fingerprint)
-    ]
+    fields = [f"{field.name}: {field.type}{'?' if field.nullable else ''}" for field in with_view(schema, fingerprint)]
     complete = {
         **fingerprint,
         "schema": fingerprint_of({"fields": fields}),

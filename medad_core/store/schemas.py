@@ -37,7 +37,6 @@ SLICES = pa.schema(
 
 # Further columns of slices whose neighbours the encoder sees: how many slices away they are, and their pictures, as
 # `image`, where they are no slices of the range; null also where the volume ends.
-CONTEXT_MM = "context_mm"  # the field of the fingerprint that says so
 CONTEXT = (_field("step", pa.int16()), _field("below", pa.binary(), True), _field("above", pa.binary(), True))
 
 MAPS = pa.schema(
@@ -55,6 +54,9 @@ MAPS = pa.schema(
         ),  # float16 (joint,), of the slice in the joint space; null unless the converter asks for it
     ]
 )
+
+# Further columns of maps that are of a window only: the picture's size, and where the window lies in it or beside it.
+WINDOW = tuple(_field(name, pa.int32()) for name in ("height", "width", "window_top", "window_left", "window_side"))
 
 PROMPTS = pa.schema(
     [
@@ -103,9 +105,13 @@ PREDICTIONS = pa.schema(
 COHORT_PREDICTIONS = pa.schema([*PREDICTIONS, _field("revision", pa.int32()), _field("batch", pa.int32())])
 
 
-def with_context(schema: pa.Schema, fingerprint: Mapping[str, str]) -> pa.Schema:
-    """The schema of rows with this fingerprint: without context, the columns are those of earlier versions."""
-    return pa.schema([*schema, *CONTEXT]) if CONTEXT_MM in fingerprint else schema
+# The fields of fingerprints that say that there are further columns.
+_FURTHER = {"context_mm": CONTEXT, "window_mm": WINDOW}
+
+
+def with_view(schema: pa.Schema, fingerprint: Mapping[str, str]) -> pa.Schema:
+    """The schema of rows with this fingerprint: without context and window, the columns of earlier versions."""
+    return pa.schema([*schema, *(column for name in _FURTHER if name in fingerprint for column in _FURTHER[name])])
 
 
 # The stages of a run, in order: the name, which is also the folder's, and the schema of the rows.

@@ -41,7 +41,7 @@ from medad_core.store.records import (
     part_name,
 )
 from medad_core.store.replanning import differ_in_inputs_only, replan
-from medad_core.store.schemas import PART_STAGES, with_context
+from medad_core.store.schemas import PART_STAGES, with_view
 from medad_core.store.tables import Rows, read_case_rows, read_table, write_groups
 
 log = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ class Stage:
         # A part that is written again must not look complete in the meantime.
         self.forget(number)
         with files.new_file(self._part_at(number)) as temporary:
-            count, cases = write_groups(temporary, rows, with_context(self.schema, plan.fingerprint), where)
+            count, cases = write_groups(temporary, rows, with_view(self.schema, plan.fingerprint), where)
             account(where, part, cases, skipped, failed)
             size = temporary.stat().st_size
             digest = files.sha256_file(str(temporary))
@@ -305,7 +305,7 @@ class Stage:
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Rows of all parts in order. Raises StoreError if a part is not done."""
         plan = self.plan()
-        schema = with_context(self.schema, plan.fingerprint)
+        schema = with_view(self.schema, plan.fingerprint)
         fields = [schema.field(name) for name in columns or schema.names]
         tables = [self.read_part(part.number, columns) for part in plan.parts]
         return pa.concat_tables(tables) if tables else pa.schema(fields).empty_table()

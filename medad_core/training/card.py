@@ -28,8 +28,8 @@ from medad_core.metrics.scores import score_statistics
 from medad_core.metrics.statistic import COHORT, Statistic
 from medad_core.metrics.units import Units
 from medad_core.models.converter import Converter
-from medad_core.models.decoder import image_scores, render_maps
-from medad_core.training.features import TrainingCase
+from medad_core.models.decoder import image_scores
+from medad_core.training.features import TrainingCase, map_tokens
 
 Scores = dict[str, float | int | None]  # None where undefined
 
@@ -43,7 +43,7 @@ def cross_validated_scores(cases: Sequence[TrainingCase], grids: dict[str, np.nd
     pixels = PixelHistogram()
     for case, index in picks:
         mask = case.masks[index]
-        rendered = render_maps(torch.from_numpy(grids[case.case_id][index : index + 1]), *mask.shape)
+        rendered = case.render(grids[case.case_id], index)
         pixels.accumulate(rendered[0].numpy(), mask)
         for kind, values in scores.items():
             values.append(float(image_scores(rendered, kind, settings.models.image_score.quantile)))
@@ -103,8 +103,7 @@ def _generations(
     with torch.inference_mode():
         knowledge = converter.knowledge_tokens().numpy()
         for start in range(0, len(picks), AT_ONCE):  # prompts of a whole cohort would fill a machine's memory
-            maps = np.stack([grids[case.case_id][index] for case, index in picks[start : start + AT_ONCE]])
-            tokens = converter(torch.from_numpy(maps).float()).half().numpy()
+            tokens = map_tokens(converter, picks[start : start + AT_ONCE], grids)
             generations += engine.generate(prompt.assemble(knowledge, tokens))
     return generations
 

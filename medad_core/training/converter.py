@@ -27,6 +27,7 @@ from medad_core.training.loop import CPU, Arithmetic, Loop
 from medad_core.training.maps import LabelledMaps, cell_at, draw, move
 
 log = logging.getLogger(__name__)
+Batch = tuple[Tensor, Tensor, list[str]]  # grids, frames and the right answers
 IGNORE = -100
 
 
@@ -101,7 +102,7 @@ class ConverterTrainer:
         """
         torch.manual_seed(self.seed)
         with torch.no_grad():
-            features = self.converter.cells(torch.from_numpy(maps.grids[:1]).to(self.device)).numel()
+            features = self.converter.features(torch.from_numpy(maps.grids[:1]).to(self.device)).numel()
         head = torch.nn.Linear(features, len(GRAMMAR)).to(self.device)
         steps = self.settings.warm_up_steps
         optimizer = torch.optim.AdamW([*self.converter.trunk(), *head.parameters()], lr=1e-3, weight_decay=1e-2)
@@ -109,9 +110,9 @@ class ConverterTrainer:
         classes = {answer: number for number, answer in enumerate(GRAMMAR)}
         for step in range(steps):
             rng = np.random.default_rng([self.seed, step, 1])
-            grids, answers = self._examples(maps, 32, 1.0 if step < steps // 3 else 0.25, rng)
+            grids, frames, answers = self._examples(maps, 32, 1.0 if step < steps // 3 else 0.25, rng)
             targets = torch.tensor([classes[answer] for answer in answers], device=self.device)
-            loss = F.cross_entropy(head(self.converter.cells(grids).flatten(1)), targets)
+            loss = F.cross_entropy(head(self.converter.features(grids, frames)), targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -119,15 +120,13 @@ class ConverterTrainer:
             if (step + 1) % 250 == 0:
                 log.info("converter warm-up step %d of %d, loss %.4f", step + 1, steps, loss.item())
 
-    def _batch(self, maps: LabelledMaps, number: int) -> tuple[Tensor, list[str]]:
+    def _batch(self, maps: LabelledMaps, number: int) -> Batch:
         """Drawn maps at first, then three real ones in four."""
         drawn_share = 1.0 if number < self.settings.synthetic_steps * self.settings.accumulate else 0.25
         return self._examples(maps, self.settings.batch_size, drawn_share, np.random.default_rng([self.seed, number]))
 
-    def _examples(
-        self, maps: LabelledMaps, count: int, drawn_share: float, rng: np.random.Generator
-    ) -> tuple[Tensor, list[str]]:
-        """Grids (count, taps, gh, gw) and the right answers."""
+    def _examples(self, maps: LabelledMaps, count: int, drawn_share: float, rng: np.random.Generator) -> Batch:
+        """Grids (count, taps, gh, gw), their frames (count, 3) and the right answers."""
         share = count * self.settings.normal_share
         normals = int(share)
         if share % 1:
@@ -138,23 +137,24 @@ class ConverterTrainer:
         for index in range(count):
             wants_tumour = index >= normals
             if rng.random() < drawn_share:
-                examples.append(draw(maps.grids[rng.choice(normal)], wants_tumour, rng))
+                examples.append(draw(maps.example(rng.choice(normal)), wants_tumour, rng))
             else:
-                pick = rng.choice(tumour if wants_tumour else normal)
-                examples.append(move(maps.grids[pick], maps.centroids[pick], rng))
-        grids = torch.from_numpy(np.stack([grid for grid, _ in examples]).astype(np.float32)).to(self.device)
-        return grids, [answer_to(cell_at(centroid)) for _, centroid in examples]
+                examples.append(move(maps.example(rng.choice(tumour if wants_tumour else normal)), rng))
+        grids, frames = (
+            torch.from_numpy(np.stack([getattr(example, name) for example in examples])).to(self.device)
+            for name in ("grid", "frame")
+        )
+        return grids, frames, [answer_to(cell_at(example.centroid)) for example in examples]
 
-    def _loss(self, batch: tuple[Tensor, list[str]]) -> Tensor:
-        grids, answers = batch
-        logits, targets = self.answer_logits(grids, answers)
+    def _loss(self, batch: Batch) -> Tensor:
+        logits, targets = self.answer_logits(*batch)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
-        return loss / len(answers)
+        return loss / len(targets)
 
-    def answer_logits(self, grids: Tensor, answers: list[str]) -> tuple[Tensor, Tensor]:
+    def answer_logits(self, grids: Tensor, frames: Tensor | None, answers: list[str]) -> tuple[Tensor, Tensor]:
         """Teacher-forced logits (B, A, vocabulary) of the answers' tokens, and the tokens (B, A), padded with -100."""
         targets = self._targets(answers)
-        tokens = self.converter(grids)
+        tokens = self.converter(grids, frames)
         knowledge = self.converter.knowledge_tokens()
         question = self.prompt.rest(knowledge, tokens)
         answer = self.prompt.embeddings[targets[:, :-1].clamp(min=0)].to(question)
@@ -179,10 +179,12 @@ class ConverterTrainer:
         exact: list[bool] = []
         size = self.settings.batch_size
         for start in range(0, len(maps.grids), size):
-            grids = torch.from_numpy(maps.grids[start : start + size].astype(np.float32)).to(self.device)
-            answers = [answer_to(cell_at(centroid)) for centroid in maps.centroids[start : start + size]]
+            some = slice(start, start + size)
+            grids = torch.from_numpy(maps.grids[some].astype(np.float32)).to(self.device)
+            frames = torch.from_numpy(maps.frames[some]).to(self.device)
+            answers = [answer_to(cell_at(centroid)) for centroid in maps.centroids[some]]
             with self.loop.arithmetic.products():
-                logits, targets = self.answer_logits(grids, answers)
+                logits, targets = self.answer_logits(grids, frames, answers)
             loss = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")
             losses += loss.sum(1).tolist()
             right = (logits.argmax(-1) == targets) | (targets == IGNORE)
@@ -200,4 +202,4 @@ def thin_out(maps: LabelledMaps, count: int, seed: int) -> LabelledMaps:
     kinds = [np.flatnonzero(maps.has_tumour), np.flatnonzero(~maps.has_tumour)]
     chosen = [rng.choice(kind, min(len(kind), count // 2), replace=False) for kind in kinds]
     keep = np.sort(np.concatenate(chosen))
-    return LabelledMaps(maps.grids[keep], maps.centroids[keep])
+    return maps.take(keep)

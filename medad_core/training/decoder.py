@@ -13,7 +13,6 @@ from torch import Tensor
 
 from medad_core.config.train import DecoderTraining
 from medad_core.models.decoder import Decoder, focal_dice_loss
-from medad_core.models.encoder import pad_to_square
 from medad_core.training.features import TrainingCase
 from medad_core.training.loop import CPU, Arithmetic, Loop
 
@@ -59,7 +58,7 @@ def _batches(
     cases: Sequence[TrainingCase], settings: DecoderTraining, seed: int, first: int, device: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Features and masks of the batches from number `first` on, half of them tumour-free."""
-    masks = [shrink_masks(case.masks) for case in cases]
+    masks = [shrink_masks(case.seen(case.masks)) for case in cases]
     for picks in islice(_picks([case.has_tumour for case in cases], settings.batch_size, seed), first, None):
         features = torch.from_numpy(np.stack([cases[case].features[slice_] for case, slice_ in picks]))
         yield features.to(device).float(), torch.stack([masks[case][slice_] for case, slice_ in picks]).to(device)
@@ -81,9 +80,10 @@ def _picks(flags: Sequence[np.ndarray], batch_size: int, seed: int) -> Iterator[
 
 
 def shrink_masks(masks: np.ndarray) -> Tensor:
-    """Masks (N, H, W) bool to the covered share (N, 56, 56) float32 of the square picture that the encoder gets."""
-    squares = pad_to_square(torch.from_numpy(masks.astype(np.float32)).unsqueeze(1))
-    return F.interpolate(squares, size=(LOSS_SIZE, LOSS_SIZE), mode="area")[:, 0]
+    """Masks of what the encoder sees, (N, S, S) bool, to the covered share (N, 56, 56) float32."""
+    return F.interpolate(
+        torch.from_numpy(masks.astype(np.float32)).unsqueeze(1), size=(LOSS_SIZE, LOSS_SIZE), mode="area"
+    )[:, 0]
 
 
 @torch.inference_mode()

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from medad_core.config import DataSettings, Settings
+from medad_core.config.train import TrainSettings
 from medad_core.data.cases import Case, Rejection
 from medad_core.data.read import CaseSlices, read_slices
+from medad_core.data.window import brain_windows, cut_windows, frames_of, whole_square
 from medad_core.errors import CaseError
+from medad_core.models.decoder import render_maps
 from medad_core.models.device import batch_size_of
 from medad_core.models.encoder import Encoder
+from medad_core.models.view import View
+from medad_core.models.weights import AnyConverter
 from medad_core.run.cohort import Cohort, Member
 from medad_core.store.files import new_file
 
@@ -33,6 +40,7 @@ class TrainingCase:
 
     slice_index (N,); features (N, taps, gh, gw, width) float16; images (N, H, W) uint8; brain and masks (N, H, W) bool.
     All but slice_index are memory maps. `pixel_mm2` is the area of a pixel. Visits of one `patient` share it.
+    `window_pixels` is the side of the windows that the features are of, 0 for whole pictures.
     """
 
     case_id: str
@@ -43,6 +51,29 @@ class TrainingCase:
     masks: np.ndarray
     pixel_mm2: float
     patient: str
+    window_pixels: int = 0
+
+    @cached_property
+    def windows(self) -> np.ndarray:
+        """The squares that the features are of, (N, 3) int32: top, left and side in pixels of the picture."""
+        if self.window_pixels:
+            return brain_windows(self.brain, self.window_pixels)
+        return whole_square(len(self.masks), *self.masks.shape[1:])
+
+    @property
+    def frames(self) -> np.ndarray:
+        """The windows (N, 3) float32 as shares of the square around the picture."""
+        return frames_of(self.windows, *self.masks.shape[1:])
+
+    def seen(self, pictures: np.ndarray, first: int = 0) -> np.ndarray:
+        """What the windows show of pictures (n, …, H, W) of the slices from `first` on: (n, …, S, S), squares."""
+        side = self.window_pixels or max(self.masks.shape[1:])
+        return cut_windows(pictures, self.windows[first : first + len(pictures)], side)
+
+    def render(self, grids: np.ndarray, number: int) -> Tensor:
+        """The map (1, H, W) of slice `number`, from the grids (N, taps, gh, gw) of the case."""
+        one = slice(number, number + 1)
+        return render_maps(torch.from_numpy(grids[one]), *self.masks.shape[1:], self.windows[one])
 
     @property
     def has_tumour(self) -> np.ndarray:
@@ -88,16 +119,20 @@ def encode_case(case: Case, settings: Settings, encoder: Encoder, folder: Path) 
     if case.mask is None:
         raise CaseError(case.case_id, "no segmentation; training needs one, leave the case out or add it")
     train_range = {"first_slice": settings.train.first_slice, "last_slice": settings.train.last_slice}
-    data = settings.data.model_copy(update={**train_range, "context_mm": settings.train.context_mm})
+    view = view_to_train(settings.train)
+    data = settings.data.model_copy(update={**train_range, "context_mm": view.context_mm})
     slices = read_slices(case, data)
-    stem = folder / _key(case.case_id, slices, data, encoder)
+    stem = folder / _key(case.case_id, slices, data, encoder, view.window_pixels)
     features = stem.with_suffix(".npy")
     pictures = stem.with_suffix(".pictures.npy")
     folder.mkdir(parents=True, exist_ok=True)
     if not pictures.is_file():
         _save(pictures, np.stack([slices.images, slices.brain.view(np.uint8), slices.masks.view(np.uint8)]))
     if not features.is_file():
-        _save(features, _encode(encoder, slices.pictures, batch_size_of(settings, encoder.device)))
+        shown = slices.pictures
+        if view.window_pixels:
+            shown = cut_windows(shown, brain_windows(slices.brain, view.window_pixels), view.window_pixels)
+        _save(features, _encode(encoder, shown, batch_size_of(settings, encoder.device)))
         log.info("encoded %s, %d slices", case.case_id, len(slices.images))
     images, brain, masks = np.load(pictures, mmap_mode="r")
     return TrainingCase(
@@ -109,11 +144,17 @@ def encode_case(case: Case, settings: Settings, encoder: Encoder, folder: Path) 
         masks.view(bool),
         slices.spacing_mm[0] * slices.spacing_mm[1],
         case.patient,
+        view.window_pixels,
     )
 
 
-def _key(case_id: str, slices: CaseSlices, data: DataSettings, encoder: Encoder) -> str:
-    """The name of a case's files: another one for other pictures, masks, scaling or encoder."""
+def view_to_train(settings: TrainSettings) -> View:
+    """What the encoder shall see of a slice."""
+    return View(settings.context_mm, settings.window_mm, settings.image_pixels)
+
+
+def _key(case_id: str, slices: CaseSlices, data: DataSettings, encoder: Encoder, window_pixels: int) -> str:
+    """The name of a case's files: another one for other pictures, masks, scaling, encoder or windows."""
     facts = (case_id, data.scaling, data.modality, sorted(encoder.fingerprint.items()), slices.images.shape)
     digest = hashlib.sha256(repr(facts).encode())
     digest.update(slices.images.tobytes())
@@ -121,6 +162,8 @@ def _key(case_id: str, slices: CaseSlices, data: DataSettings, encoder: Encoder)
     if slices.step:
         digest.update(slices.around.tobytes())
         digest.update(bytes([slices.step]))
+    if window_pixels:
+        digest.update(f"windows of {window_pixels}".encode())
     return digest.hexdigest()[:24]
 
 
@@ -134,3 +177,13 @@ def _encode(encoder: Encoder, images: np.ndarray, size: int) -> np.ndarray:
 def _save(path: Path, array: np.ndarray) -> None:
     with new_file(str(path)) as scratch, scratch.open("wb") as stream:
         np.save(stream, array)
+
+
+@torch.inference_mode()
+def map_tokens(
+    converter: AnyConverter, picks: Sequence[tuple[TrainingCase, int]], grids: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Map tokens float16 (n, T, width) of slices (case, number), from the grids of their cases."""
+    maps = np.stack([grids[case.case_id][number] for case, number in picks])
+    frames = np.stack([case.frames[number] for case, number in picks])
+    return converter(torch.from_numpy(maps).float(), torch.from_numpy(frames)).half().numpy()

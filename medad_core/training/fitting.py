@@ -148,7 +148,7 @@ def held_out_loss(grids: Grids, cases: Sequence[TrainingCase]) -> float:
     Tumour slices and tumour-free ones weigh the same where there are both, as in training.
     """
     grid = torch.from_numpy(np.concatenate([grids[case.case_id] for case in cases])).float()
-    masks = torch.cat([shrink_masks(case.masks) for case in cases])
+    masks = torch.cat([shrink_masks(case.seen(case.masks)) for case in cases])
     tumour = np.concatenate([case.has_tumour for case in cases])
     kinds = [torch.from_numpy(np.flatnonzero(kind)) for kind in (tumour, ~tumour) if kind.any()]
     return float(np.mean([focal_dice_loss(grid[kind], masks[kind]).item() for kind in kinds]))
@@ -196,7 +196,7 @@ def check_kinds(cases: Sequence[TrainingCase], held_out: Collection[str], name: 
 
 def labelled(cases: Sequence[TrainingCase], grids: Grids) -> LabelledMaps:
     """The maps of `cases` with their centroids."""
-    return LabelledMaps.join([label_maps(grids[case.case_id], case.masks) for case in cases])
+    return LabelledMaps.join([label_maps(grids[case.case_id], case.frames, case.masks) for case in cases])
 
 
 def fit_converter(

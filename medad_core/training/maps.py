@@ -21,11 +21,13 @@ DRAWN_SIDE = 48
 class LabelledMaps:
     """Maps with the places of their tumours.
 
-    `grids` (N, taps, gh, gw) float16; `centroids` (N, 2) of the tumour, row and column as shares of the square picture,
-    NaN where there is none.
+    `grids` (N, taps, gh, gw) float16; `frames` (N, 3) are where they lie in the square around the picture: top, left
+    and side as shares of it; `centroids` (N, 2) of the tumour, row and column as shares of that square, NaN where there
+    is none.
     """
 
     grids: np.ndarray
+    frames: np.ndarray
     centroids: np.ndarray
 
     @property
@@ -36,17 +38,35 @@ class LabelledMaps:
     @staticmethod
     def join(parts: Sequence[LabelledMaps]) -> LabelledMaps:
         """All maps of `parts`, in order."""
-        grids = np.concatenate([part.grids for part in parts])
-        centroids = np.concatenate([part.centroids for part in parts])
-        return LabelledMaps(grids, centroids)
+        grids, frames, centroids = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("grids", "frames", "centroids")
+        )
+        return LabelledMaps(grids, frames, centroids)
+
+    def take(self, picks: np.ndarray) -> LabelledMaps:
+        """The maps of these numbers."""
+        return LabelledMaps(self.grids[picks], self.frames[picks], self.centroids[picks])
+
+    def example(self, number: int) -> Example:
+        """One of the maps."""
+        return Example(self.grids[number].astype(np.float32), self.frames[number], self.centroids[number])
 
 
-def label_maps(grids: np.ndarray, masks: np.ndarray) -> LabelledMaps:
-    """Pair the grids of slices (N, taps, gh, gw) with the centroids of their masks (N, H, W) bool."""
+@dataclass(frozen=True)
+class Example:
+    """One map to learn from: grid (taps, gh, gw) float32, frame (3,) and centroid (2,) as in `LabelledMaps`."""
+
+    grid: np.ndarray
+    frame: np.ndarray
+    centroid: np.ndarray
+
+
+def label_maps(grids: np.ndarray, frames: np.ndarray, masks: np.ndarray) -> LabelledMaps:
+    """Pair the grids of slices (N, taps, gh, gw) and their frames with the centroids of their masks (N, H, W) bool."""
     centroids = np.full((len(masks), 2), np.nan)
     for index in np.flatnonzero(masks.any(axis=(1, 2))):
         centroids[index] = square_share(*(np.argwhere(masks[index]).mean(axis=0) + 0.5), *masks.shape[1:])
-    return LabelledMaps(grids, centroids)
+    return LabelledMaps(grids, frames, centroids)
 
 
 def cell_at(centroid: np.ndarray) -> str | None:
@@ -54,40 +74,34 @@ def cell_at(centroid: np.ndarray) -> str | None:
     return None if np.isnan(centroid[0]) else cell_of(centroid[0], centroid[1], 1, 1)
 
 
-def move(grid: np.ndarray, centroid: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Mirror and shift one map (taps, gh, gw) by whole patches, its centroid (2,) with it.
-
-    Patches that come in repeat the border.
-
-    Returns the grid float32 and the centroid.
-    """
-    grid = grid.astype(np.float32)
-    centroid = centroid.copy()
+def move(example: Example, rng: np.random.Generator) -> Example:
+    """Mirror a map, and shift it by up to a quarter of its frame; frame and centroid go with it."""
+    grid = example.grid
+    frame = example.frame.astype(np.float32)
+    centroid = example.centroid.copy()
     for axis in (0, 1):
         if rng.random() < 0.5:
             grid = np.flip(grid, axis + 1)
+            frame[axis] = 1 - frame[axis] - frame[2]
             centroid[axis] = 1 - centroid[axis]
-        side = grid.shape[axis + 1]
-        shift = int(rng.integers(-side // 4, side // 4 + 1))
-        if np.isnan(centroid[axis]) or 0.08 < centroid[axis] + shift / side < 0.92:
-            grid = np.take(grid, np.clip(np.arange(side) - shift, 0, side - 1), axis=axis + 1)
-            centroid[axis] += shift / side
-    return grid, centroid
+        shift = rng.uniform(-0.25, 0.25) * frame[2]
+        if np.isnan(centroid[axis]) or 0.08 < centroid[axis] + shift < 0.92:
+            frame[axis] += shift
+            centroid[axis] += shift
+    return Example(grid, frame, centroid)
 
 
-def draw(like: np.ndarray, tumour: bool, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw one map on the background of a real tumour-free grid `like` (taps, gh, gw), with a lesion where asked.
+def draw(like: Example, tumour: bool, rng: np.random.Generator) -> Example:
+    """Draw a lesion, where asked, on the moved map of a tumour-free slice `like`.
 
     A lesion is one to three overlapping ellipses with a ragged edge; its logits rise to between 2 and 20 above zero in
-    every tap. A map without lesion may keep a faint bump below zero. Returns the grid float32, and the lesion's
-    centroid (2,) as in `LabelledMaps`.
+    every tap. A map without lesion may keep a faint bump below zero.
     """
-    taps, rows, columns = like.shape
-    nowhere = np.full(2, np.nan)
-    grid = move(like, nowhere, rng)[0]
+    moved = move(like, rng)
+    taps, rows, columns = moved.grid.shape
     shape = _ragged_ellipses(rng) if tumour or rng.random() < 0.3 else np.zeros((DRAWN_SIDE, DRAWN_SIDE), bool)
     if not shape.any():
-        return grid, nowhere
+        return moved
     cover = ndimage.zoom(
         ndimage.gaussian_filter(shape.astype(np.float32), 1.0),
         (rows / DRAWN_SIDE, columns / DRAWN_SIDE),
@@ -98,9 +112,12 @@ def draw(like: np.ndarray, tumour: bool, rng: np.random.Generator) -> tuple[np.n
     cover = cover / max(cover.max(), 1e-6)
     height = rng.uniform(2, 20) if tumour else rng.uniform(-8, -2)
     peak = height * rng.uniform(0.6, 1.2, size=(taps, 1, 1)) if tumour else height
-    grid = np.maximum(grid, grid + cover * (peak - grid)) + rng.normal(0, 0.7, grid.shape)
-    centroid = (np.argwhere(shape).mean(axis=0) + 0.5) / DRAWN_SIDE if tumour else nowhere
-    return grid.astype(np.float32), centroid
+    grid = np.maximum(moved.grid, moved.grid + cover * (peak - moved.grid)) + rng.normal(0, 0.7, moved.grid.shape)
+    if not tumour:
+        return Example(grid.astype(np.float32), moved.frame, moved.centroid)
+    in_frame = (np.argwhere(shape).mean(axis=0) + 0.5) / DRAWN_SIDE
+    centroid = np.clip(moved.frame[:2] + in_frame * moved.frame[2], 0, 1 - 1e-6)
+    return Example(grid.astype(np.float32), moved.frame, centroid)
 
 
 def _ragged_ellipses(rng: np.random.Generator) -> np.ndarray:

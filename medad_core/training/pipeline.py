@@ -36,7 +36,7 @@ from medad_core.run.gather import by_index, find_cohort
 from medad_core.store.files import write_text
 from medad_core.training.card import cross_validated_scores, verdict_scores, write_card
 from medad_core.training.decoder import train_decoder
-from medad_core.training.features import TrainingCase, encode_cohort
+from medad_core.training.features import TrainingCase, encode_cohort, view_to_train
 from medad_core.training.fitting import (
     ConverterData,
     CrossFit,
@@ -125,7 +125,8 @@ def _begin(data: Path, out: Path, settings: Settings, progress: ReportStep) -> _
     settle_torch(settings)
     torch.manual_seed(settings.train.seed)
     arithmetic = arithmetic_of(settings.train, device_of(settings))
-    encoder = load_encoder(settings.models.encoder, arithmetic.device, where=settings.models)
+    pixels = settings.train.image_pixels
+    encoder = load_encoder(settings.models.encoder, arithmetic.device, image_size=pixels, where=settings.models)
     text_encoder = load_text_encoder(settings.models.text_encoder, where=settings.models)
     sentences = load_sentences()
     text = text_features(text_encoder, sentences)
@@ -196,7 +197,7 @@ def _fit_decoder(training: _Training) -> CrossFit:
         until=fitted.steps,
     )
     fits = {**training.encoder_fingerprint, **shared_fingerprint(settings)}
-    save_decoder(decoder.cpu(), training.out, fits, settings.train.context_mm)
+    save_decoder(decoder.cpu(), training.out, fits, view_to_train(settings.train))
     return fitted
 
 

@@ -162,12 +162,13 @@ def _metrics(run: str) -> Iterator[str]:
     if not rows:
         yield "No metrics: they need segmentations."
         return
-    header = ["metric", "level", "value", "95 % interval", "n"]
+    header = ["metric", "level", "value", "95 % interval", "n", "supervision"]
     cells = []
     for row in rows:
         interval = interval_text(row["ci_low"], row["ci_high"])
-        cells.append([metric_name(row["metric"]), row["level"], value_text(row["value"]), interval, str(row["n"])])
-    yield markdown_table(header, cells, "lllll")
+        facts = [metric_name(row["metric"]), row["level"], value_text(row["value"]), interval, str(row["n"])]
+        cells.append([*facts, markdown_text(row.get("supervision") or "–")])
+    yield markdown_table(header, cells, "llllll")
 
 
 def _rejected(run: str) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """The metrics table says what it measured, with intervals over patients, and why a metric is missing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -335,21 +337,32 @@ def test_the_parquet_table_keeps_every_row():
     rows = evaluate(random_predictions(), None, OPTIONS)
     table = metrics_table(rows)
     assert table.schema.equals(METRICS)
-    assert table.schema.names == ["metric", "level", "split", "subset", "value", "ci_low", "ci_high", "n", "reason"]
+    earlier = ["metric", "level", "split", "subset", "value", "ci_low", "ci_high", "n", "reason"]
+    assert table.schema.names == [*earlier, "supervision"]
     assert metric_rows(table) == rows
+    assert metric_rows(table.select(earlier)) == [replace(row, supervision="") for row in rows]
+
+
+def test_every_row_says_what_its_model_has_learned_from():
+    frame = random_predictions()
+    brightness = {(row.case_id, row.slice_index): 0.5 for row in frame.itertuples()}
+    rows = evaluate(frame, None, OPTIONS, brightness, learned_from="masks")
+    by_kind = {row.metric.split("_")[0]: row.supervision for row in rows}
+    assert by_kind.pop("brightness") == "none" and by_kind.pop("majority") == "the labels themselves"
+    assert set(by_kind.values()) == {"masks"}
 
 
 def test_markdown_shows_values_intervals_and_reasons():
     rows = [
-        MetricRow("map_auroc", "image", "test", "all", 0.9461, 0.92, 0.97, 2419, None),
+        MetricRow("map_auroc", "image", "test", "all", 0.9461, 0.92, 0.97, 2419, None, "masks"),
         MetricRow(
             "map_auroc", "patient", "test", "all", None, None, None, 59, "one class only: no tumour-free patients"
         ),
     ]
     text = render_markdown(rows, "Cohort X", ["Not a medical device."])
     assert text.startswith("# Cohort X\n\nNot a medical device.\n\n## Split: test")
-    assert "| Map, AUROC | 0.946 | 0.920 to 0.970 | 2,419 |  |" in text
-    assert "| Map, AUROC | – | – | 59 | one class only: no tumour-free patients |" in text
+    assert "| Map, AUROC | 0.946 | 0.920 to 0.970 | 2,419 | masks |  |" in text
+    assert "| Map, AUROC | – | – | 59 |  | one class only: no tumour-free patients |" in text
 
 
 def test_two_visits_of_a_patient_are_one_patient_of_the_bootstrap():

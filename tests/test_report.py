@@ -9,15 +9,16 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pytest import approx
 
 from medad_core.metrics import MetricRow
-from medad_core.report import GalleryItem, RunSummary, case_rows, choose_gallery, render_report
+from medad_core.report import GalleryItem, RunSummary, case_rows, choose_gallery, reliability_bins, render_report
 from medad_core.report.colour import overlay
 from medad_core.report.figures import brain_view, outline_path
 from medad_core.report.gallery import OUTCOMES
 
 SUMMARY = RunSummary("cohort A", "1 January 2026", False, (("LLM", "small"),), "abc123", 0.5)
-METRIC = MetricRow("map_auroc", "image", "test", "all", 0.946, 0.92, 0.97, 287, None)
+METRIC = MetricRow("map_auroc", "image", "test", "all", 0.946, 0.92, 0.97, 287, None, "masks")
 
 
 def prediction(case_id="p1", index=60, label: int | None = 1, verdict: str | None = "yes", **columns) -> dict:
@@ -74,8 +75,17 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def page(summary=SUMMARY, rows=(METRIC,), gallery=(), cases=()) -> str:
-    return render_report(summary, rows, gallery, cases)
+def page(summary=SUMMARY, rows=(METRIC,), gallery=(), cases=(), bins=()) -> str:
+    return render_report(summary, rows, gallery, cases, bins)
+
+
+def test_the_reliability_figure_is_of_the_slices_that_are_labelled():
+    frame = pd.DataFrame({"label": [0, 1, 1, 1, None], "p_yes": [0.02, 0.04, 0.97, 1.0, 0.5]})
+    bins = reliability_bins(frame)
+    assert [(one.slices, one.claimed, one.found) for one in bins] == [(2, approx(0.03), 0.5), (2, approx(0.985), 1.0)]
+    text = page(bins=bins)
+    assert text.count("<circle") == 2 and "2 slices: mean p(yes) 0.030, with tumour 0.500" in text
+    assert not reliability_bins(frame.assign(label=None)) and "<circle" not in page()
 
 
 def test_the_page_asks_nothing_of_the_network():

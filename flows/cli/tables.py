@@ -60,7 +60,7 @@ def status_table(stages: Iterable[tuple[str, StageProgress | None]]) -> Table:
 def metrics_rows(rows: Iterable[Mapping[str, Any]]) -> Table:
     """The main metrics over all cases with their intervals; the undefined with their reason."""
     by_name = {(row["metric"], row["level"]): row for row in rows if row["split"] == "all"}
-    table = plain_table("metric", "level", "value", "95 % interval", "n")
+    table = plain_table("metric", "level", "value", "95 % interval", "n", "supervision")
     for key in MAIN_METRICS:
         row = by_name.get(key)
         if row is None:
@@ -69,7 +69,8 @@ def metrics_rows(rows: Iterable[Mapping[str, Any]]) -> Table:
             interval = row["reason"] or "undefined"
         else:
             interval = interval_text(row["ci_low"], row["ci_high"])
-        table.add_row(metric_name(key[0]), key[1], value_text(row["value"]), interval, str(row["n"]))
+        supervision = row.get("supervision") or "–"
+        table.add_row(metric_name(key[0]), key[1], value_text(row["value"]), interval, str(row["n"]), supervision)
     return table
 
 

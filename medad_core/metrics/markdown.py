@@ -31,7 +31,7 @@ def split_title(split: str) -> str:
 
 
 def _table(rows: Sequence[MetricRow]) -> str:
-    return markdown_table(["metric", "value", "95 % interval", "n", "note"], map(_cells, rows), "lrrrl")
+    return markdown_table(["metric", "value", "95 % interval", "n", "supervision", "note"], map(_cells, rows), "lrrrll")
 
 
 def _cells(row: MetricRow) -> list[str]:
@@ -41,5 +41,6 @@ def _cells(row: MetricRow) -> list[str]:
         value_text(row.value),
         interval_text(row.ci_low, row.ci_high),
         f"{row.n:,} {subset}".strip(),
+        markdown_text(row.supervision),
         markdown_text(row.reason or ""),
     ]

@@ -79,9 +79,20 @@ READING = (
     "Patients: tumour in any slice, highest score of any slice, yes in any slice; Dice is taken per patient and "
     "averaged. Pixels: all pixels pooled; Dice over slices with tumour only; AUPRO gives every connected lesion of a "
     "slice the same weight, however small. Locations: nine cells of the picture, judged among the true positives.",
+    "Supervision is what a model has learned from: tables of models that saw masks, image labels or tumour-free slices "
+    "only cannot be compared without it.",
     "A dash is a metric that this cohort leaves undefined; the note says why. Cases of the train split were seen in "
     "training when the weights were trained on this cohort, and flatter “all cases”.",
 )
+
+
+# What the trivial detectors have learned from; all else is as the weights say.
+_SUPERVISION = {"brightness": "none", "majority": "the labels themselves"}
+
+
+def supervision_of(metric: str, learned_from: str) -> str:
+    """What the model behind a metric has learned from; `learned_from` is that of decoder and converter."""
+    return _SUPERVISION.get(metric.split("_", maxsplit=1)[0], learned_from)
 
 
 def metric_name(metric: str) -> str:

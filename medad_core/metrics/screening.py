@@ -44,12 +44,13 @@ def evaluate(
     settings: EvaluateSettings,
     brightness: OfSlice | None = None,
     area_mm2: OfSlice | None = None,
+    learned_from: str = "not stated",
 ) -> list[MetricRow]:
     """Every metric for every split present and for "all", with 95 % intervals by bootstrap over patients.
 
     `predictions` has the columns of the predictions file; `pixel` one histogram a labelled case; `brightness` maps
-    (case_id, slice_index) to `slice_brightness`, and `area_mm2` to the area of the tumour. The same predictions and
-    seed give the same table; no predictions give none.
+    (case_id, slice_index) to `slice_brightness`, and `area_mm2` to the area of the tumour. `learned_from` is the
+    supervision of the weights. The same predictions and seed give the same table; no predictions give none.
     """
     # Sorted, so that a table does not depend on the order in which parts happened to be read.
     ordered = predictions.sort_values(["case_id", "slice_index"], kind="stable", ignore_index=True)
@@ -62,7 +63,7 @@ def evaluate(
     for split, frame in frames.items():
         statistics = _statistics(frame, pixel or {}, settings.map_threshold, brightness or {}, area_mm2 or {})
         weights = patient_weights(slice_units(frame).patients, settings.bootstrap, settings.seed)
-        rows += [MetricRow.of(statistic, split, weights) for statistic in statistics]
+        rows += [MetricRow.of(statistic, split, weights, learned_from) for statistic in statistics]
     return rows
 
 

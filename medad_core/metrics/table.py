@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from medad_core.metrics.arrays import FloatArray
 from medad_core.metrics.bootstrap import estimate
+from medad_core.metrics.names import supervision_of
 from medad_core.metrics.statistic import Statistic
 
 METRICS = pa.schema(
@@ -27,6 +28,7 @@ METRICS = pa.schema(
         ("ci_high", pa.float64()),
         ("n", pa.int64()),
         ("reason", pa.string()),
+        ("supervision", pa.string()),
     ]
 )
 
@@ -36,7 +38,8 @@ class MetricRow:
     """One metric: `value` in [0, 1], or None where undefined; `reason` says why, or what the interval leaves out.
 
     level: image, pixel, patient or text. split: one of the run's, or "all". subset: the units that `n` counts, in the
-    level's unit (slices for text): all, tumour, tumour_free, true_positive, parsed.
+    level's unit (slices for text): all, tumour, tumour_free, true_positive, parsed. supervision: what the model that is
+    measured has learned from; "" in tables of earlier versions.
     """
 
     metric: str
@@ -48,16 +51,21 @@ class MetricRow:
     ci_high: float | None
     n: int
     reason: str | None
+    supervision: str = ""
 
     @classmethod
-    def of(cls, statistic: Statistic, split: str, weights: FloatArray) -> MetricRow:
-        """The value of a statistic with its interval from drawn patient weights (B, P)."""
+    def of(cls, statistic: Statistic, split: str, weights: FloatArray, learned_from: str) -> MetricRow:
+        """The value of a statistic with its interval from drawn patient weights (B, P).
+
+        `learned_from` is the supervision of decoder and converter.
+        """
+        supervision = supervision_of(statistic.metric, learned_from)
         head = (statistic.metric, statistic.level, split, statistic.subset)
         measured = estimate(statistic.values, weights)
         if np.isnan(measured.value):
-            return cls(*head, None, None, None, statistic.n, statistic.undefined)
+            return cls(*head, None, None, None, statistic.n, statistic.undefined, supervision)
         spread = measured.interval
-        return cls(*head, measured.value, spread.low, spread.high, statistic.n, spread.reason)
+        return cls(*head, measured.value, spread.low, spread.high, statistic.n, spread.reason, supervision)
 
 
 def metrics_table(rows: Sequence[MetricRow]) -> pa.Table:

@@ -32,6 +32,7 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 LABELS = ("encoder", "text_encoder", "llm")  # names for people; hashes decide what fits
 DECODER = "decoder.safetensors"
 CONVERTER = "converter.safetensors"
+MASKS = "masks"  # what `medad train` learns from
 
 
 def weights_folder(source: str) -> Path:
@@ -79,16 +80,31 @@ def trained_on(folder: Path) -> frozenset[str]:
 
     Cards of earlier versions name cases only, whose ids say the patient. Raises WeightsError for a damaged card.
     """
+    card = _read_card(folder)
+    return frozenset() if card is None else frozenset([*card.patients, *map(patient_of, card.cases)])
+
+
+def _read_card(folder: Path) -> _Card | None:
     path = folder / "card.json"
     if not path.is_file():
-        return frozenset()
+        return None
     try:
-        card = msgspec.json.decode(path.read_bytes(), type=_Card)
+        return msgspec.json.decode(path.read_bytes(), type=_Card)
     except (OSError, ValueError, msgspec.MsgspecError, RecursionError) as error:
         raise WeightsError(
             f"{path}: does not say whom the weights were trained on ({first_line(error)}); get the folder again"
         ) from error
-    return frozenset([*card.patients, *map(patient_of, card.cases)])
+
+
+def supervision_of(folder: Path) -> str:
+    """What the weights of a folder have learned from, as their card says; "not stated" where there is none.
+
+    Cards of earlier versions do not say it: `medad train` learns from masks. Raises as `trained_on` does.
+    """
+    card = _read_card(folder)
+    if card is None or (card.supervision is None and card.imported is not None):
+        return "not stated"
+    return card.supervision or MASKS
 
 
 class _Card(msgspec.Struct):
@@ -96,6 +112,8 @@ class _Card(msgspec.Struct):
 
     cases: list[str]
     patients: list[str] = []
+    supervision: str | None = None
+    imported: str | None = None
 
 
 def save_decoder(decoder: Decoder, folder: Path, fits: Mapping[str, str], view: View = ALONE) -> None:

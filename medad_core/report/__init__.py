@@ -2,6 +2,7 @@
 
 from medad_core.report.gallery import GalleryItem, choose_gallery
 from medad_core.report.html import render_report
+from medad_core.report.reliability import reliability_bins
 from medad_core.report.summary import CaseRow, RunSummary, case_rows
 
-__all__ = ["CaseRow", "GalleryItem", "RunSummary", "case_rows", "choose_gallery", "render_report"]
+__all__ = ["CaseRow", "GalleryItem", "RunSummary", "case_rows", "choose_gallery", "reliability_bins", "render_report"]

@@ -20,6 +20,7 @@ from medad_core.report.colour import legend_gradient
 from medad_core.report.environment import page_environment
 from medad_core.report.figures import OUTLINE, View, brain_view, map_uri, outline_path, slice_uri
 from medad_core.report.gallery import OUTCOMES, GalleryItem
+from medad_core.report.reliability import Bin, radii
 from medad_core.report.summary import CaseRow, RunSummary, main_split
 
 _HEADLINES = (
@@ -58,11 +59,16 @@ class _Card:
 
 
 def render_report(
-    summary: RunSummary, rows: Sequence[MetricRow], gallery: Sequence[GalleryItem], cases: Sequence[CaseRow] = ()
+    summary: RunSummary,
+    rows: Sequence[MetricRow],
+    gallery: Sequence[GalleryItem],
+    cases: Sequence[CaseRow] = (),
+    bins: Sequence[Bin] = (),
 ) -> str:
     """The page as a string: UTF-8, self-contained, readable on a phone and on paper.
 
-    `rows` as `evaluate` returns them, `gallery` in the order to show, `cases` as `case_rows` returns them.
+    `rows` as `evaluate` returns them, `gallery` in the order to show, `cases` as `case_rows` and `bins` as
+    `reliability_bins` return them.
     """
     environment = page_environment(metric=metric_name, split=split_title, number=value_text, interval=interval_text)
     split = main_split(rows)
@@ -82,6 +88,7 @@ def render_report(
         labelled=any(case.tumour_slices is not None for case in cases),
         outlined=any(item.mask is not None and item.mask.any() for item in gallery),
         groups=_groups(gallery),
+        bins=list(zip(bins, radii(bins), strict=True)),
         reading=READING,
         legend=legend_gradient(),
         outline_colour=OUTLINE,

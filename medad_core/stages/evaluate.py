@@ -23,8 +23,8 @@ from medad_core.environment import package_versions
 from medad_core.errors import StoreError, UsageError, WeightsError
 from medad_core.metrics import MetricRow, PixelHistogram, evaluate, metrics_table, render_markdown, slice_brightness
 from medad_core.models.decoder import render_map
-from medad_core.models.weights import trained_on, weights_folder
-from medad_core.report import GalleryItem, RunSummary, case_rows, choose_gallery, render_report
+from medad_core.models.weights import supervision_of, trained_on, weights_folder
+from medad_core.report import GalleryItem, RunSummary, case_rows, choose_gallery, reliability_bins, render_report
 from medad_core.run.cohort import Cohort
 from medad_core.run.rejected import Rejected
 from medad_core.run.run import Run
@@ -84,9 +84,18 @@ def evaluate_run(run: Run) -> Results:
         remove(join(run.uri, name))
     rows_of_predictions = pa.Table.from_pandas(predictions, schema=PREDICTIONS, preserve_index=False)
     write_predictions(join(run.uri, PREDICTIONS_FILE), rows_of_predictions)
-    rows = evaluate(predictions, measured.pixel, run.settings.evaluate, measured.brightness, measured.area_mm2)
+    rows = evaluate(
+        predictions,
+        measured.pixel,
+        run.settings.evaluate,
+        measured.brightness,
+        measured.area_mm2,
+        _learned_from(run.settings),
+    )
     _write_metrics(run, rows, rejected, warned)
-    page = render_report(_summary(run, rejected, warned), rows, _gallery(run, predictions), case_rows(predictions))
+    summary = _summary(run, rejected, warned)
+    bins = reliability_bins(predictions)
+    page = render_report(summary, rows, _gallery(run, predictions), case_rows(predictions), bins)
     write_text(join(run.uri, PAGE_FILE), page)
     return Results(
         predictions=join(run.uri, PREDICTIONS_FILE),
@@ -186,6 +195,13 @@ def _gallery(run: Run, predictions: pd.DataFrame) -> list[GalleryItem]:
         anomaly_map = render_map(grids_of(one_map)[0], *image.shape, None if windows is None else windows[0])
         items.append(GalleryItem.of(row, image, mask, anomaly_map))
     return items
+
+
+def _learned_from(settings: Settings) -> str:
+    try:
+        return supervision_of(weights_folder(settings.models.weights))
+    except WeightsError:
+        return "not stated"
 
 
 def _caveats(cohort: Cohort, settings: Settings) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from medad_core.metrics.statistic import COHORT, Statistic
 from medad_core.metrics.units import Units
 from medad_core.models.converter import Converter
 from medad_core.models.decoder import image_scores
+from medad_core.models.weights import MASKS
 from medad_core.training.features import TrainingCase, map_tokens
 
 Scores = dict[str, float | int | None]  # None where undefined
@@ -163,6 +164,7 @@ def write_card(
         "cases": [case.case_id for case in cases],
         "patients": sorted({case.patient for case in cases}),
         "data_licence": licence,
+        "supervision": MASKS,
         "slices": sum(len(case.slice_index) for case in cases),
         "tumour_free_slices": int(sum((~case.has_tumour).sum() for case in cases)),
         "folds": folds,
@@ -185,6 +187,7 @@ def _markdown(card: dict) -> str:
     facts = [
         f"Trained on {made_of}, axial {train['first_slice']} to {train['last_slice']}: {_names(card['cases'])}.",
         f"Licence of the data: {markdown_text(card['data_licence'])}.",
+        f"Supervision: {card['supervision']}.",
         f"Made by `medad train DATA --out WEIGHTS{everyone}` with the settings in `card.json`, seed {train['seed']}.",
         f"The decoder kept is trained on all cases, for {card['decoder_steps']} of {train['decoder']['steps']} steps, "
         "as many as served the patients held out best. "

@@ -96,5 +96,6 @@ def decoder_maps(slices: Slices, grids: Grids, settings: Settings) -> Collector:
     kind = settings.models.image_score
     for case, position in slices.picks:
         rendered = case.render(grids[case.case_id], position)
-        collected.add(float(image_scores(rendered, kind.kind, kind.quantile)), rendered[0].numpy())
+        scored = case.scored_map(grids[case.case_id], position)
+        collected.add(float(image_scores(scored, kind.kind, kind.quantile)), rendered[0].numpy())
     return collected

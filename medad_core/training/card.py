@@ -46,8 +46,9 @@ def cross_validated_scores(cases: Sequence[TrainingCase], grids: dict[str, np.nd
         mask = case.masks[index]
         rendered = case.render(grids[case.case_id], index)
         pixels.accumulate(rendered[0].numpy(), mask)
+        scored = case.scored_map(grids[case.case_id], index)
         for kind, values in scores.items():
-            values.append(float(image_scores(rendered, kind, settings.models.image_score.quantile)))
+            values.append(float(image_scores(scored, kind, settings.models.image_score.quantile)))
     slices = _units(picks)
     card = _counts(cases, slices)
     for kind, values in scores.items():

@@ -75,6 +75,12 @@ class TrainingCase:
         one = slice(number, number + 1)
         return render_maps(torch.from_numpy(grids[one]), *self.masks.shape[1:], self.windows[one])
 
+    def scored_map(self, grids: np.ndarray, number: int) -> Tensor:
+        """The map that the score of slice `number` is taken from, as in screening: that of its window."""
+        if not self.window_pixels:
+            return self.render(grids, number)
+        return render_maps(torch.from_numpy(grids[number : number + 1]), self.window_pixels, self.window_pixels)
+
     @property
     def has_tumour(self) -> np.ndarray:
         """(N,) bool."""

@@ -1,6 +1,6 @@
-"""Compares decoders by cross-validation: `python tests/measure_context.py DATA WORK VARIANT…`.
+"""Compares decoders by cross-validation: `python tests/measure_decoders.py DATA WORK VARIANT…`.
 
-A VARIANT is settings with commas between, such as `train.context_mm=4,train.seed=100`. For every one, decoders are
+A VARIANT is settings with commas between, such as `train.context_mm=4,train.window_mm=182`. For every one, decoders are
 trained without each fold of patients in turn (as in `medad train`), and score the maps of patients they have not seen.
 WORK keeps what is encoded and trained; the same command goes on where it stopped. Prints a table in Markdown.
 """
@@ -12,12 +12,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from sklearn.metrics import roc_auc_score
 
 from medad_core.config import Settings, load_settings
 from medad_core.metrics import PixelHistogram
-from medad_core.models.decoder import image_scores, render_maps
+from medad_core.models.decoder import image_scores
 from medad_core.models.encoder import load_encoder
 from medad_core.models.text import load_sentences, load_text_encoder, text_features
 from medad_core.run.gather import by_index, find_cohort
@@ -52,7 +51,7 @@ def columns() -> list[str]:
 def cross_validated(data: str, work: Path, variant: str, settings: Settings) -> tuple[list[TrainingCase], Grids]:
     """The cases, and their maps by decoders that have not seen the patient."""
     cohort = find_cohort(data, by_index(settings.data))
-    encoder = load_encoder(settings.models.encoder)
+    encoder = load_encoder(settings.models.encoder, image_size=settings.train.image_pixels)
     started = time.perf_counter()
     cases, _ = encode_cohort(cohort, cohort.members, settings, encoder, work / "features", lambda *_: None)
     print(f"encoded in {time.perf_counter() - started:.1f} s", file=sys.stderr)
@@ -72,8 +71,8 @@ def scores(cases: list[TrainingCase], grids: Grids, first: int, last: int) -> di
     for case in cases:
         for number in case.within(first, last):
             mask = case.masks[number]
-            rendered = render_maps(torch.from_numpy(grids[case.case_id][number : number + 1]), *mask.shape)
-            score.append(float(image_scores(rendered, "quantile", 0.999)[0]))
+            rendered = case.render(grids[case.case_id], number)
+            score.append(float(image_scores(case.scored_map(grids[case.case_id], number), "quantile", 0.999)[0]))
             area.append(float(mask.sum() * case.pixel_mm2))
             pixels.accumulate(rendered[0].numpy(), np.asarray(mask))
     score_of, area_of = np.array(score), np.array(area)

@@ -17,15 +17,14 @@ import msgspec
 import nibabel as nib
 import numpy as np
 import pytest
+from hostile import volume
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medad_core.config import DataSettings
-from medad_core.data.cases import VolumeRef
 from medad_core.data.discovery import discover
 from medad_core.data.identity import identity
 from medad_core.data.inflate import check_gzip, inflate
-from medad_core.data.nifti import hash_whole, open_nifti, read_header
 from medad_core.errors import CaseError, MedadError
 from medad_core.run.gather import make_cohort
 
@@ -37,7 +36,6 @@ fuzz = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-MAX_GIB = 1 / 1024
 
 # Values at the ends of what a header's field holds, and beyond what it means.
 ODD_NUMBERS = st.sampled_from([0, 1, -1, 2, 7, 255, -32768, 32767, 0.5, 1e9, -1e30, 1e30, np.inf, np.nan])
@@ -77,18 +75,6 @@ def _content(data: st.DataObject) -> bytes:
     return bytes(raw[:end])
 
 
-def _nibabel_voxels(content: bytes) -> np.ndarray | None:
-    try:
-        is_nifti2 = content[:4] in ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
-        kind = nib.Nifti2Image if is_nifti2 else nib.Nifti1Image
-        proxy = kind.from_bytes(content).dataobj
-        if proxy.offset < kind.header_class.sizeof_hdr + 4:  # it takes bytes of the header for voxels
-            return None
-        return np.asanyarray(proxy.get_unscaled())
-    except Exception:
-        return None
-
-
 @pytest.fixture(autouse=True)
 def quiet():
     """Keeps nibabel from saying what it thinks of these headers."""
@@ -101,24 +87,9 @@ def quiet():
 @given(st.data())
 def test_a_header_that_lies_is_refused_or_read_as_nibabel_reads_it(data):
     content = _content(data)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        path = Path(folder) / "x.nii.gz"
-        path.write_bytes(data.draw(st.sampled_from([bytes, gzip.compress]))(content))
-        ref = VolumeRef(str(path))
-        try:
-            file = open_nifti("case", ref, MAX_GIB)
-            slices = file.slices(0, file.header.picture_shape[0] - 1)
-        except CaseError as error:
-            assert error.reason.startswith("x.nii.gz: ") and "\n" not in error.reason
-            return
-        assert read_header("case", ref, MAX_GIB).file_bytes == file.header.file_bytes
-        hash_whole("case", path, MAX_GIB)
-    theirs = _nibabel_voxels(content)
-    if theirs is not None:
-        theirs = theirs.reshape(file.header.shape).transpose(file.header.order)
-        theirs = theirs[tuple(slice(None, None, -1 if flip else 1) for flip in file.header.flips)]
-        np.testing.assert_array_equal(slices, theirs)
+        volume(data.draw(st.sampled_from([bytes, gzip.compress]))(content))
 
 
 @fuzz

@@ -6,7 +6,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -167,6 +167,7 @@ def test_settings_cannot_be_changed_after_loading():
     low=st.floats(0, 90),
     threads=st.none() | st.integers(1, 64),
 )
+@example(first=0, weights="1e5", low=0.0, threads=None)  # a folder may be called so
 def test_writing_and_reading_settings_gives_the_same_settings(first, weights, low, threads):
     settings = Settings.model_validate(
         {

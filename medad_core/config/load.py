@@ -18,8 +18,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from medad_core.config.settings import Settings
-from medad_core.config.yaml_reader import StrictLoader
+from medad_core.config.yaml_reader import StrictDumper, StrictLoader
 from medad_core.errors import ConfigError, first_line
+from medad_core.media import visible
 
 
 def load_settings(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:
@@ -48,7 +49,7 @@ def settings_to_yaml(settings: Settings) -> str:
 
     `settings_from_yaml` gives equal settings back.
     """
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(settings.model_dump(mode="json"), Dumper=StrictDumper, sort_keys=False, allow_unicode=True)
 
 
 def known_keys(model: type[BaseModel] = Settings) -> tuple[str, ...]:
@@ -100,8 +101,8 @@ def _parse_override(word: str) -> tuple[str, Any]:
     if not equals or not key:
         raise ConfigError(f"cannot read {word!r}: write key=value, for example data.first_slice=70")
     if key not in known_keys():
-        raise ConfigError(_unknown(key))
-    return key, _parse_yaml(text, word)
+        raise ConfigError(visible(_unknown(key)))
+    return key, _parse_yaml(text, visible(word))
 
 
 def _nest(path: Sequence[str], value: Any) -> dict[str, Any]:
@@ -127,7 +128,7 @@ def _validate(tree: Mapping[str, Any], source: str | None) -> Settings:
         return Settings.model_validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
         faults = "; ".join(_describe(item) for item in error.errors(include_url=False))
-        raise ConfigError(f"{source}: {faults}" if source else faults) from error
+        raise ConfigError(visible(f"{source}: {faults}" if source else faults)) from error
 
 
 def _describe(item: ErrorDetails) -> str:

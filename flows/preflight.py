@@ -79,7 +79,7 @@ def check_training(settings: Settings) -> None:
 
     check_orchestration(settings)
     device_of(settings)
-    encoder_fingerprint(settings.models.encoder, where=settings.models)
+    encoder_fingerprint(settings.models.encoder, settings.train.image_pixels, where=settings.models)
     shared_fingerprint(settings)
     llm_fingerprint(settings.llm.model, settings.llm.lora, where=settings.models)
     check_llm(settings, settings.llm.template)

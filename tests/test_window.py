@@ -32,7 +32,7 @@ from medad_core.models.weights import (
 )
 from medad_core.run.fingerprints import maps_fingerprint, view_of
 from medad_core.stages.screen import screen
-from medad_core.training.maps import Example, move
+from medad_core.training.maps import Example, draw, move
 
 VIEW = View(context_mm=2.0, window_mm=56.0, image_pixels=280)
 DOWN, RIGHT = 4, -3  # how far a brain is moved in its pictures
@@ -58,6 +58,10 @@ def test_what_lies_beside_a_picture_is_nothing_and_the_rest_is_as_it_was(dtype):
 def test_a_wider_window_is_shrunk_to_the_size_of_the_others():
     cut = cut_windows(np.full((2, 20, 20), 200, np.uint8), np.array([[0, 0, 10], [0, 0, 20]]), 10)
     assert (cut == 200).all()
+    disc = np.zeros((1, 261, 261), bool)
+    disc[0, 100:111, 120:131] = True
+    share = (176 / 261) ** 2
+    assert abs(cut_windows(disc, np.array([[0, 0, 261]]), 176).sum() / disc.sum() - share) < 0.1 * share
 
 
 def test_maps_lie_where_their_windows_lie():
@@ -92,6 +96,23 @@ def test_frame_and_lesion_move_together():
         mirrored = [abs(there[axis] - own[axis]) > 1e-6 for axis in (0, 1)]
         back = np.flip(moved.grid, [axis + 1 for axis in (0, 1) if mirrored[axis]])
         np.testing.assert_array_equal(back, example.grid)
+
+
+@pytest.mark.parametrize("frame", [(0, 0, 1), (0.1, 0.15, 0.76), (0.3, -0.1, 0.7)])
+def test_a_drawn_lesion_is_seen_where_its_answer_says(frame):
+    nothing = Example(np.full((4, 16, 16), -24, np.float32), np.array(frame, np.float32), np.full(2, np.nan))
+    rng = np.random.default_rng(0)
+    seen = 0
+    for _ in range(100):
+        drawn = draw(nothing, True, rng)
+        if np.isnan(drawn.centroid[0]):  # an empty shape
+            continue
+        frames = torch.from_numpy(drawn.frame)[None]
+        picture = placed(torch.from_numpy(drawn.grid.copy())[None], frames, 48)[0, 0]
+        assert ((drawn.centroid > 0.05) & (drawn.centroid < 0.95)).all() and picture.max() > 0.1
+        row, column = np.argwhere(picture.numpy() > picture.max().item() / 2).mean(axis=0) / 47
+        seen += np.hypot(row - drawn.centroid[0], column - drawn.centroid[1]) < 0.15
+    assert seen > 85
 
 
 @pytest.fixture(scope="module")

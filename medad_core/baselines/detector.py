@@ -31,7 +31,7 @@ class SliceSet(Protocol):
         """Number of slices."""
 
     def pictures(self, at: Sequence[int], size: int) -> Tensor:
-        """(n, 1, size, size) float32 in [0, 1], centred on a black square."""
+        """(n, 1, size, size) float32 in [0, 1]: what the encoder sees, the slice on a black square or its window."""
 
     def brain(self, at: Sequence[int], size: int) -> Tensor:
         """(n, size, size) bool, in the same frame."""
@@ -47,7 +47,7 @@ class SliceSet(Protocol):
 class Scored:
     """A batch of slices with scores (n,) float64, higher is more anomalous, and maps (n, S, S) float32 in [0, 1].
 
-    A map is of the square picture.
+    A map is of what the encoder sees.
     """
 
     scores: np.ndarray

@@ -27,6 +27,7 @@ from medad_core.errors import first_line
 from medad_core.models.blocks import PRECISIONS
 from medad_core.models.device import device_of, precision_of, settle_torch
 from medad_core.progress import ReportText
+from medad_core.run.fingerprints import view_of
 from medad_core.stages.loading import MapModels
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def benchmark_encode(
     precision = precision_of(settings)
     effort = effort or EFFORT[device.type]
     progress(f"building {model}")
-    models = models_of(model, str(device), precision, settings.models)
+    models = models_of(model, str(device), precision, settings.models, view_of(settings).image_pixels)
     cost = flops_per_slice(shape_of(models.encoder))
     progress("the fastest matrix product")
     side, multiply = best_gemm(PRECISIONS[precision], device, effort.least_s / 2)

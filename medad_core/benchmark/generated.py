@@ -22,7 +22,7 @@ from medad_core.models.decoder import Decoder
 from medad_core.models.encoder import VisionTransformerEncoder, load_encoder
 from medad_core.models.resolve import LOCAL
 from medad_core.models.text import load_sentences, text_encoder_folder
-from medad_core.models.view import CONTEXT_MM, WINDOW_MM, View
+from medad_core.models.view import CONTEXT_MM, USUAL_PIXELS, WINDOW_MM, View
 from medad_core.models.vision import FAMILIES
 from medad_core.run.fingerprints import view_of
 from medad_core.run.run import Run
@@ -61,15 +61,17 @@ SIZES = {
 }
 
 
-def models_of(name: str, device: str, precision: str, where: ModelSettings = LOCAL) -> MapModels:
+def models_of(
+    name: str, device: str, precision: str, where: ModelSettings = LOCAL, image_pixels: int = USUAL_PIXELS
+) -> MapModels:
     """Encoder `name`, and a decoder with random weights for its texts.
 
     `name` is one of `SIZES`, with random weights, or whatever `models.encoder` takes. Raises WeightsError for others.
     """
     if name in SIZES:
-        encoder = random_encoder(SIZES[name], device, precision)
+        encoder = random_encoder(SIZES[name], device, precision, image_pixels)
     else:
-        encoder = load_encoder(name, device, precision, where=where)
+        encoder = load_encoder(name, device, precision, image_pixels, where=where)
     tower = _clip_tower(name)
     width = MINILM_WIDTH if tower is None else tower[0]
     text = F.normalize(torch.randn(2, width), dim=-1)
@@ -82,7 +84,9 @@ def _clip_tower(name: str) -> tuple[int, int, int] | None:
     return SIZES[name].text if name in SIZES else None
 
 
-def random_encoder(size: Size, device: str, precision: str) -> VisionTransformerEncoder:
+def random_encoder(
+    size: Size, device: str, precision: str, image_pixels: int = USUAL_PIXELS
+) -> VisionTransformerEncoder:
     """An encoder without weights, made on the device itself."""
     from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model
 
@@ -90,7 +94,7 @@ def random_encoder(size: Size, device: str, precision: str) -> VisionTransformer
         "hidden_size": size.width,
         "num_hidden_layers": size.depth,
         "num_attention_heads": size.heads,
-        "image_size": 224,
+        "image_size": image_pixels,
         "patch_size": 14,
     }
     with torch.device(device):
@@ -99,7 +103,7 @@ def random_encoder(size: Size, device: str, precision: str) -> VisionTransformer
             model = CLIPVisionModel(config)
         else:
             model = Dinov2Model(Dinov2Config(**sizes))
-    return VisionTransformerEncoder(model, FAMILIES[size.family], 224, precision).to(device)
+    return VisionTransformerEncoder(model, FAMILIES[size.family], image_pixels, precision).to(device)
 
 
 def text_of(name: str, device: str, precision: str) -> Callable[[], Tensor]:

@@ -99,6 +99,12 @@ class TrainSettings(Section):
     converter: ConverterTraining = ConverterTraining()
 
     @model_validator(mode="after")
+    def _windowed(self) -> Self:
+        if 0 < self.window_mm < 32:
+            raise ValueError(f"window_mm ({self.window_mm:g}) must be 0, for none, or at least 32")
+        return self
+
+    @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.first_slice > self.last_slice:
             raise ValueError(f"first_slice ({self.first_slice}) must not be after last_slice ({self.last_slice})")

@@ -1,7 +1,7 @@
 """The window of a slice: the square of the picture that the encoder sees, around the brain.
 
 One decision: a window depends on the brain of its slice and on nothing else. So a slice has the same window in every
-range, and millimetres mean the same to the encoder on every grid.
+range, and pixels of 1 mm are as large to the encoder on every grid, unless a brain is wider than the window.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _centred(rows: np.ndarray, columns: np.ndarray, side: int) -> tuple[int, int
 def cut_windows(pictures: np.ndarray, windows: np.ndarray, side: int) -> np.ndarray:
     """The windows (N, 3) of pictures (N, …, H, W), all `side` pixels wide: (N, …, side, side), of the same dtype.
 
-    What lies beside a picture is 0. A wider window is shrunk, by linear interpolation in whole numbers.
+    What lies beside a picture is 0. A wider window is shrunk by linear interpolation and rounded, but for floats.
     """
     cut = np.zeros((*pictures.shape[:-2], side, side), pictures.dtype)
     for number, window in enumerate(windows.tolist()):
@@ -59,7 +59,7 @@ def _cut(picture: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
 def _shrunk(part: np.ndarray, side: int) -> np.ndarray:
     flat = torch.from_numpy(part.reshape(1, -1, *part.shape[-2:]).astype(np.float32))
     small = F.interpolate(flat, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
-    if part.dtype.kind in "iu":
+    if part.dtype.kind in "iub":
         small = small.round()
     return small.numpy().reshape(*part.shape[:-2], side, side).astype(part.dtype)
 

@@ -48,7 +48,7 @@ class Converter(nn.Module):
 
     The map is rendered at 48×48, so four halvings end in 3×3: nine tokens, one for each cell of the answers' grid. The
     convolutions see the map relative to its maximum, so they learn where; how much comes as a tenth token, of quantiles
-    of the map. Convolutions that see how much learn the maps of their patients by heart. `knowledge`
+    of the map. With both in the convolutions unseen patients were ranked worse (training/README.md). `knowledge`
     (K, text_width) holds the encoded sentences and is stored with the weights; `embedding_std` is the standard
     deviation of the LLM's embedding table (0.136 for SmolLM2-135M). `plain` has the map itself as only input, and no
     tenth token: what medad 0.1 trained.

@@ -183,7 +183,7 @@ def _fingerprint(model: ModelFolder, image_size: int) -> dict[str, str]:
     if image_size % config.patch_size:
         raise WeightsError(
             f"encoder {model.label}: pictures of {image_size} pixels are no whole number of its patches of "
-            f"{config.patch_size}; set train.image_pixels to a multiple"
+            f"{config.patch_size}; set train.image_pixels to a multiple, or take the encoder of the weights"
         )
     depth = config.num_hidden_layers
     usual = {(known.mean, known.std) for known in FAMILIES.values() if known.load == family.load}

@@ -13,6 +13,7 @@ CONTEXT_MM = "context_mm"
 WINDOW_MM = "window_mm"
 PIXELS = "image_pixels"
 USUAL_PIXELS = 224
+SMALLEST_WINDOW_MM = 32.0
 # As in `train`; an encoder of 2,000 pixels has 20,000 patches.
 _LIMITS = {CONTEXT_MM: (0.0, 30.0), WINDOW_MM: (0.0, 400.0), PIXELS: (32, 2048)}
 
@@ -57,6 +58,6 @@ def _number(name: str, text: str) -> float | int:
         number = int(text) if name == PIXELS else float(text)
     except ValueError as error:
         raise ValueError(f"its {name} is {text!r}, and no number") from error
-    if not low <= number <= high:
-        raise ValueError(f"its {name} is {text}, and not from {low:g} to {high:g}")
+    if not low <= number <= high or (name == WINDOW_MM and 0 < number < SMALLEST_WINDOW_MM):
+        raise ValueError(f"its {name} is {text}, and not what `medad train` takes, at most {high:g}")
     return number

@@ -102,9 +102,9 @@ def supervision_of(folder: Path) -> str:
     Cards of earlier versions do not say it: `medad train` learns from masks. Raises as `trained_on` does.
     """
     card = _read_card(folder)
-    if card is None or (card.supervision is None and card.imported is not None):
+    if card is None:
         return "not stated"
-    return card.supervision or MASKS
+    return card.supervision or ("not stated" if card.imported else MASKS)
 
 
 class _Card(msgspec.Struct):

@@ -148,7 +148,7 @@ def experiment_fingerprint(settings: Settings) -> dict[str, str]:
     """What determines the scores of a unit. Rows and seeds are not among it: more of them may be asked for later."""
     reproduce = settings.reproduce
     return {
-        **encoder_fingerprint(settings.models.encoder, where=settings.models),
+        **encoder_fingerprint(settings.models.encoder, settings.train.image_pixels, where=settings.models),
         **shared_fingerprint(settings),
         **speech_fingerprint(settings),
         **({} if settings.llm.template == "auto" else {"llm.template": settings.llm.template}),

@@ -39,8 +39,8 @@ _END = object()
 class CaseImages:
     """Rows of one case and their pictures, uint8 (N, H, W), or (N, 3, H, W) where the encoder sees neighbours.
 
-    Where it sees windows (N, 3) of the slices, these are the pictures. A case that cannot be used has an error and no
-    pictures.
+    Where it sees windows (N, 3) of the slices, these are the pictures; height and width in `keys` are the slices'. A
+    case that cannot be used has an error and no pictures.
     """
 
     case_id: str

@@ -24,7 +24,16 @@ from medad_core.errors import StoreError, UsageError, WeightsError
 from medad_core.metrics import MetricRow, PixelHistogram, evaluate, metrics_table, render_markdown, slice_brightness
 from medad_core.models.decoder import render_map
 from medad_core.models.weights import supervision_of, trained_on, weights_folder
-from medad_core.report import GalleryItem, RunSummary, case_rows, choose_gallery, reliability_bins, render_report
+from medad_core.report import (
+    Bin,
+    GalleryItem,
+    RunSummary,
+    case_rows,
+    choose_gallery,
+    main_split,
+    reliability_bins,
+    render_report,
+)
 from medad_core.run.cohort import Cohort
 from medad_core.run.rejected import Rejected
 from medad_core.run.run import Run
@@ -94,8 +103,9 @@ def evaluate_run(run: Run) -> Results:
     )
     _write_metrics(run, rows, rejected, warned)
     summary = _summary(run, rejected, warned)
-    bins = reliability_bins(predictions)
-    page = render_report(summary, rows, _gallery(run, predictions), case_rows(predictions), bins)
+    page = render_report(
+        summary, rows, _gallery(run, predictions), case_rows(predictions), _reliability(rows, predictions)
+    )
     write_text(join(run.uri, PAGE_FILE), page)
     return Results(
         predictions=join(run.uri, PREDICTIONS_FILE),
@@ -107,6 +117,15 @@ def evaluate_run(run: Run) -> Results:
         rejected=rejected,
         warned=warned,
     )
+
+
+def _reliability(rows: Sequence[MetricRow], predictions: pd.DataFrame) -> list[Bin]:
+    """The bins of the split that the page shows first; none where its calibration error is undefined."""
+    split = main_split(rows)
+    error = next((row for row in rows if (row.metric, row.split) == ("p_yes_ece", split)), None)
+    if error is None or error.value is None:
+        return []
+    return reliability_bins(predictions if split == "all" else predictions[predictions["split"] == split])
 
 
 def write_predictions(uri: str, rows: pa.Table) -> None:

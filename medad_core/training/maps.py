@@ -15,6 +15,7 @@ from scipy import ndimage
 from medad_core.data.location import cell_of, square_share
 
 DRAWN_SIDE = 48
+WITHIN = (0.08, 0.92)  # where in the picture a centroid is moved to, or drawn
 
 
 @dataclass(frozen=True)
@@ -85,23 +86,27 @@ def move(example: Example, rng: np.random.Generator) -> Example:
             frame[axis] = 1 - frame[axis] - frame[2]
             centroid[axis] = 1 - centroid[axis]
         shift = rng.uniform(-0.25, 0.25) * frame[2]
-        if np.isnan(centroid[axis]) or 0.08 < centroid[axis] + shift < 0.92:
+        if np.isnan(centroid[axis]) or WITHIN[0] < centroid[axis] + shift < WITHIN[1]:
             frame[axis] += shift
             centroid[axis] += shift
     return Example(grid, frame, centroid)
 
 
 def draw(like: Example, tumour: bool, rng: np.random.Generator) -> Example:
-    """Draw a lesion, where asked, on the moved map of a tumour-free slice `like`.
+    """Draw a lesion, where asked, on the map of a tumour-free slice `like`, and move both.
 
     A lesion is one to three overlapping ellipses with a ragged edge; its logits rise to between 2 and 20 above zero in
     every tap. A map without lesion may keep a faint bump below zero.
     """
-    moved = move(like, rng)
-    taps, rows, columns = moved.grid.shape
-    shape = _ragged_ellipses(rng) if tumour or rng.random() < 0.3 else np.zeros((DRAWN_SIDE, DRAWN_SIDE), bool)
+    taps, rows, columns = like.grid.shape
+    shape = np.zeros((DRAWN_SIDE, DRAWN_SIDE), bool)
+    centroid = like.centroid
+    if tumour:
+        shape, centroid = _lesion(like.frame, rng)
+    elif rng.random() < 0.3:
+        shape = _ragged_ellipses(rng)
     if not shape.any():
-        return moved
+        return move(like, rng)
     cover = ndimage.zoom(
         ndimage.gaussian_filter(shape.astype(np.float32), 1.0),
         (rows / DRAWN_SIDE, columns / DRAWN_SIDE),
@@ -112,12 +117,22 @@ def draw(like: Example, tumour: bool, rng: np.random.Generator) -> Example:
     cover = cover / max(cover.max(), 1e-6)
     height = rng.uniform(2, 20) if tumour else rng.uniform(-8, -2)
     peak = height * rng.uniform(0.6, 1.2, size=(taps, 1, 1)) if tumour else height
-    grid = np.maximum(moved.grid, moved.grid + cover * (peak - moved.grid)) + rng.normal(0, 0.7, moved.grid.shape)
-    if not tumour:
-        return Example(grid.astype(np.float32), moved.frame, moved.centroid)
-    in_frame = (np.argwhere(shape).mean(axis=0) + 0.5) / DRAWN_SIDE
-    centroid = np.clip(moved.frame[:2] + in_frame * moved.frame[2], 0, 1 - 1e-6)
-    return Example(grid.astype(np.float32), moved.frame, centroid)
+    grid = np.maximum(like.grid, like.grid + cover * (peak - like.grid)) + rng.normal(0, 0.7, like.grid.shape)
+    return move(Example(grid.astype(np.float32), like.frame, centroid), rng)
+
+
+def _lesion(frame: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The shape of a lesion in its frame, and its centroid (2,), which lies well within the picture.
+
+    A frame may reach beyond the picture; a shape may be empty.
+    """
+    while True:
+        shape = _ragged_ellipses(rng)
+        if not shape.any():
+            return shape, np.full(2, np.nan)
+        centroid = frame[:2] + (np.argwhere(shape).mean(axis=0) + 0.5) / DRAWN_SIDE * frame[2]
+        if ((centroid > WITHIN[0]) & (centroid < WITHIN[1])).all():
+            return shape, centroid
 
 
 def _ragged_ellipses(rng: np.random.Generator) -> np.ndarray:

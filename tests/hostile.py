@@ -227,7 +227,7 @@ def nibabel_voxels(content: bytes) -> np.ndarray | None:
         if proxy.offset < kind.header_class.sizeof_hdr + 4:  # it takes bytes of the header for voxels
             return None
         return np.asanyarray(proxy.get_unscaled())
-    except Exception:
+    except Exception:  # whatever nibabel raises on hostile bytes: it has no voxels to compare then
         return None
 
 

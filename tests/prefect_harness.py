@@ -5,6 +5,8 @@ A plugin, `pytest_plugins = ("prefect_harness",)`, and not part of conftest.py: 
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 from medad_core.config import Settings, load_settings
+from medad_core.models.view import View
 
 SIZE = 64
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])  # stored as BraTS stores: left, posterior, superior
@@ -42,6 +45,21 @@ def write_case(root: Path, case_id: str, seed: int, tumour: range = range(61, 64
     folder.mkdir(parents=True)
     for name, data in (("flair", volume.astype(np.float32)), ("seg", (lesion * 2).astype(np.uint8))):
         nibabel.save(nibabel.Nifti1Image(data, AFFINE), folder / f"{case_id}_{name}.nii.gz")
+
+
+def weights_for(folder: Path, view: View) -> Path:
+    """The project's own decoder and converter in a new folder, as if the decoder was trained for `view`."""
+    from medad_core.models.encoder import encoder_fingerprint
+    from medad_core.models.loading import open_tensors
+    from medad_core.models.weights import DECODER, load_decoder, save_decoder, weights_folder
+
+    own = weights_folder("embedded")
+    shutil.copytree(own, folder)
+    with open_tensors(own / DECODER) as tensors:
+        fits = json.loads(tensors.metadata()["fits"])
+    fits_view = {**fits, **encoder_fingerprint("dinov2-small", view.image_pixels)}
+    save_decoder(load_decoder(own, fits), folder, {name: fits_view[name] for name in fits}, view)
+    return folder
 
 
 def break_case(root: Path, case_id: str) -> None:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from prefect_harness import WORDS, write_case
+from prefect_harness import WORDS, weights_for, write_case
 
 from medad_core.config import DataSettings, ScalingSettings, load_settings
 from medad_core.data.cases import Case, VolumeRef
 from medad_core.data.read import read_slices
 from medad_core.errors import WeightsError
-from medad_core.models.loading import open_tensors
 from medad_core.models.view import View
-from medad_core.models.weights import DECODER, decoder_view, load_decoder, save_decoder, weights_folder
+from medad_core.models.weights import DECODER, decoder_view, weights_folder
 from medad_core.run.fingerprints import view_of
 from medad_core.stages.rows import images_of, pictures_of, slice_rows
 from medad_core.stages.screen import screen
@@ -76,12 +73,7 @@ def test_rows_give_back_what_the_encoder_sees(tmp_path, context_mm):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
     """The project's own decoder and converter, as if they were trained with neighbours at 4 mm."""
-    own, folder = weights_folder("embedded"), tmp_path_factory.mktemp("weights") / "w"
-    shutil.copytree(own, folder)
-    with open_tensors(own / DECODER) as tensors:
-        fits = json.loads(tensors.metadata()["fits"])
-    save_decoder(load_decoder(own, fits), folder, fits, View(context_mm=4.0))
-    return folder
+    return weights_for(tmp_path_factory.mktemp("weights") / "w", View(context_mm=4.0))
 
 
 def test_weights_say_the_context_and_another_is_refused(weights):

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from prefect_harness import SIZE, WORDS, write_case
+from prefect_harness import SIZE, WORDS, weights_for, write_case
 
 from medad_core.config import load_settings
 from medad_core.data.window import brain_windows, cut_windows, frames_of, whole_square
@@ -115,15 +115,17 @@ def test_a_drawn_lesion_is_seen_where_its_answer_says(frame):
     assert seen > 85
 
 
+def test_no_lesion_is_drawn_where_a_frame_has_no_room_for_one():
+    corner = Example(np.full((4, 16, 16), -24, np.float32), np.array([-0.06, -0.06, 0.13]), np.full(2, np.nan))
+    drawn = draw(corner, True, np.random.default_rng(0))
+    assert np.isnan(drawn.centroid).all() and drawn.grid.max() < 0
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
     """The project's own decoder, as if it was trained with VIEW, and a new converter."""
-    own, folder = weights_folder("embedded"), tmp_path_factory.mktemp("weights") / "w"
-    shutil.copytree(own, folder)
-    with open_tensors(own / DECODER) as tensors:
-        fits = json.loads(tensors.metadata()["fits"])
-    wider = {**fits, **encoder_fingerprint("dinov2-small", VIEW.image_pixels)}
-    save_decoder(load_decoder(own, fits), folder, wider, VIEW)
+    folder = weights_for(tmp_path_factory.mktemp("weights") / "w", VIEW)
+    own = weights_folder("embedded")
     with open_tensors(own / CONVERTER) as tensors:
         fits = json.loads(tensors.metadata()["fits"])
     old = load_converter(own, fits)

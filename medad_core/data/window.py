@@ -17,7 +17,7 @@ def brain_windows(brain: np.ndarray, side: int) -> np.ndarray:
     A window is `side` pixels wide and centred on the box of the brain. It is wider where the brain is; without brain it
     is centred on the picture.
     """
-    return np.array([_around(np.atleast_2d(one), side) for one in brain], np.int32).reshape(-1, 3)
+    return np.array([_around(one, side) for one in brain], np.int32).reshape(-1, 3)
 
 
 def _around(brain: np.ndarray, side: int) -> tuple[int, int, int]:

@@ -16,6 +16,7 @@ from medad_core.data.location import cell_of, square_share
 
 DRAWN_SIDE = 48
 WITHIN = (0.08, 0.92)  # where in the picture a centroid is moved to, or drawn
+ATTEMPTS = 20  # shapes that are drawn until one lies there
 
 
 @dataclass(frozen=True)
@@ -124,15 +125,16 @@ def draw(like: Example, tumour: bool, rng: np.random.Generator) -> Example:
 def _lesion(frame: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """The shape of a lesion in its frame, and its centroid (2,), which lies well within the picture.
 
-    A frame may reach beyond the picture; a shape may be empty.
+    There is none, an empty shape and NaN, in a frame that lies at the picture's edge or beside it: that of a slice with
+    a few voxels of brain in a corner.
     """
-    while True:
+    for _ in range(ATTEMPTS):
         shape = _ragged_ellipses(rng)
-        if not shape.any():
-            return shape, np.full(2, np.nan)
-        centroid = frame[:2] + (np.argwhere(shape).mean(axis=0) + 0.5) / DRAWN_SIDE * frame[2]
-        if ((centroid > WITHIN[0]) & (centroid < WITHIN[1])).all():
-            return shape, centroid
+        if shape.any():
+            centroid = frame[:2] + (np.argwhere(shape).mean(axis=0) + 0.5) / DRAWN_SIDE * frame[2]
+            if ((centroid > WITHIN[0]) & (centroid < WITHIN[1])).all():
+                return shape, centroid
+    return np.zeros((DRAWN_SIDE, DRAWN_SIDE), bool), np.full(2, np.nan)
 
 
 def _ragged_ellipses(rng: np.random.Generator) -> np.ndarray:

@@ -161,6 +161,11 @@ def test_settings_cannot_be_changed_after_loading():
         load_settings().data.first_slice = 3
 
 
+@pytest.mark.parametrize("word", ["da\0\n.ce=6=", "l\n\x16\n=[l", "data.patients=[\n"])
+def test_a_word_with_line_breaks_is_refused_in_one_line(word):
+    assert "\n" not in message([word])
+
+
 @given(
     first=st.integers(0, 70),
     weights=st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1),

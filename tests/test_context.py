@@ -13,7 +13,7 @@ from prefect_harness import WORDS, weights_for, write_case
 from medad_core.config import DataSettings, ScalingSettings, load_settings
 from medad_core.data.cases import Case, VolumeRef
 from medad_core.data.read import read_slices
-from medad_core.errors import WeightsError
+from medad_core.errors import ConfigError, WeightsError
 from medad_core.models.view import View
 from medad_core.models.weights import DECODER, decoder_view, weights_folder
 from medad_core.run.fingerprints import view_of
@@ -104,11 +104,21 @@ def test_scores_depend_on_the_neighbours_and_not_on_the_range(weights, tmp_path)
     assert not np.allclose(scores["narrow"], scores["alone"])
 
 
-@pytest.mark.parametrize("text", ["four", "-1", "nan", "1e9"])
-@pytest.mark.parametrize("name", ["context_mm", "window_mm", "image_pixels"])
+VIEW_FIELDS = ("context_mm", "window_mm", "image_pixels")
+UNMEANT = [(name, text) for name in VIEW_FIELDS for text in ("four", "-1", "nan", "1e9")]
+    (name, text) for name in ("context_mm", "window_mm", "image_pixels") for text in ("four", "-1", "nan", "1e9")
+]
+
+
+@pytest.mark.parametrize(("name", "text"), [*UNMEANT, ("window_mm", "0.3")])
 def test_a_view_that_means_nothing_is_refused(weights, tmp_path, name, text):
     from safetensors.torch import load_file, save_file
 
     save_file(load_file(weights / DECODER), tmp_path / DECODER, metadata={name: text})
     with pytest.raises(WeightsError, match=name):
         decoder_view(tmp_path)
+
+
+def test_a_window_that_is_smaller_than_any_brain_is_not_trained():
+    with pytest.raises(ConfigError, match="window_mm"):
+        load_settings(None, ["train.window_mm=0.3"])

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from pytest import approx
 
-from medad_core.metrics import MetricRow
+from medad_core.config import EvaluateSettings
+from medad_core.metrics import MetricRow, evaluate
 from medad_core.report import GalleryItem, RunSummary, case_rows, choose_gallery, reliability_bins, render_report
 from medad_core.report.colour import overlay
 from medad_core.report.figures import brain_view, outline_path
 from medad_core.report.gallery import OUTCOMES
+from medad_core.stages.evaluate import _reliability
 
 SUMMARY = RunSummary("cohort A", "1 January 2026", False, (("LLM", "small"),), "abc123", 0.5)
 METRIC = MetricRow("map_auroc", "image", "test", "all", 0.946, 0.92, 0.97, 287, None, "masks")
@@ -77,6 +79,24 @@ class Page(HTMLParser):
 
 def page(summary=SUMMARY, rows=(METRIC,), gallery=(), cases=(), bins=()) -> str:
     return render_report(summary, rows, gallery, cases, bins)
+
+
+def test_the_reliability_figure_is_of_the_split_of_the_table_beside_it():
+    columns = {
+        "anomaly_score": 0.5,
+        "p_yes": 0.9,
+        "verdict": "yes",
+        "answer_parsed": True,
+        "location": "center",
+        "answer": "x",
+    }
+    columns |= {"location_true": "center", "patient": ["a", "a", "b", "b"], "case_id": ["a", "a", "b", "b"]}
+    columns |= {"slice_index": [1, 2, 1, 2], "label": [0, 1, 1, 1], "split": ["train", "train", "test", "test"]}
+    frame = pd.DataFrame(columns, index=range(4))
+    rows = evaluate(frame, None, EvaluateSettings(bootstrap=5))
+    assert [(one.slices, one.found) for one in _reliability(rows, frame)] == [(2, 1.0)]
+    undefined = [replace(row, value=None) for row in rows]
+    assert not _reliability(undefined, frame)
 
 
 def test_the_reliability_figure_is_of_the_slices_that_are_labelled():

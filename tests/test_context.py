@@ -106,8 +106,6 @@ def test_scores_depend_on_the_neighbours_and_not_on_the_range(weights, tmp_path)
 
 VIEW_FIELDS = ("context_mm", "window_mm", "image_pixels")
 UNMEANT = [(name, text) for name in VIEW_FIELDS for text in ("four", "-1", "nan", "1e9")]
-    (name, text) for name in ("context_mm", "window_mm", "image_pixels") for text in ("four", "-1", "nan", "1e9")
-]
 
 
 @pytest.mark.parametrize(("name", "text"), [*UNMEANT, ("window_mm", "0.3")])

@@ -171,6 +171,24 @@ def test_a_corrected_table_of_patients_is_noticed(data, tmp_path):
         assert {member.patient_id for member in again.cohort.members} == {"a"}
 
 
+def test_the_pathology_of_a_case_comes_from_the_table_and_a_corrected_one_is_noticed(data, tmp_path):
+    table = tmp_path / "cases.csv"
+
+    def written(pathology: str) -> str:
+        lines = [f"BraTS2021_{number:05d},p{number},2024-01-0{number + 1},{pathology}" for number in range(6)]
+        table.write_text("\n".join(["case_id,patient,date,pathology", *lines]))
+        return f"data.patients={table}"
+
+    first = opened(data, written("glioma"))
+    assert {(member.pathology, member.visit) for member in first.cohort.members} == {
+        ("glioma", f"2024-01-0{day}") for day in range(1, 7)
+    }
+    slices.plan(first)
+    again = opened(data, written("MS"))
+    assert {member.pathology for member in again.cohort.members} == {"MS"}
+    assert slices.plan(again) == slices.plan(first)  # no row is another one
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -178,6 +196,7 @@ def test_a_corrected_table_of_patients_is_noticed(data, tmp_path):
         ("case_id,patient,patient\na,b,c\n", "'patient' occurs twice"),
         ('case_id,patient\na,"b\n', "unexpected end of data"),
         ("case_id,visit\na,b\n", "needs the columns case_id and patient"),
+        ("case_id,patient,visit,date\na,b,1,2\n", "the columns visit and date, which say the same"),
     ],
 )
 def test_a_table_of_patients_that_is_not_clear_is_refused(tmp_path, text, message):

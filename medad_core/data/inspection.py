@@ -111,6 +111,7 @@ def _row(case: Case, root: str, ref: VolumeRef, finding: Finding, *, modality: s
         "path": _below(root, ref.path),
         "channel": "" if ref.channel is None else str(ref.channel),
         "tumour_labels": "",
+        "pathology": case.pathology,
         "layout": case.layout,
         "checks": finding.checks,
         "verdict": finding.verdict,

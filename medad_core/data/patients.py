@@ -1,4 +1,4 @@
-"""Who the patient of a case is, where neither its name nor a layout says it: a table of cases and patients.
+"""Who the patient of a case is, and what ails it, where no name or layout says it: a table of cases and patients.
 
 One decision: with such a table, a case that it does not name is refused. Taken for a patient of its own, it could be
 the second visit of one that is trained on.
@@ -17,13 +17,15 @@ from medad_core.errors import UsageError
 from medad_core.media import csv_value
 
 _ID = ("case_id", "participant_id")  # the second is what BIDS calls it in participants.tsv
+_VISIT = ("visit", "date")
 
 
 def with_patients(discovery: Discovery, table: str) -> Discovery:
-    """The same cases with patients and visits of a CSV or TSV file; those that it does not name are rejected.
+    """The same cases with what a CSV or TSV file says of them; those that it does not name are rejected.
 
-    Columns: `case_id` (or `participant_id`), `patient`, and `visit` if there is one; others are not read. Raises
-    UsageError for a file that cannot be read, lacks a column, or names a case twice.
+    Columns: `case_id` (or `participant_id`), `patient`, and if they are there `visit` (or `date`) and `pathology`;
+    others are not read. Raises UsageError for a file that cannot be read, lacks a column, has two for one thing, or
+    names a case twice.
     """
     patients = _read(Path(table))
     cases = []
@@ -34,7 +36,9 @@ def with_patients(discovery: Discovery, table: str) -> Discovery:
             reason = f"{Path(table).name} has no line for this case; add one"
             rejected.append(Rejection(case.case_id, reason))
         else:
-            cases.append(replace(case, patient=canonical(row["patient"]), visit=row.get("visit") or ""))
+            visit = next((row[name] for name in _VISIT if name in row), "")
+            said = {"patient": canonical(row["patient"]), "visit": visit, "pathology": row.get("pathology", "")}
+            cases.append(replace(case, **said))
     ordered = sorted(rejected, key=lambda item: (item.case_id, item.reason))
     return replace(discovery, cases=tuple(cases), rejected=tuple(ordered))
 
@@ -45,6 +49,9 @@ def _read(path: Path) -> dict[str, Mapping[str, str]]:
     def check_columns(names: Sequence[str]) -> None:
         if not set(_ID) & set(names) or "patient" not in names:
             raise UsageError(f"{named}: needs the columns case_id and patient")
+        for two in (_ID, _VISIT):
+            if set(two) <= set(names):
+                raise UsageError(f"{named}: has the columns {' and '.join(two)}, which say the same; keep one")
 
     patients: dict[str, Mapping[str, str]] = {}
     for where, row in read_lines(path, named, check_columns):

@@ -20,7 +20,7 @@ from medad_core.media import csv_value, write_csv
 from medad_core.store.files import write_text
 
 # What the table says; the columns after them are computed, shown, and not read.
-SAID = ("case_id", "patient", "visit", "modality", "role", "path", "channel", "tumour_labels")
+SAID = ("case_id", "patient", "visit", "modality", "role", "path", "channel", "tumour_labels", "pathology")
 SHOWN = ("layout", "shape", "spacing_mm", "orientation", "grid", "checks", "verdict", "reason")
 COLUMNS = (*SAID, *SHOWN)
 VOLUME, TUMOUR_MASK, NOT_USED, REFUSED = "volume", "tumour mask", "passed over", "refused"
@@ -162,7 +162,7 @@ def _check_row(where: str, row: Row) -> None:
 
 
 def _check_same_patient(where: str, row: Row, first: Row) -> None:
-    for name in ("patient", "visit"):
+    for name in ("patient", "visit", "pathology"):
         if row.get(name, "") != first.get(name, ""):
             raise UsageError(
                 f"{where}: this line gives case {row['case_id']} the {name} {row.get(name)!r}, an earlier line "
@@ -195,4 +195,5 @@ def _case(case_id: str, files: Mapping[str, VolumeRef], row: Row, labels: tuple[
         visit=row.get("visit", ""),
         layout="table",
         tumour_labels=labels,
+        pathology=row.get("pathology", ""),
     )

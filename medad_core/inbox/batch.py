@@ -62,6 +62,7 @@ def case_of(inbox: Path, study: Study, modality: str) -> Case:
         visit=study.visit or "",
         layout=study.layout or EARLIER,
         tumour_labels=study.tumour_labels,
+        pathology=study.pathology or "",
     )
 
 

@@ -42,6 +42,7 @@ class Study(Record, frozen=True):
     visit: str | None = None
     layout: str | None = None
     tumour_labels: tuple[int, ...] | None = None
+    pathology: str | None = None
 
     @property
     def content(self) -> str:

@@ -160,6 +160,7 @@ def _read_study(
         visit=case.visit or None,
         layout=case.layout or None,
         tumour_labels=case.tumour_labels,
+        pathology=case.pathology or None,
     )
 
 

@@ -6,6 +6,7 @@ intervals. Screening (`evaluate`), the paper's table and the training card call 
 """
 
 from medad_core.metrics.brightness import slice_brightness
+from medad_core.metrics.lesions import LesionCounts, count_lesions
 from medad_core.metrics.markdown import render_markdown
 from medad_core.metrics.pixel import PixelHistogram
 from medad_core.metrics.screening import evaluate
@@ -13,8 +14,10 @@ from medad_core.metrics.table import METRICS, MetricRow, metric_rows, metrics_ta
 
 __all__ = [
     "METRICS",
+    "LesionCounts",
     "MetricRow",
     "PixelHistogram",
+    "count_lesions",
     "evaluate",
     "metric_rows",
     "metrics_table",

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from medad_core.media import markdown_text
 from medad_core.metrics.names import LEVELS, READING, SUBSETS, metric_name
 from medad_core.metrics.printed import interval_text, markdown_table, value_text
-from medad_core.metrics.table import MetricRow
+from medad_core.metrics.table import PATHOLOGY, MetricRow
 
 
 def render_markdown(rows: Sequence[MetricRow], title: str, notes: Sequence[str] = ()) -> str:
     """The text of `metrics.md`: one section a split, one table a level, then how to read it."""
     parts = [f"# {markdown_text(title)}", *notes]
     for split in dict.fromkeys(row.split for row in rows):
-        parts.append(f"## {split_title(split)}")
+        parts.append(f"## {markdown_text(split_title(split))}")
         for level, heading in LEVELS.items():
             chosen = [row for row in rows if (row.split, row.level) == (split, level)]
             if chosen:
@@ -26,7 +26,9 @@ def render_markdown(rows: Sequence[MetricRow], title: str, notes: Sequence[str] 
 
 
 def split_title(split: str) -> str:
-    """Heading of a split."""
+    """Heading of a split, or of a pathology."""
+    if split.startswith(PATHOLOGY):
+        return f"Pathology: {split.removeprefix(PATHOLOGY)}"
     return "All cases" if split == "all" else f"Split: {split}"
 
 

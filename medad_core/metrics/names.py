@@ -17,6 +17,7 @@ SUBSETS = {
     "all": "",
     "tumour": "with tumour",
     "tumour_free": "tumour-free",
+    "lesions": "lesions",
     "true_positive": "true positives",
     "parsed": "readable answers",
 }
@@ -57,6 +58,8 @@ _NAMES = {
     "verdict_f1": "Verdict, F1",
     "majority_class_accuracy": "Accuracy of always answering the commoner class",
     "map_dice": "Map, Dice",
+    "map_lesion_sensitivity": "Map, lesions that it touches",
+    "map_false_lesions_per_slice": "Map, false lesions per tumour-free slice (0 is best)",
     "unparsed_share": "Answers that could not be read",
     "yes_share": "Answers that say yes",
     "verdict_map_agreement": "Verdict agrees with the thresholded map score",

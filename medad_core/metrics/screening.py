@@ -23,12 +23,13 @@ from medad_core.metrics.decisions import (
     majority_class_accuracy,
     sensitivity_by_size,
 )
+from medad_core.metrics.lesions import LesionCounts, lesion_statistics
 from medad_core.metrics.maps import mean_dice, pixel_statistics, pooled_dice
 from medad_core.metrics.patients import highest_scores, patient_units, vote
 from medad_core.metrics.pixel import PixelHistogram
 from medad_core.metrics.scores import CURVES, OPERATING_POINTS, calibration_error, score_statistics
 from medad_core.metrics.statistic import COHORT, Statistic
-from medad_core.metrics.table import MetricRow
+from medad_core.metrics.table import PATHOLOGY, MetricRow
 from medad_core.metrics.units import Units
 
 if TYPE_CHECKING:
@@ -45,12 +46,15 @@ def evaluate(
     brightness: OfSlice | None = None,
     area_mm2: OfSlice | None = None,
     learned_from: str = "not stated",
+    lesions: Mapping[str, LesionCounts] | None = None,
+    pathology: Mapping[str, str] | None = None,
 ) -> list[MetricRow]:
-    """Every metric for every split present and for "all", with 95 % intervals by bootstrap over patients.
+    """Every metric for "all", every split and every pathology, with 95 % intervals by bootstrap over patients.
 
     `predictions` has the columns of the predictions file; `pixel` one histogram a labelled case; `brightness` maps
     (case_id, slice_index) to `slice_brightness`, and `area_mm2` to the area of the tumour. `learned_from` is the
-    supervision of the weights. The same predictions and seed give the same table; no predictions give none.
+    supervision of the weights. `lesions` are those of each labelled case; `pathology` is that of the cases whose one is
+    known. The same predictions and seed give the same table; no predictions give none.
     """
     # Sorted, so that a table does not depend on the order in which parts happened to be read.
     ordered = predictions.sort_values(["case_id", "slice_index"], kind="stable", ignore_index=True)
@@ -59,9 +63,13 @@ def evaluate(
     frames = {"all": ordered}
     for split in sorted(ordered["split"].dropna().unique()):
         frames[split] = ordered[ordered["split"] == split]
+    known = ordered["case_id"].map(pathology or {})
+    for name in sorted(known.dropna().unique()):
+        frames[f"{PATHOLOGY}{name}"] = ordered[known == name]
     rows = []
     for split, frame in frames.items():
         statistics = _statistics(frame, pixel or {}, settings.map_threshold, brightness or {}, area_mm2 or {})
+        statistics += _of_lesions(frame, lesions)
         weights = patient_weights(slice_units(frame).patients, settings.bootstrap, settings.seed)
         rows += [MetricRow.of(statistic, split, weights, learned_from) for statistic in statistics]
     return rows
@@ -93,6 +101,17 @@ def _statistics(
         *_named("map", [mean_dice(histograms, thresholds)]),
         *answer_statistics(slices, answers, scores["map"], map_threshold),
     ]
+
+
+def _of_lesions(frame: pd.DataFrame, lesions: Mapping[str, LesionCounts] | None) -> list[Statistic]:
+    """Lesion by lesion, where they were counted."""
+    if lesions is None:
+        return []
+    patient_of_case = dict(zip(frame["case_id"], patients_of(frame), strict=True))
+    counts: dict[str, LesionCounts] = {}
+    for case, patient in patient_of_case.items():
+        counts[patient] = counts.get(patient, LesionCounts()) + lesions.get(case, LesionCounts())
+    return _named("map", lesion_statistics(list(counts.values())))
 
 
 def _of_slices(frame: pd.DataFrame, values: OfSlice) -> FloatArray:

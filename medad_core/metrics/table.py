@@ -17,6 +17,7 @@ from medad_core.metrics.bootstrap import estimate
 from medad_core.metrics.names import supervision_of
 from medad_core.metrics.statistic import Statistic
 
+PATHOLOGY = "pathology: "
 METRICS = pa.schema(
     [
         ("metric", pa.string()),
@@ -37,9 +38,10 @@ METRICS = pa.schema(
 class MetricRow:
     """One metric: `value` in [0, 1], or None where undefined; `reason` says why, or what the interval leaves out.
 
-    level: image, pixel, patient or text. split: one of the run's, or "all". subset: the units that `n` counts, in the
-    level's unit (slices for text): all, tumour, tumour_free, true_positive, parsed. supervision: what the model that is
-    measured has learned from; "" in tables of earlier versions.
+    A number per slice may be above 1. level: image, pixel, patient or text. split: one of the run's, "all", or
+    "pathology: " and its name. subset: the units that `n` counts, in the level's unit (slices for text): all, tumour,
+    tumour_free, true_positive, parsed, lesions. supervision: what the model that is measured has learned from; "" in
+    tables of earlier versions.
     """
 
     metric: str

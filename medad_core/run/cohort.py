@@ -46,7 +46,8 @@ class Member(Record, frozen=True):
 
     `patient`, `visit` and `layout` say who it is of, and which rule says so. `tumour_labels` are the values of the mask
     that mean tumour, None where all above 0 do. `levels` is "brain" where the slice range is understood as levels of
-    the brain, None where it is indices. Cohorts of earlier versions have none of them.
+    the brain, None where it is indices. `pathology` is what a table says of the case. Cohorts of earlier versions have
+    none of them.
     """
 
     case_id: str
@@ -60,6 +61,7 @@ class Member(Record, frozen=True):
     layout: str | None = None
     tumour_labels: tuple[int, ...] | None = None
     levels: Literal["brain"] | None = None
+    pathology: str | None = None
 
     @property
     def patient_id(self) -> str:
@@ -119,6 +121,7 @@ class Cohort(Record, frozen=True):
             layout=member.layout or EARLIER,
             tumour_labels=member.tumour_labels,
             levels=member.levels or "index",
+            pathology=member.pathology or "",
         )
 
     def at(self, root: str) -> Cohort:

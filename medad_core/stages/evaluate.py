@@ -21,7 +21,16 @@ from medad_core.data.names import patient_of
 from medad_core.data.pseudonyms import Pseudonyms
 from medad_core.environment import package_versions
 from medad_core.errors import StoreError, UsageError, WeightsError
-from medad_core.metrics import MetricRow, PixelHistogram, evaluate, metrics_table, render_markdown, slice_brightness
+from medad_core.metrics import (
+    LesionCounts,
+    MetricRow,
+    PixelHistogram,
+    count_lesions,
+    evaluate,
+    metrics_table,
+    render_markdown,
+    slice_brightness,
+)
 from medad_core.models.decoder import render_map
 from medad_core.models.weights import supervision_of, trained_on, weights_folder
 from medad_core.report import (
@@ -72,6 +81,7 @@ class _Measured:
     pixel: dict[str, PixelHistogram] = field(default_factory=dict)
     brightness: dict[tuple[str, int], float] = field(default_factory=dict)
     area_mm2: dict[tuple[str, int], float] = field(default_factory=dict)  # of the tumour, in labelled slices
+    lesions: dict[str, LesionCounts] = field(default_factory=dict)
 
     def predictions(self) -> pd.DataFrame:
         """All rows; an empty table if the run has no case."""
@@ -100,6 +110,8 @@ def evaluate_run(run: Run) -> Results:
         measured.brightness,
         measured.area_mm2,
         _learned_from(run.settings),
+        measured.lesions,
+        {member.case_id: member.pathology for member in run.cohort.members if member.pathology},
     )
     _write_metrics(run, rows, rejected, warned)
     summary = _summary(run, rejected, warned)
@@ -163,7 +175,7 @@ def _measure(run: Run) -> _Measured:
             frame = _predictions(slice_table, map_table, answers.read_case(case_id), fingerprint)
             frame["patient"] = patients[case_id]
             measured.frames.append(frame[PREDICTIONS.names].astype(NULLABLE))
-            _add_pictures(measured, slice_table, map_table)
+            _add_pictures(measured, slice_table, map_table, run.settings.evaluate.map_threshold)
     return measured
 
 
@@ -185,7 +197,7 @@ def _masks(slices: pa.Table) -> Iterator[np.ndarray | None]:
         yield bits_of(row, "mask")
 
 
-def _add_pictures(measured: _Measured, slices: pa.Table, maps: pa.Table) -> None:
+def _add_pictures(measured: _Measured, slices: pa.Table, maps: pa.Table, threshold: float) -> None:
     rows = slices.drop_columns(["image"]).to_pylist()
     found = windows_of(maps)
     windows = [None] * len(rows) if found is None else found
@@ -196,7 +208,10 @@ def _add_pictures(measured: _Measured, slices: pa.Table, maps: pa.Table) -> None
         mask = bits_of(row, "mask")
         if mask is not None:
             histogram = measured.pixel.setdefault(row["case_id"], PixelHistogram())
-            histogram.accumulate(render_map(grid, *image.shape, window), mask)
+            rendered = render_map(grid, *image.shape, window)
+            histogram.accumulate(rendered, mask)
+            so_far = measured.lesions.get(row["case_id"], LesionCounts())
+            measured.lesions[row["case_id"]] = so_far + count_lesions(rendered >= threshold, mask)
             measured.area_mm2[key] = row["tumour_pixels"] * row["spacing_mm"][0] * row["spacing_mm"][1]
 
 

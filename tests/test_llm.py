@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medad_core.config import LLMSettings, Settings, load_settings
+from medad_core.data.findings import find
 from medad_core.data.location import CELLS, anatomical, cell_of, true_cell
 from medad_core.errors import UsageError
 from medad_core.llm.engine import check_engine, llm_fingerprint, llm_folder, open_engine
@@ -28,7 +29,6 @@ from medad_core.metrics.location import cell_steps
 from medad_core.models.memory import free_memory
 from medad_core.models.weights import load_converter, weights_folder
 from medad_core.run.fingerprints import answers_fingerprint, shared_fingerprint
-from medad_core.training.maps import cell_at, label_maps, move
 
 PROMPTS = 40
 
@@ -46,9 +46,6 @@ def converter():
     )
 
 
-WHOLE = np.array([[0, 0, 1]], np.float32)  # the frame of a map of all of the picture
-
-
 def lesion_grids() -> tuple[np.ndarray, list[str | None]]:
     """40 maps, every fifth without lesion, the others with a clear blob somewhere."""
     rng = np.random.default_rng(0)
@@ -59,7 +56,7 @@ def lesion_grids() -> tuple[np.ndarray, list[str | None]]:
         if index % 5:
             grid[:, row : row + 3, column : column + 3] = rng.uniform(8, 20)
         grids.append(grid)
-        cells.append(cell_at((np.array([row, column]) + 1.5) / 16) if index % 5 else None)
+        cells.append(cell_of(row + 1.5, column + 1.5, 16, 16) if index % 5 else None)
     return np.stack(grids), cells
 
 
@@ -99,10 +96,9 @@ def test_true_cell_is_that_of_the_centroid_and_none_for_an_empty_mask():
 def test_cells_of_an_oblong_slice_are_thirds_of_the_square_it_is_centred_on():
     """256 x 176: 40 black columns on either side, so the outer thirds of the square end at column 45.3 of the slice."""
     assert cell_of(128, 45, 256, 176) == "left" and cell_of(128, 46, 256, 176) == "center"
-    mask = np.zeros((1, 256, 176), bool)
-    mask[0, 128, 45] = True
-    labelled = label_maps(np.zeros((1, 4, 16, 16), np.float16), WHOLE, mask)
-    assert cell_at(labelled.centroids[0]) == true_cell(mask[0]) == "center"
+    mask = np.zeros((256, 176), bool)
+    mask[128, 45] = True
+    assert find(mask, np.ones_like(mask), 1.0).cell == true_cell(mask) == "center"
 
 
 def test_corner_has_three_neighbours_and_the_center_eight():
@@ -322,13 +318,3 @@ def test_an_encoder_out_of_use_is_freed_before_the_engine_starts():
     del encoder
     free_memory()
     assert gone() is None
-
-
-def test_a_moved_map_keeps_its_lesion_under_its_centroid():
-    grid, masks = np.full((1, 4, 16, 16), -20, np.float16), np.zeros((1, 240, 240), bool)
-    grid[0, :, 3, 12], masks[0, 45:60, 180:195] = 20, True
-    labelled = label_maps(grid, WHOLE, masks)
-    for seed in range(20):
-        moved = move(labelled.example(0), np.random.default_rng(seed))
-        at = (np.argwhere(moved.grid[0] > 0)[0] + 0.5) / 16
-        np.testing.assert_allclose(moved.frame[:2] + at * moved.frame[2], moved.centroid, atol=1e-6)

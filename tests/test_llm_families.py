@@ -19,9 +19,10 @@ from medad_core.errors import WeightsError
 from medad_core.llm.engine import llm_folder, open_engine
 from medad_core.llm.grammar import NO, yes
 from medad_core.llm.prompt import Prompt
+from medad_core.llm.questions import Question
 from medad_core.llm.transformers_engine import load_llm
 from medad_core.models.converter import new_converter
-from medad_core.training.converter import ConverterTrainer
+from medad_core.training.converter import Batch, ConverterTrainer
 
 WIDTH = 64
 SIZES = {
@@ -100,17 +101,24 @@ def test_a_converter_learns_from_the_logits_that_the_model_itself_gives(folder):
     torch.manual_seed(1)
     converter = new_converter("compact", torch.randn(3, 20), WIDTH, float(prompt.embeddings.std()))
     trainer = ConverterTrainer(converter, llm, prompt, ConverterTraining(), seed=0)
-    grids, answers = torch.randn(2, 4, 16, 16), [NO, yes(CELLS[0])]
-    logits, targets = trainer.answer_logits(grids, None, answers)
-    for row, answer in enumerate(answers):
+    grids = torch.randn(3, 4, 16, 16)
+    words, others = (Question(family).worded(1) for family in ("presence", "side"))
+    asked_for = [(words, NO), (others, "The anomaly is in both hemispheres."), (words, yes(CELLS[0]))]
+    given = list(trainer.answer_logits(Batch(grids, None, asked_for)))
+    assert [places for places, _, _ in given] == [[0, 2], [1]]
+    rows = {place: (logits[at], targets[at]) for places, logits, targets in given for at, place in enumerate(places)}
+    for row, (question, answer) in enumerate(asked_for):
+        logits, targets = rows[row]
         tokens = prompt.answer_tokens(answer)
         asked = torch.from_numpy(
-            prompt.assemble(converter.knowledge_tokens().detach().numpy(), converter(grids).detach().numpy())
+            prompt.asking(question).assemble(
+                converter.knowledge_tokens().detach().numpy(), converter(grids).detach().numpy()
+            )
         )[row : row + 1]
         whole = llm(inputs_embeds=torch.cat([asked, prompt.embed(tokens[:-1])[None]], dim=1)).logits[0, -len(tokens) :]
-        torch.testing.assert_close(logits[row, : len(tokens)], whole, atol=1e-4, rtol=1e-3)
-        assert targets[row, : len(tokens)].tolist() == tokens
-    torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+        torch.testing.assert_close(logits[: len(tokens)], whole, atol=1e-4, rtol=1e-3)
+        assert targets[: len(tokens)].tolist() == tokens
+    trainer._loss(Batch(grids, None, asked_for)).backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in converter.parameters())
 
 

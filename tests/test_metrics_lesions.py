@@ -5,18 +5,18 @@ from dataclasses import replace
 import numpy as np
 from test_metrics_table import OPTIONS, random_predictions
 
-from medad_core.metrics import LesionCounts, count_lesions, evaluate, render_markdown
+from medad_core.metrics import Evidence, LesionCounts, count_lesions, evaluate, render_markdown
 
 
 def test_every_pathology_has_its_own_rows_beside_those_of_all():
     predictions = random_predictions()
     of_some = {f"p{number:02d}": "multiple | sclerosis" for number in range(3)}
-    rows = evaluate(predictions, None, OPTIONS, pathology=of_some)
-    alone = evaluate(predictions[predictions["case_id"].isin(of_some)], None, OPTIONS)
+    rows = evaluate(predictions, OPTIONS, Evidence(pathology=of_some))
+    alone = evaluate(predictions[predictions["case_id"].isin(of_some)], OPTIONS)
     ours = [row for row in rows if row.split == "pathology: multiple | sclerosis"]
     assert [replace(row, split="all") for row in ours] == [row for row in alone if row.split == "all"]
     assert [row for row in rows if row.split == "all"] == [
-        row for row in evaluate(predictions, None, OPTIONS) if row.split == "all"
+        row for row in evaluate(predictions, OPTIONS) if row.split == "all"
     ]
     assert "## Pathology: multiple \\| sclerosis" in render_markdown(rows, "title")
 
@@ -31,7 +31,7 @@ def test_lesions_are_counted_one_by_one():
     assert count_lesions(seen, np.zeros((9, 9), bool)) == LesionCounts(free_slices=1, false=2)
     predictions = random_predictions(patients=2)
     lesions = {"p00": LesionCounts(free_slices=20, false=30), "p01": LesionCounts(8, 6, 10, 0)}
-    rows = {row.metric: row for row in evaluate(predictions, None, OPTIONS, lesions=lesions) if row.split == "all"}
+    rows = {row.metric: row for row in evaluate(predictions, OPTIONS, Evidence(lesions=lesions)) if row.split == "all"}
     found = rows["map_lesion_sensitivity"]
     assert (found.value, found.n, found.subset, found.level) == (0.75, 8, "lesions", "image")
     false = rows["map_false_lesions_per_slice"]

@@ -20,6 +20,7 @@ from sklearn.metrics import (
 from medad_core.config import EvaluateSettings
 from medad_core.metrics import (
     METRICS,
+    Evidence,
     MetricRow,
     PixelHistogram,
     evaluate,
@@ -64,12 +65,12 @@ def by_name(rows: list[MetricRow], split: str = "all") -> dict[tuple[str, str], 
 
 
 def evaluated(rows: list[dict], **options) -> dict[tuple[str, str], MetricRow]:
-    return by_name(evaluate(pd.DataFrame(rows), options.pop("pixel", None), OPTIONS, **options))
+    return by_name(evaluate(pd.DataFrame(rows), OPTIONS, Evidence(**options)))
 
 
 def test_image_metrics_equal_scikit_learn():
     frame = random_predictions()
-    got = by_name(evaluate(frame, None, OPTIONS))
+    got = by_name(evaluate(frame, OPTIONS))
     yes = frame.verdict == "yes"
     expected = {
         "map_auroc": roc_auc_score(frame.label, frame.anomaly_score),
@@ -104,7 +105,7 @@ def test_weighted_curves_equal_scikit_learn_on_repeated_items(items):
 
 def test_operating_points_are_those_on_scikit_learns_curve():
     frame = random_predictions()
-    got = by_name(evaluate(frame, None, OPTIONS))
+    got = by_name(evaluate(frame, OPTIONS))
     for name, score in (("map", frame.anomaly_score), ("p_yes", frame.p_yes)):
         false_alarms, found, _ = roc_curve(frame.label, score, drop_intermediate=False)
         sensitivity = found[false_alarms <= 0.05].max()
@@ -125,7 +126,7 @@ def test_sensitivity_by_size_counts_the_slices_whose_tumour_has_that_area():
     area = {0: 20.0, 1: 49.9, 2: 50.0, 3: 300.0, 4: 5000.0}
     rows = [row("a", index, 1, "yes" if index in (1, 2, 4) else "no") for index in area] + [row("b", 0, 0, "no")]
     of_slice = {("a", index): mm2 for index, mm2 in area.items()} | {("b", 0): 0.0}
-    table = evaluate(pd.DataFrame(rows), None, OPTIONS, area_mm2=of_slice)
+    table = evaluate(pd.DataFrame(rows), OPTIONS, Evidence(area_mm2=of_slice))
     by_area = {
         r.subset: (r.value, r.n) for r in table if r.metric == "verdict_sensitivity_by_area" and r.split == "all"
     }
@@ -269,7 +270,7 @@ def test_slice_brightness_is_the_99_5th_percentile_of_the_brain():
 def test_every_split_and_all_are_reported():
     frame = random_predictions()
     frame["split"] = np.where(frame.case_id < "p06", "train", "test")
-    rows = evaluate(frame, None, OPTIONS)
+    rows = evaluate(frame, OPTIONS)
     assert {r.split for r in rows} == {"all", "train", "test"}
     tested = frame[frame.split == "test"]
     assert by_name(rows, "test")["image", "map_auroc"].value == pytest.approx(
@@ -284,7 +285,7 @@ def test_the_bootstrap_draws_patients_whole():
     # Copying every slice of every patient adds nothing: an interval over slices would shrink by the root of ten.
     frame = random_predictions()
     copies = pd.concat([frame.assign(slice_index=frame.slice_index + 1000 * n) for n in range(10)])
-    once, ten = (by_name(evaluate(f, None, OPTIONS))["image", "map_auroc"] for f in (frame, copies))
+    once, ten = (by_name(evaluate(f, OPTIONS))["image", "map_auroc"] for f in (frame, copies))
     assert (once.ci_low, once.ci_high) == pytest.approx((ten.ci_low, ten.ci_high))
 
 
@@ -296,7 +297,7 @@ def test_the_interval_equals_one_drawn_by_hand():
     for drawn in draws:
         sample = pd.concat([group for group, times in zip(groups, drawn, strict=True) for _ in range(times)])
         values.append(roc_auc_score(sample.label, sample.anomaly_score))
-    got = by_name(evaluate(frame, None, OPTIONS))["image", "map_auroc"]
+    got = by_name(evaluate(frame, OPTIONS))["image", "map_auroc"]
     assert (got.ci_low, got.ci_high) == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))
 
 
@@ -310,7 +311,7 @@ def test_undefined_draws_are_dropped_and_counted():
 
 def test_the_table_depends_on_neither_row_order_nor_run():
     frame = random_predictions()
-    assert evaluate(frame, None, OPTIONS) == evaluate(frame.sample(frac=1, random_state=5), None, OPTIONS)
+    assert evaluate(frame, OPTIONS) == evaluate(frame.sample(frac=1, random_state=5), OPTIONS)
 
 
 @settings(max_examples=25, deadline=None)
@@ -325,7 +326,7 @@ def test_the_table_depends_on_neither_row_order_nor_run():
 def test_any_predictions_give_a_bounded_value_or_a_reason(drawn):
     rows = [row(case, n, label, verdict, anomaly_score=score) for n, (case, label, verdict, score) in enumerate(drawn)]
     frame = pd.DataFrame(rows, columns=row("a", 0, 1).keys())
-    for got in evaluate(frame, None, EvaluateSettings(bootstrap=20, seed=1, map_threshold=0.5)):
+    for got in evaluate(frame, EvaluateSettings(bootstrap=20, seed=1, map_threshold=0.5)):
         if got.value is None:
             assert got.reason and got.ci_low is None
         else:
@@ -334,7 +335,7 @@ def test_any_predictions_give_a_bounded_value_or_a_reason(drawn):
 
 
 def test_the_parquet_table_keeps_every_row():
-    rows = evaluate(random_predictions(), None, OPTIONS)
+    rows = evaluate(random_predictions(), OPTIONS)
     table = metrics_table(rows)
     assert table.schema.equals(METRICS)
     earlier = ["metric", "level", "split", "subset", "value", "ci_low", "ci_high", "n", "reason"]
@@ -346,7 +347,7 @@ def test_the_parquet_table_keeps_every_row():
 def test_every_row_says_what_its_model_has_learned_from():
     frame = random_predictions()
     brightness = {(row.case_id, row.slice_index): 0.5 for row in frame.itertuples()}
-    rows = evaluate(frame, None, OPTIONS, brightness, learned_from="masks")
+    rows = evaluate(frame, OPTIONS, Evidence(brightness=brightness, learned_from="masks"))
     by_kind = {row.metric.split("_")[0]: row.supervision for row in rows}
     assert by_kind.pop("brightness") == "none" and by_kind.pop("majority") == "the labels themselves"
     assert set(by_kind.values()) == {"masks"}

@@ -93,7 +93,7 @@ def test_the_reliability_figure_is_of_the_split_of_the_table_beside_it():
     columns |= {"location_true": "center", "patient": ["a", "a", "b", "b"], "case_id": ["a", "a", "b", "b"]}
     columns |= {"slice_index": [1, 2, 1, 2], "label": [0, 1, 1, 1], "split": ["train", "train", "test", "test"]}
     frame = pd.DataFrame(columns, index=range(4))
-    rows = evaluate(frame, None, EvaluateSettings(bootstrap=5))
+    rows = evaluate(frame, EvaluateSettings(bootstrap=5))
     assert [(one.slices, one.found) for one in _reliability(rows, frame)] == [(2, 1.0)]
     undefined = [replace(row, value=None) for row in rows]
     assert not _reliability(undefined, frame)

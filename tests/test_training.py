@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from maps_to_learn import empty_example, maps_of
 
 from medad_core.config import Settings
 from medad_core.config.train import ConverterTraining, DecoderTraining
@@ -23,7 +24,7 @@ from medad_core.training.features import TrainingCase
 from medad_core.training.fitting import cross_fit
 from medad_core.training.folds import deal_folds
 from medad_core.training.loop import CPU, Arithmetic, Loop
-from medad_core.training.maps import Example, LabelledMaps, draw
+from medad_core.training.maps import LabelledMaps, draw
 from medad_core.training.pipeline import _check_folds, _work_key
 
 
@@ -58,12 +59,7 @@ def drawn_case(number: int, normal: int) -> TrainingCase:
 
 def drawn_maps(count: int) -> LabelledMaps:
     rng = np.random.default_rng(0)
-    nothing = Example(np.full((4, 16, 16), -24, np.float32), np.array([0, 0, 1], np.float32), np.full(2, np.nan))
-    examples = [draw(nothing, index % 2 == 0, rng) for index in range(count)]
-    grids, frames, centroids = (
-        np.stack([getattr(example, name) for example in examples]) for name in ("grid", "frame", "centroid")
-    )
-    return LabelledMaps(grids.astype(np.float16), frames, centroids)
+    return maps_of([draw(empty_example(), index % 2 == 0, rng) for index in range(count)])
 
 
 def test_folds_hold_every_patient_once_and_spread_those_with_tumour_free_slices():

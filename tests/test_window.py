@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from maps_to_learn import empty_example, found
 from prefect_harness import SIZE, WORDS, weights_for, write_case
 
 from medad_core.config import load_settings
@@ -32,7 +34,7 @@ from medad_core.models.weights import (
 )
 from medad_core.run.fingerprints import maps_fingerprint, view_of
 from medad_core.stages.screen import screen
-from medad_core.training.maps import Example, draw, move
+from medad_core.training.maps import draw, move
 
 VIEW = View(context_mm=2.0, window_mm=56.0, image_pixels=280)
 DOWN, RIGHT = 4, -3  # how far a brain is moved in its pictures
@@ -87,11 +89,11 @@ def test_the_converter_sees_a_map_where_its_frame_lies():
 def test_frame_and_lesion_move_together():
     """Whatever is drawn, the lesion keeps its place in the frame, or its mirror image."""
     grid = np.random.default_rng(0).normal(size=(4, 8, 8)).astype("f")
-    example = Example(grid, np.array([0.1, 0.2, 0.7], "f"), np.array([0.3, 0.6]))
-    own = (example.centroid - example.frame[:2]) / example.frame[2]
+    example = replace(empty_example((0.1, 0.2, 0.7), grid), finding=found(0.3, 0.6))
+    own = (example.finding.centroid - example.frame[:2]) / example.frame[2]
     for seed in range(20):
         moved = move(example, np.random.default_rng(seed))
-        there = (moved.centroid - moved.frame[:2]) / moved.frame[2]
+        there = (moved.finding.centroid - moved.frame[:2]) / moved.frame[2]
         assert all(min(abs(there[axis] - own[axis]), abs(1 - there[axis] - own[axis])) < 1e-6 for axis in (0, 1))
         mirrored = [abs(there[axis] - own[axis]) > 1e-6 for axis in (0, 1)]
         back = np.flip(moved.grid, [axis + 1 for axis in (0, 1) if mirrored[axis]])
@@ -100,25 +102,24 @@ def test_frame_and_lesion_move_together():
 
 @pytest.mark.parametrize("frame", [(0, 0, 1), (0.1, 0.15, 0.76), (0.3, -0.1, 0.7)])
 def test_a_drawn_lesion_is_seen_where_its_answer_says(frame):
-    nothing = Example(np.full((4, 16, 16), -24, np.float32), np.array(frame, np.float32), np.full(2, np.nan))
     rng = np.random.default_rng(0)
     seen = 0
     for _ in range(100):
-        drawn = draw(nothing, True, rng)
-        if np.isnan(drawn.centroid[0]):  # an empty shape
+        drawn = draw(empty_example(frame), True, rng)
+        if drawn.finding is None:  # an empty shape
             continue
+        centroid = drawn.finding.centroid
         frames = torch.from_numpy(drawn.frame)[None]
         picture = placed(torch.from_numpy(drawn.grid.copy())[None], frames, 48)[0, 0]
-        assert ((drawn.centroid > 0.05) & (drawn.centroid < 0.95)).all() and picture.max() > 0.1
+        assert ((centroid > 0.05) & (centroid < 0.95)).all() and picture.max() > 0.1
         row, column = np.argwhere(picture.numpy() > picture.max().item() / 2).mean(axis=0) / 47
-        seen += np.hypot(row - drawn.centroid[0], column - drawn.centroid[1]) < 0.15
+        seen += np.hypot(row - centroid[0], column - centroid[1]) < 0.15
     assert seen > 85
 
 
 def test_no_lesion_is_drawn_where_a_frame_has_no_room_for_one():
-    corner = Example(np.full((4, 16, 16), -24, np.float32), np.array([-0.06, -0.06, 0.13]), np.full(2, np.nan))
-    drawn = draw(corner, True, np.random.default_rng(0))
-    assert np.isnan(drawn.centroid).all() and drawn.grid.max() < 0
+    drawn = draw(empty_example((-0.06, -0.06, 0.13)), True, np.random.default_rng(0))
+    assert drawn.finding is None and drawn.grid.max() < 0
 
 
 @pytest.fixture(scope="module")

@@ -151,6 +151,11 @@ class LLMSettings(Section):
     template: Literal["auto", "chat", "anomalygpt"] = Field(
         "auto", description="auto: that of the weights; in training the tokenizer's chat template, where it has one"
     )
+    questions: tuple[str, ...] = Field(
+        ("presence",),
+        description="what is asked of every slice: presence first, then location, side, size, number, and region "
+        "(each half) or 'region: PLACE'",
+    )
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     max_new_tokens: int = Field(24, ge=1)
     structured: bool = Field(False, description="let the LLM say nothing but the sentences of the grammar")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from medad_core.config.base import Section
 
@@ -37,10 +37,14 @@ class ConverterTraining(Section):
     architecture: Literal["compact", "anomalygpt"] = Field(
         "compact", description="anomalygpt has base tokens in place of knowledge, and 150 times the parameters"
     )
+    questions: tuple[Literal["presence", "location", "side", "size", "region", "number"], ...] = Field(
+        ("presence", "location", "side", "size", "region", "number"),
+        description="families of questions that are learned; a run asks for no others (medad_core/llm/questions.yaml)",
+    )
     warm_up_steps: int = Field(
         1500,
         ge=0,
-        description="of the convolutions alone, against the ten answers as classes; no LLM, milliseconds a step",
+        description="of the convolutions alone, against the answers as classes; no LLM, milliseconds a step",
     )
     synthetic_steps: int = Field(100, ge=0)
     real_steps: int = Field(240, ge=1)
@@ -53,6 +57,13 @@ class ConverterTraining(Section):
     )
     checkpoint_every: int = Field(20, ge=1)
     validation_maps: int = Field(192, ge=2, description="held-out maps, half with tumour, that choose the checkpoint")
+
+    @field_validator("questions")
+    @classmethod
+    def _with_presence(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if "presence" not in names or len(set(names)) < len(names):
+            raise ValueError("should hold presence, whose answers are the verdicts, and no family twice")
+        return names
 
     @property
     def total_steps(self) -> int:

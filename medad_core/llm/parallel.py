@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import Queue
 from pathlib import Path
 
@@ -74,11 +75,15 @@ class ParallelEngine:
         )
         self.pool = ProcessPoolExecutor(self.copies, context, _start, (shares, copy))
 
-    def generate(self, prompts: np.ndarray) -> list[Generation]:
+    def generate(self, prompts: np.ndarray, sentences: Sequence[str] = ()) -> list[Generation]:
         """See `Engine.generate`. Raises EngineError where a process ends by itself."""
         runs = [run for run in np.array_split(prompts, self.copies) if len(run)]
         try:
-            return [answer for answers in self.pool.map(_generate, runs) for answer in answers]
+            return [
+                answer
+                for answers in self.pool.map(partial(_generate, sentences=tuple(sentences)), runs)
+                for answer in answers
+            ]
         except BrokenProcessPool as error:
             raise EngineError(
                 "llm.data_parallel_size: a process of the LLM ended by itself; "
@@ -112,5 +117,5 @@ def _start(shares: Queue, copy: _Copy) -> None:
     log.info("engine on %s", share or "CPU")
 
 
-def _generate(prompts: np.ndarray) -> list[Generation]:
-    return _opened[0].generate(prompts)
+def _generate(prompts: np.ndarray, sentences: Sequence[str]) -> list[Generation]:
+    return _opened[0].generate(prompts, sentences)

@@ -7,6 +7,8 @@ table of the LLM is read, so prompts are assembled without loading the LLM.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,7 @@ class Prompt:
         self.tokenizer = wording.tokenizer
         self.template = wording.template
         self.pieces = self._cut(wording.text)
+        self._others: dict[str, Prompt] = {}
         self.yes_token = self.answer_tokens(yes(CELLS[0]))[0]
         self.no_token = self.answer_tokens(NO)[0]
         if self.yes_token == self.no_token:
@@ -55,6 +58,14 @@ class Prompt:
         self.end_tokens = self._end_tokens()
         self.embeddings = embedding_table(folder)
         self.width = self.embeddings.shape[1]
+
+    def asking(self, question: str) -> Prompt:
+        """The same prompt with the words of another question."""
+        if question not in self._others:
+            other = copy(self)
+            other.pieces = self._cut(self.template.render(self.tokenizer, self.image, question))
+            self._others[question] = other
+        return self._others[question]
 
     def _cut(self, text: str) -> list[list[int] | str]:
         """Token ids of what is constant, and marks, in order."""
@@ -77,10 +88,10 @@ class Prompt:
         tokens = self.tokenizer.encode(answer + self.template.end, add_special_tokens=False)
         return tokens if self.template.end else [*tokens, self.tokenizer.eos_token_id]
 
-    def spelled_sentences(self) -> list[str]:
-        """The template's sentences as tokens spell them: a tokenizer of words begins a text with a space."""
+    def spelled(self, sentences: Sequence[str] = ()) -> list[str]:
+        """Sentences, or the template's, as tokens spell them: a tokenizer of words begins a text with a space."""
         spaced = self.token_text(self.no_token).startswith(" ")
-        return [f" {sentence}" if spaced else sentence for sentence in self.template.sentences]
+        return [f" {sentence}" if spaced else sentence for sentence in sentences or self.template.sentences]
 
     def token_text(self, token: int) -> str:
         """The text of a token, its spaces included. Exact for ASCII, which is all that the sentences have."""

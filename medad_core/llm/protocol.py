@@ -6,6 +6,7 @@ answers in float32; 16 bits round otherwise in each engine, and may tip a close 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,8 +32,11 @@ class Engine(Protocol):
 
     name: str
 
-    def generate(self, prompts: np.ndarray) -> list[Generation]:
-        """Prompt embeddings (n, L, width) float32 to n answers, in order."""
+    def generate(self, prompts: np.ndarray, sentences: Sequence[str] = ()) -> list[Generation]:
+        """Prompt embeddings (n, L, width) float32 to n answers, in order.
+
+        `sentences` are the answers that structured generation is held to; without them, those of the template.
+        """
 
     def close(self) -> None:
         """Free the model. The engine cannot be used again."""

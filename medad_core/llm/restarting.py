@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,14 +35,14 @@ class RestartingEngine:
         self.restarted = False
         self.engine: Engine | None = self._open()
 
-    def generate(self, prompts: np.ndarray) -> list[Generation]:
+    def generate(self, prompts: np.ndarray, sentences: Sequence[str] = ()) -> list[Generation]:
         """See `Engine.generate`.
 
         Raises EngineError where the engine breaks down for the second time, EngineStartError where it cannot be opened
         again.
         """
         try:
-            return self.engine.generate(prompts)
+            return self.engine.generate(prompts, sentences)
         except Exception as error:
             if isinstance(error, MedadError) and not isinstance(error, EngineError):
                 raise
@@ -58,7 +58,7 @@ class RestartingEngine:
         self.restarted = True
         self.close()
         self.engine = self._open()
-        return self.generate(prompts)
+        return self.generate(prompts, sentences)
 
     def close(self) -> None:
         """See `Engine.close`."""

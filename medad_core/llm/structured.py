@@ -6,7 +6,7 @@ and after a whole sentence only the LLM's end token. Greedy choice among those i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from torch import Tensor
@@ -17,8 +17,9 @@ from medad_core.llm.prompt import Prompt
 class AllowedTokens:
     """Which tokens may follow: a `prefix_allowed_tokens_fn` of Transformers."""
 
-    def __init__(self, prompt: Prompt) -> None:
-        self.sentences = prompt.spelled_sentences()
+    def __init__(self, prompt: Prompt, sentences: Sequence[str] = ()) -> None:
+        """`sentences` are what may be answered, the template's if none are given."""
+        self.sentences = prompt.spelled(sentences)
         self.end = prompt.tokenizer.eos_token_id
         self.spelling = _spelling(prompt, self.sentences)
         self.after = lru_cache(maxsize=None)(self._after)

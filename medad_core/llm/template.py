@@ -45,21 +45,21 @@ class Template:
     end: str
     sentences: tuple[str, ...]
 
-    def render(self, tokenizer: PreTrainedTokenizerBase, image: bool) -> str:
+    def render(self, tokenizer: PreTrainedTokenizerBase, image: bool, question: str = QUESTION) -> str:
         """The prompt with marks for soft tokens; `image` where every slice has a token of its joint-space embedding.
 
         Raises WeightsError where the template has no place for that token.
         """
-        return _chat(tokenizer, image) if self.name == "chat" else _anomalygpt(image)
+        return _chat(tokenizer, image, question) if self.name == "chat" else _anomalygpt(image, question)
 
 
-def _chat(tokenizer: PreTrainedTokenizerBase, image: bool) -> str:
+def _chat(tokenizer: PreTrainedTokenizerBase, image: bool, question: str) -> str:
     """The tokenizer's own chat template: question and knowledge are constant and come first, the map last."""
     if image:
         raise WeightsError(
             "llm.template: chat has no place for the image's embedding, which these weights give; set llm.template=auto"
         )
-    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": f"{QUESTION}\n{KNOWLEDGE}{MAP}"}]
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": f"{question}\n{KNOWLEDGE}{MAP}"}]
     # Llama 3's template contains today's date unless one is given. A prompt must be the same tomorrow.
     dated = {"date_string": TODAY.strftime("%d %b %Y"), "strftime_now": TODAY.strftime}
     try:
@@ -78,10 +78,10 @@ def _chat(tokenizer: PreTrainedTokenizerBase, image: bool) -> str:
     return text
 
 
-def _anomalygpt(image: bool) -> str:
+def _anomalygpt(image: bool, question: str) -> str:
     """AnomalyGPT's form of Vicuna's first conversation. The image comes before all else, so little is shared."""
     picture = f"<Img>{IMAGE}</Img> " if image else ""
-    return f"### Human: {picture}{KNOWLEDGE}{MAP}{QUESTION}\n### Assistant:"
+    return f"### Human: {picture}{KNOWLEDGE}{MAP}{question}\n### Assistant:"
 
 
 TEMPLATES = {

@@ -6,6 +6,7 @@ the batch, as vLLM's prefix cache does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,16 +70,17 @@ class TransformersEngine:
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
         self.model = model
-        self.constraint = _constraint(prompt) if structured else None
+        self.structured = structured
 
-    def generate(self, prompts: np.ndarray) -> list[Generation]:
+    def generate(self, prompts: np.ndarray, sentences: Sequence[str] = ()) -> list[Generation]:
         """See `Engine.generate`. Raises Stopped where the process was asked to stop."""
         starts = range(0, len(prompts), self.batch_size)
         batches = (prompts[start : start + self.batch_size] for start in starts)
-        return [answer for batch in batches for answer in self._answer(batch)]
+        constraint = _constraint(self.prompt, sentences) if self.structured else None
+        return [answer for batch in batches for answer in self._answer(batch, constraint)]
 
     @torch.inference_mode()
-    def _answer(self, prompts: np.ndarray) -> list[Generation]:
+    def _answer(self, prompts: np.ndarray, constraint: LogitsProcessor | None) -> list[Generation]:
         """Answers to one batch of prompts."""
         embeddings = torch.from_numpy(prompts).to(self.model.device, self.model.dtype)
         shared = shared_prefix(prompts)
@@ -94,8 +96,8 @@ class TransformersEngine:
             cache = out.past_key_values
             logits = out.logits[:, -1].float()
             p_yes = p_yes or self._p_yes(logits)
-            if self.constraint is not None:
-                logits = self.constraint(tokens, logits)
+            if constraint is not None:
+                logits = constraint(tokens, logits)
             chosen = logits.argmax(-1, keepdim=True)
             tokens = torch.cat([tokens, chosen], dim=1)
             inputs = {"input_ids": chosen}
@@ -114,8 +116,8 @@ class TransformersEngine:
         del self.model
 
 
-def _constraint(prompt: Prompt) -> LogitsProcessor:
-    """Allows an answer only the tokens that continue one of the template's sentences."""
+def _constraint(prompt: Prompt, sentences: Sequence[str]) -> LogitsProcessor:
+    """Allows an answer only the tokens that continue one of the sentences, of the template if none are given."""
     from transformers import PrefixConstrainedLogitsProcessor
 
-    return PrefixConstrainedLogitsProcessor(AllowedTokens(prompt), num_beams=1)
+    return PrefixConstrainedLogitsProcessor(AllowedTokens(prompt, sentences), num_beams=1)

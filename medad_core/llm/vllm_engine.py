@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,7 +41,7 @@ class VLLMEngine:
         from vllm import LLM
 
         self.prompt = prompt
-        self.sampling = sampling(prompt, settings)
+        self.settings = settings
         size = model_size(prompt.folder)
         dtype = resolved_dtype(prompt.folder, settings.dtype)
         self.dtype = getattr(torch, dtype)
@@ -65,10 +66,10 @@ class VLLMEngine:
             **machine,
         )
 
-    def generate(self, prompts: np.ndarray) -> list[Generation]:
+    def generate(self, prompts: np.ndarray, sentences: Sequence[str] = ()) -> list[Generation]:
         """See `Engine.generate`."""
         inputs = [{"prompt_embeds": torch.from_numpy(prompt).to(self.dtype)} for prompt in prompts]
-        outputs = self.llm.generate(inputs, self.sampling, use_tqdm=False)
+        outputs = self.llm.generate(inputs, sampling(self.prompt, self.settings, sentences), use_tqdm=False)
         return [self._generation(output) for output in outputs]
 
     def _generation(self, request: RequestOutput) -> Generation:
@@ -84,12 +85,12 @@ class VLLMEngine:
         del self.llm
 
 
-def sampling(prompt: Prompt, settings: LLMSettings) -> SamplingParams:
-    """vLLM's parameters of a greedy answer, held to the template's sentences where the settings say so."""
+def sampling(prompt: Prompt, settings: LLMSettings, sentences: Sequence[str] = ()) -> SamplingParams:
+    """vLLM's parameters of a greedy answer, held to `sentences` or the template's where the settings say so."""
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
-    choice = StructuredOutputsParams(choice=prompt.spelled_sentences()) if settings.structured else None
+    choice = StructuredOutputsParams(choice=prompt.spelled(sentences)) if settings.structured else None
     return SamplingParams(
         temperature=0.0,
         max_tokens=settings.max_new_tokens,

@@ -9,11 +9,12 @@ from medad_core.metrics.brightness import slice_brightness
 from medad_core.metrics.lesions import LesionCounts, count_lesions
 from medad_core.metrics.markdown import render_markdown
 from medad_core.metrics.pixel import PixelHistogram
-from medad_core.metrics.screening import evaluate
+from medad_core.metrics.screening import Evidence, evaluate
 from medad_core.metrics.table import METRICS, MetricRow, metric_rows, metrics_table
 
 __all__ = [
     "METRICS",
+    "Evidence",
     "LesionCounts",
     "MetricRow",
     "PixelHistogram",

@@ -64,6 +64,9 @@ _NAMES = {
     "yes_share": "Answers that say yes",
     "verdict_map_agreement": "Verdict agrees with the thresholded map score",
     "location_exact": "Location exact",
+    "question_accuracy": "Question, right value",
+    "question_commonest": "Question, always the commonest value",
+    "question_size_near": "Question, right size or the next",
     "location_exact_or_neighbour": "Location exact or neighbouring",
     "hallucinated_location_share": "Location named where there is no tumour",
 }

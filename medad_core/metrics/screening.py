@@ -7,7 +7,7 @@ that is needed; an answer that could not be read counts as wrong.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +27,7 @@ from medad_core.metrics.lesions import LesionCounts, lesion_statistics
 from medad_core.metrics.maps import mean_dice, pixel_statistics, pooled_dice
 from medad_core.metrics.patients import highest_scores, patient_units, vote
 from medad_core.metrics.pixel import PixelHistogram
+from medad_core.metrics.questions import question_statistics
 from medad_core.metrics.scores import CURVES, OPERATING_POINTS, calibration_error, score_statistics
 from medad_core.metrics.statistic import COHORT, Statistic
 from medad_core.metrics.table import PATHOLOGY, MetricRow
@@ -39,22 +40,32 @@ OfSlice = Mapping[tuple[str, int], float]  # by case_id and slice_index
 LESIONS_MM2 = (50.0, 200.0, 400.0, 800.0)  # edges between sizes of a slice's tumour
 
 
-def evaluate(
-    predictions: pd.DataFrame,
-    pixel: Mapping[str, PixelHistogram] | None,
-    settings: EvaluateSettings,
-    brightness: OfSlice | None = None,
-    area_mm2: OfSlice | None = None,
-    learned_from: str = "not stated",
-    lesions: Mapping[str, LesionCounts] | None = None,
-    pathology: Mapping[str, str] | None = None,
-) -> list[MetricRow]:
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of slices and cases beside their predictions; whatever is absent is not measured.
+
+    `pixel` and `lesions` have one entry a labelled case. `brightness` is `slice_brightness` of every slice, `area_mm2`
+    the area of its tumour. `pathology` names that of cases. `asked` has the columns of the questions file.
+    `learned_from` is the supervision of the weights.
+    """
+
+    pixel: Mapping[str, PixelHistogram] = field(default_factory=dict)
+    lesions: Mapping[str, LesionCounts] = field(default_factory=dict)
+    brightness: OfSlice = field(default_factory=dict)
+    area_mm2: OfSlice = field(default_factory=dict)
+    pathology: Mapping[str, str] = field(default_factory=dict)
+    asked: pd.DataFrame | None = None
+    learned_from: str = "not stated"
+
+
+NOTHING = Evidence()
+
+
+def evaluate(predictions: pd.DataFrame, settings: EvaluateSettings, evidence: Evidence = NOTHING) -> list[MetricRow]:
     """Every metric for "all", every split and every pathology, with 95 % intervals by bootstrap over patients.
 
-    `predictions` has the columns of the predictions file; `pixel` one histogram a labelled case; `brightness` maps
-    (case_id, slice_index) to `slice_brightness`, and `area_mm2` to the area of the tumour. `learned_from` is the
-    supervision of the weights. `lesions` are those of each labelled case; `pathology` is that of the cases whose one is
-    known. The same predictions and seed give the same table; no predictions give none.
+    `predictions` has the columns of the predictions file. The same predictions and seed give the same table; no
+    predictions give none.
     """
     # Sorted, so that a table does not depend on the order in which parts happened to be read.
     ordered = predictions.sort_values(["case_id", "slice_index"], kind="stable", ignore_index=True)
@@ -63,55 +74,58 @@ def evaluate(
     frames = {"all": ordered}
     for split in sorted(ordered["split"].dropna().unique()):
         frames[split] = ordered[ordered["split"] == split]
-    known = ordered["case_id"].map(pathology or {})
+    known = ordered["case_id"].map(dict(evidence.pathology))
     for name in sorted(known.dropna().unique()):
         frames[f"{PATHOLOGY}{name}"] = ordered[known == name]
     rows = []
     for split, frame in frames.items():
-        statistics = _statistics(frame, pixel or {}, settings.map_threshold, brightness or {}, area_mm2 or {})
-        statistics += _of_lesions(frame, lesions)
+        statistics = _statistics(frame, evidence, settings.map_threshold)
         weights = patient_weights(slice_units(frame).patients, settings.bootstrap, settings.seed)
-        rows += [MetricRow.of(statistic, split, weights, learned_from) for statistic in statistics]
+        rows += [MetricRow.of(statistic, split, weights, evidence.learned_from) for statistic in statistics]
     return rows
 
 
-def _statistics(
-    frame: pd.DataFrame,
-    pixel: Mapping[str, PixelHistogram],
-    map_threshold: float,
-    brightness: OfSlice,
-    area_mm2: OfSlice,
-) -> list[Statistic]:
+def _statistics(frame: pd.DataFrame, evidence: Evidence, map_threshold: float) -> list[Statistic]:
     slices = slice_units(frame)
     patients = patient_units(slices)
     answers = answers_of(frame)
-    scores = _scores(frame, brightness)
+    scores = _scores(frame, evidence.brightness)
     scores_of_patients = {name: highest_scores(slices, score, 1, COHORT) for name, score in scores.items()}
     patient_of_case = dict(zip(frame["case_id"], patients_of(frame), strict=True))
-    histograms = _by_patient(pixel, patient_of_case)
+    histograms = _by_patient(evidence.pixel, patient_of_case)
     thresholds = np.full(slices.patients, map_threshold)
     return [
         *_scored(slices, scores),
         *_named("p_yes", [calibration_error(slices, scores["p_yes"], probability=True)]),
         *_decided(slices, answers.decision),
-        *_by_area(slices, answers.decision, _of_slices(frame, area_mm2)),
+        *_by_area(slices, answers.decision, _of_slices(frame, evidence.area_mm2)),
+        *_of_lesions(evidence.lesions, patient_of_case),
         *_named("map", [*pixel_statistics(histograms), pooled_dice(histograms, thresholds)]),
         *_scored(patients, scores_of_patients),
         *_decided(patients, vote(slices, answers.decision, least=1)),
         *_named("map", [mean_dice(histograms, thresholds)]),
         *answer_statistics(slices, answers, scores["map"], map_threshold),
+        *_of_questions(evidence.asked, patient_of_case),
     ]
 
 
-def _of_lesions(frame: pd.DataFrame, lesions: Mapping[str, LesionCounts] | None) -> list[Statistic]:
+def _of_lesions(lesions: Mapping[str, LesionCounts], patient_of_case: Mapping[str, str]) -> list[Statistic]:
     """Lesion by lesion, where they were counted."""
-    if lesions is None:
+    if not lesions:
         return []
-    patient_of_case = dict(zip(frame["case_id"], patients_of(frame), strict=True))
     counts: dict[str, LesionCounts] = {}
     for case, patient in patient_of_case.items():
         counts[patient] = counts.get(patient, LesionCounts()) + lesions.get(case, LesionCounts())
     return _named("map", lesion_statistics(list(counts.values())))
+
+
+def _of_questions(asked: pd.DataFrame | None, patient_of_case: Mapping[str, str]) -> list[Statistic]:
+    """Question by question, where several were asked."""
+    if asked is None:
+        return []
+    rows = asked[asked["case_id"].isin(patient_of_case)]
+    patients = list(dict.fromkeys(patient_of_case.values()))
+    return question_statistics(rows.assign(patient=rows["case_id"].map(patient_of_case)), patients)
 
 
 def _of_slices(frame: pd.DataFrame, values: OfSlice) -> FloatArray:

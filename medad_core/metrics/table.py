@@ -40,8 +40,8 @@ class MetricRow:
 
     A number per slice may be above 1. level: image, pixel, patient or text. split: one of the run's, "all", or
     "pathology: " and its name. subset: the units that `n` counts, in the level's unit (slices for text): all, tumour,
-    tumour_free, true_positive, parsed, lesions. supervision: what the model that is measured has learned from; "" in
-    tables of earlier versions.
+    tumour_free, true_positive, parsed, lesions, or the name of a question. supervision: what the model that is measured
+    has learned from; "" in tables of earlier versions.
     """
 
     metric: str

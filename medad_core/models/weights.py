@@ -8,7 +8,7 @@ converter also says its architecture and its template; one that does not is `com
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -32,6 +32,7 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 LABELS = ("encoder", "text_encoder", "llm")  # names for people; hashes decide what fits
 DECODER = "decoder.safetensors"
 CONVERTER = "converter.safetensors"
+PRESENCE_ALONE = ("presence",)  # what converters know that do not say it
 MASKS = "masks"  # what `medad train` learns from
 
 
@@ -135,21 +136,35 @@ def decoder_view(folder: Path) -> View:
         raise WeightsError(f"{path}: {error}; get the file again") from error
 
 
-def save_converter(converter: AnyConverter, path: Path, fits: Mapping[str, str], template: str) -> None:
-    """Write a converter to a file, or as a weights folder's; `template` is the one whose prompts it was trained in."""
-    _save(converter.state_dict(), _converter_file(path), fits, architecture=converter.architecture, template=template)
+def save_converter(
+    converter: AnyConverter,
+    path: Path,
+    fits: Mapping[str, str],
+    template: str,
+    questions: Sequence[str] = PRESENCE_ALONE,
+) -> None:
+    """Write a converter to a file, or as a weights folder's.
+
+    `template` is the one whose prompts it was trained in, `questions` are the families that it has learned.
+    """
+    facts = {"architecture": converter.architecture, "template": template}
+    if tuple(questions) != PRESENCE_ALONE:
+        facts["questions"] = json.dumps(list(questions))
+    _save(converter.state_dict(), _converter_file(path), fits, **facts)
 
 
 @dataclass(frozen=True)
 class ConverterFacts:
     """What a converter file says of itself.
 
-    `joint` is the width of the image embedding it takes, None where it takes none.
+    `joint` is the width of the image embedding it takes, None where it takes none. `questions` are the families that it
+    has learned.
     """
 
     architecture: str
     template: str
     joint: int | None
+    questions: tuple[str, ...] = PRESENCE_ALONE
 
 
 def converter_facts(path: Path) -> ConverterFacts:
@@ -167,7 +182,17 @@ def converter_facts(path: Path) -> ConverterFacts:
         raise WeightsError(
             f"{path}: converter of architecture {architecture!r}; known here: {', '.join(ARCHITECTURES)}"
         )
-    return ConverterFacts(architecture, metadata.get("template", "chat"), joint)
+    questions = _questions(path, metadata.get("questions"))
+    return ConverterFacts(architecture, metadata.get("template", "chat"), joint, questions)
+
+
+def _questions(path: Path, text: str | None) -> tuple[str, ...]:
+    if text is None:
+        return PRESENCE_ALONE
+    try:
+        return msgspec.json.decode(text, type=tuple[str, ...])
+    except (ValueError, msgspec.MsgspecError, RecursionError) as error:
+        raise WeightsError(f"{path}: what it says of its questions is damaged; get the file again") from error
 
 
 def load_decoder(folder: Path, present: Mapping[str, str]) -> Decoder:

@@ -17,6 +17,7 @@ from medad_core.errors import WeightsError
 from medad_core.llm.engine import llm_fingerprint, llm_folder
 from medad_core.llm.lora import check_lora
 from medad_core.llm.prompt import check_prompts
+from medad_core.llm.questions import Question, asked_sha256, questions_of
 from medad_core.llm.sizing import resolved_dtype
 from medad_core.llm.template import wording_sha256
 from medad_core.models.device import precision_of
@@ -163,9 +164,14 @@ def converter_surroundings(settings: Settings) -> Fields:
 def answers_fingerprint(settings: Settings) -> Fields:
     """The fields that determine answers: the LLM, its settings and its template.
 
-    `template` is a field only if it differs from that of the weights, `wording` only if the LLM is the user's own.
+    `template` is a field only if it differs from that of the weights, `wording` only if the LLM is the user's own, and
+    `questions` only if more than presence is asked.
     """
     fields = speech_fingerprint(settings)
+    questions = asked_questions(settings)
+    if len(questions) > 1:
+        names = ", ".join(question.name for question in questions)
+        fields["questions"] = f"{names} ({asked_sha256(questions)[:12]})"
     model = model_folder(settings.llm.model, "language model", settings.models)
     if not model.packaged:
         fields["wording"] = wording_sha256(model.folder, *wording(settings))
@@ -192,6 +198,19 @@ def speech_fingerprint(settings: Settings) -> Fields:
     if llm.structured:
         fields["structured"] = "true"
     return fields
+
+
+def asked_questions(settings: Settings) -> tuple[Question, ...]:
+    """The questions of a run. Raises UsageError where one is unknown, WeightsError where the weights do not know it."""
+    questions = questions_of(settings.llm.questions)
+    known = converter_facts(weights_folder(settings.models.weights)).questions
+    unknown = [question.name for question in questions if question.family not in known]
+    if unknown:
+        raise WeightsError(
+            f"llm.questions: the weights {settings.models.weights} have not learned {', '.join(unknown)}, only "
+            f"{', '.join(known)}; leave it out, or train others with train.converter.questions"
+        )
+    return questions
 
 
 def wording(settings: Settings) -> tuple[str, bool]:

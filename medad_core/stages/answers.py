@@ -1,4 +1,8 @@
-"""Prompt embeddings to answers: the frozen LLM answers, and its sentences are parsed. Writes `RUN/answers/`."""
+"""Prompt embeddings to answers: the frozen LLM answers, and its sentences are parsed. Writes `RUN/answers/`.
+
+One decision: where several questions are asked, a slice has one row a question, in their order. The soft tokens are the
+same for all; only the words before them differ.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 
+import numpy as np
 import pyarrow as pa
 
 from medad_core.llm.engine import open_engine
 from medad_core.llm.grammar import parse
 from medad_core.llm.protocol import Engine, Generation
+from medad_core.llm.questions import PRESENCE, Question
 from medad_core.llm.restarting import RestartingEngine, captured_engine_log
 from medad_core.models.device import device_of
-from medad_core.run.fingerprints import answers_fingerprint, check_planned
+from medad_core.run.fingerprints import answers_fingerprint, asked_questions, check_planned
 from medad_core.run.run import Run
 from medad_core.stages.loading import load_converter_of, load_prompt_of
 from medad_core.stages.parts import OnPart, ignore_part, making, plan_after
 from medad_core.stages.rows import tokens_of
 from medad_core.store import ANSWERS, PartRecord, Plan
+from medad_core.store.schemas import ASKED
 
 
 def plan(run: Run) -> Plan:
@@ -44,7 +51,9 @@ def run_parts(
     knowledge = converter.knowledge_tokens().numpy()
     prompts = run.stage("prompts")
     answers = run.stage("answers")
-    positions = prompt.length(len(knowledge), converter.tokens)
+    questions = asked_questions(settings)
+    worded = [prompt.asking(question.worded()) for question in questions]
+    positions = max(asked.length(len(knowledge), converter.tokens) for asked in worded)
     start = partial(open_engine, prompt, settings.llm, positions, device_of(settings))
     records = []
     with _engine(engine, start, answers.uri) as opened:
@@ -52,8 +61,12 @@ def run_parts(
             started = time.perf_counter()
             with making(answers, number):
                 table = prompts.read_part(number)
-                generations = opened.generate(prompt.assemble(knowledge, tokens_of(table))) if len(table) else []
-                rows = _answer_rows(table, generations)
+                soft = tokens_of(table) if len(table) else None
+                answered = [
+                    [] if soft is None else opened.generate(asked.assemble(knowledge, soft), _held_to(question))
+                    for question, asked in zip(questions, worded, strict=True)
+                ]
+                rows = _answer_rows(table, questions, answered)
                 records.append(answers.write_part(number, rows, seconds=time.perf_counter() - started))
             on_part(records[-1])
     return records
@@ -69,19 +82,41 @@ def _engine(given: Engine | None, start: Callable[[], Engine], folder: str) -> I
         yield engine
 
 
-def _answer_rows(keys: pa.Table, generations: Sequence[Generation]) -> pa.Table:
-    parsed = [parse(generation.text) for generation in generations]
-    return pa.table(
+def _held_to(question: Question) -> Sequence[str]:
+    """The sentences of a question; those of presence are the template's."""
+    return () if question.family == PRESENCE else tuple(question.answers)
+
+
+def _answer_rows(keys: pa.Table, questions: Sequence[Question], answered: Sequence[Sequence[Generation]]) -> pa.Table:
+    """Rows of one part, `answered` question by question; where there is but one, its columns are those of ANSWERS."""
+    asked = [question for _ in range(len(keys)) for question in questions]
+    generations = [generation for of_slice in zip(*answered, strict=True) for generation in of_slice]
+    of_row = np.repeat(np.arange(len(keys)), len(questions))
+    keys = keys.select(["case_id", "slice_index"]).take(of_row)
+    is_presence = [question.family == PRESENCE for question in asked]
+    parsed = [
+        parse(generation.text) if presence else None
+        for generation, presence in zip(generations, is_presence, strict=True)
+    ]
+    values = [question.read(generation.text) for question, generation in zip(asked, generations, strict=True)]
+    rows = pa.table(
         {
             "case_id": keys["case_id"],
             "slice_index": keys["slice_index"],
             "answer": [generation.text for generation in generations],
-            "answer_parsed": [answer is not None for answer in parsed],
+            "answer_parsed": [value is not None for value in values],
             "verdict": [answer and answer.verdict for answer in parsed],
             "location": [answer and answer.location for answer in parsed],
-            "p_yes": [generation.p_yes for generation in generations],
+            "p_yes": [
+                generation.p_yes if question.is_yes_or_no else np.nan
+                for question, generation in zip(asked, generations, strict=True)
+            ],
             "finish_reason": [generation.finish_reason for generation in generations],
             "tokens": [generation.tokens for generation in generations],
         },
         schema=ANSWERS,
     )
+    if len(questions) == 1:
+        return rows
+    names = pa.array([question.name for question in asked], pa.string())
+    return rows.append_column(ASKED[0], names).append_column(ASKED[1], pa.array(values, pa.string()))

@@ -22,6 +22,7 @@ from medad_core.data.pseudonyms import Pseudonyms
 from medad_core.environment import package_versions
 from medad_core.errors import StoreError, UsageError, WeightsError
 from medad_core.metrics import (
+    Evidence,
     LesionCounts,
     MetricRow,
     PixelHistogram,
@@ -47,8 +48,9 @@ from medad_core.run.cohort import Cohort
 from medad_core.run.rejected import Rejected
 from medad_core.run.run import Run
 from medad_core.run.warnings import Warned
+from medad_core.stages.asked import presence_rows, question_rows
 from medad_core.stages.rows import bits_of, grids_of, images_of, windows_of
-from medad_core.store import PREDICTIONS, join, read_table, write_table, write_text
+from medad_core.store import PREDICTIONS, QUESTIONS, join, read_table, write_table, write_text
 from medad_core.store.files import remove
 
 GALLERY = 24
@@ -57,6 +59,7 @@ KEYS = ["case_id", "slice_index"]
 NULLABLE = {"label": "Int8", "tumour_pixels": "Int32"}
 PREDICTIONS_FILE, METRICS_FILE, PAGE_FILE = "predictions.parquet", "metrics.md", "report.html"
 TABLE_FILE = "metrics.parquet"
+QUESTIONS_FILE = "questions.parquet"
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class _Measured:
     brightness: dict[tuple[str, int], float] = field(default_factory=dict)
     area_mm2: dict[tuple[str, int], float] = field(default_factory=dict)  # of the tumour, in labelled slices
     lesions: dict[str, LesionCounts] = field(default_factory=dict)
+    asked: list[pd.DataFrame] = field(default_factory=list)  # where there are several questions
 
     def predictions(self) -> pd.DataFrame:
         """All rows; an empty table if the run has no case."""
@@ -99,20 +103,24 @@ def evaluate_run(run: Run) -> Results:
     measured = _measure(run)
     predictions = measured.predictions()
     # A page that does not match the predictions would mislead: it is removed before, and written after them.
-    for name in (PAGE_FILE, METRICS_FILE, TABLE_FILE):
+    for name in (PAGE_FILE, METRICS_FILE, TABLE_FILE, QUESTIONS_FILE):
         remove(join(run.uri, name))
     rows_of_predictions = pa.Table.from_pandas(predictions, schema=PREDICTIONS, preserve_index=False)
     write_predictions(join(run.uri, PREDICTIONS_FILE), rows_of_predictions)
-    rows = evaluate(
-        predictions,
-        measured.pixel,
-        run.settings.evaluate,
-        measured.brightness,
-        measured.area_mm2,
-        _learned_from(run.settings),
-        measured.lesions,
-        {member.case_id: member.pathology for member in run.cohort.members if member.pathology},
+    asked = pd.concat(measured.asked, ignore_index=True) if measured.asked else None
+    if asked is not None:
+        table = pa.Table.from_pandas(asked, schema=QUESTIONS, preserve_index=False)
+        write_table(join(run.uri, QUESTIONS_FILE), table)
+    evidence = Evidence(
+        pixel=measured.pixel,
+        lesions=measured.lesions,
+        brightness=measured.brightness,
+        area_mm2=measured.area_mm2,
+        pathology={member.case_id: member.pathology for member in run.cohort.members if member.pathology},
+        asked=asked,
+        learned_from=_learned_from(run.settings),
     )
+    rows = evaluate(predictions, run.settings.evaluate, evidence)
     _write_metrics(run, rows, rejected, warned)
     summary = _summary(run, rejected, warned)
     page = render_report(
@@ -172,7 +180,10 @@ def _measure(run: Run) -> _Measured:
         for case_id in cases:
             slice_table = slices.read_case(case_id)
             map_table = maps.read_case(case_id)
-            frame = _predictions(slice_table, map_table, answers.read_case(case_id), fingerprint)
+            answer_table = answers.read_case(case_id)
+            if "question" in answer_table.column_names:
+                measured.asked.append(question_rows(slice_table, answer_table, patients[case_id])[QUESTIONS.names])
+            frame = _predictions(slice_table, map_table, presence_rows(answer_table), fingerprint)
             frame["patient"] = patients[case_id]
             measured.frames.append(frame[PREDICTIONS.names].astype(NULLABLE))
             _add_pictures(measured, slice_table, map_table, run.settings.evaluate.map_threshold)

@@ -2,7 +2,16 @@
 
 from medad_core.store.files import check_writable, join, sha256_file, write_bytes, write_text
 from medad_core.store.records import Item, PartPlan, PartRecord, Plan, StageManifest, StageProgress, fingerprint_of
-from medad_core.store.schemas import ANSWERS, COHORT_PREDICTIONS, MAPS, PART_STAGES, PREDICTIONS, PROMPTS, SLICES
+from medad_core.store.schemas import (
+    ANSWERS,
+    COHORT_PREDICTIONS,
+    MAPS,
+    PART_STAGES,
+    PREDICTIONS,
+    PROMPTS,
+    QUESTIONS,
+    SLICES,
+)
 from medad_core.store.stage import Stage, open_stages, stage_of
 from medad_core.store.tables import read_table, write_table
 
@@ -13,6 +22,7 @@ __all__ = [
     "PART_STAGES",
     "PREDICTIONS",
     "PROMPTS",
+    "QUESTIONS",
     "SLICES",
     "Item",
     "PartPlan",

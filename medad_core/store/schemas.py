@@ -1,7 +1,8 @@
 """Arrow schemas of the data between stages; medad_core/README.md, "Stages on disk", describes the rows.
 
 One decision: a field is nullable only if a missing value has a meaning (an unlabelled case, an unparsed answer),
-and the store refuses a null anywhere else. Keys are always (case_id, slice_index). Arrays are stored as raw bytes in
+and the store refuses a null anywhere else. Keys are (case_id, slice_index), and the question where several are asked.
+Arrays are stored as raw bytes in
 row-major order, little-endian, with their shape in other columns: float16 and packed bits have no compact Arrow type.
 """
 
@@ -105,8 +106,25 @@ PREDICTIONS = pa.schema(
 COHORT_PREDICTIONS = pa.schema([*PREDICTIONS, _field("revision", pa.int32()), _field("batch", pa.int32())])
 
 
+# Further columns of answers to several questions, one row a slice and question: which one, and the value that the
+# answer has (medad_core.llm.questions), null if it does not parse. `p_yes` is NaN where nobody is asked for yes or no.
+ASKED = (_field("question", pa.string()), _field("value", pa.string(), True))
+
+# One row a slice and question: the answers beside the truth of the masks.
+QUESTIONS = pa.schema(
+    [
+        *_KEYS,
+        _field("patient", pa.string()),
+        _field("split", pa.string()),
+        _field("question", pa.string()),
+        _field("answer", pa.string()),
+        _field("value", pa.string(), True),
+        _field("value_true", pa.string(), True),  # null if unlabelled
+    ]
+)
+
 # The fields of fingerprints that say that there are further columns.
-_FURTHER = {"context_mm": CONTEXT, "window_mm": WINDOW}
+_FURTHER = {"context_mm": CONTEXT, "window_mm": WINDOW, "questions": ASKED}
 
 
 def with_view(schema: pa.Schema, fingerprint: Mapping[str, str]) -> pa.Schema:

@@ -152,5 +152,9 @@ def _runs(values: Sequence[str]) -> Iterator[tuple[str, int, int]]:
 
 def _check_order(case_id: str, group: pa.Table, where: str) -> None:
     indices = group.column("slice_index").to_pylist()
-    if any(later <= earlier for earlier, later in pairwise(indices)):
+    keys = indices
+    if "question" in group.column_names:
+        keys = list(zip(indices, group.column("question").to_pylist(), strict=True))
+    falls = any(later < earlier for earlier, later in pairwise(indices))
+    if falls or len(set(keys)) < len(keys):
         raise RowsError(f"{where}: slice_index of case {case_id!r} does not rise: keys must be unique and in order")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,10 +13,12 @@ import pandas as pd
 import torch
 
 from medad_core.config import Settings
+from medad_core.data.findings import PLACES, find
 from medad_core.data.location import true_cell
 from medad_core.llm.grammar import parse
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Generation
+from medad_core.llm.questions import PRESENCE, REGION, Question, families
 from medad_core.llm.transformers_engine import TransformersEngine
 from medad_core.media import markdown_text
 from medad_core.metrics import PixelHistogram
@@ -73,7 +76,7 @@ def verdict_scores(
     Slices of the screening range.
     """
     picks = _picks(cases, settings)
-    generations = _generations(picks, grids, converter, prompt, llm, settings)
+    generations = _Speaker(grids, converter, prompt, llm, settings).answer(picks, prompt)
     slices = _units(picks)
     answers = _answers(picks, generations)
     p_yes_auroc, _ = score_statistics(slices, np.array([generation.p_yes for generation in generations]), COHORT)
@@ -90,24 +93,83 @@ def verdict_scores(
     return card
 
 
-def _generations(
-    picks: Sequence[tuple[TrainingCase, int]],
+def question_scores(
+    cases: Sequence[TrainingCase],
     grids: dict[str, np.ndarray],
     converter: Converter,
     prompt: Prompt,
     llm: torch.nn.Module,
     settings: Settings,
-) -> list[Generation]:
-    engine = TransformersEngine(
-        prompt, max_new_tokens=settings.llm.max_new_tokens, batch_size=settings.train.converter.batch_size, model=llm
-    )
-    generations: list[Generation] = []
-    with torch.inference_mode():
-        knowledge = converter.knowledge_tokens().numpy()
+) -> dict[str, Scores]:
+    """Right values of every further family that was learned, on `cases` as in `verdict_scores`.
+
+    Each in the wording of screening, in wordings that nobody learned, and with the map of another slice; beside them
+    the share of the commonest true value. Region is asked for one place a slice, all places in turn.
+    """
+    picks = _picks(cases, settings)
+    others = list(np.random.default_rng(settings.train.seed).permutation(len(picks)))
+    findings = [find(case.masks[at], case.brain[at], case.pixel_mm2) for case, at in picks]
+    speaker = _Speaker(grids, converter, prompt, llm, settings)
+    scores: dict[str, Scores] = {}
+    places = list(PLACES)
+    for family in settings.train.converter.questions:
+        if family == PRESENCE:
+            continue
+        asked = [Question(family, places[n % len(places)] if family == REGION else None) for n in range(len(picks))]
+        true = [question.truth(finding) for question, finding in zip(asked, findings, strict=True)]
+        words = [question.worded() for question in asked]
+        held_out = len(families()[family].held_out)
+        unlearned = [question.worded(n % held_out, held_out=True) for n, question in enumerate(asked)]
+        shuffled = [picks[n] for n in others]
+        scores[family] = {
+            "right": _right_share(asked, speaker.texts(picks, words), true),
+            "right_unlearned_words": _right_share(asked, speaker.texts(picks, unlearned), true),
+            "right_map_of_another_slice": _right_share(asked, speaker.texts(shuffled, words), true),
+            "commonest_value": max(true.count(value) for value in set(true)) / len(true),
+        }
+    return scores
+
+
+def _right_share(asked: Sequence[Question], texts: Sequence[str], true: Sequence[str]) -> float:
+    values = [question.read(text) for question, text in zip(asked, texts, strict=True)]
+    return float(np.mean([value == truth for value, truth in zip(values, true, strict=True)]))
+
+
+@dataclass(frozen=True)
+class _Speaker:
+    """What the LLM answers of slices (case, number)."""
+
+    grids: dict[str, np.ndarray]
+    converter: Converter
+    prompt: Prompt
+    llm: torch.nn.Module
+    settings: Settings
+
+    @torch.inference_mode()
+    def answer(self, picks: Sequence[tuple[TrainingCase, int]], prompt: Prompt) -> list[Generation]:
+        """The answers to one question, that of `prompt`."""
+        engine = TransformersEngine(
+            prompt,
+            max_new_tokens=self.settings.llm.max_new_tokens,
+            batch_size=self.settings.train.converter.batch_size,
+            model=self.llm,
+        )
+        generations: list[Generation] = []
+        knowledge = self.converter.knowledge_tokens().numpy()
         for start in range(0, len(picks), AT_ONCE):  # prompts of a whole cohort would fill a machine's memory
-            tokens = map_tokens(converter, picks[start : start + AT_ONCE], grids)
+            tokens = map_tokens(self.converter, picks[start : start + AT_ONCE], self.grids)
             generations += engine.generate(prompt.assemble(knowledge, tokens))
-    return generations
+        return generations
+
+    def texts(self, picks: Sequence[tuple[TrainingCase, int]], worded: Sequence[str]) -> list[str]:
+        """The answers of slices to a question each, given in its words."""
+        texts = [""] * len(picks)
+        for words in dict.fromkeys(worded):
+            at = [number for number, own in enumerate(worded) if own == words]
+            answers = self.answer([picks[number] for number in at], self.prompt.asking(words))
+            for number, generation in zip(at, answers, strict=True):
+                texts[number] = generation.text
+        return texts
 
 
 def _answers(picks: Sequence[tuple[TrainingCase, int]], generations: Sequence[Generation]) -> Answers:
@@ -206,6 +268,8 @@ def _markdown(card: dict) -> str:
         "## Answers of the LLM, held-out patients",
         _score_table(card["scores"]["converter"]),
     ]
+    if questions := card["scores"].get("questions"):
+        parts += ["## Further questions, held-out patients", _question_table(questions)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -215,6 +279,12 @@ def _names(names: Iterable[str]) -> str:
 
 def _score_table(scores: Scores) -> str:
     return markdown_table(["score", "value"], [[name, _score_text(score)] for name, score in scores.items()], "ll")
+
+
+def _question_table(scores: dict[str, Scores]) -> str:
+    heads = ["question", "right", "in unlearned words", "map of another slice", "commonest value"]
+    rows = [[family, *(_score_text(value) for value in of_family.values())] for family, of_family in scores.items()]
+    return markdown_table(heads, rows, "lrrrr")
 
 
 def _score_text(score: float | int | None) -> str:

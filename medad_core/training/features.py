@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from medad_core.config import DataSettings, Settings
@@ -69,6 +70,11 @@ class TrainingCase:
         """What the windows show of pictures (n, …, H, W) of the slices from `first` on: (n, …, S, S), squares."""
         side = self.window_pixels or max(self.masks.shape[1:])
         return cut_windows(pictures, self.windows[first : first + len(pictures)], side)
+
+    def cover(self, size: int) -> np.ndarray:
+        """The tumour's share of each of size × size parts of the windows, (N, size, size) float16."""
+        seen = torch.from_numpy(self.seen(self.masks).astype(np.float32)).unsqueeze(1)
+        return F.interpolate(seen, size=(size, size), mode="area")[:, 0].half().numpy()
 
     def render(self, grids: np.ndarray, number: int) -> Tensor:
         """The map (1, H, W) of slice `number`, from the grids (N, taps, gh, gw) of the case."""

@@ -195,8 +195,8 @@ def check_kinds(cases: Sequence[TrainingCase], held_out: Collection[str], name: 
 
 
 def labelled(cases: Sequence[TrainingCase], grids: Grids) -> LabelledMaps:
-    """The maps of `cases` with their centroids."""
-    return LabelledMaps.join([label_maps(grids[case.case_id], case.frames, case.masks) for case in cases])
+    """The maps of `cases` with what their masks say."""
+    return LabelledMaps.join([label_maps(grids[case.case_id], case) for case in cases])
 
 
 def fit_converter(

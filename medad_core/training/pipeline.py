@@ -34,7 +34,7 @@ from medad_core.progress import ReportStep
 from medad_core.run.fingerprints import shared_fingerprint
 from medad_core.run.gather import by_index, find_cohort
 from medad_core.store.files import write_text
-from medad_core.training.card import cross_validated_scores, verdict_scores, write_card
+from medad_core.training.card import cross_validated_scores, question_scores, verdict_scores, write_card
 from medad_core.training.decoder import train_decoder
 from medad_core.training.features import TrainingCase, encode_cohort, view_to_train
 from medad_core.training.fitting import (
@@ -83,6 +83,7 @@ def train(
     scores = {
         "decoder": cross_validated_scores(training.cases, fitted.grids, settings),
         "converter": verdict_scores(training.held_out, fitted.grids, converter, prompt, llm, settings),
+        "questions": question_scores(training.held_out, fitted.grids, converter, prompt, llm, settings),
     }
     write_card(training.out, settings, training.cases, training.folds, scores, curve, fitted.steps, licence)
     return TrainingResult(training.out, training.rejected, scores)
@@ -218,7 +219,8 @@ def _fit_converter(
         lambda done, of: training.progress("converter", done, of),
     )
     fingerprint = llm_fingerprint(settings.llm.model, settings.llm.lora, where=settings.models)
-    save_converter(converter, training.out, {**fingerprint, **shared_fingerprint(settings)}, prompt.template.name)
+    fits = {**fingerprint, **shared_fingerprint(settings)}
+    save_converter(converter, training.out, fits, prompt.template.name, settings.train.converter.questions)
     write_text(str(training.out / "converter_loss.csv"), pd.DataFrame(curve).to_csv(index=False))
     return converter, curve
 

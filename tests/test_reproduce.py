@@ -489,6 +489,7 @@ TINY = (
     "train.folds=2",
     "train.decoder.steps=30",
     "train.decoder.batch_size=8",
+    "train.converter.questions=[presence]",
     "train.converter.warm_up_steps=10",
     "train.converter.synthetic_steps=1",
     "train.converter.real_steps=2",

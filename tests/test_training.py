@@ -225,7 +225,14 @@ def trainer(llm, **changes) -> ConverterTrainer:
     prompt, model = llm
     torch.manual_seed(0)
     converter = Converter(torch.randn(4, 384), prompt.width, 0.136)
-    settings = ConverterTraining(warm_up_steps=5, synthetic_steps=2, real_steps=2, batch_size=4, checkpoint_every=1)
+    settings = ConverterTraining(
+        questions=("presence", "side"),
+        warm_up_steps=5,
+        synthetic_steps=2,
+        real_steps=2,
+        batch_size=4,
+        checkpoint_every=1,
+    )
     return ConverterTrainer(converter, model, prompt, settings.model_copy(update=changes), seed=3)
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from maps_to_learn import empty_example
 from prefect_harness import WORDS, weights_for, write_case
 from safetensors.torch import load_file, save_file
+from scipy.special import expit
 
 from medad_core.config import load_settings
 from medad_core.data.findings import NUMBERS, PLACES, SIDES, SIZES, Finding, find, measure_parts, spread_of
@@ -22,6 +23,7 @@ from medad_core.data.location import CELLS
 from medad_core.errors import UsageError, WeightsError
 from medad_core.llm.grammar import QUESTION
 from medad_core.llm.questions import NONE, Question, families, questions_of
+from medad_core.llm.temperature import fit_temperature, tempered
 from medad_core.metrics import metric_rows
 from medad_core.models.loading import open_tensors
 from medad_core.models.view import ALONE
@@ -210,11 +212,48 @@ def test_a_question_that_the_weights_have_not_learned_is_refused(weights, tmp_pa
     assert not (tmp_path / "run" / "slices").exists()
 
 
-@pytest.mark.parametrize("text", ["[", "7", '{"a": 1}', "[1]"])
-def test_damaged_questions_of_a_converter_are_named(weights, tmp_path, text):
+def test_the_temperature_of_p_yes_is_found_again_and_changes_no_verdict():
+    rng = np.random.default_rng(0)
+    odds = rng.normal(0, 2, 4000)
+    label = rng.random(4000) < expit(odds)
+    too_sure = expit(3 * odds)
+    assert fit_temperature(too_sure, label) == pytest.approx(3, rel=0.1)
+    assert fit_temperature(too_sure, np.ones(4, bool)) == 1.0
+    mended = tempered(too_sure, 3.0)
+    np.testing.assert_allclose(mended, expit(odds), atol=1e-6)
+    assert ((mended > 0.5) == (too_sure > 0.5)).all() and np.isfinite(tempered(np.array([0.0, 1.0]), 3.0)).all()
+
+
+def test_a_run_has_the_temperature_of_its_weights(weights, tmp_path):
+    write_case(tmp_path / "data", "BraTS2021_00000", seed=0)
+    cold = weights_for(tmp_path / "w", ALONE)
+    with open_tensors(cold / CONVERTER) as tensors:
+        metadata = tensors.metadata()
+    save_file(load_file(cold / CONVERTER), cold / CONVERTER, {**metadata, "temperature": "2.5"})
+    assert converter_facts(cold).temperature == 2.5
+    p_yes = []
+    for name, folder in (("plain", weights), ("tempered", cold)):
+        settings = load_settings(None, [*WORDS, f"models.weights={folder}"])
+        screen(str(tmp_path / "data"), str(tmp_path / name), settings)
+        p_yes.append(pd.read_parquet(tmp_path / name / "predictions.parquet")["p_yes"].to_numpy(float))
+    np.testing.assert_allclose(p_yes[1], tempered(p_yes[0], 2.5), rtol=1e-3, atol=1e-5)
+
+
+def test_a_limit_below_the_longest_answer_is_refused(tmp_path):
+    write_case(tmp_path / "data", "BraTS2021_00000", seed=0)
+    with pytest.raises(UsageError, match=r"max_new_tokens=9: this LLM needs \d+ for 'Yes, there is an anomaly at the"):
+        screen(str(tmp_path / "data"), str(tmp_path / "run"), load_settings(None, [*WORDS, "llm.max_new_tokens=9"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("questions", text) for text in ("[", "7", '{"a": 1}', "[1]")]
+    + [("temperature", text) for text in ("", "0", "-1", "NaN", '"1"', "1e9")],
+)
+def test_damaged_facts_of_a_converter_are_named(weights, tmp_path, name, text):
     path = tmp_path / CONVERTER
     with open_tensors(weights / CONVERTER) as tensors:
         metadata = tensors.metadata()
-    save_file(load_file(weights / CONVERTER), path, {**metadata, "questions": text})
-    with pytest.raises(WeightsError, match="its questions is damaged; get the file again"):
+    save_file(load_file(weights / CONVERTER), path, {**metadata, name: text})
+    with pytest.raises(WeightsError, match=f"its {name} is damaged; get the file again"):
         converter_facts(tmp_path)

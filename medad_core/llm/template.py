@@ -98,6 +98,11 @@ class Wording:
     template: Template
     text: str
 
+    def length(self, answer: str) -> int:
+        """How many tokens an answer has, with what ends it."""
+        tokens = self.tokenizer.encode(answer + self.template.end, add_special_tokens=False)
+        return len(tokens) + (not self.template.end)
+
 
 def word(folder: Path, template: str, image: bool) -> Wording:
     """The wording of a prompt; `template` and `image` as in `Prompt`.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import torch
@@ -29,6 +29,8 @@ from medad_core.store.files import make_folder, new_file
 
 AnyConverter = Converter | AnomalyGPTConverter
 Module = TypeVar("Module", bound=torch.nn.Module)
+Value = TypeVar("Value")
+Temperature = Annotated[float, msgspec.Meta(gt=0, lt=1000)]
 LABELS = ("encoder", "text_encoder", "llm")  # names for people; hashes decide what fits
 DECODER = "decoder.safetensors"
 CONVERTER = "converter.safetensors"
@@ -142,14 +144,18 @@ def save_converter(
     fits: Mapping[str, str],
     template: str,
     questions: Sequence[str] = PRESENCE_ALONE,
+    temperature: float = 1.0,
 ) -> None:
     """Write a converter to a file, or as a weights folder's.
 
-    `template` is the one whose prompts it was trained in, `questions` are the families that it has learned.
+    `template` is the one whose prompts it was trained in, `questions` are the families that it has learned,
+    `temperature` is that of p(yes) (medad_core.llm.temperature).
     """
     facts = {"architecture": converter.architecture, "template": template}
     if tuple(questions) != PRESENCE_ALONE:
         facts["questions"] = json.dumps(list(questions))
+    if temperature != 1.0:
+        facts["temperature"] = repr(temperature)
     _save(converter.state_dict(), _converter_file(path), fits, **facts)
 
 
@@ -158,13 +164,14 @@ class ConverterFacts:
     """What a converter file says of itself.
 
     `joint` is the width of the image embedding it takes, None where it takes none. `questions` are the families that it
-    has learned.
+    has learned, `temperature` is that of p(yes).
     """
 
     architecture: str
     template: str
     joint: int | None
     questions: tuple[str, ...] = PRESENCE_ALONE
+    temperature: float = 1.0
 
 
 def converter_facts(path: Path) -> ConverterFacts:
@@ -182,17 +189,19 @@ def converter_facts(path: Path) -> ConverterFacts:
         raise WeightsError(
             f"{path}: converter of architecture {architecture!r}; known here: {', '.join(ARCHITECTURES)}"
         )
-    questions = _questions(path, metadata.get("questions"))
-    return ConverterFacts(architecture, metadata.get("template", "chat"), joint, questions)
+    questions = _said(path, metadata, "questions", tuple[str, ...], PRESENCE_ALONE)
+    temperature = _said(path, metadata, "temperature", Temperature, 1.0)
+    return ConverterFacts(architecture, metadata.get("template", "chat"), joint, questions, temperature)
 
 
-def _questions(path: Path, text: str | None) -> tuple[str, ...]:
-    if text is None:
-        return PRESENCE_ALONE
+def _said(path: Path, metadata: Mapping[str, str], name: str, kind: type[Value], otherwise: Value) -> Value:
+    """What a file says in JSON of something; `otherwise` where it does not."""
+    if name not in metadata:
+        return otherwise
     try:
-        return msgspec.json.decode(text, type=tuple[str, ...])
+        return msgspec.json.decode(metadata[name], type=kind)
     except (ValueError, msgspec.MsgspecError, RecursionError) as error:
-        raise WeightsError(f"{path}: what it says of its questions is damaged; get the file again") from error
+        raise WeightsError(f"{path}: what it says of its {name} is damaged; get the file again") from error
 
 
 def load_decoder(folder: Path, present: Mapping[str, str]) -> Decoder:

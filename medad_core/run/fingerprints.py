@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medad_core.config import Settings
-from medad_core.errors import WeightsError
+from medad_core.errors import UsageError, WeightsError
 from medad_core.llm.engine import llm_fingerprint, llm_folder
 from medad_core.llm.lora import check_lora
 from medad_core.llm.prompt import check_prompts
 from medad_core.llm.questions import Question, asked_sha256, questions_of
 from medad_core.llm.sizing import resolved_dtype
-from medad_core.llm.template import wording_sha256
+from medad_core.llm.template import word, wording_sha256
 from medad_core.models.device import precision_of
 from medad_core.models.encoder import NO_JOINT, encoder_fingerprint, joint_width
 from medad_core.models.resolve import model_folder
@@ -223,9 +223,18 @@ def wording(settings: Settings) -> tuple[str, bool]:
 def check_wording(settings: Settings) -> None:
     """Raise WeightsError if the template of settings and weights does not work with the LLM.
 
-    Loads only a tokenizer.
+    Raises UsageError if an answer could not be said within `llm.max_new_tokens`. Loads only a tokenizer.
     """
-    check_llm(settings, *wording(settings))
+    template, image = wording(settings)
+    check_llm(settings, template, image)
+    words = word(llm_folder(settings.llm.model, where=settings.models), template, image)
+    answers = [answer for question in asked_questions(settings) for answer in question.answers]
+    longest = max(answers, key=words.length)
+    if words.length(longest) > settings.llm.max_new_tokens:
+        raise UsageError(
+            f"llm.max_new_tokens={settings.llm.max_new_tokens}: this LLM needs {words.length(longest)} for "
+            f"{longest!r}; set at least as many"
+        )
 
 
 def check_llm(settings: Settings, template: str, image: bool = False) -> None:

@@ -19,7 +19,9 @@ from medad_core.llm.grammar import parse
 from medad_core.llm.protocol import Engine, Generation
 from medad_core.llm.questions import PRESENCE, Question
 from medad_core.llm.restarting import RestartingEngine, captured_engine_log
+from medad_core.llm.temperature import tempered
 from medad_core.models.device import device_of
+from medad_core.models.weights import converter_facts, weights_folder
 from medad_core.run.fingerprints import answers_fingerprint, asked_questions, check_planned
 from medad_core.run.run import Run
 from medad_core.stages.loading import load_converter_of, load_prompt_of
@@ -52,6 +54,7 @@ def run_parts(
     prompts = run.stage("prompts")
     answers = run.stage("answers")
     questions = asked_questions(settings)
+    temperature = converter_facts(weights_folder(settings.models.weights)).temperature
     worded = [prompt.asking(question.worded()) for question in questions]
     positions = max(asked.length(len(knowledge), converter.tokens) for asked in worded)
     start = partial(open_engine, prompt, settings.llm, positions, device_of(settings))
@@ -66,7 +69,7 @@ def run_parts(
                     [] if soft is None else opened.generate(asked.assemble(knowledge, soft), _held_to(question))
                     for question, asked in zip(questions, worded, strict=True)
                 ]
-                rows = _answer_rows(table, questions, answered)
+                rows = _answer_rows(table, questions, answered, temperature)
                 records.append(answers.write_part(number, rows, seconds=time.perf_counter() - started))
             on_part(records[-1])
     return records
@@ -87,16 +90,23 @@ def _held_to(question: Question) -> Sequence[str]:
     return () if question.family == PRESENCE else tuple(question.answers)
 
 
-def _answer_rows(keys: pa.Table, questions: Sequence[Question], answered: Sequence[Sequence[Generation]]) -> pa.Table:
-    """Rows of one part, `answered` question by question; where there is but one, its columns are those of ANSWERS."""
+def _answer_rows(
+    keys: pa.Table, questions: Sequence[Question], answered: Sequence[Sequence[Generation]], temperature: float
+) -> pa.Table:
+    """Rows of one part, `answered` question by question; where there is but one, its columns are those of ANSWERS.
+
+    `temperature` is that of p(yes) for presence.
+    """
     asked = [question for _ in range(len(keys)) for question in questions]
     generations = [generation for of_slice in zip(*answered, strict=True) for generation in of_slice]
     of_row = np.repeat(np.arange(len(keys)), len(questions))
     keys = keys.select(["case_id", "slice_index"]).take(of_row)
-    is_presence = [question.family == PRESENCE for question in asked]
+    is_presence = np.array([question.family == PRESENCE for question in asked], bool)
+    p_yes = np.array([generation.p_yes for generation in generations])
+    p_yes[is_presence] = tempered(p_yes[is_presence], temperature)
+    p_yes[~np.array([question.is_yes_or_no for question in asked], bool)] = np.nan
     parsed = [
-        parse(generation.text) if presence else None
-        for generation, presence in zip(generations, is_presence, strict=True)
+        parse(generation.text) if asks else None for generation, asks in zip(generations, is_presence, strict=True)
     ]
     values = [question.read(generation.text) for question, generation in zip(asked, generations, strict=True)]
     rows = pa.table(
@@ -107,10 +117,11 @@ def _answer_rows(keys: pa.Table, questions: Sequence[Question], answered: Sequen
             "answer_parsed": [value is not None for value in values],
             "verdict": [answer and answer.verdict for answer in parsed],
             "location": [answer and answer.location for answer in parsed],
-            "p_yes": [
-                generation.p_yes if question.is_yes_or_no else np.nan
-                for question, generation in zip(asked, generations, strict=True)
-            ],
+            "p_yes": np.select(
+                [is_presence, [question.is_yes_or_no for question in asked]],
+                [tempered(p_yes, temperature), p_yes],
+                np.nan,
+            ),
             "finish_reason": [generation.finish_reason for generation in generations],
             "tokens": [generation.tokens for generation in generations],
         },

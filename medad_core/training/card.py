@@ -19,6 +19,7 @@ from medad_core.llm.grammar import parse
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Generation
 from medad_core.llm.questions import PRESENCE, REGION, Question, families
+from medad_core.llm.temperature import fit_temperature, tempered
 from medad_core.llm.transformers_engine import TransformersEngine
 from medad_core.media import markdown_text
 from medad_core.metrics import PixelHistogram
@@ -27,7 +28,7 @@ from medad_core.metrics.decisions import decision_statistics
 from medad_core.metrics.location import cell_steps
 from medad_core.metrics.maps import pixel_statistics, pooled_dice
 from medad_core.metrics.printed import markdown_table, value_text
-from medad_core.metrics.scores import score_statistics
+from medad_core.metrics.scores import calibration_error, score_statistics
 from medad_core.metrics.statistic import COHORT, Statistic
 from medad_core.metrics.units import Units
 from medad_core.models.converter import Converter
@@ -37,6 +38,7 @@ from medad_core.training.features import TrainingCase, map_tokens
 
 Scores = dict[str, float | int | None]  # None where undefined
 
+SURE = 0.9  # of a map's score: a verdict against it contradicts the map
 AT_ONCE = 256  # slices whose prompts lie in memory together
 
 
@@ -53,7 +55,7 @@ def cross_validated_scores(cases: Sequence[TrainingCase], grids: dict[str, np.nd
         for kind, values in scores.items():
             values.append(float(image_scores(scored, kind, settings.models.image_score.quantile)))
     slices = _units(picks)
-    card = _counts(cases, slices)
+    card = _counts(slices)
     for kind, values in scores.items():
         auroc, _ = score_statistics(slices, np.array(values), COHORT)
         card[f"image_auroc_{kind}"] = _value(auroc, slices.patients)
@@ -63,53 +65,84 @@ def cross_validated_scores(cases: Sequence[TrainingCase], grids: dict[str, np.nd
     return card
 
 
-def verdict_scores(
-    cases: Sequence[TrainingCase],
-    grids: dict[str, np.ndarray],
-    converter: Converter,
-    prompt: Prompt,
-    llm: torch.nn.Module,
-    settings: Settings,
-) -> Scores:
-    """The LLM's answers on `cases`, the patients of fold 0, whose maps the converter has not learned from.
+@dataclass(frozen=True)
+class Spoken:
+    """What the LLM answered for slices (case, position) that the converter has not learned from.
 
-    Slices of the screening range.
+    `p_yes` (n,) is as the LLM gives it, `map_score` (n,) the score of the map.
     """
-    picks = _picks(cases, settings)
-    generations = _Speaker(grids, converter, prompt, llm, settings).answer(picks, prompt)
-    slices = _units(picks)
-    answers = _answers(picks, generations)
-    p_yes_auroc, _ = score_statistics(slices, np.array([generation.p_yes for generation in generations]), COHORT)
+
+    picks: list[tuple[TrainingCase, int]]
+    generations: list[Generation]
+    p_yes: np.ndarray
+    map_score: np.ndarray
+
+    def take(self, wanted: Sequence[tuple[TrainingCase, int]]) -> Spoken:
+        """The same for some of the slices."""
+        place = {(case.case_id, index): number for number, (case, index) in enumerate(self.picks)}
+        at = [place[case.case_id, index] for case, index in wanted]
+        return Spoken(list(wanted), [self.generations[n] for n in at], self.p_yes[at], self.map_score[at])
+
+
+def speak(speaker: Speaker, cases: Sequence[TrainingCase]) -> Spoken:
+    """The answers for all slices of `cases` to the question of presence."""
+    picks = [(case, index) for case in cases for index in range(len(case.slice_index))]
+    generations = speaker.answer(picks, speaker.prompt)
+    score = speaker.settings.models.image_score
+    maps = (case.scored_map(speaker.grids[case.case_id], index) for case, index in picks)
+    scores = [float(image_scores(one, score.kind, score.quantile)[0]) for one in maps]
+    return Spoken(picks, generations, np.array([each.p_yes for each in generations]), np.array(scores))
+
+
+def find_temperature(spoken: Spoken) -> float:
+    """The temperature of p(yes) on these slices."""
+    return fit_temperature(spoken.p_yes, np.array([case.masks[index].any() for case, index in spoken.picks], bool))
+
+
+def verdict_scores(spoken: Spoken, temperature: float, settings: Settings, wide: bool = False) -> Scores:
+    """The answers on the patients of fold 0, whose maps the converter has not learned from.
+
+    Slices of the screening range, or with `wide` all that were encoded.
+    """
+    if not wide:
+        spoken = spoken.take(_picks(list({id(case): case for case, _ in spoken.picks}.values()), settings))
+    slices = _units(spoken.picks)
+    answers = _answers(spoken.picks, spoken.generations)
+    p_yes = tempered(spoken.p_yes, temperature)
     statistics = [
         *decision_statistics(slices, answers.decision, COHORT),
-        *answer_statistics(slices, answers, np.full(len(picks), np.nan), settings.evaluate.map_threshold),
+        *answer_statistics(slices, answers, np.full(len(p_yes), np.nan), settings.evaluate.map_threshold),
+        calibration_error(slices, p_yes, probability=True),
     ]
     by_name = {statistic.metric: statistic for statistic in statistics}
-    card = _counts(cases, slices)
+    card = _counts(slices)
     card["unparsed"] = int((~answers.says_yes & ~answers.says_no).sum())
-    card["p_yes_auroc"] = _value(p_yes_auroc, slices.patients)
-    for metric in ("sensitivity", "specificity", "balanced_accuracy", "location_exact", "location_exact_or_neighbour"):
+    for name, score in (("p_yes_auroc", p_yes), ("map_auroc", spoken.map_score)):
+        card[name] = _value(score_statistics(slices, score, COHORT)[0], slices.patients)
+    against = (spoken.map_score > SURE) & answers.says_no | (spoken.map_score < 1 - SURE) & answers.says_yes
+    card["verdict_against_sure_map"] = float(against.mean())
+    for metric in (
+        "ece",
+        "sensitivity",
+        "specificity",
+        "balanced_accuracy",
+        "location_exact",
+        "location_exact_or_neighbour",
+    ):
         card[metric] = _value(by_name[metric], slices.patients)
     return card
 
 
-def question_scores(
-    cases: Sequence[TrainingCase],
-    grids: dict[str, np.ndarray],
-    converter: Converter,
-    prompt: Prompt,
-    llm: torch.nn.Module,
-    settings: Settings,
-) -> dict[str, Scores]:
+def question_scores(speaker: Speaker, cases: Sequence[TrainingCase]) -> dict[str, Scores]:
     """Right values of every further family that was learned, on `cases` as in `verdict_scores`.
 
     Each in the wording of screening, in wordings that nobody learned, and with the map of another slice; beside them
     the share of the commonest true value. Region is asked for one place a slice, all places in turn.
     """
+    settings = speaker.settings
     picks = _picks(cases, settings)
     others = list(np.random.default_rng(settings.train.seed).permutation(len(picks)))
     findings = [find(case.masks[at], case.brain[at], case.pixel_mm2) for case, at in picks]
-    speaker = _Speaker(grids, converter, prompt, llm, settings)
     scores: dict[str, Scores] = {}
     places = list(PLACES)
     for family in settings.train.converter.questions:
@@ -136,8 +169,8 @@ def _right_share(asked: Sequence[Question], texts: Sequence[str], true: Sequence
 
 
 @dataclass(frozen=True)
-class _Speaker:
-    """What the LLM answers of slices (case, number)."""
+class Speaker:
+    """Lets the LLM answer for slices (case, position in its arrays)."""
 
     grids: dict[str, np.ndarray]
     converter: Converter
@@ -198,11 +231,11 @@ def _units(picks: Sequence[tuple[TrainingCase, int]]) -> Units:
     return Units("image", patient, np.zeros(len(names), int), label)
 
 
-def _counts(cases: Sequence[TrainingCase], slices: Units) -> Scores:
+def _counts(slices: Units) -> Scores:
     return {
         "slices": len(slices.label),
         "tumour_free": int(slices.negative.sum()),
-        "patients": len({case.patient for case in cases}),
+        "patients": slices.patients,
     }
 
 
@@ -267,6 +300,8 @@ def _markdown(card: dict) -> str:
         _score_table(card["scores"]["decoder"]),
         "## Answers of the LLM, held-out patients",
         _score_table(card["scores"]["converter"]),
+        f"## The same, slices {train['first_slice']} to {train['last_slice']}",
+        _score_table(card["scores"]["converter_wide"]),
     ]
     if questions := card["scores"].get("questions"):
         parts += ["## Further questions, held-out patients", _question_table(questions)]

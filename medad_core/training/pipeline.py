@@ -34,7 +34,15 @@ from medad_core.progress import ReportStep
 from medad_core.run.fingerprints import shared_fingerprint
 from medad_core.run.gather import by_index, find_cohort
 from medad_core.store.files import write_text
-from medad_core.training.card import cross_validated_scores, question_scores, verdict_scores, write_card
+from medad_core.training.card import (
+    Speaker,
+    cross_validated_scores,
+    find_temperature,
+    question_scores,
+    speak,
+    verdict_scores,
+    write_card,
+)
 from medad_core.training.decoder import train_decoder
 from medad_core.training.features import TrainingCase, encode_cohort, view_to_train
 from medad_core.training.fitting import (
@@ -80,10 +88,15 @@ def train(
     prompt = Prompt(llm_folder(settings.llm.model, settings.llm.lora, where=settings.models), settings.llm.template)
     llm = load_llm(prompt.folder, training.arithmetic.dtype).to(training.arithmetic.device)
     converter, curve = _fit_converter(training, fitted.grids, prompt, llm)
+    speaker = Speaker(fitted.grids, converter, prompt, llm, settings)
+    spoken = speak(speaker, training.held_out)
+    temperature = find_temperature(spoken)
+    _write_converter(training, converter, prompt, temperature)
     scores = {
         "decoder": cross_validated_scores(training.cases, fitted.grids, settings),
-        "converter": verdict_scores(training.held_out, fitted.grids, converter, prompt, llm, settings),
-        "questions": question_scores(training.held_out, fitted.grids, converter, prompt, llm, settings),
+        "converter": verdict_scores(spoken, temperature, settings),
+        "converter_wide": verdict_scores(spoken, temperature, settings, wide=True),
+        "questions": question_scores(speaker, training.held_out),
     }
     write_card(training.out, settings, training.cases, training.folds, scores, curve, fitted.steps, licence)
     return TrainingResult(training.out, training.rejected, scores)
@@ -205,7 +218,7 @@ def _fit_decoder(training: _Training) -> CrossFit:
 def _fit_converter(
     training: _Training, grids: Grids, prompt: Prompt, llm: torch.nn.Module
 ) -> tuple[AnyConverter, list[dict[str, float]]]:
-    """Train the converter and write it with its loss curve, which is given too."""
+    """Train the converter; its loss curve is written, and given too."""
     settings = training.settings
     learn = labelled(training.learned_from, grids)
     validation = labelled(training.held_out, grids)
@@ -218,11 +231,16 @@ def _fit_converter(
         training.arithmetic,
         lambda done, of: training.progress("converter", done, of),
     )
-    fingerprint = llm_fingerprint(settings.llm.model, settings.llm.lora, where=settings.models)
-    fits = {**fingerprint, **shared_fingerprint(settings)}
-    save_converter(converter, training.out, fits, prompt.template.name, settings.train.converter.questions)
     write_text(str(training.out / "converter_loss.csv"), pd.DataFrame(curve).to_csv(index=False))
     return converter, curve
+
+
+def _write_converter(training: _Training, converter: AnyConverter, prompt: Prompt, temperature: float) -> None:
+    settings = training.settings
+    fingerprint = llm_fingerprint(settings.llm.model, settings.llm.lora, where=settings.models)
+    fits = {**fingerprint, **shared_fingerprint(settings)}
+    questions = settings.train.converter.questions
+    save_converter(converter, training.out, fits, prompt.template.name, questions, temperature)
 
 
 def _check_folds(cases: Sequence[TrainingCase], folds: Folds, settings: Settings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from medad_core.llm.transformers_engine import load_llm
 from medad_core.models.converter import Converter
 from medad_core.models.decoder import render_map
 from medad_core.training.converter import ConverterTrainer
-from medad_core.training.decoder import decode_case, train_decoder
+from medad_core.training.decoder import _batches, decode_case, train_decoder
 from medad_core.training.features import TrainingCase
 from medad_core.training.fitting import cross_fit
 from medad_core.training.folds import deal_folds
@@ -86,6 +87,27 @@ def test_decoder_learns_where_the_tumour_is_in_a_case_it_has_not_seen(arithmetic
     drawn = np.stack([render_map(grid, 64, 64) for grid in decode_case(decoder, unseen)])
     assert drawn[unseen.masks].mean() > 0.6
     assert drawn[~unseen.masks].mean() < 0.2
+
+
+def test_batches_have_mirrored_slices_with_their_masks():
+    """All tumours lie on the left; features say which of both a slice is."""
+    drawn = drawn_case(0, 4)
+    masks = np.zeros_like(drawn.masks)
+    masks[4:, 20:32, 4:16] = True
+    features = np.zeros_like(drawn.features)
+    case = dataclasses.replace(drawn, masks=masks, features=features, mirrored=np.ones_like(features))
+    settings = DecoderTraining(batch_size=8)
+
+    def sides(own: TrainingCase) -> set[tuple[float, bool]]:
+        found = set()
+        for given, shown in islice(_batches([own], settings, 0, 0, "cpu"), 20):
+            for one, mask in zip(given, shown, strict=True):
+                if mask.any():
+                    found.add((float(one.mean()), bool(mask[:, 28:].any())))
+        return found
+
+    assert sides(case) == {(0.0, False), (1.0, True)}
+    assert sides(dataclasses.replace(case, mirrored=None)) == {(0.0, False)}
 
 
 def test_same_seed_gives_the_same_decoder_also_after_a_kill(tmp_path):

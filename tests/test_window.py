@@ -20,7 +20,7 @@ from medad_core.data.window import brain_windows, cut_windows, frames_of, whole_
 from medad_core.errors import WeightsError
 from medad_core.models.converter import Converter, placed
 from medad_core.models.decoder import render_maps, upsample
-from medad_core.models.encoder import encoder_fingerprint
+from medad_core.models.encoder import encoder_fingerprint, load_encoder
 from medad_core.models.loading import open_tensors
 from medad_core.models.view import View
 from medad_core.models.weights import (
@@ -33,7 +33,9 @@ from medad_core.models.weights import (
     weights_folder,
 )
 from medad_core.run.fingerprints import maps_fingerprint, view_of
+from medad_core.run.gather import find_cohort
 from medad_core.stages.screen import screen
+from medad_core.training.features import encode_cohort
 from medad_core.training.maps import draw, move
 
 VIEW = View(context_mm=2.0, window_mm=56.0, image_pixels=280)
@@ -183,3 +185,24 @@ def test_weights_of_another_size_of_pictures_do_not_fit(weights, tmp_path):
     assert view_of(settings) == VIEW
     with pytest.raises(WeightsError, match="encoder_input is 280 px"):
         maps_fingerprint(settings)
+
+
+def test_mirrored_features_are_those_of_the_mirrored_volume(tmp_path):
+    write_case(tmp_path / "data", "BraTS2021_00000", seed=0)
+    write_case(tmp_path / "flipped", "BraTS2021_00000", seed=0)
+    for path in (tmp_path / "flipped").rglob("*.nii.gz"):
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[::-1], image.affine), path)
+    view = ("train.window_mm=56", "train.context_mm=2", "train.first_slice=60", "train.last_slice=62")
+    settings = load_settings(None, [*WORDS, *view, "train.mirrored=true"])
+    encoder = load_encoder("dinov2-small")
+    cases = []
+    for name in ("data", "flipped"):
+        cohort = find_cohort(tmp_path / name, settings.data)
+        cases += encode_cohort(cohort, cohort.members, settings, encoder, tmp_path / "work", lambda *_: None)[0]
+    case, flipped = cases
+    np.testing.assert_array_equal(case.twin.masks, flipped.masks)
+    np.testing.assert_array_equal(case.twin.features, flipped.features)
+    np.testing.assert_array_equal(flipped.twin.features, case.features)
+    np.testing.assert_array_equal(case.twin.windows, flipped.windows)
+    assert not np.array_equal(case.features, flipped.features)

@@ -95,6 +95,9 @@ class TrainSettings(Section):
     image_pixels: int = Field(
         224, ge=32, le=2048, description="side of the encoder's pictures, a multiple of the side of its patches"
     )
+    mirrored: bool = Field(
+        False, description="the decoder learns from every slice with left and right exchanged too; encodes twice"
+    )
     hold_out_test: bool = Field(
         True,
         description="leave out the patients of the split `test`: screening the cohort then gives honest test numbers",

@@ -41,6 +41,7 @@ class ExperimentCase(BaseModel):
     first_slice: int
     pixel_mm2: float
     window_pixels: int = 0
+    mirrored: str | None = None
     patient: str | None = None  # in experiments of earlier versions the case id says it
 
     @property
@@ -184,6 +185,7 @@ def _note(case: TrainingCase, phantom: bool, out: Path) -> ExperimentCase:
         pixel_mm2=case.pixel_mm2,
         patient=case.patient,
         window_pixels=case.window_pixels,
+        mirrored=None if case.mirrored is None else _below(out, case.mirrored),
     )
 
 
@@ -206,4 +208,5 @@ def _load(out: Path, case: ExperimentCase) -> TrainingCase:
         case.pixel_mm2,
         case.patient_id,
         case.window_pixels,
+        None if case.mirrored is None else np.load(out / case.mirrored, mmap_mode="r"),
     )

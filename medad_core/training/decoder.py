@@ -57,7 +57,11 @@ def train_decoder(
 def _batches(
     cases: Sequence[TrainingCase], settings: DecoderTraining, seed: int, first: int, device: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features and masks of the batches from number `first` on, half of them tumour-free."""
+    """Features and masks of the batches from number `first` on, half of them tumour-free.
+
+    Slices with left and right exchanged are drawn as often as the others, where they are encoded.
+    """
+    cases = [*cases, *(case.twin for case in cases if case.twin is not None)]
     masks = [shrink_masks(case.seen(case.masks)) for case in cases]
     for picks in islice(_picks([case.has_tumour for case in cases], settings.batch_size, seed), first, None):
         features = torch.from_numpy(np.stack([cases[case].features[slice_] for case, slice_ in picks]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -41,7 +41,8 @@ class TrainingCase:
 
     slice_index (N,); features (N, taps, gh, gw, width) float16; images (N, H, W) uint8; brain and masks (N, H, W) bool.
     All but slice_index are memory maps. `pixel_mm2` is the area of a pixel. Visits of one `patient` share it.
-    `window_pixels` is the side of the windows that the features are of, 0 for whole pictures.
+    `window_pixels` is the side of the windows that the features are of, 0 for whole pictures. `mirrored` are the same
+    slices' features with left and right exchanged, None where nobody learns from them.
     """
 
     case_id: str
@@ -53,6 +54,15 @@ class TrainingCase:
     pixel_mm2: float
     patient: str
     window_pixels: int = 0
+    mirrored: np.ndarray | None = None
+
+    @cached_property
+    def twin(self) -> TrainingCase | None:
+        """The case with left and right exchanged, where its features are there."""
+        if self.mirrored is None:
+            return None
+        images, brain, masks = (np.ascontiguousarray(mirror(own)) for own in (self.images, self.brain, self.masks))
+        return replace(self, features=self.mirrored, images=images, brain=brain, masks=masks, mirrored=None)
 
     @cached_property
     def windows(self) -> np.ndarray:
@@ -135,29 +145,42 @@ def encode_case(case: Case, settings: Settings, encoder: Encoder, folder: Path) 
     data = settings.data.model_copy(update={**train_range, "context_mm": view.context_mm})
     slices = read_slices(case, data)
     stem = folder / _key(case.case_id, slices, data, encoder, view.window_pixels)
-    features = stem.with_suffix(".npy")
     pictures = stem.with_suffix(".pictures.npy")
     folder.mkdir(parents=True, exist_ok=True)
     if not pictures.is_file():
         _save(pictures, np.stack([slices.images, slices.brain.view(np.uint8), slices.masks.view(np.uint8)]))
-    if not features.is_file():
-        shown = slices.pictures
-        if view.window_pixels:
-            shown = cut_windows(shown, brain_windows(slices.brain, view.window_pixels), view.window_pixels)
-        _save(features, _encode(encoder, shown, batch_size_of(settings, encoder.device)))
-        log.info("encoded %s, %d slices", case.case_id, len(slices.images))
+    size = batch_size_of(settings, encoder.device)
+    features = [stem.with_suffix(".npy")]
+    if settings.train.mirrored:
+        features.append(stem.with_suffix(".mirrored.npy"))
+    for file, arrange in zip(features, (np.asarray, mirror), strict=False):
+        if not file.is_file():
+            shown = _windows_of(arrange(slices.pictures), arrange(slices.brain), view.window_pixels)
+            _save(file, _encode(encoder, shown, size))
+            log.info("encoded %s, %d slices", case.case_id, len(slices.images))
     images, brain, masks = np.load(pictures, mmap_mode="r")
     return TrainingCase(
         case.case_id,
         slices.slice_index,
-        np.load(features, mmap_mode="r"),
+        np.load(features[0], mmap_mode="r"),
         images,
         brain.view(bool),
         masks.view(bool),
         slices.spacing_mm[0] * slices.spacing_mm[1],
         case.patient,
         view.window_pixels,
+        np.load(features[1], mmap_mode="r") if settings.train.mirrored else None,
     )
+
+
+def mirror(pictures: np.ndarray) -> np.ndarray:
+    """Pictures (…, H, W) with left and right exchanged."""
+    return np.flip(pictures, axis=-1)
+
+
+def _windows_of(pictures: np.ndarray, brain: np.ndarray, side: int) -> np.ndarray:
+    """What the encoder sees of pictures (N, …, H, W): all, or windows of `side` pixels."""
+    return cut_windows(pictures, brain_windows(brain, side), side) if side else np.ascontiguousarray(pictures)
 
 
 def view_to_train(settings: TrainSettings) -> View:

@@ -20,12 +20,14 @@ def _run_name() -> str:
 
 
 @flow(name="train", description="Labelled cases to weights.", persist_result=False, flow_run_name=_run_name)
-def train(data: str, out: str, settings: SettingsParameter = DEFAULTS, licence: str = "not stated") -> Trained:
+def train(
+    data: str, out: str, settings: SettingsParameter = DEFAULTS, licence: str = "not stated", limits: str = ""
+) -> Trained:
     """Train decoder and converter on every labelled case below `data`; run it again to resume."""
     from medad_core.models.device import device_of
 
     def work() -> Trained:
         with held(out), gpu_slot(device_of(settings)):
-            return with_policy(train_weights, "train", settings.flow)(data, out, settings, licence)
+            return with_policy(train_weights, "train", settings.flow)(data, out, settings, licence, limits)
 
     return cancellable(work)

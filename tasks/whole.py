@@ -54,7 +54,7 @@ def evaluate_run(run: str, settings: Settings) -> Outcome:
 
 
 @task(name="train", description="Decoder and converter from labelled cases; resumes where it stopped.", **OPTIONS)
-def train_weights(data: str, out: str, settings: Settings, licence: str) -> Trained:
+def train_weights(data: str, out: str, settings: Settings, licence: str, limits: str) -> Trained:
     """Train decoder and converter on the labelled cases below `data`."""
     from medad_core.training.pipeline import train
 
@@ -62,7 +62,7 @@ def train_weights(data: str, out: str, settings: Settings, licence: str) -> Trai
         # The console reads these arguments and draws bars from them.
         log.info("%s %d of %d", step, done, of)
 
-    trained = train(data, out, settings, report_progress, licence)
+    trained = train(data, out, settings, report_progress, licence, limits)
     return Trained(
         folder=str(trained.folder),
         rejected=tuple((case.case_id, case.reason) for case in trained.rejected),

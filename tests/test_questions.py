@@ -212,6 +212,19 @@ def test_a_question_that_the_weights_have_not_learned_is_refused(weights, tmp_pa
     assert not (tmp_path / "run" / "slices").exists()
 
 
+def test_what_the_weights_miss_is_said_before_any_number(weights, tmp_path):
+    write_case(tmp_path / "data", "BraTS2021_00000", seed=0)
+    folder = weights_for(tmp_path / "w", ALONE)
+    card = json.loads((folder / "card.json").read_text())
+    limits = "Trained on gliomas: most lesions of <b>MS</b> are\n missed."
+    (folder / "card.json").write_text(json.dumps({**card, "limits": limits}))
+    settings = load_settings(None, [*WORDS, f"models.weights={folder}"])
+    results = screen(str(tmp_path / "data"), str(tmp_path / "run"), settings)
+    assert "most lesions of &lt;b&gt;MS&lt;/b&gt; are missed." in Path(results.page).read_text()
+    text = Path(results.metrics).read_text()
+    assert text.index("Trained on gliomas") < text.index("## ") and "of \\<b>MS\\</b> are missed" in text
+
+
 def test_the_temperature_of_p_yes_is_found_again_and_changes_no_verdict():
     rng = np.random.default_rng(0)
     odds = rng.normal(0, 2, 4000)

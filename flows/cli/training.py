@@ -22,6 +22,9 @@ def train(
     words: Words = None,
     config: Config = None,
     licence: Annotated[str, typer.Option("--licence", help="Licence of the data, for the card.")] = "not stated",
+    limits: Annotated[
+        str, typer.Option("--limits", help="What a reader of results must know first, for the card and every page.")
+    ] = "",
 ) -> int:
     """Train decoder and converter on labelled cases; the same command again resumes."""
     from medad_core.config import load_settings
@@ -36,7 +39,7 @@ def train(
     from flows.train import train as train_flow
 
     with following("tasks.whole", terminals.err):
-        trained = train_flow(absolute(data), out, settings, licence)
+        trained = train_flow(absolute(data), out, settings, licence, limits)
     return _report_trained(trained, terminals)
 
 

@@ -110,6 +110,15 @@ def supervision_of(folder: Path) -> str:
     return card.supervision or ("not stated" if card.imported else MASKS)
 
 
+def limits_of(folder: Path) -> str:
+    """What a reader of results must know first, as the card of a weights folder says; "" where it says nothing.
+
+    Raises as `trained_on` does.
+    """
+    card = _read_card(folder)
+    return "" if card is None else " ".join(card.limits.split())
+
+
 class _Card(msgspec.Struct):
     """What is needed of a card."""
 
@@ -117,6 +126,7 @@ class _Card(msgspec.Struct):
     patients: list[str] = []
     supervision: str | None = None
     imported: str | None = None
+    limits: str = ""
 
 
 def save_decoder(decoder: Decoder, folder: Path, fits: Mapping[str, str], view: View = ALONE) -> None:

@@ -21,6 +21,7 @@ from medad_core.data.names import patient_of
 from medad_core.data.pseudonyms import Pseudonyms
 from medad_core.environment import package_versions
 from medad_core.errors import StoreError, UsageError, WeightsError
+from medad_core.media import markdown_text
 from medad_core.metrics import (
     Evidence,
     LesionCounts,
@@ -33,7 +34,7 @@ from medad_core.metrics import (
     slice_brightness,
 )
 from medad_core.models.decoder import render_map
-from medad_core.models.weights import supervision_of, trained_on, weights_folder
+from medad_core.models.weights import limits_of, supervision_of, trained_on, weights_folder
 from medad_core.report import (
     Bin,
     GalleryItem,
@@ -252,7 +253,9 @@ def _learned_from(settings: Settings) -> str:
 def _caveats(cohort: Cohort, settings: Settings) -> tuple[str, ...]:
     """What a reader must know before believing a number."""
     try:
-        learned = trained_on(weights_folder(settings.models.weights))
+        folder = weights_folder(settings.models.weights)
+        learned = trained_on(folder)
+        limits = [limit for limit in (limits_of(folder),) if limit]
         if settings.data.pseudonyms is not None:
             pseudonyms = Pseudonyms.read(settings.data.pseudonyms)
             learned |= {known for name in learned for known in (pseudonyms.patient(name), pseudonyms.case(name))}
@@ -262,9 +265,10 @@ def _caveats(cohort: Cohort, settings: Settings) -> tuple[str, ...]:
         return ("The key of the pseudonyms cannot be read, so medad cannot tell whom the weights were trained on.",)
     seen = [member for member in cohort.members if learned & {member.patient_id, patient_of(member.case_id)}]
     if not seen:
-        return ()
+        return tuple(limits)
     count = f"{len(seen)} of the {len(cohort.members)} cases"
     return (
+        *limits,
         f"{count} were used to train these weights, so the numbers are too good{_of_the_test_split(cohort, seen)}. "
         "The weights' card has the scores of held-out patients.",
     )
@@ -279,7 +283,7 @@ def _of_the_test_split(cohort: Cohort, seen: Sequence[object]) -> str:
 
 
 def _notes(cohort: Cohort, settings: Settings, rejected: Sequence[Rejected], warned: Sequence[Warned]) -> list[str]:
-    notes = ["For research. Not a medical device.", *_caveats(cohort, settings)]
+    notes = ["For research. Not a medical device.", *map(markdown_text, _caveats(cohort, settings))]
     if any(member.phantom for member in cohort.members):
         notes.append(
             "**Phantoms: generated pictures, not patients.** These numbers show that the pipeline works, "

@@ -253,13 +253,14 @@ def write_card(
     scores: dict[str, Scores],
     curve: list[dict],
     decoder_steps: int,
-    licence: str,
+    said: tuple[str, str],
 ) -> None:
-    """Write card.json (everything) and card.md (for people)."""
+    """Write card.json (everything) and card.md (for people); `said` are the licence of the data and the limits."""
     card = {
         "cases": [case.case_id for case in cases],
         "patients": sorted({case.patient for case in cases}),
-        "data_licence": licence,
+        "data_licence": said[0],
+        "limits": said[1],
         "supervision": MASKS,
         "slices": sum(len(case.slice_index) for case in cases),
         "tumour_free_slices": int(sum((~case.has_tumour).sum() for case in cases)),
@@ -294,7 +295,7 @@ def _markdown(card: dict) -> str:
     parts = [
         f"# Decoder and converter for {_names((models['encoder'], models['text_encoder']))} and "
         + markdown_text(settings["llm"]["model"]),
-        "For research. Not a medical device.",
+        " ".join(["For research. Not a medical device.", markdown_text(card["limits"])]).rstrip(),
         "\n".join(f"* {fact}" for fact in facts),
         "## Maps, held-out patients",
         _score_table(card["scores"]["decoder"]),

@@ -75,11 +75,13 @@ def train(
     settings: Settings,
     progress: ReportStep = lambda *_: None,
     licence: str = "not stated",
+    limits: str = "",
 ) -> TrainingResult:
     """Train on the labelled cases below `data`, write weights and card to `out`; resumes where a killed run stopped.
 
-    The split `test` is left out unless the settings say otherwise. `licence` is that of the data, for the card. Raises
-    MedadError, before any training, where a fold held out leaves fewer than one case or only one kind of slice.
+    The split `test` is left out unless the settings say otherwise. `licence` is that of the data, for the card, and
+    `limits` what a reader of results must know first. Raises MedadError, before any training, where a fold held out
+    leaves fewer than one case or only one kind of slice.
     """
     set_mode(settings.store.mode)
     training = _begin(Path(data), Path(out), settings, progress)
@@ -98,7 +100,7 @@ def train(
         "converter_wide": verdict_scores(spoken, temperature, settings, wide=True),
         "questions": question_scores(speaker, training.held_out),
     }
-    write_card(training.out, settings, training.cases, training.folds, scores, curve, fitted.steps, licence)
+    write_card(training.out, settings, training.cases, training.folds, scores, curve, fitted.steps, (licence, limits))
     return TrainingResult(training.out, training.rejected, scores)
 
 

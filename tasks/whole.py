@@ -32,7 +32,7 @@ class Trained(BaseModel):
     model_config = ConfigDict(frozen=True)
     folder: str
     rejected: tuple[tuple[str, str], ...]
-    scores: dict[str, dict[str, float | int | None]]
+    scores: dict[str, dict[str, float | int | None] | dict[str, dict[str, float | int | None]]]
 
 
 @task(name="evaluate", description="Predictions, metrics and page from stage files.", **OPTIONS)

@@ -66,8 +66,10 @@ def _check(data: str, out: str, settings: Settings, terminals: Consoles, check: 
 
 def _report_trained(trained: Trained, terminals: Consoles) -> int:
     for part, scores in trained.scores.items():
-        numbers = [f"{name} {_number(value)}" for name, value in scores.items()]
-        terminals.out.print(f"{part}: {', '.join(numbers)}")
+        nested = {f"{part}, {name}": own for name, own in scores.items() if isinstance(own, dict)}
+        for title, own in (nested or {part: scores}).items():
+            numbers = [f"{name} {_number(value)}" for name, value in own.items()]
+            terminals.out.print(f"{title}: {', '.join(numbers)}")
     terminals.out.print(f"weights and card: {trained.folder}", soft_wrap=True)
     for case_id, reason in trained.rejected:
         terminals.err.print(f"medad: {case_id} was left out: {reason}", soft_wrap=True)

@@ -41,6 +41,9 @@ class ConverterTraining(Section):
         ("presence", "location", "side", "size", "region", "number"),
         description="families of questions that are learned; a run asks for no others (medad_core/llm/questions.yaml)",
     )
+    wordings: int = Field(
+        12, ge=1, le=12, description="of each question that are learned; 1: only the one that screening uses"
+    )
     warm_up_steps: int = Field(
         1500,
         ge=0,

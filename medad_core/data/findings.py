@@ -24,6 +24,7 @@ _THIRDS = (slice(0, 2), slice(2, 4), slice(4, 6))
 PLACES = {**HALVES, **{cell: (_THIRDS[at // 3], _THIRDS[at % 3]) for at, cell in enumerate(CELLS)}}
 ONE_SIDED = 0.9  # with a larger share on one side it is that side's
 IN_PLACE = 0.1  # with this share of its pixels there, a tumour is in a place
+TIE = 1e-9  # shares are sums of floats: a tenth is a tenth, also mirrored
 SMALLEST_MM2 = 20.0  # parts that are smaller count only where there is no larger one
 _WITH_CORNERS = np.ones((3, 3), bool)
 
@@ -51,9 +52,9 @@ class Finding:
     @property
     def side(self) -> str:
         """One of SIDES."""
-        if self.right >= ONE_SIDED:
+        if self.right > ONE_SIDED - TIE:
             return "right"
-        return "left" if self.right <= 1 - ONE_SIDED else "both"
+        return "left" if self.right < 1 - ONE_SIDED + TIE else "both"
 
     @property
     def size(self) -> str:
@@ -67,7 +68,7 @@ class Finding:
 
     def is_in(self, place: str) -> bool:
         """Whether at least a tenth of its pixels lie in one of PLACES."""
-        return bool(self.spread[PLACES[place]].sum() >= IN_PLACE)
+        return bool(self.spread[PLACES[place]].sum() > IN_PLACE - TIE)
 
 
 def find(mask: np.ndarray, brain: np.ndarray, pixel_mm2: float) -> Finding | None:

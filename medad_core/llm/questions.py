@@ -154,6 +154,14 @@ def _named(name: str) -> list[Question]:
     return [Question(REGION, place)]
 
 
+def words_sha256(names: Sequence[str]) -> str:
+    """Hash of all that a converter learns of these families: wordings, places and sentences."""
+    facts: list[object] = [[name, families()[name].model_dump()] for name in names]
+    for name in names:
+        facts += [Question(name, place).answers for place in (PLACES if name == REGION else (None,))]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
 def asked_sha256(questions: Sequence[Question]) -> str:
     """Hash of what is asked and may be answered."""
     facts = [[question.name, question.worded(), list(question.answers)] for question in questions]

@@ -102,7 +102,7 @@ def _answer_rows(
     of_row = np.repeat(np.arange(len(keys)), len(questions))
     keys = keys.select(["case_id", "slice_index"]).take(of_row)
     is_presence = np.array([question.family == PRESENCE for question in asked], bool)
-    p_yes = np.array([generation.p_yes for generation in generations])
+    p_yes = np.array([generation.p_yes for generation in generations], float)
     p_yes[is_presence] = tempered(p_yes[is_presence], temperature)
     p_yes[~np.array([question.is_yes_or_no for question in asked], bool)] = np.nan
     parsed = [
@@ -117,11 +117,7 @@ def _answer_rows(
             "answer_parsed": [value is not None for value in values],
             "verdict": [answer and answer.verdict for answer in parsed],
             "location": [answer and answer.location for answer in parsed],
-            "p_yes": np.select(
-                [is_presence, [question.is_yes_or_no for question in asked]],
-                [tempered(p_yes, temperature), p_yes],
-                np.nan,
-            ),
+            "p_yes": p_yes,
             "finish_reason": [generation.finish_reason for generation in generations],
             "tokens": [generation.tokens for generation in generations],
         },

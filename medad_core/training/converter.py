@@ -145,15 +145,15 @@ class ConverterTrainer:
         examples = self._examples(maps, self.settings.batch_size, drawn_share, rng)
         others = [family for family in self.families if family != PRESENCE]
         presence = self._worded(PRESENCE, rng)
-        other = self._worded(others[number % len(others)], rng) if others else presence
-        asked = [(presence, other)[place % 2] for place in range(len(examples))]
+        other = self._worded(others[number // 2 % len(others)], rng) if others else presence
+        asked = [(presence, other)[(place + number) % 2] for place in range(len(examples))]  # also in batches of one
         return self._asked(examples, asked)
 
     def _worded(self, family: str, rng: np.random.Generator) -> tuple[Question, str]:
-        """A question of a family, in the wording of screening in every second batch, else in any."""
+        """A question of a family, in the wording of screening in every second batch, else in any that is learned."""
         question = Question(family, rng.choice(list(PLACES)) if family == REGION else None)
-        wording = int(rng.integers(len(families()[family].wordings))) if rng.random() < 0.5 else 0
-        return question, question.worded(wording)
+        learned = min(self.settings.wordings, len(families()[family].wordings))
+        return question, question.worded(int(rng.integers(learned)) if rng.random() < 0.5 else 0)
 
     def _asked(self, examples: Sequence[Example], asked: Sequence[tuple[Question, str]]) -> Batch:
         pairs = [
@@ -231,7 +231,7 @@ class ConverterTrainer:
         others = [family for family in self.families if family != PRESENCE]
         mean_loss = [float(loss.mean())]
         for number, family in enumerate(others):
-            picks = range(number, count, len(others))
+            picks = range(number % count, count, min(len(others), count))
             places = list(PLACES)
             asked = [Question(family, places[pick % len(places)] if family == REGION else None) for pick in picks]
             mean_loss.append(float(self._scored(maps, picks, asked)[0].mean()))

@@ -18,6 +18,7 @@ from medad_core.training.features import TrainingCase
 DRAWN_SIDE = 48
 WITHIN = (0.08, 0.92)  # where in the picture a centroid is moved to, or drawn
 ATTEMPTS = 20  # shapes that are drawn until one lies there
+DRAWN_MM = (4.0, 80.0)  # lengths of drawn lesions
 SEVERAL = 0.3  # share of drawn maps with two lesions, which may touch
 
 
@@ -113,8 +114,9 @@ def move(example: Example, rng: np.random.Generator) -> Example:
 def draw(like: Example, tumour: bool, rng: np.random.Generator) -> Example:
     """Draw a lesion, where asked, on the map of a tumour-free slice `like`, and move both.
 
-    A lesion is one to three overlapping ellipses with a ragged edge, in a third of the maps two of them apart; its
-    logits rise to between 2 and 20 above zero in every tap. A map without lesion may keep a faint bump below zero.
+    A lesion is one to three overlapping ellipses with a ragged edge, 4 to 80 mm long; three maps in ten have two, which
+    may touch. Its logits rise to between 2 and 20 above zero in every tap. A map without lesion may keep a faint bump
+    below zero.
     """
     taps, rows, columns = like.grid.shape
     shape = np.zeros((DRAWN_SIDE, DRAWN_SIDE), bool)
@@ -122,7 +124,7 @@ def draw(like: Example, tumour: bool, rng: np.random.Generator) -> Example:
     if tumour:
         shape, finding = _lesion(like, rng)
     elif rng.random() < 0.3:
-        shape = _ragged_ellipses(rng)
+        shape = _ragged_ellipses(like, rng)
     if not shape.any():
         return move(like, rng)
     bump = ndimage.zoom(
@@ -147,9 +149,9 @@ def _lesion(like: Example, rng: np.random.Generator) -> tuple[np.ndarray, Findin
     with a few voxels of brain in a corner.
     """
     for _ in range(ATTEMPTS):
-        shape = _ragged_ellipses(rng)
+        shape = _ragged_ellipses(like, rng)
         if rng.random() < SEVERAL:
-            shape |= _ragged_ellipses(rng)
+            shape |= _ragged_ellipses(like, rng)
         if shape.any():
             finding = _drawn_finding(shape, like)
             if ((finding.centroid > WITHIN[0]) & (finding.centroid < WITHIN[1])).all():
@@ -175,20 +177,26 @@ def _spread(cover: np.ndarray, frame: np.ndarray) -> np.ndarray:
     return spread_of(shares, cover[cover > 0])
 
 
-def _ragged_ellipses(rng: np.random.Generator) -> np.ndarray:
-    """The shape of a lesion, (48, 48) bool."""
+def _ragged_ellipses(like: Example, rng: np.random.Generator) -> np.ndarray:
+    """The shape of a lesion, (48, 48) bool, in the frame of a map; lengths are uniform in their logarithm."""
     y, x = np.mgrid[:DRAWN_SIDE, :DRAWN_SIDE] / DRAWN_SIDE
+    length = np.exp(rng.uniform(*np.log(DRAWN_MM))) / (like.square_mm * like.frame[2])
     centre = rng.uniform(0.12, 0.88, 2)
+    # The middle of a part, so that the smallest lesion has one.
+    centre = (np.floor(centre * DRAWN_SIDE) + 0.5) / DRAWN_SIDE if length < 2 / DRAWN_SIDE else centre
     shape = np.zeros(y.shape, bool)
     edge = ndimage.gaussian_filter(rng.normal(size=y.shape), 2.5)
     edge *= 0.35 / max(edge.std(), 1e-6)
     for _ in range(rng.integers(1, 4)):
-        at = centre + rng.normal(0, 0.05, 2)
-        radii = rng.uniform(0.03, 0.2, 2)
+        at = centre + rng.normal(0, 0.12, 2) * length
+        radii = length * rng.uniform(0.2, 0.5, 2)
         angle = rng.uniform(0, np.pi)
-        v = y - at[0]
-        u = x - at[1]
+        v = y + 0.5 / DRAWN_SIDE - at[0]
+        u = x + 0.5 / DRAWN_SIDE - at[1]
         along = u * np.cos(angle) + v * np.sin(angle)
         across = v * np.cos(angle) - u * np.sin(angle)
         shape |= (along / radii[0]) ** 2 + (across / radii[1]) ** 2 < 1 + edge
+    if not shape.any():
+        row, column = (centre * DRAWN_SIDE).astype(int)
+        shape[row, column] = True
     return shape

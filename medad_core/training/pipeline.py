@@ -23,6 +23,7 @@ from medad_core.data.own_folders import claim_folder
 from medad_core.errors import MedadError
 from medad_core.llm.engine import llm_fingerprint, llm_folder
 from medad_core.llm.prompt import Prompt
+from medad_core.llm.questions import words_sha256
 from medad_core.llm.transformers_engine import load_llm
 from medad_core.models.device import device_of, settle_torch
 from medad_core.models.encoder import Encoder, load_encoder
@@ -267,6 +268,7 @@ def _work_key(
         sorted(shared_fingerprint(settings).items()),
         sorted(llm_fingerprint(settings.llm.model, settings.llm.lora, where=settings.models).items()),
         settings.llm.template,
+        words_sha256(settings.train.converter.questions),
     ]
     for case in cases:
         masks = hashlib.sha256(case.masks.tobytes()).hexdigest()

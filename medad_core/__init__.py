@@ -7,6 +7,8 @@ Data
     study        A case as it is in an inbox: its files, their paths and their content.
     volume       The 3-D image of one modality of a case.
     slice        One axial picture of a volume: upright, 8 bits a pixel, named by (case_id, slice_index).
+    finding      What the mask of a slice says of its tumour: where, on which side, how large, how many parts.
+    question     What the LLM is asked of a slice. Those of one family have the same kind of answer in many wordings.
     mask         The expert segmentation of a case, or of one slice of it. A case without a mask is unlabelled.
 
 Work

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medad_core.data.findings import Finding, find
+from medad_core.data.findings import TumourFinding, find
 from medad_core.training.maps import Example, LabelledMaps
 
 WHOLE = (0.0, 0.0, 1.0)  # the frame of a map of all of the picture
@@ -16,7 +16,7 @@ def empty_example(frame: Sequence[float] = WHOLE, grid: np.ndarray | None = None
     return Example(grid, np.array(frame, np.float32), 240.0, None, np.zeros((48, 48), np.float32))
 
 
-def found(row: float, column: float) -> Finding:
+def found(row: float, column: float) -> TumourFinding:
     """What a mask says that is a blob at a place, given as shares of the picture."""
     mask = np.zeros((96, 96), bool)
     y, x = int(row * 96), int(column * 96)

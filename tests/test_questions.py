@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from scipy.special import expit
 
 from medad_core.config import load_settings
-from medad_core.data.findings import NUMBERS, PLACES, SIDES, SIZES, Finding, find, measure_parts, spread_of
+from medad_core.data.findings import NUMBERS, PLACES, SIDES, SIZES, TumourFinding, find, measure_parts, spread_of
 from medad_core.data.location import CELLS
 from medad_core.errors import UsageError, WeightsError
 from medad_core.llm.grammar import QUESTION
@@ -44,7 +44,7 @@ def blob(*boxes: tuple[int, int, int, int]) -> np.ndarray:
     return mask
 
 
-def finding(*boxes: tuple[int, int, int, int], pixel_mm2: float = 1.0) -> Finding:
+def finding(*boxes: tuple[int, int, int, int], pixel_mm2: float = 1.0) -> TumourFinding:
     """Of boxes in a brain from column 10 to column 89: its middle is between the columns 49 and 50."""
     brain = np.zeros((SIDE, SIDE), bool)
     brain[5:90, 10:90] = True
@@ -140,7 +140,7 @@ def test_a_moved_map_keeps_what_its_mask_says():
     cover = np.zeros((48, 48), np.float32)
     cover[10:16, 5:9] = 1
     shares = (np.argwhere(cover) + 0.5) / 48
-    told = Finding(shares.mean(axis=0), 1.0, 20.0, 1, spread_of(shares))
+    told = TumourFinding(shares.mean(axis=0), 1.0, 20.0, 1, spread_of(shares))
     example = replace(empty_example((0.1, 0.1, 0.7)), finding=told, cover=cover)
     moved_at_all = 0
     for seed in range(30):

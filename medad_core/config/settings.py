@@ -175,6 +175,19 @@ class LLMSettings(Section):
         1, ge=1, description="copies of the model, each in a process and on GPUs of its own"
     )
 
+    @field_validator("questions", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        """One question alone is a list of one; `region: left half` without quotation marks is a mapping to YAML."""
+        if isinstance(value, str):
+            return (value,)
+        if not isinstance(value, list | tuple):
+            return value
+        return tuple(
+            ": ".join(map(str, next(iter(each.items())))) if type(each) is dict and len(each) == 1 else each
+            for each in value
+        )
+
 
 class EvaluateSettings(Section):
     """Metrics and their intervals."""

@@ -74,7 +74,7 @@ class Finding:
 def find(mask: np.ndarray, brain: np.ndarray, pixel_mm2: float) -> Finding | None:
     """What a mask (H, W) bool in display orientation says; None where it is empty.
 
-    `brain` (H, W) bool has the middle between left and right, `pixel_mm2` is the area of a (square) pixel.
+    The middle column of `brain` (H, W) bool parts left from right. `pixel_mm2` is the area of a (square) pixel.
     """
     places = np.argwhere(mask)
     if not len(places):
@@ -84,7 +84,7 @@ def find(mask: np.ndarray, brain: np.ndarray, pixel_mm2: float) -> Finding | Non
     middle = (columns[0] + columns[-1]) / 2
     right = float(np.mean(np.where(places[:, 1] == middle, 0.5, places[:, 1] < middle)))
     longest_mm, parts = measure_parts(mask, pixel_mm2)
-    shares = np.array([square_share(row + 0.5, column + 0.5, *mask.shape) for row, column in places])
+    shares = np.stack(square_share(*(places.T + 0.5), *mask.shape), axis=1)
     return Finding(centroid, right, longest_mm, parts, spread_of(shares))
 
 

@@ -1,4 +1,4 @@
-"""Who the patient of a case is, and what ails it, where no name or layout says it: a table of cases and patients.
+"""Who the patient of a case is, and the pathology, where no name or layout says it: a table of cases and patients.
 
 One decision: with such a table, a case that it does not name is refused. Taken for a patient of its own, it could be
 the second visit of one that is trained on.
@@ -23,9 +23,9 @@ _VISIT = ("visit", "date")
 def with_patients(discovery: Discovery, table: str) -> Discovery:
     """The same cases with what a CSV or TSV file says of them; those that it does not name are rejected.
 
-    Columns: `case_id` (or `participant_id`), `patient`, and if they are there `visit` (or `date`) and `pathology`;
-    others are not read. Raises UsageError for a file that cannot be read, lacks a column, has two for one thing, or
-    names a case twice.
+    Columns: `case_id` (or else `participant_id`), `patient`, and if they are there `visit` (or else `date`) and
+    `pathology`; others are not read. `n/a`, as BIDS writes it, is no visit and no pathology. Raises UsageError for a
+    file that cannot be read, lacks a column, or names a case twice.
     """
     patients = _read(Path(table))
     cases = []
@@ -37,10 +37,20 @@ def with_patients(discovery: Discovery, table: str) -> Discovery:
             rejected.append(Rejection(case.case_id, reason))
         else:
             visit = next((row[name] for name in _VISIT if name in row), "")
-            said = {"patient": canonical(row["patient"]), "visit": visit, "pathology": row.get("pathology", "")}
-            cases.append(replace(case, **said))
+            cases.append(
+                replace(
+                    case,
+                    patient=canonical(row["patient"]),
+                    visit=_known(visit),
+                    pathology=_known(row.get("pathology", "")),
+                )
+            )
     ordered = sorted(rejected, key=lambda item: (item.case_id, item.reason))
     return replace(discovery, cases=tuple(cases), rejected=tuple(ordered))
+
+
+def _known(text: str) -> str:
+    return "" if text.casefold() == "n/a" else text
 
 
 def _read(path: Path) -> dict[str, Mapping[str, str]]:
@@ -49,9 +59,6 @@ def _read(path: Path) -> dict[str, Mapping[str, str]]:
     def check_columns(names: Sequence[str]) -> None:
         if not set(_ID) & set(names) or "patient" not in names:
             raise UsageError(f"{named}: needs the columns case_id and patient")
-        for two in (_ID, _VISIT):
-            if set(two) <= set(names):
-                raise UsageError(f"{named}: has the columns {' and '.join(two)}, which say the same; keep one")
 
     patients: dict[str, Mapping[str, str]] = {}
     for where, row in read_lines(path, named, check_columns):

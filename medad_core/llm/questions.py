@@ -1,8 +1,8 @@
 """The questions: their wordings, the sentences that answer them, and how an answer is read.
 
 One decision: a question has a closed list of whole sentences as answers, each with a value, and its truth is computed
-from a `Finding`. What is none of the sentences is unparsed, and never guessed. `presence` is the question that every
-run asks: its sentence has the verdict and the place (medad_core.llm.grammar).
+from a `TumourFinding`. What is none of the sentences is unparsed, and never guessed. Every run asks `presence`: its
+sentence has the verdict and the place (medad_core.llm.grammar).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from importlib.resources import files
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from medad_core.data.findings import HALVES, NUMBERS, PLACES, SIDES, SIZES, Finding
+from medad_core.data.findings import HALVES, NUMBERS, PLACES, SIDES, SIZES, TumourFinding
 from medad_core.data.location import CELLS
 from medad_core.errors import UsageError
 from medad_core.llm.grammar import GRAMMAR, answer_to, parse
@@ -79,7 +79,7 @@ class Question:
             return None if answer is None else answer.verdict
         return self.answers.get(text.strip())
 
-    def truth(self, finding: Finding | None) -> str:
+    def truth(self, finding: TumourFinding | None) -> str:
         """The value of the right answer for a slice with this finding, None for a tumour-free one."""
         if self.family == PRESENCE:
             return "no" if finding is None else "yes"
@@ -87,7 +87,7 @@ class Question:
             return "yes" if finding is not None and finding.is_in(self.place) else "no"
         return NONE if finding is None else _VALUES[self.family](finding)
 
-    def answer(self, finding: Finding | None) -> str:
+    def answer(self, finding: TumourFinding | None) -> str:
         """The right sentence."""
         if self.family == PRESENCE:
             return answer_to(None if finding is None else finding.cell)

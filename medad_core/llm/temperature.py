@@ -1,6 +1,7 @@
 """How far p(yes) may be taken at its word: one temperature, fitted on validation patients and kept with the converter.
 
-One decision: the log-odds of p(yes) are divided by it, so neither a verdict nor the order of two slices changes.
+One decision: the log-odds of p(yes) are divided by it, so no verdict changes, and no two slices change places; those
+that are nearer to 0 or 1 than 1e-12 become equal.
 Source: Guo et al. 2017, "On Calibration of Modern Neural Networks".
 """
 
@@ -11,7 +12,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
 UNCHANGED = 1.0
-_LIMITS = (0.05, 20.0)
+_LIMITS = (0.5, 20.0)  # below, what is unlike would become 1 in 32 bits
 _LEAST = 1e-12  # probabilities of 0 and 1 have no log-odds
 
 
@@ -23,7 +24,7 @@ def tempered(p_yes: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def fit_temperature(p_yes: np.ndarray, label: np.ndarray) -> float:
-    """The temperature from 0.05 to 20 that makes the labels (n,) bool likeliest; 1 where all of them are the same."""
+    """The temperature from 0.5 to 20 that makes the labels (n,) bool likeliest; 1 where all of them are the same."""
     if label.all() or not label.any():
         return UNCHANGED
 

@@ -71,13 +71,19 @@ class TransformersEngine:
         self.batch_size = batch_size
         self.model = model
         self.structured = structured
+        self.constraints: dict[tuple[str, ...], LogitsProcessor] = {}
 
     def generate(self, prompts: np.ndarray, sentences: Sequence[str] = ()) -> list[Generation]:
         """See `Engine.generate`. Raises Stopped where the process was asked to stop."""
         starts = range(0, len(prompts), self.batch_size)
         batches = (prompts[start : start + self.batch_size] for start in starts)
-        constraint = _constraint(self.prompt, sentences) if self.structured else None
+        constraint = self._constraint(tuple(sentences)) if self.structured else None
         return [answer for batch in batches for answer in self._answer(batch, constraint)]
+
+    def _constraint(self, sentences: tuple[str, ...]) -> LogitsProcessor:
+        if sentences not in self.constraints:  # it reads the whole vocabulary
+            self.constraints[sentences] = _constraint(self.prompt, sentences)
+        return self.constraints[sentences]
 
     @torch.inference_mode()
     def _answer(self, prompts: np.ndarray, constraint: LogitsProcessor | None) -> list[Generation]:

@@ -66,7 +66,7 @@ _NAMES = {
     "location_exact": "Location exact",
     "question_accuracy": "Question, right value",
     "question_commonest": "Question, always the commonest value",
-    "question_size_near": "Question, right size or the next",
+    "question_size_near": "Question, right size or the next, of tumours",
     "location_exact_or_neighbour": "Location exact or neighbouring",
     "hallucinated_location_share": "Location named where there is no tumour",
 }
@@ -74,9 +74,9 @@ _NAMES = {
 READING = (
     "A slice is positive when the expert mask holds any tumour in it. Intervals are 95 % percentile intervals of a "
     "bootstrap over patients: patients are drawn with replacement, all slices of a patient together.",
-    "Map score is the highest anomaly probability of a slice, unless configured otherwise; p(yes) is the LLM's own "
-    "probability of “Yes” against “No”. Brightness is the 99.5th percentile of the slice's brain pixels: "
-    "a detector that does not beat it has learned little.",
+    "Map score is the highest anomaly probability of a slice, unless configured otherwise; p(yes) is the LLM's "
+    "probability of “Yes” against “No”, at the temperature of the weights where they have one. Brightness is the "
+    "99.5th percentile of the slice's brain pixels: a detector that does not beat it has learned little.",
     "Accuracy means nothing without the line “always answering the commoner class”: most slices of a glioma cohort "
     "contain tumour. An answer that could not be read counts as wrong.",
     "Sensitivity at 95 % specificity has the threshold that these very slices ask for: it shows what a threshold could "
@@ -85,6 +85,10 @@ READING = (
     "Patients: tumour in any slice, highest score of any slice, yes in any slice; Dice is taken per patient and "
     "averaged. Pixels: all pixels pooled; Dice over slices with tumour only; AUPRO gives every connected lesion of a "
     "slice the same weight, however small. Locations: nine cells of the picture, judged among the true positives.",
+    "A lesion is a connected part of a slice's mask, of any size. The map touches it where it is above its threshold "
+    "in one of its pixels; a false lesion is a connected part of the map above it in a tumour-free slice.",
+    "A question is right where the value of its answer is that of the mask. Tumour-free slices count too: there, the "
+    "right answer is that there is no anomaly. “Always the commonest value” is what an answer without a look gets.",
     "Supervision is what a model has learned from: tables of models that saw masks, image labels or tumour-free slices "
     "only cannot be compared without it.",
     "A dash is a metric that this cohort leaves undefined; the note says why. Cases of the train split were seen in "
@@ -93,12 +97,16 @@ READING = (
 
 
 # What the trivial detectors have learned from; all else is as the weights say.
-_SUPERVISION = {"brightness": "none", "majority": "the labels themselves"}
+_SUPERVISION = {
+    "brightness": "none",
+    "majority": "the labels themselves",
+    "question_commonest": "the labels themselves",
+}
 
 
 def supervision_of(metric: str, learned_from: str) -> str:
     """What the model behind a metric has learned from; `learned_from` is that of decoder and converter."""
-    return _SUPERVISION.get(metric.split("_", maxsplit=1)[0], learned_from)
+    return _SUPERVISION.get(metric) or _SUPERVISION.get(metric.split("_", maxsplit=1)[0], learned_from)
 
 
 def metric_name(metric: str) -> str:

@@ -16,14 +16,15 @@ from medad_core.metrics.arrays import BoolArray, FloatArray
 from medad_core.metrics.ranking import ratio
 from medad_core.metrics.statistic import Statistic
 
-_SIZE = {size: number for number, size in enumerate(("none", *SIZES))}
+NO_SLICES = "no labelled slices"
+_SIZE = {size: number for number, size in enumerate(SIZES)}
 
 
 def question_statistics(asked: pd.DataFrame, patients: Sequence[str]) -> list[Statistic]:
     """Statistics of rows with the columns patient, question, value and value_true, with weights over `patients`.
 
-    For each question in order of appearance: the share of right values, that of always giving the commonest true value,
-    and of sizes the share that is right or in the next class.
+    For each question in order of appearance: the share of right values, and that of always giving the commonest true
+    value. For sizes also the share of tumours whose size is right or the next one.
     """
     labelled = asked[asked["value_true"].notna()]
     statistics = []
@@ -31,20 +32,31 @@ def question_statistics(asked: pd.DataFrame, patients: Sequence[str]) -> list[St
         true = rows["value_true"]
         right = (rows["value"] == true).to_numpy(bool)
         flags = {"question_accuracy": right, "question_commonest": (true == true.mode()[0]).to_numpy(bool)}
-        if question == "size":
-            steps = (rows["value"].map(_SIZE) - true.map(_SIZE)).abs()
-            flags["question_size_near"] = (steps <= 1).to_numpy(bool)
         place = pd.Categorical(rows["patient"], categories=patients).codes
         for metric, flag in flags.items():
             statistics.append(_share(metric, str(question), flag, place, len(patients)))
+        if question == "size":
+            of_tumour = true.isin(_SIZE).to_numpy(bool)
+            steps = (rows["value"].map(_SIZE) - true.map(_SIZE)).abs()
+            near = (steps <= 1).to_numpy(bool)  # no size is next to none
+            statistics.append(
+                _share("question_size_near", "size", near[of_tumour], place[of_tumour], len(patients), "no tumours")
+            )
     return statistics
 
 
-def _share(metric: str, question: str, flags: BoolArray, patient: np.ndarray, patients: int) -> Statistic:
+def _share(
+    metric: str,
+    question: str,
+    flags: BoolArray,
+    patient: np.ndarray,
+    patients: int,
+    without: str = "no labelled slices",
+) -> Statistic:
     part: FloatArray = np.bincount(patient, weights=flags.astype(float), minlength=patients).astype(float)
     whole: FloatArray = np.bincount(patient, minlength=patients).astype(float)
 
     def values(weights: FloatArray) -> FloatArray:
         return ratio(weights @ part, weights @ whole)
 
-    return Statistic(metric, "text", question, len(flags), values, "no labelled slices")
+    return Statistic(metric, "text", question, len(flags), values, without)

@@ -75,8 +75,9 @@ def evaluate(predictions: pd.DataFrame, settings: EvaluateSettings, evidence: Ev
     for split in sorted(ordered["split"].dropna().unique()):
         frames[split] = ordered[ordered["split"] == split]
     known = ordered["case_id"].map(dict(evidence.pathology))
-    for name in sorted(known.dropna().unique()):
-        frames[f"{PATHOLOGY}{name}"] = ordered[known == name]
+    same = known.str.casefold() if known.notna().any() else known  # "Glioma" is "glioma"
+    for _, rows in known.dropna().groupby(same):
+        frames[f"{PATHOLOGY}{rows.iloc[0]}"] = ordered.loc[rows.index]
     rows = []
     for split, frame in frames.items():
         statistics = _statistics(frame, evidence, settings.map_threshold)

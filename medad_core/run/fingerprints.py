@@ -228,7 +228,8 @@ def check_wording(settings: Settings) -> None:
     template, image = wording(settings)
     check_llm(settings, template, image)
     words = word(llm_folder(settings.llm.model, where=settings.models), template, image)
-    answers = [answer for question in asked_questions(settings) for answer in question.answers]
+    questions = asked_questions(settings)
+    answers = [*words.template.sentences, *(answer for question in questions[1:] for answer in question.answers)]
     longest = max(answers, key=words.length)
     if words.length(longest) > settings.llm.max_new_tokens:
         raise UsageError(

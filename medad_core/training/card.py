@@ -39,6 +39,7 @@ from medad_core.training.features import TrainingCase, map_tokens
 Scores = dict[str, float | int | None]  # None where undefined
 
 SURE = 0.9  # of a map's score: a verdict against it contradicts the map
+MOST_ASKED = 2000  # slices of a large cohort that further questions are scored on
 AT_ONCE = 256  # slices whose prompts lie in memory together
 
 
@@ -136,12 +137,13 @@ def verdict_scores(spoken: Spoken, temperature: float, settings: Settings, wide:
 def question_scores(speaker: Speaker, cases: Sequence[TrainingCase]) -> dict[str, Scores]:
     """Right values of every further family that was learned, on `cases` as in `verdict_scores`.
 
-    Each in the wording of screening, in wordings that nobody learned, and with the map of another slice; beside them
-    the share of the commonest true value. Region is asked for one place a slice, all places in turn.
+    At most 2,000 slices. Each in the wording of screening, in wordings that nobody learned, and with the map of another
+    patient's slice; beside them the share of the commonest true value. Region is asked for one place a slice, all places
+    in turn.
     """
     settings = speaker.settings
-    picks = _picks(cases, settings)
-    others = list(np.random.default_rng(settings.train.seed).permutation(len(picks)))
+    picks = _thinned(_picks(cases, settings), settings.train.seed)
+    others = _of_others(picks, settings.train.seed)
     findings = [find(case.masks[at], case.brain[at], case.pixel_mm2) for case, at in picks]
     scores: dict[str, Scores] = {}
     places = list(PLACES)
@@ -161,6 +163,26 @@ def question_scores(speaker: Speaker, cases: Sequence[TrainingCase]) -> dict[str
             "commonest_value": max(true.count(value) for value in set(true)) / len(true),
         }
     return scores
+
+
+def _of_others(picks: Sequence[tuple[TrainingCase, int]], seed: int) -> list[int]:
+    """For every slice the number of one of another patient, or of another slice where there is but one patient."""
+    rng = np.random.default_rng(seed)
+    patients = np.array([case.patient for case, _ in picks], object)
+    numbers = np.arange(len(picks))
+    chosen = []
+    for number in numbers:
+        pools = (numbers[patients != patients[number]], numbers[numbers != number], numbers)
+        chosen.append(int(rng.choice(next(pool for pool in pools if len(pool)))))
+    return chosen
+
+
+def _thinned(picks: list[tuple[TrainingCase, int]], seed: int) -> list[tuple[TrainingCase, int]]:
+    """At most MOST_ASKED of the slices, in their order."""
+    if len(picks) <= MOST_ASKED:
+        return picks
+    keep = np.sort(np.random.default_rng(seed).choice(len(picks), MOST_ASKED, replace=False))
+    return [picks[number] for number in keep]
 
 
 def _right_share(asked: Sequence[Question], texts: Sequence[str], true: Sequence[str]) -> float:
@@ -269,7 +291,7 @@ def write_card(
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "scores": scores,
         "decoder_steps": decoder_steps,
-        "last_step": curve[-1],
+        "last_step": {name: None if np.isnan(value) else value for name, value in curve[-1].items()},
     }
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     (out / "card.md").write_text(_markdown(card), encoding="utf-8")

@@ -61,7 +61,7 @@ class TrainingCase:
         """The case with left and right exchanged, where its features are there."""
         if self.mirrored is None:
             return None
-        images, brain, masks = (np.ascontiguousarray(mirror(own)) for own in (self.images, self.brain, self.masks))
+        images, brain, masks = (mirror(own) for own in (self.images, self.brain, self.masks))  # views, no copies
         return replace(self, features=self.mirrored, images=images, brain=brain, masks=masks, mirrored=None)
 
     @cached_property

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
-from medad_core.data.findings import Finding, find, measure_parts, spread_of
+from medad_core.data.findings import TumourFinding, find, measure_parts, spread_of
 from medad_core.training.features import TrainingCase
 
 DRAWN_SIDE = 48
@@ -34,7 +34,7 @@ class Example:
     grid: np.ndarray
     frame: np.ndarray
     square_mm: float
-    finding: Finding | None
+    finding: TumourFinding | None
     cover: np.ndarray
 
 
@@ -45,7 +45,7 @@ class LabelledMaps:
     grids: np.ndarray
     frames: np.ndarray
     square_mm: np.ndarray
-    findings: tuple[Finding | None, ...]
+    findings: tuple[TumourFinding | None, ...]
     covers: np.ndarray
 
     @property
@@ -142,7 +142,7 @@ def draw(like: Example, tumour: bool, rng: np.random.Generator) -> Example:
     return move(Example(grid.astype(np.float32), like.frame, like.square_mm, finding, cover), rng)
 
 
-def _lesion(like: Example, rng: np.random.Generator) -> tuple[np.ndarray, Finding | None]:
+def _lesion(like: Example, rng: np.random.Generator) -> tuple[np.ndarray, TumourFinding | None]:
     """The shape of a lesion in the frame of a map, and what it says; its centroid lies well within the picture.
 
     There is none, an empty shape and None, in a frame that lies at the picture's edge or beside it: that of a slice
@@ -159,7 +159,7 @@ def _lesion(like: Example, rng: np.random.Generator) -> tuple[np.ndarray, Findin
     return np.zeros((DRAWN_SIDE, DRAWN_SIDE), bool), None
 
 
-def _drawn_finding(shape: np.ndarray, like: Example) -> Finding:
+def _drawn_finding(shape: np.ndarray, like: Example) -> TumourFinding:
     """What a drawn shape says; the middle of its frame stands for that of the brain."""
     places = np.argwhere(shape)
     frame = like.frame
@@ -167,11 +167,11 @@ def _drawn_finding(shape: np.ndarray, like: Example) -> Finding:
     right = float((places[:, 1] < DRAWN_SIDE / 2).mean())
     pixel_mm = like.square_mm * float(frame[2]) / DRAWN_SIDE
     longest_mm, parts = measure_parts(shape, pixel_mm**2)
-    return Finding(centroid, right, longest_mm, parts, _spread(shape, frame))
+    return TumourFinding(centroid, right, longest_mm, parts, _spread(shape, frame))
 
 
 def _spread(cover: np.ndarray, frame: np.ndarray) -> np.ndarray:
-    """`Finding.spread` of what covers (48, 48) parts of a frame (3,)."""
+    """`TumourFinding.spread` of what covers (48, 48) parts of a frame (3,)."""
     places = np.argwhere(cover > 0)
     shares = frame[:2] + (places + 0.5) / len(cover) * frame[2]
     return spread_of(shares, cover[cover > 0])

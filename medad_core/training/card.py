@@ -138,8 +138,7 @@ def question_scores(speaker: Speaker, cases: Sequence[TrainingCase]) -> dict[str
     """Right values of every further family that was learned, on `cases` as in `verdict_scores`.
 
     At most 2,000 slices. Each in the wording of screening, in wordings that nobody learned, and with the map of another
-    patient's slice; beside them the share of the commonest true value. Region is asked for one place a slice, all places
-    in turn.
+    patient's slice; beside them the share of the commonest true value. Region is asked for one place a slice, in turn.
     """
     settings = speaker.settings
     picks = _thinned(_picks(cases, settings), settings.train.seed)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -182,6 +183,11 @@ def test_a_run_asks_several_questions_of_every_slice(weights, tmp_path):
     assert rows["value"].notna().all()  # held to the sentences of its question
     truth = rows.set_index(["slice_index", "question"])["value_true"]
     assert truth[60].to_dict() == {"presence": "no", "side": "none", "size": "none", "region: left half": "no"}
+    # A ball of 7 mm beside the middle: where it lies in the file is known, and so is the patient's side.
+    stored = np.asarray(nib.load(next((tmp_path / "data").rglob("*_seg.nii.gz"))).dataobj)[:, :, 61] > 0
+    x = np.argwhere(stored).mean(axis=0)[0]  # grows to the patient's left
+    assert abs(x - 31.5) > 7 and truth[61, "side"] == ("left" if x > 31.5 else "right")
+    assert truth[61, "region: left half"] == ("no" if x > 31.5 else "yes")  # the picture's left is the patient's right
     assert truth[61, "presence"] == "yes" and truth[61, "size"] == "1 to 3 cm"
     answers = read_table(str(next((several / "answers").glob("*.parquet")))).to_pandas()
     assert np.isnan(answers.loc[answers["question"].isin(["side", "size"]), "p_yes"]).all()

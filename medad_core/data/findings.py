@@ -30,7 +30,7 @@ _WITH_CORNERS = np.ones((3, 3), bool)
 
 
 @dataclass(frozen=True)
-class Finding:
+class TumourFinding:
     """The tumour of one slice.
 
     `centroid` (2,) is row and column as shares of the square around the picture. `right` is the share of pixels on the
@@ -71,7 +71,7 @@ class Finding:
         return bool(self.spread[PLACES[place]].sum() > IN_PLACE - TIE)
 
 
-def find(mask: np.ndarray, brain: np.ndarray, pixel_mm2: float) -> Finding | None:
+def find(mask: np.ndarray, brain: np.ndarray, pixel_mm2: float) -> TumourFinding | None:
     """What a mask (H, W) bool in display orientation says; None where it is empty.
 
     The middle column of `brain` (H, W) bool parts left from right. `pixel_mm2` is the area of a (square) pixel.
@@ -85,7 +85,7 @@ def find(mask: np.ndarray, brain: np.ndarray, pixel_mm2: float) -> Finding | Non
     right = float(np.mean(np.where(places[:, 1] == middle, 0.5, places[:, 1] < middle)))
     longest_mm, parts = measure_parts(mask, pixel_mm2)
     shares = np.stack(square_share(*(places.T + 0.5), *mask.shape), axis=1)
-    return Finding(centroid, right, longest_mm, parts, spread_of(shares))
+    return TumourFinding(centroid, right, longest_mm, parts, spread_of(shares))
 
 
 def measure_parts(mask: np.ndarray, pixel_mm2: float) -> tuple[float, int]:

@@ -354,7 +354,7 @@ def test_a_screened_phantom_is_answered_as_plain_torch_answers_it(kit, settings,
     model, tokenizer = reference_llm(kit), prompt.tokenizer
     logits = model(inputs_embeds=assembled).logits[:, -1]
     tokens = model.generate(
-        inputs_embeds=assembled, attention_mask=torch.ones(assembled.shape[:2]), max_new_tokens=5, do_sample=False
+        inputs_embeds=assembled, attention_mask=torch.ones(assembled.shape[:2]), max_new_tokens=60, do_sample=False
     )
     answers = stage_of(screened, "answers").read()
     assert answers["answer"].to_pylist() == tokenizer.batch_decode(tokens, skip_special_tokens=True)

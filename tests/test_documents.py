@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 METHOD = ROOT / "medad_core" / "README.md"
 GLOSSARY = """
-    case study volume slice mask part range stage run batch cohort revision
+    case study volume slice mask finding question part range stage run batch cohort revision
     plan record manifest fingerprint quarantine
 """
 FENCE = "```"

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import weakref
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from medad_core.llm.grammar import GRAMMAR, NO, answer_to, parse, yes
 from medad_core.llm.parallel import gpu_shares
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Generation
+from medad_core.llm.questions import Question
 from medad_core.llm.sizing import gpu_share, model_size, resolved_dtype
 from medad_core.llm.transformers_engine import shared_prefix
 from medad_core.metrics.location import cell_steps
@@ -60,11 +62,11 @@ def lesion_grids() -> tuple[np.ndarray, list[str | None]]:
     return np.stack(grids), cells
 
 
-def speak(prompt: Prompt, prompts: np.ndarray, **changes) -> list[Generation]:
+def speak(prompt: Prompt, prompts: np.ndarray, sentences: Sequence[str] = (), **changes) -> list[Generation]:
     """Answers of the Transformers engine."""
     engine = open_engine(prompt, LLMSettings(engine="transformers", **changes), prompts.shape[1])
     try:
-        return engine.generate(prompts)
+        return engine.generate(prompts, sentences)
     finally:
         engine.close()
 
@@ -186,15 +188,16 @@ import numpy as np
 from medad_core.config import LLMSettings
 from medad_core.llm.engine import llm_folder, open_engine
 from medad_core.llm.prompt import Prompt
-from medad_core.llm.vllm_engine import sampling
+from medad_core.llm.questions import Question
 
 if __name__ == "__main__":
     prompt, settings = Prompt(llm_folder("smollm2-135m")), LLMSettings(engine="vllm")
     free, meaningless = np.load(sys.argv[1]), np.load(sys.argv[2])
     engine = open_engine(prompt, settings, free.shape[1])
     answers = [engine.generate(free)]
-    engine.sampling = sampling(prompt, settings.model_copy(update={"structured": True}))
+    engine.settings = settings.model_copy(update={"structured": True})
     answers.append(engine.generate(meaningless))
+    answers.append(engine.generate(meaningless, tuple(Question("size").answers)))
     engine.close()
     rows = [[[answer.text, answer.p_yes, answer.finish_reason, answer.tokens] for answer in batch] for batch in answers]
     print("ANSWERS" + json.dumps(rows))
@@ -202,7 +205,7 @@ if __name__ == "__main__":
 
 
 def test_vllm_and_transformers_give_the_same_greedy_answers(prompt, converter, tmp_path):
-    """Free and held to the grammar.
+    """Free, and held to the sentences of the template or of a question.
 
     In a process of its own: vLLM takes half a minute to import and is not meant to share one.
     """
@@ -220,8 +223,14 @@ def test_vllm_and_transformers_give_the_same_greedy_answers(prompt, converter, t
     )
     assert done.returncode == 0, done.stderr[-3000:]
     theirs = json.loads(done.stdout.split("ANSWERS")[1])
-    for free, rows in zip((True, False), theirs, strict=True):
-        ours = speak(prompt, prompts if free else meaningless_prompts(prompt), structured=not free)
+    sizes = tuple(Question("size").answers)
+    given = [
+        speak(prompt, prompts),
+        speak(prompt, meaningless_prompts(prompt), structured=True),
+        speak(prompt, meaningless_prompts(prompt), sizes, structured=True),
+    ]
+    assert {answer.text for answer in given[2]} <= set(sizes)
+    for ours, rows in zip(given, theirs, strict=True):
         assert [row[0] for row in rows] == [answer.text for answer in ours]
         assert [row[2:] for row in rows] == [[answer.finish_reason, answer.tokens] for answer in ours]
         np.testing.assert_allclose([row[1] for row in rows], [answer.p_yes for answer in ours], atol=1e-3)

@@ -19,6 +19,7 @@ DRAWN_SIDE = 48
 WITHIN = (0.08, 0.92)  # where in the picture a centroid is moved to, or drawn
 ATTEMPTS = 20  # shapes that are drawn until one lies there
 DRAWN_MM = (4.0, 80.0)  # lengths of drawn lesions
+BLUR = 0.7  # of a drawn lesion's edge, in patches
 SEVERAL = 0.3  # share of drawn maps with two lesions, which may touch
 
 
@@ -127,8 +128,9 @@ def draw(like: Example, tumour: bool, rng: np.random.Generator) -> Example:
         shape = _ragged_ellipses(like, rng)
     if not shape.any():
         return move(like, rng)
+    # A lesion smaller than a patch raises the patches around it too.
     bump = ndimage.zoom(
-        ndimage.gaussian_filter(shape.astype(np.float32), 1.0),
+        ndimage.gaussian_filter(shape.astype(np.float32), BLUR * DRAWN_SIDE / rows),
         (rows / DRAWN_SIDE, columns / DRAWN_SIDE),
         order=1,
         grid_mode=True,

@@ -233,7 +233,8 @@ def test_vllm_and_transformers_give_the_same_greedy_answers(prompt, converter, t
     for ours, rows in zip(given, theirs, strict=True):
         assert [row[0] for row in rows] == [answer.text for answer in ours]
         assert [row[2:] for row in rows] == [[answer.finish_reason, answer.tokens] for answer in ours]
-        np.testing.assert_allclose([row[1] for row in rows], [answer.p_yes for answer in ours], atol=1e-3)
+        if ours is not given[2]:  # p(yes) has no meaning where no sentence begins so
+            np.testing.assert_allclose([row[1] for row in rows], [answer.p_yes for answer in ours], atol=1e-3)
 
 
 def test_answers_held_to_the_grammar_are_of_it_even_where_the_llm_would_talk(prompt):

@@ -17,8 +17,9 @@ import numpy as np
 class Generation:
     """One answer.
 
-    `p_yes` is P("Yes") / (P("Yes") + P("No")) of the first token. `finish_reason` is "stop" where the answer ended,
-    "length" where it was cut off. `tokens` counts the generated tokens, the end token included.
+    `p_yes` is P("Yes") / (P("Yes") + P("No")) of the first token, of no meaning where neither begins an answer.
+    `finish_reason` is "stop" where the answer ended, "length" where it was cut off. `tokens` counts the generated
+    tokens, the end token included.
     """
 
     text: str

@@ -206,11 +206,11 @@ class Failing(TransformersEngine):
         type(self).lives += 1
         super().__init__(*args, **kwargs)
 
-    def generate(self, prompts):
+    def generate(self, prompts, sentences=()):
         type(self).calls += 1
         if self.calls in self.at:
             self.model = None  # what comes next is the engine's own failure, half-way through its work
-        return super().generate(prompts)
+        return super().generate(prompts, sentences)
 
 
 @pytest.fixture

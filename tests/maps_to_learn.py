@@ -16,7 +16,7 @@ def empty_example(frame: Sequence[float] = WHOLE, grid: np.ndarray | None = None
     return Example(grid, np.array(frame, np.float32), 240.0, None, np.zeros((48, 48), np.float32))
 
 
-def found(row: float, column: float) -> TumourFinding:
+def finding_at(row: float, column: float) -> TumourFinding:
     """What a mask says that is a blob at a place, given as shares of the picture."""
     mask = np.zeros((96, 96), bool)
     y, x = int(row * 96), int(column * 96)

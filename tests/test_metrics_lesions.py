@@ -21,6 +21,14 @@ def test_every_pathology_has_its_own_rows_beside_those_of_all():
     assert "## Pathology: multiple \\| sclerosis" in render_markdown(rows, "title")
 
 
+def test_a_pathology_is_one_however_it_is_spelt():
+    predictions = random_predictions(patients=3)
+    rows = evaluate(predictions, OPTIONS, Evidence(pathology={"p00": "Glioma", "p01": "glioma", "p02": "MS"}))
+    assert {row.split for row in rows if row.split.startswith("pathology")} == {"pathology: Glioma", "pathology: MS"}
+    counted = {row.split: row.n for row in rows if row.metric == "yes_share"}
+    assert counted["pathology: Glioma"] == 2 * counted["pathology: MS"]
+
+
 def test_lesions_are_counted_one_by_one():
     mask = np.zeros((9, 9), bool)
     mask[1, 1] = mask[2, 2] = True  # one, over a corner

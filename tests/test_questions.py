@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,11 +27,14 @@ from medad_core.llm.grammar import QUESTION
 from medad_core.llm.questions import NONE, Question, families, questions_of
 from medad_core.llm.temperature import fit_temperature, tempered
 from medad_core.metrics import metric_rows
+from medad_core.metrics.names import supervision_of
+from medad_core.metrics.questions import question_statistics
 from medad_core.models.loading import open_tensors
 from medad_core.models.view import ALONE
 from medad_core.models.weights import CONVERTER, converter_facts
+from medad_core.stages.answers import _answer_rows
 from medad_core.stages.screen import screen
-from medad_core.store import read_table
+from medad_core.store import ANSWERS, read_table
 from medad_core.training.maps import move
 
 ALL = ("presence", "location", "side", "size", "region", "number")
@@ -96,17 +100,17 @@ def test_the_longest_diameter_is_that_between_the_corners_of_pixels(boxes):
 
 def test_every_right_answer_is_one_of_the_sentences_and_is_read_as_its_truth():
     questions = questions_of(["presence", "location", "side", "size", "number", *(f"region: {p}" for p in PLACES)])
-    found = [finding((row, column, 6, size)) for row, column, size in product((4, 40, 80), (4, 40, 80), (4, 12))]
-    found += [finding((4, 4, 6, 60)), finding((4, 4, 9, 9), (60, 60, 9, 9))]
+    findings = [finding((row, column, 6, size)) for row, column, size in product((4, 40, 80), (4, 40, 80), (4, 12))]
+    findings += [finding((4, 4, 6, 60)), finding((4, 4, 9, 9), (60, 60, 9, 9))]
     seen: dict[str, set[str]] = {question.name: set() for question in questions}
-    for question, one in product(questions, [*found, None]):
+    for question, one in product(questions, [*findings, None]):
         sentence = question.answer(one)
         assert sentence in question.answers and question.read(f" {sentence}\n") == question.truth(one)
         seen[question.name].add(question.truth(one))
         assert question.read(sentence.removesuffix(".")) is None
     assert seen["side"] == {*SIDES, NONE} and seen["size"] == {*SIZES, NONE} and seen["number"] == {*NUMBERS, NONE}
     assert seen["location"] == {*CELLS, NONE} and all(seen[f"region: {p}"] == {"yes", "no"} for p in PLACES)
-    assert Question("side").read(Question("size").answer(found[0])) is None
+    assert Question("side").read(Question("size").answer(findings[0])) is None
 
 
 @pytest.mark.parametrize(
@@ -141,8 +145,8 @@ def test_a_moved_map_keeps_what_its_mask_says():
     cover = np.zeros((48, 48), np.float32)
     cover[10:16, 5:9] = 1
     shares = (np.argwhere(cover) + 0.5) / 48
-    told = TumourFinding(shares.mean(axis=0), 1.0, 20.0, 1, spread_of(shares))
-    example = replace(empty_example((0.1, 0.1, 0.7)), finding=told, cover=cover)
+    drawn = TumourFinding(shares.mean(axis=0), 1.0, 20.0, 1, spread_of(shares))
+    example = replace(empty_example((0.1, 0.1, 0.7)), finding=drawn, cover=cover)
     moved_at_all = 0
     for seed in range(30):
         moved = move(example, np.random.default_rng(seed))
@@ -229,6 +233,35 @@ def test_what_the_weights_miss_is_said_before_any_number(weights, tmp_path):
     assert "most lesions of &lt;b&gt;MS&lt;/b&gt; are missed." in Path(results.page).read_text()
     text = Path(results.metrics).read_text()
     assert text.index("Trained on gliomas") < text.index("## ") and "of \\<b>MS\\</b> are missed" in text
+
+
+def test_a_question_is_worth_what_its_right_values_are():
+    rows = pd.DataFrame(
+        [
+            ("A", "size", "1 to 3 cm", "1 to 3 cm"),
+            ("A", "size", "over 3 cm", "1 to 3 cm"),  # the next one
+            ("A", "size", "none", "under 1 cm"),  # no size is next to none
+            ("B", "size", "none", "none"),
+            ("B", "size", None, "none"),  # could not be read
+            ("B", "size", "none", None),  # unlabelled
+        ],
+        columns=["patient", "question", "value", "value_true"],
+    )
+    by_metric = {each.metric: each for each in question_statistics(rows, ["A", "B"])}
+    both, only_b = np.array([[1.0, 1.0]]), np.array([[0.0, 1.0]])
+    values = {name: (each.n, each.values(both)[0], each.values(only_b)[0]) for name, each in by_metric.items()}
+    assert values["question_accuracy"] == (5, pytest.approx(2 / 5), pytest.approx(1 / 2))
+    assert values["question_commonest"][:2] == (5, pytest.approx(2 / 5))
+    assert values["question_size_near"][:2] == (3, pytest.approx(2 / 3)) and np.isnan(values["question_size_near"][2])
+    supervision = {name: supervision_of(name, "masks") for name in by_metric}
+    assert supervision["question_commonest"] == "the labels themselves" and supervision["question_accuracy"] == "masks"
+
+
+@pytest.mark.parametrize("names", [["presence"], ["presence", "side"]])
+def test_a_part_whose_cases_were_all_rejected_has_answers_without_rows(names):
+    keys = pa.table({"case_id": pa.array([], pa.string()), "slice_index": pa.array([], pa.int32())})
+    rows = _answer_rows(keys, questions_of(names), [[] for _ in names], 2.0)
+    assert len(rows) == 0 and rows.schema.names[: len(ANSWERS)] == ANSWERS.names
 
 
 def test_the_temperature_of_p_yes_is_found_again_and_changes_no_verdict():

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from maps_to_learn import empty_example, found
+from maps_to_learn import empty_example, finding_at
 from prefect_harness import SIZE, WORDS, weights_for, write_case
 
 from medad_core.config import load_settings
@@ -91,7 +91,7 @@ def test_the_converter_sees_a_map_where_its_frame_lies():
 def test_frame_and_lesion_move_together():
     """Whatever is drawn, the lesion keeps its place in the frame, or its mirror image."""
     grid = np.random.default_rng(0).normal(size=(4, 8, 8)).astype("f")
-    example = replace(empty_example((0.1, 0.2, 0.7), grid), finding=found(0.3, 0.6))
+    example = replace(empty_example((0.1, 0.2, 0.7), grid), finding=finding_at(0.3, 0.6))
     own = (example.finding.centroid - example.frame[:2]) / example.frame[2]
     for seed in range(20):
         moved = move(example, np.random.default_rng(seed))

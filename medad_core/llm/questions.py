@@ -107,7 +107,7 @@ _ANSWERS = {
     "location": lambda _: {f"The anomaly is at the {cell} of the image.": cell for cell in CELLS} | _NOTHING,
     "side": lambda _: dict(zip(_SIDE_SENTENCES, SIDES, strict=True)) | _NOTHING,
     "size": lambda _: (
-        {f"The anomaly is {said}.": size for said, size in zip(_SIZE_WORDS, SIZES, strict=True)} | _NOTHING
+        {f"The anomaly is {words}.": size for words, size in zip(_SIZE_WORDS, SIZES, strict=True)} | _NOTHING
     ),
     "number": lambda _: dict(zip(_NUMBER_SENTENCES, NUMBERS, strict=True)) | _NOTHING,
     REGION: lambda place: {

@@ -16,7 +16,6 @@ from medad_core.metrics.arrays import BoolArray, FloatArray
 from medad_core.metrics.ranking import ratio
 from medad_core.metrics.statistic import Statistic
 
-NO_SLICES = "no labelled slices"
 _SIZE = {size: number for number, size in enumerate(SIZES)}
 
 

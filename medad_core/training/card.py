@@ -121,7 +121,7 @@ def verdict_scores(spoken: Spoken, temperature: float, settings: Settings, wide:
     for name, score in (("p_yes_auroc", p_yes), ("map_auroc", spoken.map_score)):
         card[name] = _value(score_statistics(slices, score, COHORT)[0], slices.patients)
     against = (spoken.map_score > SURE) & answers.says_no | (spoken.map_score < 1 - SURE) & answers.says_yes
-    card["verdict_against_sure_map"] = float(against.mean())
+    card["verdict_against_sure_map"] = float(against.mean()) if len(against) else None
     for metric in (
         "ece",
         "sensitivity",
@@ -142,6 +142,8 @@ def question_scores(speaker: Speaker, cases: Sequence[TrainingCase]) -> dict[str
     """
     settings = speaker.settings
     picks = _thinned(_picks(cases, settings), settings.train.seed)
+    if not picks:  # the patients of fold 0 have no slice in the screening range
+        return {}
     others = _of_others(picks, settings.train.seed)
     findings = [find(case.masks[at], case.brain[at], case.pixel_mm2) for case, at in picks]
     scores: dict[str, Scores] = {}
@@ -274,14 +276,14 @@ def write_card(
     scores: dict[str, Scores],
     curve: list[dict],
     decoder_steps: int,
-    said: tuple[str, str],
+    licence_and_limits: tuple[str, str],
 ) -> None:
-    """Write card.json (everything) and card.md (for people); `said` are the licence of the data and the limits."""
+    """Write card.json (everything) and card.md (for people); the licence is of the data, the limits of the weights."""
     card = {
         "cases": [case.case_id for case in cases],
         "patients": sorted({case.patient for case in cases}),
-        "data_licence": said[0],
-        "limits": said[1],
+        "data_licence": licence_and_limits[0],
+        "limits": licence_and_limits[1],
         "supervision": MASKS,
         "slices": sum(len(case.slice_index) for case in cases),
         "tumour_free_slices": int(sum((~case.has_tumour).sum() for case in cases)),

@@ -14,6 +14,7 @@ import typer
 from flows.cli.benchmarks import benchmarks
 from flows.cli.command import command, complain, group, show_tracebacks
 from flows.cli.deploy import deploy
+from flows.cli.export import export
 from flows.cli.inspect import inspect
 from flows.cli.maintenance import doctor, phantom, prune, pseudonyms, status
 from flows.cli.models import models_app
@@ -33,6 +34,7 @@ register = command(app)
 for function in (
     screen,
     evaluate,
+    export,
     inspect,
     train,
     reproduce,

@@ -170,12 +170,14 @@ def evaluate(run: RunUri, words: Words = None) -> int:
 
 
 def _report_outcome(outcome: Outcome, terminals: Consoles) -> int:
-    from flows.cli.tables import metrics_rows
+    from flows.cli.tables import metrics_rows, worklist_table
     from medad_core.store import join, read_table
 
     out, err = terminals
     run = outcome.predictions.rsplit("/", 1)[0]
     out.print(metrics_rows(read_table(join(run, "metrics.parquet")).to_pylist()))
+    if (table := worklist_table(join(run, "worklist.csv"))) is not None:
+        out.print(table)
     for name, uri in (("predictions", outcome.predictions), ("metrics", outcome.metrics), ("page", outcome.page)):
         out.print(f"{name:<12} {uri}", soft_wrap=True)
     out.print(f"{outcome.slices} slices of {outcome.cases} cases; {len(outcome.rejected)} cases rejected")

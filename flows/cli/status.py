@@ -16,7 +16,15 @@ from medad_core.store.files import read_bytes
 from medad_core.store.listing import size_of
 from medad_core.store.lock import holder
 
-RESULTS = ("predictions.parquet", "questions.parquet", "metrics.md", "report.html", "rejected.csv")
+RESULTS = (
+    "predictions.parquet",
+    "questions.parquet",
+    "cases.parquet",
+    "worklist.csv",
+    "metrics.md",
+    "report.html",
+    "rejected.csv",
+)
 SHOWN = 20  # cases of a kind that are named; ledger.json has them all
 
 

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from medad_core.media import read_csv, visible
 from medad_core.metrics.names import MAIN_METRICS, metric_name
 from medad_core.metrics.printed import interval_text, value_text
 from medad_core.store import StageProgress
+from medad_core.store.files import read_bytes
 
 if TYPE_CHECKING:
     from flows.cli.inventory import Known, Packaged
 
+FIRST = 10  # cases of a worklist that a terminal shows
 PAPER_COLUMNS = (
     ("image", "auroc", "AUROC"),
     ("image", "ap", "AP"),
@@ -71,6 +74,21 @@ def metrics_rows(rows: Iterable[Mapping[str, Any]]) -> Table:
             interval = interval_text(row["ci_low"], row["ci_high"])
         supervision = row.get("supervision") or "–"
         table.add_row(metric_name(key[0]), key[1], value_text(row["value"]), interval, str(row["n"]), supervision)
+    return table
+
+
+def worklist_table(uri: str) -> Table | None:
+    """The first ten cases of a worklist; None where it holds none. Raises StoreError."""
+    cases = list(read_csv((read_bytes(uri) or b"").decode("utf-8")))
+    if not cases:
+        return None
+    table = plain_table("", "case", "finding", "ml", "side", "slices", "look at", "doubts")
+    table.title = f"worklist, {min(FIRST, len(cases))} of {len(cases)} cases"
+    table.title_justify = "left"
+    for case in cases[:FIRST]:
+        cells = (case[name] for name in ("place", "case_id", "finding", "volume_ml", "side"))
+        slices = f"{case['slices_yes']} of {case['slices']}"
+        table.add_row(*map(visible, (*cells, slices, case["look_at"], case["doubts"])))
     return table
 
 

@@ -194,7 +194,10 @@ class EvaluateSettings(Section):
 
     bootstrap: int = Field(1000, ge=0, description="replicates over patients; 0 gives no intervals")
     seed: int = 0
-    map_threshold: float = Field(0.5, ge=0, le=1, description="for Dice")
+    map_threshold: float = Field(0.5, ge=0, le=1, description="for Dice, and for the lesions of cases")
+    smallest_lesion_ml: float = Field(
+        0.05, ge=0, description="smaller ones count in no case; 50 voxels of 1 mm, as in BraTS 2023"
+    )
 
 
 class FlowSettings(Section):

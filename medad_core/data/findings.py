@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import ConvexHull
-from scipy.spatial.distance import pdist
 
 from medad_core.data.location import CELLS, cell_of, square_share
 
@@ -52,9 +51,7 @@ class TumourFinding:
     @property
     def side(self) -> str:
         """One of SIDES."""
-        if self.right > ONE_SIDED - TIE:
-            return "right"
-        return "left" if self.right < 1 - ONE_SIDED + TIE else "both"
+        return side_of(self.right)
 
     @property
     def size(self) -> str:
@@ -80,12 +77,42 @@ def find(mask: np.ndarray, brain: np.ndarray, pixel_mm2: float) -> TumourFinding
     if not len(places):
         return None
     centroid = np.array(square_share(*(places.mean(axis=0) + 0.5), *mask.shape))
-    columns = np.flatnonzero(brain.any(axis=0)) if brain.any() else np.arange(brain.shape[1])
-    middle = (columns[0] + columns[-1]) / 2
-    right = float(np.mean(np.where(places[:, 1] == middle, 0.5, places[:, 1] < middle)))
+    right = right_share(places[:, 1], middle_column(brain))
     longest_mm, parts = measure_parts(mask, pixel_mm2)
     shares = np.stack(square_share(*(places.T + 0.5), *mask.shape), axis=1)
     return TumourFinding(centroid, right, longest_mm, parts, spread_of(shares))
+
+
+def middle_column(brain: np.ndarray) -> float:
+    """The middle of a brain (H, W) bool from left to right, in columns; that of the picture where it is empty."""
+    columns = np.flatnonzero(brain.any(axis=0)) if brain.any() else np.arange(brain.shape[1])
+    return float(columns[0] + columns[-1]) / 2
+
+
+def right_share(columns: np.ndarray, middle: float | np.ndarray) -> float:
+    """The share of pixels, given by their columns, on the patient's right of the middle; those on it count half."""
+    return float(np.mean(np.where(columns == middle, 0.5, columns < middle)))
+
+
+def side_of(right: float) -> str:
+    """One of SIDES, from the share on the patient's right."""
+    if right > ONE_SIDED - TIE:
+        return "right"
+    return "left" if right < 1 - ONE_SIDED + TIE else "both"
+
+
+def longest_diameter(plane: np.ndarray, pixel_mm: np.ndarray) -> tuple[float, np.ndarray]:
+    """The longest distance in mm between two pixels of `plane` (H, W) bool, which is not empty, and its direction (2,).
+
+    `pixel_mm` (2,) is the distance of rows and of columns. The direction is a unit vector in mm.
+    """
+    # A pixel has a width: its corners, and not its middle, end a diameter.
+    corners = (np.argwhere(plane)[:, None] + np.array([[0, 0], [0, 1], [1, 0], [1, 1]])).reshape(-1, 2) * pixel_mm
+    outline = corners[ConvexHull(corners).vertices]
+    between = outline[:, None] - outline[None]
+    lengths = np.hypot(between[..., 0], between[..., 1])
+    at = np.unravel_index(lengths.argmax(), lengths.shape)
+    return float(lengths[at]), between[at] / lengths[at]
 
 
 def measure_parts(mask: np.ndarray, pixel_mm2: float) -> tuple[float, int]:
@@ -93,11 +120,7 @@ def measure_parts(mask: np.ndarray, pixel_mm2: float) -> tuple[float, int]:
     labels, count = ndimage.label(mask, _WITH_CORNERS)
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:] * pixel_mm2
     parts = max(1, int((areas >= SMALLEST_MM2).sum()))
-    corners = np.argwhere(labels == 1 + areas.argmax())
-    # A pixel has a width: its corners, and not its middle, end a diameter.
-    corners = (corners[:, None] + np.array([[0, 0], [0, 1], [1, 0], [1, 1]])).reshape(-1, 2)
-    outline = corners[ConvexHull(corners).vertices]
-    return float(pdist(outline).max() * np.sqrt(pixel_mm2)), parts
+    return longest_diameter(labels == 1 + areas.argmax(), np.full(2, np.sqrt(pixel_mm2)))[0], parts
 
 
 def spread_of(shares: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:

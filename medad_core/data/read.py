@@ -15,12 +15,13 @@ import numpy as np
 
 from medad_core.data.cases import EARLIER, Case
 from medad_core.data.content import Check, check_labels, check_mask, check_volume, spread_slices
-from medad_core.data.grid import require_picture
+from medad_core.data.grid import is_sri24, require_picture
 from medad_core.data.intensity import Landmarks, find_background, find_landmarks, to_uint8
 from medad_core.data.levels import brain_extent, place_range
 from medad_core.data.mask import read_mask
 from medad_core.data.nifti import NiftiFile, open_nifti
-from medad_core.data.resample import resample_plane
+from medad_core.data.place import Place, numbers_of
+from medad_core.data.resample import plane_affine, resample_plane
 from medad_core.errors import CaseError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class CaseSlices:
     masks (N, H, W) bool (True is tumour) or None where unlabelled. spacing_mm is the pictures' (row, column, slice);
     stored_spacing_mm is the file's, and differs where pictures were resampled to 1 mm. stored_orientation is the file's
     ("LPS", "RAS", …). checks are those of the content (`data.content`); those of earlier runs' cases are empty.
+    place is where the pictures lie; None for generated ones.
     """
 
     case_id: str
@@ -54,6 +56,7 @@ class CaseSlices:
     around: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.uint8))
     first: int = 0
     step: int | None = None
+    place: Place | None = None
 
     @property
     def below(self) -> np.ndarray:
@@ -98,7 +101,9 @@ def read_slices(case: Case, settings: DataSettings) -> CaseSlices:
     around = to_uint8(block.part(block.values, shown), brain, opened.landmarks)
     masks = opened.masks
     spacing_mm = header.spacing_mm
+    to_ras = header.picture_affine
     if case.layout != EARLIER:
+        to_ras = to_ras @ plane_affine(*header.picture_shape[1:], spacing_mm)
         around, brain, masks, spacing_mm = resample_plane(around, brain, masks, spacing_mm)
     first = wanted.start - shown.start
     own = slice(first, first + len(wanted))
@@ -115,6 +120,9 @@ def read_slices(case: Case, settings: DataSettings) -> CaseSlices:
         first=first,
         step=opened.step,
         checks=opened.checks,
+        place=Place(
+            header.shape, numbers_of(header.affine), numbers_of(to_ras), header.picture_shape[0], is_sri24(header)
+        ),
     )
 
 

@@ -60,12 +60,28 @@ def resample_plane(
     return new_images, new_brain, new_masks, (rows.spacing_mm, columns.spacing_mm, spacing_mm[2])
 
 
+def plane_affine(rows: int, columns: int, spacing_mm: tuple[float, float, float]) -> np.ndarray:
+    """(4, 4): (slice, row, column, 1) of the pictures that `resample_plane` makes to those that it gets."""
+    affine = np.eye(4)
+    for axis, (size, edge) in enumerate(((rows, spacing_mm[0]), (columns, spacing_mm[1])), 1):
+        if not is_one_mm(edge):
+            length = size * edge
+            affine[axis, axis] = 1 / edge
+            affine[axis, 3] = (0.5 - (_count(length) - length) / 2) / edge - 0.5
+    return affine
+
+
+def _count(length: float) -> int:
+    """Pixels of 1 mm that cover a length in mm."""
+    return max(1, math.ceil(length - 0.01))  # a sliver of a hundredth is the header's rounding
+
+
 def _axis(size: int, edge: float) -> _Axis | None:
     """The way from `size` pixels of `edge` mm to pixels of 1 mm; None where they have it."""
     if is_one_mm(edge):
         return None
     length = size * edge
-    count = max(1, math.ceil(length - 0.01))  # a sliver of a hundredth is the header's rounding
+    count = _count(length)
     low_new = np.arange(count) - (count - length) / 2
     low_old = np.arange(size) * edge
     shared = np.minimum(low_new[:, None] + 1, low_old + edge) - np.maximum(low_new[:, None], low_old)

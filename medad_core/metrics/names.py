@@ -9,6 +9,7 @@ from __future__ import annotations
 LEVELS = {
     "image": "Slices",
     "pixel": "Pixels",
+    "case": "Cases",
     "patient": "Patients",
     "text": "Answers of the language model",
 }
@@ -60,6 +61,16 @@ _NAMES = {
     "map_dice": "Map, Dice",
     "map_lesion_sensitivity": "Map, lesions that it touches",
     "map_false_lesions_per_slice": "Map, false lesions per tumour-free slice (0 is best)",
+    "map_volume_bias_ml": "Map, volume minus that of the mask, ml (0 is best)",
+    "map_volume_limit_low_ml": "Map, lower limit of agreement of volumes, ml",
+    "map_volume_limit_high_ml": "Map, upper limit of agreement of volumes, ml",
+    "map_volume_absolute_error_ml": "Map, error of the volume, ml (0 is best)",
+    "map_volume_relative_error": "Map, error of the volume as a share of it (0 is best)",
+    "map_diameter_absolute_error_mm": "Map, error of the longest axial diameter, mm (0 is best)",
+    "map_side_f1": "Map, side, F1",
+    "map_region_f1": "Map, regions, F1",
+    "map_case_lesion_sensitivity": "Map, lesions in 3-D that it touches",
+    "map_false_lesions_per_case": "Map, false lesions in 3-D per case (0 is best)",
     "unparsed_share": "Answers that could not be read",
     "yes_share": "Answers that say yes",
     "verdict_map_agreement": "Verdict agrees with the thresholded map score",
@@ -87,6 +98,10 @@ READING = (
     "slice the same weight, however small. Locations: nine cells of the picture, judged among the true positives.",
     "A lesion is a connected part of a slice's mask, of any size. The map touches it where it is above its threshold "
     "in one of its pixels; a false lesion is a connected part of the map above it in a tumour-free slice.",
+    "Cases: lesions in three dimensions, connected voxels of map or mask of at least the smallest volume. Volume and "
+    "diameter are those within the range of slices. Limits of agreement are the mean difference of volumes and 1.96 "
+    "standard deviations on either side of it (Bland and Altman). Side: mean F1 of left, right and both; regions: F1 "
+    "of all names that hold a tenth of a lesion.",
     "A question is right where the value of its answer is that of the mask. Tumour-free slices count too: there, the "
     "right answer is that there is no anomaly. “Always the commonest value” is what an answer without a look gets.",
     "Supervision is what a model has learned from: tables of models that saw masks, image labels or tumour-free slices "
@@ -107,6 +122,11 @@ _SUPERVISION = {
 def supervision_of(metric: str, learned_from: str) -> str:
     """What the model behind a metric has learned from; `learned_from` is that of decoder and converter."""
     return _SUPERVISION.get(metric) or _SUPERVISION.get(metric.split("_", maxsplit=1)[0], learned_from)
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric lies between 0 and 1: no number of lesions, no ml, no mm."""
+    return not any(unit in f"{metric}_" for unit in ("_per_", "_ml_", "_mm_", "_relative_error_"))
 
 
 def metric_name(metric: str) -> str:

@@ -16,6 +16,7 @@ import pandas as pd
 from medad_core.metrics.answers import answer_statistics
 from medad_core.metrics.arrays import FloatArray
 from medad_core.metrics.bootstrap import patient_weights
+from medad_core.metrics.cases import CaseComparison, case_statistics
 from medad_core.metrics.columns import answers_of, numbers, patients_of, slice_units
 from medad_core.metrics.decisions import (
     Decision,
@@ -44,13 +45,14 @@ LESIONS_MM2 = (50.0, 200.0, 400.0, 800.0)  # edges between sizes of a slice's tu
 class Evidence:
     """What is known of slices and cases beside their predictions; whatever is absent is not measured.
 
-    `pixel` and `lesions` have one entry a labelled case. `brightness` is `slice_brightness` of every slice, `area_mm2`
-    the area of its tumour. `pathology` names that of cases. `asked` has the columns of the questions file.
+    `pixel`, `lesions` and `cases` have one entry a labelled case. `brightness` is `slice_brightness` of every slice,
+    `area_mm2` the area of its tumour. `pathology` names that of cases. `asked` has the columns of the questions file.
     `learned_from` is the supervision of the weights.
     """
 
     pixel: Mapping[str, PixelHistogram] = field(default_factory=dict)
     lesions: Mapping[str, LesionCounts] = field(default_factory=dict)
+    cases: Mapping[str, CaseComparison] = field(default_factory=dict)
     brightness: OfSlice = field(default_factory=dict)
     area_mm2: OfSlice = field(default_factory=dict)
     pathology: Mapping[str, str] = field(default_factory=dict)
@@ -102,6 +104,7 @@ def _statistics(frame: pd.DataFrame, evidence: Evidence, map_threshold: float) -
         *_by_area(slices, answers.decision, _of_slices(frame, evidence.area_mm2)),
         *_of_lesions(evidence.lesions, patient_of_case),
         *_named("map", [*pixel_statistics(histograms), pooled_dice(histograms, thresholds)]),
+        *_of_cases(evidence.cases, patient_of_case),
         *_scored(patients, scores_of_patients),
         *_decided(patients, vote(slices, answers.decision, least=1)),
         *_named("map", [mean_dice(histograms, thresholds)]),
@@ -118,6 +121,11 @@ def _of_lesions(lesions: Mapping[str, LesionCounts], patient_of_case: Mapping[st
     for case, patient in patient_of_case.items():
         counts[patient] = counts.get(patient, LesionCounts()) + lesions.get(case, LesionCounts())
     return _named("map", lesion_statistics(list(counts.values())))
+
+
+def _of_cases(cases: Mapping[str, CaseComparison], patient_of_case: Mapping[str, str]) -> list[Statistic]:
+    """Case by case, where their lesions were measured."""
+    return _named("map", case_statistics(cases, patient_of_case)) if cases else []
 
 
 def _of_questions(asked: pd.DataFrame | None, patient_of_case: Mapping[str, str]) -> list[Statistic]:

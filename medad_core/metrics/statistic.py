@@ -16,7 +16,7 @@ from medad_core.metrics.ranking import Values
 
 @dataclass(frozen=True)
 class Statistic:
-    """A metric of one level: image, pixel, patient or text.
+    """A metric of one level: image, pixel, case, patient or text.
 
     `rule` says how a score became a decision, and is empty where it did not. `n` counts the units of the level in
     `subset` that the metric is taken over. `values` maps weights (B, P) to values (B,), and `undefined` says why they

@@ -36,12 +36,12 @@ METRICS = pa.schema(
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric: `value` in [0, 1], or None where undefined; `reason` says why, or what the interval leaves out.
+    """One metric: its `value`, or None where undefined; `reason` says why, or what the interval leaves out.
 
-    A number per slice may be above 1. level: image, pixel, patient or text. split: one of the run's, "all", or
-    "pathology: " and its name. subset: the units that `n` counts, in the level's unit (slices for text): all, tumour,
-    tumour_free, true_positive, parsed, lesions, or the name of a question. supervision: what the model that is measured
-    has learned from; "" in tables of earlier versions.
+    Values are shares, but for numbers per slice or case, ml and mm. level: image, pixel, case, patient or text. split:
+    one of the run's, "all", or "pathology: " and its name. subset: the units that `n` counts, in the level's unit
+    (slices for text): all, tumour, tumour_free, true_positive, parsed, lesions, or the name of a question. supervision:
+    what the model that is measured has learned from; "" in tables of earlier versions.
     """
 
     metric: str

@@ -14,7 +14,7 @@ import numpy as np
 
 from medad_core.metrics import MetricRow
 from medad_core.metrics.markdown import split_title
-from medad_core.metrics.names import LEVELS, READING, SUBSETS, metric_name
+from medad_core.metrics.names import LEVELS, READING, SUBSETS, is_share, metric_name
 from medad_core.metrics.printed import interval_text, value_text
 from medad_core.report.colour import legend_gradient
 from medad_core.report.environment import page_environment
@@ -70,7 +70,9 @@ def render_report(
     `rows` as `evaluate` returns them, `gallery` in the order to show, `cases` as `case_rows` and `bins` as
     `reliability_bins` return them.
     """
-    environment = page_environment(metric=metric_name, split=split_title, number=value_text, interval=interval_text)
+    environment = page_environment(
+        metric=metric_name, is_share=is_share, split=split_title, number=value_text, interval=interval_text
+    )
     split = main_split(rows)
     return environment.get_template("report.html.j2").render(
         summary=summary,

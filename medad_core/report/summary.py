@@ -6,10 +6,11 @@ One decision: a case is listed by what was computed over its slices. Nothing in 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from medad_core.facts.worklist import Entry
 from medad_core.metrics import MetricRow
 
 
@@ -39,7 +40,7 @@ class CaseRow:
     """One case over its slices.
 
     `tumour_slices` is None where unlabelled. `location` is the commonest that the LLM named, in the picture;
-    `location_anatomical` is the same place in the patient.
+    `location_anatomical` is the same place in the patient. `entry` is that of the worklist, None where there is none.
     """
 
     case_id: str
@@ -51,11 +52,15 @@ class CaseRow:
     highest_slice: int | None
     location: str | None
     location_anatomical: str | None
+    entry: Entry | None = None
 
 
-def case_rows(predictions: pd.DataFrame) -> list[CaseRow]:
-    """One row a case, the most suspicious first."""
+def case_rows(predictions: pd.DataFrame, entries: Sequence[Entry] = ()) -> list[CaseRow]:
+    """One row a case, in the order of the worklist `entries`; without, those with the largest share of "Yes" first."""
     rows = [_case_row(str(case), frame) for case, frame in predictions.groupby("case_id", sort=True)]
+    if entries:
+        of_case = {row.case_id: row for row in rows}
+        return [replace(of_case[entry.facts.case_id], entry=entry) for entry in entries]
     return sorted(rows, key=lambda row: (-row.yes_slices / row.slices, -(row.highest_score or 0), row.case_id))
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from medad_core.data.place import Place
 from medad_core.data.reads import FileRead
 from medad_core.errors import StoreError, first_line
 from medad_core.store import join
@@ -27,12 +28,13 @@ class PartInputs(Record, frozen=True):
     """What was read for the cases of a part. Paths are relative to the cohort's root.
 
     `plan_sha256` is the hash of the plan that the part belongs to. A case that was rejected without opening a file has
-    no files. `warnings` has what the content of a case makes doubtful.
+    no files. `warnings` has what the content of a case makes doubtful, `places` where its pictures lie.
     """
 
     plan_sha256: str
     cases: dict[str, tuple[FileRead, ...]]
     warnings: dict[str, str] = msgspec.field(default_factory=dict)
+    places: dict[str, Place] = msgspec.field(default_factory=dict)
 
     def body(self) -> bytes:
         """One line: there may be 25,000 of these files."""

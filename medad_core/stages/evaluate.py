@@ -15,12 +15,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from medad_core.config import Settings
+from medad_core.config import EvaluateSettings, Settings
 from medad_core.data.location import anatomical, true_cell
 from medad_core.data.names import patient_of
+from medad_core.data.place import Place
 from medad_core.data.pseudonyms import Pseudonyms
 from medad_core.environment import package_versions
 from medad_core.errors import StoreError, UsageError, WeightsError
+from medad_core.facts.case import CaseFacts
 from medad_core.media import markdown_text
 from medad_core.metrics import (
     Evidence,
@@ -50,6 +52,17 @@ from medad_core.run.rejected import Rejected
 from medad_core.run.run import Run
 from medad_core.run.warnings import Warned
 from medad_core.stages.asked import presence_rows, question_rows
+from medad_core.stages.facts import (
+    CASES_FILE,
+    LESIONS_FILE,
+    WORKLIST_FILE,
+    comparison_of,
+    entries_of,
+    facts_of,
+    places_of,
+    write_facts,
+    write_worklist,
+)
 from medad_core.stages.rows import bits_of, grids_of, images_of, windows_of
 from medad_core.store import PREDICTIONS, QUESTIONS, join, read_table, write_table, write_text
 from medad_core.store.files import remove
@@ -87,6 +100,7 @@ class _Measured:
     area_mm2: dict[tuple[str, int], float] = field(default_factory=dict)  # of the tumour, in labelled slices
     lesions: dict[str, LesionCounts] = field(default_factory=dict)
     asked: list[pd.DataFrame] = field(default_factory=list)  # where there are several questions
+    facts: list[CaseFacts] = field(default_factory=list)
 
     def predictions(self) -> pd.DataFrame:
         """All rows; an empty table if the run has no case."""
@@ -104,7 +118,7 @@ def evaluate_run(run: Run) -> Results:
     measured = _measure(run)
     predictions = measured.predictions()
     # A page that does not match the predictions would mislead: it is removed before, and written after them.
-    for name in (PAGE_FILE, METRICS_FILE, TABLE_FILE, QUESTIONS_FILE):
+    for name in (PAGE_FILE, METRICS_FILE, TABLE_FILE, QUESTIONS_FILE, CASES_FILE, LESIONS_FILE, WORKLIST_FILE):
         remove(join(run.uri, name))
     rows_of_predictions = pa.Table.from_pandas(predictions, schema=PREDICTIONS, preserve_index=False)
     write_predictions(join(run.uri, PREDICTIONS_FILE), rows_of_predictions)
@@ -112,12 +126,19 @@ def evaluate_run(run: Run) -> Results:
     if asked is not None:
         table = pa.Table.from_pandas(asked, schema=QUESTIONS, preserve_index=False)
         write_table(join(run.uri, QUESTIONS_FILE), table)
+    members = run.cohort.members
+    patients = {member.case_id: member.patient_id for member in members}
+    write_facts(run.uri, measured.facts, patients, {member.case_id: member.split for member in members})
+    entries = entries_of(measured.facts, predictions, warned)
+    write_worklist(run.uri, entries)
+    comparisons = {one.case_id: comparison_of(one) for one in measured.facts}
     evidence = Evidence(
         pixel=measured.pixel,
         lesions=measured.lesions,
+        cases={case_id: one for case_id, one in comparisons.items() if one is not None},
         brightness=measured.brightness,
         area_mm2=measured.area_mm2,
-        pathology={member.case_id: member.pathology for member in run.cohort.members if member.pathology},
+        pathology={member.case_id: member.pathology for member in members if member.pathology},
         asked=asked,
         learned_from=_learned_from(run.settings),
     )
@@ -125,7 +146,7 @@ def evaluate_run(run: Run) -> Results:
     _write_metrics(run, rows, rejected, warned)
     summary = _summary(run, rejected, warned)
     page = render_report(
-        summary, rows, _gallery(run, predictions), case_rows(predictions), _reliability(rows, predictions)
+        summary, rows, _gallery(run, predictions), case_rows(predictions, entries), _reliability(rows, predictions)
     )
     write_text(join(run.uri, PAGE_FILE), page)
     return Results(
@@ -175,19 +196,22 @@ def _measure(run: Run) -> _Measured:
     maps = run.stage("maps")
     answers = run.stage("answers")
     fingerprint = answers.plan().fingerprint_sha256
-    patients = {member.case_id: member.patient_id for member in run.cohort.members}
+    members = {member.case_id: member for member in run.cohort.members}
+    places = places_of(run)
     measured = _Measured()
     for cases in answers.finished_inputs():
         for case_id in cases:
+            patient = members[case_id].patient_id
             slice_table = slices.read_case(case_id)
             map_table = maps.read_case(case_id)
             answer_table = answers.read_case(case_id)
             if "question" in answer_table.column_names:
-                measured.asked.append(question_rows(slice_table, answer_table, patients[case_id])[QUESTIONS.names])
+                measured.asked.append(question_rows(slice_table, answer_table, patient)[QUESTIONS.names])
             frame = _predictions(slice_table, map_table, presence_rows(answer_table), fingerprint)
-            frame["patient"] = patients[case_id]
+            frame["patient"] = patient
             measured.frames.append(frame[PREDICTIONS.names].astype(NULLABLE))
-            _add_pictures(measured, slice_table, map_table, run.settings.evaluate.map_threshold)
+            place, phantom = places.get(case_id), members[case_id].phantom
+            _add_pictures(measured, slice_table, map_table, run.settings.evaluate, place, phantom)
     return measured
 
 
@@ -209,22 +233,35 @@ def _masks(slices: pa.Table) -> Iterator[np.ndarray | None]:
         yield bits_of(row, "mask")
 
 
-def _add_pictures(measured: _Measured, slices: pa.Table, maps: pa.Table, threshold: float) -> None:
+def _add_pictures(
+    measured: _Measured,
+    slices: pa.Table,
+    maps: pa.Table,
+    settings: EvaluateSettings,
+    place: Place | None,
+    phantom: bool,
+) -> None:
     rows = slices.drop_columns(["image"]).to_pylist()
-    found = windows_of(maps)
-    windows = [None] * len(rows) if found is None else found
+    of_maps = windows_of(maps)
+    windows = [None] * len(rows) if of_maps is None else of_maps
+    above, masks = [], []
     for row, image, grid, window in zip(rows, images_of(slices), grids_of(maps), windows, strict=True):
         brightness = slice_brightness(image, bits_of(row, "brain"))
         key = row["case_id"], row["slice_index"]
         measured.brightness[key] = brightness
         mask = bits_of(row, "mask")
+        rendered = render_map(grid, *image.shape, window)
+        above.append(rendered >= settings.map_threshold)
+        masks.append(mask)
         if mask is not None:
             histogram = measured.pixel.setdefault(row["case_id"], PixelHistogram())
-            rendered = render_map(grid, *image.shape, window)
             histogram.accumulate(rendered, mask)
             so_far = measured.lesions.get(row["case_id"], LesionCounts())
-            measured.lesions[row["case_id"]] = so_far + count_lesions(rendered >= threshold, mask)
+            measured.lesions[row["case_id"]] = so_far + count_lesions(above[-1], mask)
             measured.area_mm2[key] = row["tumour_pixels"] * row["spacing_mm"][0] * row["spacing_mm"][1]
+    if above:
+        labelled = None if masks[0] is None else np.stack(masks)
+        measured.facts.append(facts_of(slices, np.stack(above), labelled, place, settings, phantom))
 
 
 def _gallery(run: Run, predictions: pd.DataFrame) -> list[GalleryItem]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from medad_core.data.place import Place
 from medad_core.data.read import read_slices
 from medad_core.data.reads import FileRead, reads_kept
 from medad_core.errors import CaseError
@@ -51,6 +52,7 @@ def run_parts(run: Run, numbers: Sequence[int], on_part: OnPart = ignore_part) -
     members = {member.case_id: member for member in cohort.members}
     read: dict[str, Reads] = {}
     warnings: dict[str, str] = {}
+    places: dict[str, Place] = {}
 
     def make(case_id: str) -> pa.Table:
         member = members[case_id]
@@ -61,19 +63,23 @@ def run_parts(run: Run, numbers: Sequence[int], on_part: OnPart = ignore_part) -
                 slices = read_slices(cohort.case(member, settings.modality), settings)
                 if doubts := [check.reason for check in slices.checks if check.reason]:
                     warnings[case_id] = "; ".join(doubts)
+                if slices.place is not None:
+                    places[case_id] = slices.place
                 return slice_rows(slices, member.split)
             finally:
                 read[case_id] = tuple(file.replace(path=below(cohort.root, file.path)) for file in reads)
 
     def record_inputs(number: int) -> None:
-        _record_inputs(run, number, read, warnings)
-        read.clear()
-        warnings.clear()
+        _record_inputs(run, number, read, warnings, places)
+        for noted in (read, warnings, places):
+            noted.clear()
 
     return run_casewise(run.stage("slices"), numbers, make, on_part, record_inputs)
 
 
-def _record_inputs(run: Run, number: int, read: dict[str, Reads], warnings: dict[str, str]) -> None:
+def _record_inputs(
+    run: Run, number: int, read: dict[str, Reads], warnings: dict[str, str], places: dict[str, Place]
+) -> None:
     """Record what was read for a part. Stages that know other content of a case forget it first."""
     plan = run.stage("slices").plan()
     before = run.inputs.read(number, plan.sha256)
@@ -82,7 +88,7 @@ def _record_inputs(run: Run, number: int, read: dict[str, Reads], warnings: dict
     later = [stage for name, stage in run.stages.items() if name != "slices"]
     for part in forget_cases(later, other):
         log.warning("%s is made again: slices part %d was made again of other files", part, number)
-    run.inputs.write(number, PartInputs(plan_sha256=plan.sha256, cases=read, warnings=warnings))
+    run.inputs.write(number, PartInputs(plan_sha256=plan.sha256, cases=read, warnings=warnings, places=places))
 
 
 def _content(files: Reads | None) -> object:

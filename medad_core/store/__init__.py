@@ -4,7 +4,9 @@ from medad_core.store.files import check_writable, join, sha256_file, write_byte
 from medad_core.store.records import Item, PartPlan, PartRecord, Plan, StageManifest, StageProgress, fingerprint_of
 from medad_core.store.schemas import (
     ANSWERS,
+    CASES,
     COHORT_PREDICTIONS,
+    LESIONS,
     MAPS,
     PART_STAGES,
     PREDICTIONS,
@@ -17,7 +19,9 @@ from medad_core.store.tables import read_table, write_table
 
 __all__ = [
     "ANSWERS",
+    "CASES",
     "COHORT_PREDICTIONS",
+    "LESIONS",
     "MAPS",
     "PART_STAGES",
     "PREDICTIONS",

@@ -123,6 +123,58 @@ QUESTIONS = pa.schema(
     ]
 )
 
+
+def _lesions(suffix: str, nullable: bool) -> list[pa.Field]:
+    """What is known of all lesions of a case together."""
+    return [
+        _field("lesions" + suffix, pa.int32(), nullable),
+        _field("volume_ml" + suffix, pa.float64(), nullable),
+        _field("longest_mm" + suffix, pa.float64(), True),  # axial diameter; null without lesion
+        _field("side" + suffix, pa.string(), True),  # left, right, both; null without lesion
+        _field("regions" + suffix, pa.list_(pa.string()), True),  # null where they are not named
+        _field("is_cut" + suffix, pa.bool_(), nullable),  # the range of slices ends within one: volume is at least this
+    ]
+
+
+# One row a case (medad_core.facts): the lesions of its map, and of its mask where there is one.
+CASES = pa.schema(
+    [
+        _field("case_id", pa.string()),
+        _field("patient", pa.string()),
+        _field("split", pa.string()),
+        _field("first_slice", pa.int32()),
+        _field("last_slice", pa.int32()),
+        _field("threshold", pa.float64()),  # of the map
+        _field("smallest_ml", pa.float64()),  # of a lesion
+        *_lesions("", False),
+        *_lesions("_true", True),
+        _field("regions_not_named", pa.string(), True),  # why
+    ]
+)
+
+# One row a lesion in three dimensions.
+LESIONS = pa.schema(
+    [
+        _field("case_id", pa.string()),
+        _field("source", pa.string()),  # map, mask
+        _field("lesion", pa.int32()),  # from 1, by falling volume
+        _field("volume_ml", pa.float64()),
+        _field("first_slice", pa.int32()),
+        _field("last_slice", pa.int32()),
+        _field("diameter_mm", pa.float64()),  # longest axial one, in `widest_slice`
+        _field("perpendicular_mm", pa.float64()),
+        _field("widest_slice", pa.int32()),
+        *(_field(name, pa.float64()) for name in ("slice", "row", "column")),  # centroid, as in the pictures
+        *(_field(name, pa.float64(), True) for name in ("x_mm", "y_mm", "z_mm")),  # centroid in RAS+
+        _field("side", pa.string()),
+        _field("right", pa.float64()),  # share of its volume on the patient's right
+        _field("crosses_midline", pa.bool_()),
+        _field("is_cut", pa.bool_()),
+        _field("regions", pa.list_(pa.string()), True),
+        _field("matched", pa.bool_(), True),  # the other source shows something there too; null if unlabelled
+    ]
+)
+
 # The fields of fingerprints that say that there are further columns.
 _FURTHER = {"context_mm": CONTEXT, "window_mm": WINDOW, "questions": ASKED}
 

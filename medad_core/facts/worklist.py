@@ -1,0 +1,132 @@
+"""The worklist: cases in the order in which somebody with little time should look at them.
+
+One decision: the order is a rule that a reader can check, and no score of its own. A case with a finding of both map
+and language model comes before one with a finding of either, and that before one with none. Within these, the larger
+volume comes first, then the higher p(yes), then the higher score of the map, then the name. What makes an entry
+doubtful stands beside it and does not move it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from medad_core.facts.case import CaseFacts
+
+NEAR_HALF = (0.4, 0.6)  # p(yes) between these is a coin toss
+HEADS = (
+    "place",
+    "case_id",
+    "patient",
+    "finding",
+    "volume_ml",
+    "lesions",
+    "side",
+    "highest_p_yes",
+    "highest_score",
+    "slices_yes",
+    "slices",
+    "look_at",
+    "doubts",
+)
+FINDINGS = ("map and language model", "map only", "language model only", "none")
+
+
+@dataclass(frozen=True)
+class Screened:
+    """What a case's predictions say: highest p(yes) and map score, slices answered "Yes", and answers not readable.
+
+    The highest are None where no slice has any. `near_half` counts the slices whose p(yes) is near one half.
+    `best_slice` is the one with the highest map score.
+    """
+
+    patient: str
+    slices: int
+    highest_p_yes: float | None
+    highest_score: float | None
+    slices_yes: int
+    unreadable: int
+    near_half: int
+    best_slice: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One case of the worklist. `look_at` is the slice to look at first."""
+
+    facts: CaseFacts
+    screened: Screened
+    warnings: tuple[str, ...]
+
+    @property
+    def finding(self) -> str:
+        """One of FINDINGS: who sees something."""
+        of_map, of_llm = bool(self.facts.found.placed), self.screened.slices_yes > 0
+        return FINDINGS[2 * (not of_map) + (not of_llm)]
+
+    @property
+    def urgency(self) -> tuple:
+        """Sorts the most urgent first."""
+        tier = {FINDINGS[0]: 0, FINDINGS[-1]: 2}.get(self.finding, 1)
+        last = -1.0  # where nothing was measured
+        p_yes, score = self.screened.highest_p_yes, self.screened.highest_score
+        of_slices = (-(last if value is None else value) for value in (p_yes, score))
+        return (tier, -self.facts.found.volume_ml, *of_slices, self.facts.case_id)
+
+    @property
+    def look_at(self) -> int:
+        """Where the largest lesion is widest; without one, the slice with the highest score."""
+        placed = self.facts.found.placed
+        return placed[0].lesion.widest_slice if placed else self.screened.best_slice
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What makes the entry uncertain."""
+        screened = self.screened
+        doubts = []
+        if self.finding in FINDINGS[1:3]:
+            doubts.append(f"finding of the {self.finding}")
+        if screened.near_half:
+            doubts.append(f"p(yes) near one half in {screened.near_half} of {screened.slices} slices")
+        if screened.unreadable:
+            doubts.append(f"answers that could not be read: {screened.unreadable}")
+        if self.facts.found.is_cut:
+            doubts.append("the slices screened end within a lesion")
+        return (*doubts, *self.warnings)
+
+
+def worklist(
+    facts: Sequence[CaseFacts], screened: Mapping[str, Screened], warned: Sequence[tuple[str, str]]
+) -> list[Entry]:
+    """The entries of all cases, the most urgent first."""
+    warnings: dict[str, list[str]] = {}
+    for case_id, warning in warned:
+        warnings.setdefault(case_id, []).append(warning)
+    entries = [Entry(one, screened[one.case_id], tuple(warnings.get(one.case_id, ()))) for one in facts]
+    return sorted(entries, key=lambda entry: entry.urgency)
+
+
+def worklist_rows(entries: Sequence[Entry]) -> list[tuple]:
+    """The rows of `worklist.csv`, with the columns HEADS."""
+    return [
+        (
+            place,
+            entry.facts.case_id,
+            entry.screened.patient,
+            entry.finding,
+            f"{entry.facts.found.volume_ml:.2f}",
+            len(entry.facts.found.placed),
+            entry.facts.found.side or "",
+            *_highest(entry.screened),
+            entry.screened.slices_yes,
+            entry.screened.slices,
+            entry.look_at,
+            "; ".join(entry.doubts),
+        )
+        for place, entry in enumerate(entries, 1)
+    ]
+
+
+def _highest(screened: Screened) -> Iterator[str]:
+    for value in (screened.highest_p_yes, screened.highest_score):
+        yield "" if value is None else f"{value:.3f}"

@@ -76,15 +76,17 @@ def weights(tmp_path_factory) -> Path:
     return weights_for(tmp_path_factory.mktemp("weights") / "w", View(context_mm=4.0))
 
 
-def test_weights_say_the_context_and_another_is_refused(weights):
-    assert decoder_view(weights_folder("embedded")) == View() and decoder_view(weights) == View(context_mm=4.0)
+def test_weights_say_the_context_and_another_is_refused(weights, tmp_path):
+    plain = weights_for(tmp_path / "plain", View())
+    assert decoder_view(plain) == View() and decoder_view(weights) == View(context_mm=4.0)
+    assert decoder_view(weights_folder("embedded")) == View(context_mm=4.0, window_mm=182.0, image_pixels=252)
     words = [f"models.weights={weights}"]
     assert view_of(load_settings(None, words)) == view_of(load_settings(None, [*words, "data.context_mm=4"]))
     for other in ("0", "7"):
         with pytest.raises(WeightsError, match="were trained with 4"):
             view_of(load_settings(None, [*words, f"data.context_mm={other}"]))
     with pytest.raises(WeightsError, match="were trained with 0"):
-        view_of(load_settings(None, ["data.context_mm=4"]))
+        view_of(load_settings(None, [f"models.weights={plain}", "data.context_mm=4"]))
 
 
 def test_scores_depend_on_the_neighbours_and_not_on_the_range(weights, tmp_path):

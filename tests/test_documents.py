@@ -101,7 +101,7 @@ def words_of(line: str) -> list[str]:
 
 
 def tool_of(words: list[str]) -> str:
-    return Path(words[0]).name if words else ""
+    return Path(words[0]).name if words and not words[0].endswith("/") else ""
 
 
 BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]

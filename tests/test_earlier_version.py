@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from medad_core.config import Settings
 from medad_core.inbox.folder import CohortFolder
 from medad_core.inbox.screening import screen_inbox
 from medad_core.run.info import read_run_info
@@ -19,10 +20,17 @@ EARLIER = Path(__file__).parent / "versions" / "0.1.0"
 
 @pytest.fixture
 def earlier(tmp_path) -> Path:
-    """Copies that a test may change."""
+    """Copies that a test may change. The weights that they were made with came with medad at that time."""
     for name in ("data", "run", "cohort"):
         shutil.copytree(EARLIER / name, tmp_path / name)
     return tmp_path
+
+
+def settings_of(run: Path) -> Settings:
+    """Those of an earlier run, with the weights of its time."""
+    settings = read_run_info(str(run)).parsed_settings()
+    models = settings.models.model_copy(update={"weights": str(EARLIER / "weights")})
+    return settings.model_copy(update={"models": models})
 
 
 def parts_of(run: Path) -> dict[str, tuple[int, bytes]]:
@@ -39,8 +47,7 @@ def test_a_run_of_an_earlier_version_resumes_without_remaking_a_part_or_opening_
     for volume in (earlier / "data").rglob("*.nii.gz"):
         volume.write_bytes(bytes(volume.stat().st_size))  # nobody can read it any more
     before = parts_of(run)
-    settings = read_run_info(str(run)).parsed_settings()
-    results = screen(str(earlier / "data"), str(run), settings)
+    results = screen(str(earlier / "data"), str(run), settings_of(run))
     after = parts_of(run)
     remade = [name for name in before if before[name][0] != after[name][0]]
     assert remade == ["answers/part-00001.parquet"]
@@ -66,7 +73,7 @@ def _own_fingerprint(stage) -> dict[str, str]:
 def test_a_cohort_of_an_earlier_version_has_nothing_new(earlier):
     folder = CohortFolder(earlier / "cohort", earlier / "data")
     before = (earlier / "cohort" / "predictions.parquet").read_bytes()
-    settings = read_run_info(str(folder.run_of(1))).parsed_settings()
+    settings = settings_of(folder.run_of(1))
     settings = settings.model_copy(update={"inbox": settings.inbox.model_copy(update={"settle_s": 0.0})})
     outcome = screen_inbox(folder, earlier / "data", settings, lambda *_: pytest.fail("nothing is to be screened"))
     assert outcome.batches == () and (outcome.cases, outcome.slices) == (3, 6)

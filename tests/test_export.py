@@ -96,8 +96,8 @@ def test_what_was_brought_to_1_mm_goes_back_to_where_it_was(tmp_path, edge, upsi
 def test_exported_maps_are_those_of_the_run_on_the_grid_of_the_volume(screened, tmp_path):
     out = tmp_path / "out"
     done = medad("export", screened.run, "--out", str(out))
-    assert done.returncode == 0, done.stderr
-    assert "3 cases" in done.stdout
+    assert done.exit_code == 0, done.output
+    assert "3 cases" in done.output
     run = Run.reopen(screened.run)
     for case_id in ("BraTS2021_00000", "BraTS2021_00001", "BraTS2021_00003"):
         volume = nib.load(Path(screened.data) / case_id / f"{case_id}_flair.nii.gz")
@@ -138,7 +138,7 @@ def test_what_cannot_be_exported_is_said_in_a_line(screened, tmp_path):
         (("--format", "dicom"), "medad knows nifti and bids"),
     ):
         done = medad("export", screened.run, "--out", str(tmp_path / "out"), *words)
-        assert done.returncode == 2 and said in done.stderr and not (tmp_path / "out").exists()
+        assert done.exit_code == 2 and said in done.output and not (tmp_path / "out").exists()
 
 
 def test_facts_of_cases_are_those_of_their_segmentations(screened):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -15,8 +16,9 @@ from test_data_read import AFFINE, ALL_ORIENTATIONS, FIRST, LAST, brain_array, r
 
 from medad_core.data.cases import Case, VolumeRef
 from medad_core.data.read import CaseSlices, read_slices
+from medad_core.errors import UsageError
 from medad_core.export.space import to_file
-from medad_core.export.volumes import export
+from medad_core.export.volumes import _bids_names, _plain, export
 from medad_core.media import read_csv
 from medad_core.models.decoder import render_map
 from medad_core.run.run import Run
@@ -130,6 +132,31 @@ def test_bids_names_and_what_they_say(screened, tmp_path):
     assert description["DatasetType"] == "derivative" and description["GeneratedBy"][0]["Name"] == "medad"
     facts = json.loads((tmp_path / "bids" / f"{stem}_mask.json").read_text())
     assert facts["ScreenedSlices"] == [60, 62] and facts["Threshold"] == 0.5
+
+
+def bids_names(*cases: tuple[str, str, str | None]) -> dict[str, str]:
+    """Names of cases (case_id, patient, visit)."""
+    members = [SimpleNamespace(case_id=case, patient_id=patient, visit=visit) for case, patient, visit in cases]
+    return _bids_names(SimpleNamespace(cohort=SimpleNamespace(members=members)), [case for case, *_ in cases])
+
+
+def test_names_of_bids_are_those_of_the_raw_dataset_and_no_two_are_alike():
+    (name,) = bids_names(("sub-05_ses-02", "sub-05", "ses-02")).values()
+    assert name == "sub-05/ses-02/anat/sub-05_ses-02_space-orig_label-lesion_desc-medad"
+    two = bids_names(("GLI-1-100", "GLI-1", None), ("GLI-1-101", "GLI-1", None))
+    assert [Path(name).parts[:2] for name in two.values()] == [
+        ("sub-GLI1", "ses-GLI1100"),
+        ("sub-GLI1", "ses-GLI1101"),
+    ]
+    for cases in ([("a", "a-b", None), ("b", "ab", None)], [("x-1", "p", None), ("x1", "p", None)]):
+        with pytest.raises(UsageError, match=r"would both be .* use --format nifti"):
+            bids_names(*cases)
+
+
+def test_no_name_of_a_case_leaves_the_folder():
+    names = ["../x", "a/b", "a%2Fb", "a\\b", ".."]
+    files = [f"{_plain(name)}_map.nii.gz" for name in names]
+    assert len(set(files)) == len(names) and all(Path(file).name == file and "\\" not in file for file in files)
 
 
 def test_what_cannot_be_exported_is_said_in_a_line(screened, tmp_path):

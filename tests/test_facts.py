@@ -148,7 +148,7 @@ def test_the_atlas_lies_where_brains_lie_and_no_other_way(brains):
 
 
 def test_left_and_right_of_the_atlas_are_alike_and_its_front_is_in_front():
-    centres = {name: ndimage.center_of_mass(mask) for name, mask in atlas().items()}
+    centres = {name: 3 * np.array(ndimage.center_of_mass(mask[::3, ::3, ::3])) + 1 for name, mask in atlas().items()}
     assert centres["frontal lobe"][1] < centres["temporal lobe"][1] < centres["occipital lobe"][1]  # rows to posterior
     assert centres["brain stem"][0] < centres["thalamus"][0] < centres["parietal lobe"][0]
     assert all(abs(centre[2] - 119.5) < 6 for centre in centres.values())

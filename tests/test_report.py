@@ -12,6 +12,9 @@ from PIL import Image
 from pytest import approx
 
 from medad_core.config import EvaluateSettings
+from medad_core.facts.case import CaseFacts, Lesions
+from medad_core.facts.lesions import Grid
+from medad_core.facts.worklist import Entry, Screened
 from medad_core.metrics import MetricRow, evaluate
 from medad_core.report import GalleryItem, RunSummary, case_rows, choose_gallery, reliability_bins, render_report
 from medad_core.report.colour import overlay
@@ -155,6 +158,26 @@ def test_metrics_show_value_interval_and_reason():
     assert "split test" in text
     assert "0.946" in text and "0.920 to 0.970" in text
     assert "one class only: no tumour-free patients" in text
+
+
+def test_ml_and_mm_have_no_bar_from_0_to_1():
+    row = MetricRow("map_volume_bias_ml", "case", "test", "all", 12.5, -3.0, 40.0, 8, None)
+    text = page(rows=[METRIC, row])
+    assert "12.500" in text and "left:1250" not in text and "left:-" not in text and "left:94.60%" in text
+    assert "Cases</th>" in text and "Cases</th>" not in page(rows=[METRIC])
+
+
+def entry(case_id: str, p_yes: float, warning: str = "") -> Entry:
+    facts = CaseFacts(case_id, Grid((1.0, 1.0, 1.0), 60, None), 41, 0.5, 0.05, Lesions(()), None, "")
+    screened = Screened("p", 41, p_yes, 0.8, 2, 0, 0, 77)
+    return Entry(facts, screened, (warning,) if warning else ())
+
+
+def test_cases_stand_in_the_order_of_the_worklist_with_their_doubts():
+    rows = frame([prediction("<b>&"), prediction("calm")])
+    text = page(cases=case_rows(rows, [entry("calm", 0.9), entry("<b>&", 0.8, "looks like <i>T1</i>")]))
+    assert text.index("calm") < text.index("&lt;b&gt;&amp;") and "<i>" not in text
+    assert "finding of the language model only; looks like &lt;i&gt;T1&lt;/i&gt;" in text
 
 
 def test_an_unlabelled_cohort_gets_no_scores_and_no_outline():

@@ -86,8 +86,9 @@ def worklist_table(uri: str) -> Table | None:
     table.title = f"worklist, {min(FIRST, len(cases))} of {len(cases)} cases"
     table.title_justify = "left"
     for case in cases[:FIRST]:
-        cells = (case[name] for name in ("place", "case_id", "finding", "volume_ml", "side"))
+        volume = f"{'≥ ' if case['is_cut'] == 'True' else ''}{case['volume_ml']}"
         slices = f"{case['slices_yes']} of {case['slices']}"
+        cells = (case["place"], case["case_id"], case["finding"], volume, case["side"])
         table.add_row(*map(visible, (*cells, slices, case["look_at"], case["doubts"])))
     return table
 

@@ -20,6 +20,7 @@ HEADS = (
     "patient",
     "finding",
     "volume_ml",
+    "is_cut",
     "lesions",
     "side",
     "highest_p_yes",
@@ -90,8 +91,6 @@ class Entry:
             doubts.append(f"p(yes) near one half in {screened.near_half} of {screened.slices} slices")
         if screened.unreadable:
             doubts.append(f"answers that could not be read: {screened.unreadable}")
-        if self.facts.found.is_cut:
-            doubts.append("the slices screened end within a lesion")
         return (*doubts, *self.warnings)
 
 
@@ -115,6 +114,7 @@ def worklist_rows(entries: Sequence[Entry]) -> list[tuple]:
             entry.screened.patient,
             entry.finding,
             f"{entry.facts.found.volume_ml:.2f}",
+            entry.facts.found.is_cut,
             len(entry.facts.found.placed),
             entry.facts.found.side or "",
             *_highest(entry.screened),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from scipy import ndimage
@@ -132,6 +134,32 @@ def test_bids_names_and_what_they_say(screened, tmp_path):
     assert description["DatasetType"] == "derivative" and description["GeneratedBy"][0]["Name"] == "medad"
     facts = json.loads((tmp_path / "bids" / f"{stem}_mask.json").read_text())
     assert facts["ScreenedSlices"] == [60, 62] and facts["Threshold"] == 0.5
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_a_figure_has_the_slice_its_map_and_what_was_asked_and_answered(screened, tmp_path, kind):
+    out = tmp_path / f"slice.{kind}"
+    done = medad("figure", screened.run, "BraTS2021_00001", 62, "--out", out)
+    assert done.exit_code == 0, done.output
+    content = out.read_bytes()
+    assert content.startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[kind])
+    if kind == "svg":
+        text = html.unescape(content.decode())
+        rows = pd.read_parquet(Path(screened.run) / "predictions.parquet")
+        row = rows[(rows["case_id"] == "BraTS2021_00001") & (rows["slice_index"] == 62)].iloc[0]
+        for words in ("Is there any anomaly", row["answer"], "BraTS2021_00001, slice 62", "expert outline", "50 mm"):
+            assert words in text
+        assert "PHANTOM" not in text and "not a medical device" in text
+
+
+def test_a_figure_of_what_is_not_there_is_refused(screened, tmp_path):
+    for words, said in (
+        (("BraTS2021_00001", 7, "--out", tmp_path / "x.png"), "slices 60 to 62"),
+        (("nobody", 61, "--out", tmp_path / "x.png"), "no such case"),
+        (("BraTS2021_00001", 61, "--out", tmp_path / "x.doc"), ".png, .svg, .pdf"),
+    ):
+        done = medad("figure", screened.run, *words)
+        assert done.exit_code == 2 and said in done.output and not list(tmp_path.iterdir())
 
 
 def bids_names(*cases: tuple[str, str, str | None]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from flows.cli.benchmarks import benchmarks
 from flows.cli.command import command, complain, group, show_tracebacks
 from flows.cli.deploy import deploy
 from flows.cli.export import export
+from flows.cli.figure import figure
 from flows.cli.inspect import inspect
 from flows.cli.maintenance import doctor, phantom, prune, pseudonyms, status
 from flows.cli.models import models_app
@@ -35,6 +36,7 @@ for function in (
     screen,
     evaluate,
     export,
+    figure,
     inspect,
     train,
     reproduce,

@@ -63,6 +63,7 @@ from medad_core.stages.facts import (
     write_facts,
     write_worklist,
 )
+from medad_core.stages.pictures import PREDICTIONS_FILE, gallery_item
 from medad_core.stages.rows import bits_of, grids_of, images_of, windows_of
 from medad_core.store import PREDICTIONS, QUESTIONS, join, read_table, write_table, write_text
 from medad_core.store.files import remove
@@ -71,7 +72,7 @@ GALLERY = 24
 KEYS = ["case_id", "slice_index"]
 # So that pandas reads integers although some are missing.
 NULLABLE = {"label": "Int8", "tumour_pixels": "Int32"}
-PREDICTIONS_FILE, METRICS_FILE, PAGE_FILE = "predictions.parquet", "metrics.md", "report.html"
+METRICS_FILE, PAGE_FILE = "metrics.md", "report.html"
 TABLE_FILE = "metrics.parquet"
 QUESTIONS_FILE = "questions.parquet"
 
@@ -265,19 +266,7 @@ def _add_pictures(
 
 
 def _gallery(run: Run, predictions: pd.DataFrame) -> list[GalleryItem]:
-    items = []
-    for _, row in choose_gallery(predictions, GALLERY, seed=0).iterrows():
-        slices = run.stage("slices").read_case(row["case_id"])
-        maps = run.stage("maps").read_case(row["case_id"])
-        place = slices["slice_index"].to_pylist().index(row["slice_index"])
-        one_slice = slices.slice(place, 1)
-        image = images_of(one_slice)[0]
-        mask = bits_of(one_slice.to_pylist()[0], "mask")
-        one_map = maps.slice(place, 1)
-        windows = windows_of(one_map)
-        anomaly_map = render_map(grids_of(one_map)[0], *image.shape, None if windows is None else windows[0])
-        items.append(GalleryItem.of(row, image, mask, anomaly_map))
-    return items
+    return [gallery_item(run, row) for _, row in choose_gallery(predictions, GALLERY, seed=0).iterrows()]
 
 
 def _learned_from(settings: Settings) -> str:

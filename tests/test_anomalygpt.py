@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from prefect_harness import weights_for
 from safetensors.torch import load_file
 
 from medad_core.config import Settings, load_settings
@@ -29,6 +30,7 @@ from medad_core.llm.transformers_engine import load_llm
 from medad_core.models.decoder import render_maps
 from medad_core.models.pack import packaged
 from medad_core.models.text import load_text_encoder
+from medad_core.models.view import View
 from medad_core.models.weights import CONVERTER, converter_facts, load_converter
 from medad_core.run.cohort import settle_cohort
 from medad_core.run.fingerprints import converter_surroundings, maps_fingerprint, prompts_fingerprint
@@ -373,7 +375,9 @@ def test_maps_carry_the_embedding_only_where_the_weights_ask_for_it(screened, se
     embeddings = embeddings_of(table).astype(np.float32)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=2e-3)
     assert grids_of(table).shape == (3, 4, 16, 16)
-    default = load_settings(None, ["models.device=cpu", "data.first_slice=80", "data.last_slice=80"])
+    plain = weights_for(tmp_path / "weights", View())
+    words = [f"models.weights={plain}", "models.device=cpu", "data.first_slice=80", "data.last_slice=80"]
+    default = load_settings(None, words)
     run = str(tmp_path / "run")
     shutil.copytree(Path(screened) / "slices", Path(run) / "slices")
     maps.plan(Run.reopen(run, default))

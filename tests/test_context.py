@@ -93,10 +93,11 @@ def test_scores_depend_on_the_neighbours_and_not_on_the_range(weights, tmp_path)
     write_case(tmp_path / "data", "BraTS2021_00000", seed=0)
     words = [*WORDS, f"models.weights={weights}", "llm.engine=transformers"]
     scores = {}
+    plain = weights_for(tmp_path / "plain", View())
     for name, more in (
         ("narrow", []),
         ("wide", ["data.first_slice=57", "data.last_slice=63"]),
-        ("alone", ["models.weights=embedded"]),
+        ("alone", [f"models.weights={plain}"]),
     ):
         results = screen(str(tmp_path / "data"), str(tmp_path / name), load_settings(None, [*words, *more]))
         rows = pd.read_parquet(results.predictions).set_index("slice_index")

@@ -35,6 +35,7 @@ from medad_core.models.weights import CONVERTER, converter_facts
 from medad_core.stages.answers import _answer_rows
 from medad_core.stages.screen import screen
 from medad_core.store import ANSWERS, read_table
+from medad_core.training.card import may_be_asked
 from medad_core.training.maps import move
 
 ALL = ("presence", "location", "side", "size", "region", "number")
@@ -309,3 +310,14 @@ def test_damaged_facts_of_a_converter_are_named(weights, tmp_path, name, text):
     save_file(load_file(weights / CONVERTER), path, {**metadata, name: text})
     with pytest.raises(WeightsError, match=f"its {name} is damaged; get the file again"):
         converter_facts(tmp_path)
+
+
+def test_runs_may_ask_what_was_right_often_enough_and_more_often_than_a_guess():
+    scores = {
+        "location": {"right": 0.9, "commonest_value": 0.4},
+        "side": {"right": 0.79, "commonest_value": 0.3},
+        "size": {"right": 0.8, "commonest_value": 0.8},
+        "number": {"right": 0.85, "commonest_value": 0.84},
+    }
+    assert may_be_asked(scores, 0.8) == ["presence", "location", "number"]
+    assert may_be_asked(scores, 0) == ["presence", *scores] and may_be_asked({}, 0.8) == ["presence"]

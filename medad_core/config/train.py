@@ -39,7 +39,7 @@ class ConverterTraining(Section):
     )
     questions: tuple[Literal["presence", "location", "side", "size", "region", "number"], ...] = Field(
         ("presence", "location", "side", "size", "region", "number"),
-        description="families of questions that are learned; a run asks for no others (medad_core/llm/questions.yaml)",
+        description="families of questions that are learned (medad_core/llm/questions.yaml); presence is the verdict",
     )
     wordings: int = Field(
         12, ge=1, le=12, description="of each question that are learned; 1: only the one that screening uses"
@@ -60,6 +60,13 @@ class ConverterTraining(Section):
     )
     checkpoint_every: int = Field(20, ge=1)
     validation_maps: int = Field(192, ge=2, description="held-out maps, half with tumour, that choose the checkpoint")
+    least_right: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="share of right answers on patients held out, above that of the commonest value, that a further "
+        "question needs so that runs may ask it; 0: all may be asked",
+    )
 
     @field_validator("questions")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -164,6 +164,20 @@ def question_scores(speaker: Speaker, cases: Sequence[TrainingCase]) -> dict[str
             "commonest_value": max(true.count(value) for value in set(true)) / len(true),
         }
     return scores
+
+
+def may_be_asked(scores: Mapping[str, Scores], least_right: float) -> list[str]:
+    """Presence, and the further questions that runs may ask, of those that `question_scores` scored.
+
+    They are right in a share of at least `least_right`, and more often than the commonest value; with 0, all may be
+    asked. Those that are not would be wrong too often to be shown.
+    """
+    good = (
+        family
+        for family, score in scores.items()
+        if not least_right or (score["right"] >= least_right and score["right"] > score["commonest_value"])
+    )
+    return [PRESENCE, *good]
 
 
 def _of_others(picks: Sequence[tuple[TrainingCase, int]], seed: int) -> list[int]:
@@ -328,7 +342,11 @@ def _markdown(card: dict) -> str:
         _score_table(card["scores"]["converter_wide"]),
     ]
     if questions := card["scores"].get("questions"):
-        parts += ["## Further questions, held-out patients", _question_table(questions)]
+        least_right = train["converter"]["least_right"]
+        asked = may_be_asked(questions, least_right)[1:]
+        allowed = f"Runs may ask {_names(asked) if asked else 'none of them'}"
+        rule = f"{allowed}: right in {least_right:g} of the answers, and more often than the commonest value."
+        parts += ["## Further questions, held-out patients", _question_table(questions), rule]
     return "\n\n".join(parts) + "\n"
 
 

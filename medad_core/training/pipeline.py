@@ -39,6 +39,7 @@ from medad_core.training.card import (
     Speaker,
     cross_validated_scores,
     find_temperature,
+    may_be_asked,
     question_scores,
     speak,
     verdict_scores,
@@ -94,13 +95,14 @@ def train(
     speaker = Speaker(fitted.grids, converter, prompt, llm, settings)
     spoken = speak(speaker, training.held_out)
     temperature = find_temperature(spoken)
-    _write_converter(training, converter, prompt, temperature)
     scores = {
         "decoder": cross_validated_scores(training.cases, fitted.grids, settings),
         "converter": verdict_scores(spoken, temperature, settings),
         "converter_wide": verdict_scores(spoken, temperature, settings, wide=True),
         "questions": question_scores(speaker, training.held_out),
     }
+    asked = may_be_asked(scores["questions"], settings.train.converter.least_right)
+    _write_converter(training, converter, prompt, asked, temperature)
     write_card(training.out, settings, training.cases, training.folds, scores, curve, fitted.steps, (licence, limits))
     return TrainingResult(training.out, training.rejected, scores)
 
@@ -238,11 +240,12 @@ def _fit_converter(
     return converter, curve
 
 
-def _write_converter(training: _Training, converter: AnyConverter, prompt: Prompt, temperature: float) -> None:
+def _write_converter(
+    training: _Training, converter: AnyConverter, prompt: Prompt, questions: Sequence[str], temperature: float
+) -> None:
     settings = training.settings
     fingerprint = llm_fingerprint(settings.llm.model, settings.llm.lora, where=settings.models)
     fits = {**fingerprint, **shared_fingerprint(settings)}
-    questions = settings.train.converter.questions
     save_converter(converter, training.out, fits, prompt.template.name, questions, temperature)
 
 

@@ -14,7 +14,7 @@ from prefect_harness import write_case
 from medad_core.config import Settings, load_settings
 from medad_core.data.names import patient_of
 from medad_core.errors import StoreError
-from medad_core.models.weights import weights_folder
+from medad_core.models.weights import limits_of, weights_folder
 from medad_core.run.cohort import Cohort, Member, cohort_of, settle_cohort
 from medad_core.run.gather import find_cohort
 from medad_core.stages.evaluate import _caveats, write_predictions
@@ -100,13 +100,18 @@ def cohort(*members: tuple[str, str]) -> Cohort:
 
 def test_cases_that_trained_the_weights_are_said_to_flatter():
     learned = json.loads((weights_folder("embedded") / "card.json").read_text())["cases"][0]
-    assert "1 of the 2 cases" in _caveats(cohort((learned, "test"), ("other", "train")), Settings())[0]
-    assert "in the split test too" in _caveats(cohort((learned, "test"), ("other", "train")), Settings())[0]
-    assert "not those of the split test" in _caveats(cohort((learned, "train"), ("other", "test")), Settings())[0]
-    assert (
-        "test" not in _caveats(cohort((learned, "screen"), ("other", "screen")), Settings())[0].split("The weights")[0]
-    )
-    assert _caveats(cohort(("other", "test")), Settings()) == ()
+    (limits,) = _caveats(cohort(("other", "test")), Settings())
+    assert limits == limits_of(weights_folder("embedded")) and "gliomas" in limits
+
+    def said(*members: tuple[str, str]) -> str:
+        first, second = _caveats(cohort(*members), Settings())
+        assert first == limits
+        return second
+
+    assert "1 of the 2 cases" in said((learned, "test"), ("other", "train"))
+    assert "in the split test too" in said((learned, "test"), ("other", "train"))
+    assert "not those of the split test" in said((learned, "train"), ("other", "test"))
+    assert "test" not in said((learned, "screen"), ("other", "screen")).split("The weights")[0]
 
 
 def test_weights_that_are_gone_are_said_to_be_gone_and_not_to_be_clean():

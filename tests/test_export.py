@@ -24,7 +24,7 @@ from medad_core.export.volumes import _bids_names, _plain, export
 from medad_core.media import read_csv
 from medad_core.models.decoder import render_map
 from medad_core.run.run import Run
-from medad_core.stages.rows import grids_of
+from medad_core.stages.rows import grids_of, windows_of
 
 pytest_plugins = ("prefect_harness",)
 
@@ -109,11 +109,11 @@ def test_exported_maps_are_those_of_the_run_on_the_grid_of_the_volume(screened, 
         mask = nib.load(out / f"{case_id}_mask.nii.gz")
         assert np.array_equal(stored.affine, volume.affine) and stored.shape == mask.shape == volume.shape
         assert (stored.get_data_dtype(), mask.get_data_dtype()) == (np.float32, np.uint8)
-        grids = grids_of(run.stage("maps").read_case(case_id))
-        for number, grid in zip(range(60, 63), grids, strict=True):
+        maps = run.stage("maps").read_case(case_id)
+        for number, grid, window in zip(range(60, 63), grids_of(maps), windows_of(maps), strict=True):
             # Stored left, posterior, superior; rows of a picture run to posterior, columns to the left.
             picture = np.asarray(stored.dataobj)[:, :, number].T
-            assert np.array_equal(picture, render_map(grid, 64, 64).astype(np.float32))
+            assert np.array_equal(picture, render_map(grid, 64, 64, window).astype(np.float32))
             assert np.array_equal(np.asarray(mask.dataobj)[:, :, number].T, picture >= 0.5)
         assert not np.asarray(stored.dataobj)[:, :, [59, 63]].any()
         assert "slices 60 to 62" in stored.header["descrip"].item().decode()

@@ -35,7 +35,8 @@ from medad_core.stages.rows import grids_of, slice_rows
 from medad_core.store import SLICES, stage_of
 
 CPU = torch.device("cpu")
-WORDS = ("models.threads=2", "models.device=cpu")
+PLAIN = Path(__file__).parent / "versions" / "0.1.0" / "weights"  # for the slice alone, without a window
+WORDS = ("models.threads=2", "models.device=cpu", f"models.weights={PLAIN}")
 
 
 def pictures(count: int, height: int = 64, width: int = 64, seed: int = 0) -> np.ndarray:

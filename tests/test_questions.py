@@ -214,7 +214,7 @@ def test_a_run_asks_several_questions_of_every_slice(weights, tmp_path):
 def test_a_question_that_the_weights_have_not_learned_is_refused(weights, tmp_path):
     write_case(tmp_path / "data", "BraTS2021_00000", seed=0)
     assert converter_facts(weights).questions == ALL
-    with pytest.raises(WeightsError, match="have not learned side, only presence"):
+    with pytest.raises(WeightsError, match="have not learned side, only presence, location, size, number"):
         screen(
             str(tmp_path / "data"),
             str(tmp_path / "run"),
@@ -289,7 +289,8 @@ def test_a_run_has_the_temperature_of_its_weights(weights, tmp_path):
         settings = load_settings(None, [*WORDS, f"models.weights={folder}"])
         screen(str(tmp_path / "data"), str(tmp_path / name), settings)
         p_yes.append(pd.read_parquet(tmp_path / name / "predictions.parquet")["p_yes"].to_numpy(float))
-    np.testing.assert_allclose(p_yes[1], tempered(p_yes[0], 2.5), rtol=1e-3, atol=1e-5)
+    own = converter_facts(weights).temperature
+    np.testing.assert_allclose(p_yes[1], tempered(p_yes[0], 2.5 / own), rtol=1e-3, atol=1e-5)
 
 
 def test_a_limit_below_the_longest_answer_is_refused(tmp_path):

@@ -208,7 +208,8 @@ def asked_questions(settings: Settings) -> tuple[Question, ...]:
     if unknown:
         raise WeightsError(
             f"llm.questions: the weights {settings.models.weights} have not learned {', '.join(unknown)}, only "
-            f"{', '.join(known)}; leave it out, or train others with train.converter.questions"
+            f"{', '.join(known)}; leave it out, or train others "
+            "(train.converter.questions; train.converter.least_right says how well they must answer)"
         )
     return questions
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 from test_data_read import brain_array, mask_array, read, save
@@ -25,8 +25,9 @@ def blobs(size: int, edge: float, seed: int, radius_mm: float = 9.0) -> np.ndarr
     count = round(size / edge)
     noise = ndimage.gaussian_filter(rng.standard_normal((count, count)), radius_mm / edge / 2)
     inside = noise > np.quantile(noise, 0.85)
-    inside[[0, -1]] = False
-    inside[:, [0, -1]] = False
+    rim = int(np.ceil(1.5 / edge))  # pixels at the rim of the new picture may be no brain, and `shares` sees none there
+    inside[:rim] = inside[-rim:] = False
+    inside[:, :rim] = inside[:, -rim:] = False
     return inside[None]
 
 
@@ -118,6 +119,7 @@ def test_a_mask_keeps_its_area_in_every_slice_and_its_most_covered_pixels(rows, 
 
 @QUICK
 @given(edge=edges, seed=st.integers(0, 1000))
+@example(edge=0.26862954, seed=1)
 def test_a_smooth_region_keeps_all_pixels_that_it_covers_well_and_no_others(edge, seed):
     mask = blobs(60, edge, seed)
     covered = shares(mask, edge, edge)

@@ -520,7 +520,7 @@ def test_status_and_evaluation_do_not_look_at_the_data(copied):
 def test_the_command_refuses_and_refreshes(server, copied):
     """`medad screen` for real, once: a plain file that was corrected in place and has the same size."""
     correct(copied / "data", 3)
-    words = [*WORDS, "data.last_slice=60", "data.cases_per_part=1"]
+    words = [*WORDS, "data.last_slice=60", "data.cases_per_part=1", f"models.weights={WEIGHTS}"]
     command = ["screen", str(copied / "data"), "--out", str(copied / "one"), *words]
     refused = CliRunner().invoke(app, command)
     assert refused.exit_code == 1 and len(refused.stderr.strip().splitlines()) == 1

@@ -19,7 +19,10 @@ from medad_core.models.view import View
 
 SIZE = 64
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])  # stored as BraTS stores: left, posterior, superior
+# With 16 × 16 patches a map is the same to the bit in batches of any size, however a run was cut off and went on.
+WEIGHTS = Path(__file__).parent / "versions" / "0.1.0" / "weights"
 WORDS = (
+    f"models.weights={WEIGHTS}",
     "data.first_slice=60",
     "data.last_slice=62",
     "data.levels=index",  # these volumes are no brains

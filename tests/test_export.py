@@ -110,7 +110,7 @@ def test_exported_maps_are_those_of_the_run_on_the_grid_of_the_volume(screened, 
         assert np.array_equal(stored.affine, volume.affine) and stored.shape == mask.shape == volume.shape
         assert (stored.get_data_dtype(), mask.get_data_dtype()) == (np.float32, np.uint8)
         maps = run.stage("maps").read_case(case_id)
-        for number, grid, window in zip(range(60, 63), grids_of(maps), windows_of(maps), strict=True):
+        for number, grid, window in zip(range(60, 63), grids_of(maps), windows_of(maps) or [None] * 3, strict=True):
             # Stored left, posterior, superior; rows of a picture run to posterior, columns to the left.
             picture = np.asarray(stored.dataobj)[:, :, number].T
             assert np.array_equal(picture, render_map(grid, 64, 64, window).astype(np.float32))

@@ -17,6 +17,7 @@ from test_cli import medad
 from test_data_read import AFFINE, ALL_ORIENTATIONS, FIRST, LAST, brain_array, read, settings
 
 from medad_core.data.cases import Case, VolumeRef
+from medad_core.data.place import Place, numbers_of
 from medad_core.data.read import CaseSlices, read_slices
 from medad_core.errors import UsageError
 from medad_core.export.space import to_file
@@ -43,13 +44,25 @@ def turned(angle: float) -> np.ndarray:
 @pytest.mark.parametrize("angle", [0, 0.2])
 @pytest.mark.parametrize("orientation", ALL_ORIENTATIONS, ids=lambda o: "".join(nib.orientations.ornt2axcodes(o)))
 def test_every_pixel_goes_back_to_its_voxel(tmp_path, orientation, angle):
-    image = nib.Nifti1Image(brain_array(), turned(angle)).as_reoriented(orientation)
+    # With holes at random, so that no shift and no turn brings the brain onto itself.
+    values = brain_array() * (np.random.default_rng(1).random((13, 11, 9)) < 0.7).astype(np.int16)
+    image = nib.Nifti1Image(values, turned(angle)).as_reoriented(orientation)
     nib.save(image, tmp_path / "x.nii.gz")
     slices = read(VolumeRef(str(tmp_path / "x.nii.gz")))
     read_voxels = there(slices, np.ones_like(slices.brain)) > 0
     assert read_voxels.shape == image.shape and read_voxels.sum() == slices.brain.size
     brain = there(slices, slices.brain) > 0
     assert brain.any() and np.array_equal(brain, (np.asarray(image.dataobj) != 0) & read_voxels)
+
+
+@pytest.mark.parametrize("edge", [0.9, 3.3, 4.0])
+def test_no_slice_is_lost_to_rounding_at_any_angle(edge):
+    pictures = np.broadcast_to(np.arange(1, 31, dtype=np.float32)[:, None, None], (30, 4, 5))
+    for angle in np.linspace(0, 1.2, 40):
+        affine = (turned(angle) @ np.diag([0.45, 0.45, edge / 4, 1])).astype(np.float32).astype(float)
+        to_ras = affine[:, [2, 1, 0, 3]]  # pictures of the volume as it is stored
+        out = to_file(pictures, 0, Place((5, 4, 30), numbers_of(affine), numbers_of(to_ras), 30, sri24=False))
+        assert np.array_equal(out, pictures.transpose(2, 1, 0))
 
 
 def test_a_picture_knows_where_it_lies_in_the_patient(tmp_path):

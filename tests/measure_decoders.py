@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from medad_core.config import Settings, load_settings
 from medad_core.metrics import PixelHistogram
 from medad_core.models.decoder import image_scores
+from medad_core.models.device import device_of
 from medad_core.models.encoder import load_encoder
 from medad_core.models.text import load_sentences, load_text_encoder, text_features
 from medad_core.run.gather import by_index, find_cohort
@@ -51,7 +52,10 @@ def columns() -> list[str]:
 def cross_validated(data: str, work: Path, variant: str, settings: Settings) -> tuple[list[TrainingCase], Grids]:
     """The cases, and their maps by decoders that have not seen the patient."""
     cohort = find_cohort(data, by_index(settings.data))
-    encoder = load_encoder(settings.models.encoder, image_size=settings.train.image_pixels)
+    device = device_of(settings)
+    encoder = load_encoder(
+        settings.models.encoder, device, image_size=settings.train.image_pixels, where=settings.models
+    )
     started = time.perf_counter()
     cases, _ = encode_cohort(cohort, cohort.members, settings, encoder, work / "features", lambda *_: None)
     print(f"encoded in {time.perf_counter() - started:.1f} s", file=sys.stderr)
@@ -59,7 +63,9 @@ def cross_validated(data: str, work: Path, variant: str, settings: Settings) -> 
     folds = deal_folds(cases, settings.train.folds, settings.data.first_slice, settings.data.last_slice, 0)
     place = work / variant
     place.mkdir(parents=True, exist_ok=True)
-    fitted = cross_fit(cases, folds, text, settings.train, place, arithmetic_of(settings.train, "cpu"), lambda *_: None)
+    fitted = cross_fit(
+        cases, folds, text, settings.train, place, arithmetic_of(settings.train, device), lambda *_: None
+    )
     return cases, fitted.grids
 
 

@@ -65,6 +65,17 @@ def weights_for(folder: Path, view: View) -> Path:
     return folder
 
 
+def restate(path: Path, **facts: str) -> None:
+    """Write other facts into the metadata of a safetensors file."""
+    from safetensors.torch import load_file, save_file
+
+    from medad_core.models.loading import open_tensors
+
+    with open_tensors(path) as tensors:
+        metadata = tensors.metadata()
+    save_file(load_file(path), path, {**metadata, **facts})
+
+
 def break_case(root: Path, case_id: str) -> None:
     """Cut the volume of a case in half, as a broken download does."""
     path = root / case_id / f"{case_id}_flair.nii.gz"

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from maps_to_learn import empty_example
-from prefect_harness import WORDS, weights_for, write_case
+from prefect_harness import WORDS, restate, weights_for, write_case
 from safetensors.torch import load_file, save_file
 from scipy.special import expit
 
@@ -164,10 +164,7 @@ def test_a_moved_map_keeps_what_its_mask_says():
 def weights(tmp_path_factory) -> Path:
     """The project's own weights, as if their converter had learned all families."""
     folder = weights_for(tmp_path_factory.mktemp("weights") / "w", ALONE)
-    path = folder / CONVERTER
-    with open_tensors(path) as tensors:
-        metadata = tensors.metadata()
-    save_file(load_file(path), path, {**metadata, "questions": json.dumps(ALL)})
+    restate(folder / CONVERTER, questions=json.dumps(ALL))
     return folder
 
 
@@ -209,6 +206,31 @@ def test_a_run_asks_several_questions_of_every_slice(weights, tmp_path):
     one, other = (pd.read_parquet(folder / "predictions.parquet")[columns] for folder in (alone, several))
     pd.testing.assert_frame_equal(one, other)
     assert not (alone / "questions.parquet").exists()
+
+
+def test_an_unlabelled_cohort_has_answers_to_all_questions_and_no_truth(weights, tmp_path):
+    write_case(tmp_path / "data", "BraTS2021_00000", seed=0)
+    next((tmp_path / "data").rglob("*_seg.nii.gz")).unlink()
+    words = [*WORDS, f"models.weights={weights}", "llm.structured=true", "llm.questions=[presence, side]"]
+    screen(str(tmp_path / "data"), str(tmp_path / "run"), load_settings(None, words))
+    rows = pd.read_parquet(tmp_path / "run" / "questions.parquet")
+    assert list(rows["question"]) == ["presence", "side"] * 3
+    assert rows["value"].notna().all() and rows["value_true"].isna().all()
+    measured = metric_rows(read_table(str(tmp_path / "run" / "metrics.parquet")))
+    assert not [row for row in measured if row.metric.startswith("question_") and row.value is not None]
+
+
+def test_copies_of_the_model_answer_questions_as_one_does(weights, tmp_path):
+    write_case(tmp_path / "data", "BraTS2021_00000", seed=0)
+    rows = []
+    for name, copies in (("one", 1), ("two", 2)):
+        words = [f"models.weights={weights}", "llm.questions=[presence, side, number]"]
+        settings = load_settings(None, [*WORDS, *words, f"llm.data_parallel_size={copies}"])
+        screen(str(tmp_path / "data"), str(tmp_path / name), settings)
+        answers = pd.concat(map(pd.read_parquet, sorted((tmp_path / name / "answers").glob("*.parquet"))))
+        rows.append((answers.drop(columns="p_yes"), answers["p_yes"].to_numpy(float)))
+    pd.testing.assert_frame_equal(rows[0][0], rows[1][0])
+    np.testing.assert_allclose(rows[0][1], rows[1][1], atol=1e-5)
 
 
 def test_a_question_that_the_weights_have_not_learned_is_refused(weights, tmp_path):
@@ -280,9 +302,7 @@ def test_the_temperature_of_p_yes_is_found_again_and_changes_no_verdict():
 def test_a_run_has_the_temperature_of_its_weights(weights, tmp_path):
     write_case(tmp_path / "data", "BraTS2021_00000", seed=0)
     cold = weights_for(tmp_path / "w", ALONE)
-    with open_tensors(cold / CONVERTER) as tensors:
-        metadata = tensors.metadata()
-    save_file(load_file(cold / CONVERTER), cold / CONVERTER, {**metadata, "temperature": "2.5"})
+    restate(cold / CONVERTER, temperature="2.5")
     assert converter_facts(cold).temperature == 2.5
     p_yes = []
     for name, folder in (("plain", weights), ("tempered", cold)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
-from prefect_harness import AFFINE, SIZE, WORDS
+from prefect_harness import AFFINE, SIZE, WORDS, restate, weights_for
 from typer.testing import CliRunner
 
 from flows.cli.app import app
@@ -19,8 +20,11 @@ from medad_core.config import load_settings
 from medad_core.errors import StoreError
 from medad_core.faults.suspect import Suspect
 from medad_core.inbox.folder import CohortFolder
+from medad_core.models.view import ALONE
+from medad_core.models.weights import CONVERTER
 from medad_core.run.rejected import QUARANTINED
 from medad_core.stages import slices
+from medad_core.stages.screen import screen
 from medad_core.store.lock import locked
 
 pytest_plugins = ("prefect_harness",)
@@ -87,6 +91,22 @@ def test_nights_on_which_every_new_case_is_rejected_do_not_block_the_cohort(nigh
     assert not screen_cohort(str(inbox), str(cohort), SETTINGS).batches
     pd.testing.assert_frame_equal(pd.read_parquet(cohort / "predictions.parquet"), before)
     assert "brain" in CohortFolder(cohort).histories()["BraTS2021_00010"][-1].reason
+
+
+def test_a_batch_asks_all_questions_at_the_temperature_of_its_weights(server, tiny_cohort, tmp_path):
+    weights = weights_for(tmp_path / "weights", ALONE)
+    restate(weights / CONVERTER, questions=json.dumps(["presence", "side"]), temperature="2.5")
+    case = Path(shutil.copytree(tiny_cohort / "BraTS2021_00000", tmp_path / "inbox" / "BraTS2021_00000"))
+    words = [*COHORT_WORDS, f"models.weights={weights}", "llm.questions=[presence, side]", "llm.structured=true"]
+    settings = load_settings(None, words)
+    outcome = screen_cohort(str(case.parent), str(tmp_path / "cohort"), settings)
+    batch = CohortFolder(tmp_path / "cohort").run_of(outcome.batches[0].batch)
+    screen(str(case.parent), str(tmp_path / "run"), settings)
+    for name in ("questions.parquet", "predictions.parquet"):
+        of_batch, of_run = (pd.read_parquet(Path(run) / name) for run in (batch, tmp_path / "run"))
+        pd.testing.assert_frame_equal(of_batch.drop(columns="split"), of_run.drop(columns="split"))
+    asked = pd.read_parquet(Path(batch) / "questions.parquet")
+    assert list(asked["question"]) == ["presence", "side"] * 3 and asked["value"].notna().all()
 
 
 def medad(*words: object):

@@ -13,10 +13,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from medad_core.config import Language
+
 SCHEMA_VERSION = "1.0"
 SHOWN = 5  # key slices that a report has pictures of; the table has every lesion
 
-Language = Literal["en", "de", "ko"]
 Source = Literal["map", "facts", "mask"]
 Subject = Literal["presence", "location", "side", "size", "number", "region"]
 SAME, NEIGHBOUR, OTHER = "same", "neighbour", "other"

@@ -29,9 +29,8 @@ def case_sections(report: CaseReport, words: Words) -> tuple[Section, ...]:
 
 
 def _impression(report: CaseReport, words: Words) -> Section:
-    blocks = [Text(" ".join(report.impression), "lead"), Text(words("disclaimer"), "notice")]
-    if report.phantom:
-        blocks.insert(0, Text(words("phantom"), "phantom"))
+    blocks = [Text(words("phantom"), "phantom")] if report.phantom else []
+    blocks += [Text(" ".join(report.impression), "lead"), Text(words("disclaimer"), "notice")]
     return Section("impression", words("impression.title"), tuple(blocks))
 
 

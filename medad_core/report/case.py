@@ -179,6 +179,9 @@ class CaseReport(_Part):
     """Whether the weights learned from this patient, which makes all numbers too good; null where medad cannot tell."""
     models: tuple[Named, ...]
     versions: tuple[Named, ...]
+    """Packages that the run was made with."""
+    written_by: str
+    """The version of medad that wrote this report."""
     fingerprint: str
     """Of the answers: the hash of models, weights and settings that they were made with."""
     inputs_sha256: str = Field(pattern="^[0-9a-f]{64}$")

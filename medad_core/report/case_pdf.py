@@ -7,6 +7,7 @@ is no medical device. What stands on it are the blocks of all forms (`case_secti
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Mapping
 
 from fpdf import FPDF
@@ -31,6 +32,8 @@ _NEXT = {"new_x": XPos.LMARGIN, "new_y": YPos.NEXT}
 
 def case_pdf(report: CaseReport, pictures: Mapping[int, bytes]) -> bytes:
     """The report as PDF. `pictures` are the key images (PNG) by slice index."""
+    # It warns of every table of a font that a printed page does not need.
+    logging.getLogger("fontTools.subset").setLevel(logging.ERROR)
     words = words_of(report.language)
     sections = case_sections(report, words)
     title = words("title", case=report.case_id)

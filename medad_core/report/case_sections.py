@@ -160,6 +160,7 @@ def _made_with(report: CaseReport, words: Words) -> Section:
     pairs += [(words.known("made_with.roles", one.role), one.name) for one in report.models]
     pairs += [(one.role, one.name) for one in report.versions]
     pairs += [
+        (words("made_with.written_by"), report.written_by),
         (words("made_with.fingerprint"), report.fingerprint),
         (words("made_with.inputs"), report.inputs_sha256),
     ]

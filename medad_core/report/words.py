@@ -62,6 +62,10 @@ class Words:
         """Names of regions as a list."""
         return self.listed(self.known("regions", name) for name in names)
 
+    def place(self, name: str) -> str:
+        """A half or a cell of the picture."""
+        return self.known("cells" if name in CELLS else "places", name)
+
     def value(self, subject: str, text: str) -> str:
         """A value of a statement: a cell or cells for a location, a side, or one of the other values."""
         if subject == "location":

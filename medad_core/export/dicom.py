@@ -1,8 +1,8 @@
-"""Map and mask of a case as DICOM beside its own series: `CASE_map.dcm` (Parametric Map), `CASE_seg.dcm` (Segmentation).
+"""Map and mask of a case as DICOM beside its own series: a Parametric Map and a Segmentation.
 
 One decision: the frames are those slices of the series that were screened, empty ones too. So a viewer sees where medad
-looked and saw nothing, and a frame that is missing was not looked at. All voxels at the threshold are one segment, as in
-the masks of the other formats: the list of lesions leaves the smallest out.
+looked and saw nothing, and a frame that is missing was not looked at. All voxels at the threshold are one segment, as
+in the masks of the other formats: the list of lesions leaves the smallest out.
 
 A file carries the patient and study of the series, as DICOM demands. So runs with pseudonyms are refused, which would
 join pseudonym and patient, and so are generated phantoms, which belong to no patient.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from highdicom import UID, AlgorithmIdentificationSequence
+from highdicom import UID, AlgorithmIdentificationSequence, VOILUTTransformation
 from highdicom.pm import ParametricMap, RealWorldValueMapping
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
 from pydicom import Dataset
@@ -74,6 +74,7 @@ class DicomObjects:
             ) from error
         for kind, made in objects.items():
             path = str(file_of(self.out, case.case_id, f"_{kind}.dcm"))
+            made.BodyPartExamined = "BRAIN"  # which is not one of a pair: DICOM asks for the side of those
             with new_file(path) as temporary, explained("write", path):
                 made.save_as(temporary)
 
@@ -94,8 +95,7 @@ def parametric_map(frames: list[Dataset], values: np.ndarray, case: CaseMap) -> 
         pixel_array=np.ascontiguousarray(values, np.float32),
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[meaning],
-        window_center=0.5,
-        window_width=1.0,
+        voi_lut_transformations=[VOILUTTransformation(window_center=0.5, window_width=1.0)],
         content_label="ANOMALY_MAP",
         **_common("map", "anomaly map", case),
     )

@@ -1,7 +1,7 @@
 """`medad export`: the maps of all cases of a run, or of those named, in one format.
 
-One decision: a case that cannot be written is recorded with its reason in `not_exported.csv`, and the others go on. Only
-what concerns all of them stops the command, before anything is written.
+One decision: a case that cannot be written is recorded with its reason in `not_exported.csv`, and the others go on.
+Only what concerns all of them stops the command, before anything is written.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from medad_core.store.files import make_folder
 
 @dataclass
 class Exported:
-    """The folder, how many cases were written, why others were not, and what is remarkable of those written, by case."""
+    """The folder, how many cases were written, why others were not, and what is remarkable of those that were."""
 
     folder: Path
     cases: int = 0
@@ -118,7 +118,8 @@ def _write(run: Run, member: Member, source: Source | None, writer: Writer) -> s
     if state == "changed":
         raise CaseError(
             member.case_id,
-            f"{path} has other content than the run read; `medad screen DATA --out {run.uri} --refresh` makes its map again",
+            f"{path} has other content than the run read; "
+            f"`medad screen DATA --out {run.uri} --refresh` makes its map again",
         )
     if state == "missing" and writer.needs_volume:
         raise CaseError(

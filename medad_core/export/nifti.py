@@ -45,9 +45,13 @@ def write_mask(path: Path, case: CaseMap) -> None:
     write_bytes(str(path), volume_bytes(case.mask, case.place, f"medad map >= {case.threshold:g}, {case.remark}"))
 
 
-def volume_bytes(array: np.ndarray, place: Place, description: str) -> bytes:
-    """A compressed NIfTI file of an array (X, Y, Z) on the grid of a file; the same array gives the same bytes."""
+def volume_bytes(array: np.ndarray, place: Place, description: str, shown: tuple[float, float] = (0.0, 0.0)) -> bytes:
+    """A compressed NIfTI file of an array (X, Y, Z) on the grid of a file; the same array gives the same bytes.
+
+    `shown` are the values that a viewer is asked to draw darkest and brightest; where they are equal, it chooses.
+    """
     image = nib.Nifti1Image(array, place.stored)
     image.header.set_xyzt_units("mm")
+    image.header["cal_min"], image.header["cal_max"] = shown
     image.header["descrip"] = description.encode("ascii", "replace")[:79]
     return gzip.compress(image.to_bytes(), compresslevel=4, mtime=0)

@@ -60,12 +60,10 @@ def read_volume(case: CaseMap) -> np.ndarray:
 
 def document_of(case: CaseMap, volume: np.ndarray) -> dict[str, Any]:
     """The document of a case with its `volume` (X, Y, Z), as NiiVue's `NVDocument.loadFromJSON` takes it."""
-    brain = volume[volume != volume.flat[0]]  # the first voxel is a corner, which is background
-    greys = np.percentile(brain, _BRAIN).tolist() if brain.size else [0.0, 1.0]
     layers = (
-        _layer("volume", volume, "gray", greys, 1.0, case),
-        _layer("map", case.values, "plasma", [_FAINTEST, 1.0], 0.5, case),
-        _layer("mask", case.mask, "green", [0.0, 1.0], 0.3, case),
+        _layer("volume", volume, "gray", _greys(volume), 1.0, case),
+        _layer("map", case.values, "plasma", (_FAINTEST, 1.0), 0.5, case),
+        _layer("mask", case.mask, "green", (0.0, 1.0), 0.3, case),
     )
     return {
         "title": visible(f"{case.case_id}: {case.remark}, {made_by()}. {RESEARCH}"),
@@ -86,19 +84,30 @@ def document_of(case: CaseMap, volume: np.ndarray) -> dict[str, Any]:
     }
 
 
+def _greys(volume: np.ndarray) -> tuple[float, float]:
+    """The values that are drawn black and white."""
+    brain = volume[volume != volume.flat[0]]  # the first voxel is a corner, which is background
+    if not brain.size:
+        return 0.0, 1.0
+    low, high = np.percentile(brain, _BRAIN).tolist()
+    return low, high
+
+
 def _layer(
-    name: str, array: np.ndarray, colours: str, ends: list[float], opacity: float, case: CaseMap
+    name: str, array: np.ndarray, colours: str, shown: tuple[float, float], opacity: float, case: CaseMap
 ) -> tuple[dict[str, Any], str]:
     """How NiiVue shows an array (X, Y, Z), and the array as a NIfTI file in base 64."""
     options = {
         "name": f"{name}.nii.gz",
         "colormap": colours,
+        "colorMap": colours,  # of `colormap`, NiiVue 0.68 makes a list of letters
         "opacity": opacity,
-        "cal_min": ends[0],
-        "cal_max": ends[1],
-        "trustCalMinMax": False,
+        "cal_min": shown[0],
+        "cal_max": shown[1],
+        "trustCalMinMax": True,  # those of the file's header: NiiVue computes others where it is not asked to trust
         "imageType": _NIFTI,
         "frame4D": 0,
         "colorbarVisible": name == "map",
     }
-    return options, base64.b64encode(volume_bytes(array, case.place, f"medad {name}, {case.remark}")).decode()
+    content = volume_bytes(array, case.place, f"medad {name}, {case.remark}", shown)
+    return options, base64.b64encode(content).decode()

@@ -28,7 +28,7 @@ from medad_core.export.protocol import plain_name
 
 _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _NEAR = 0.05  # of a voxel over the whole grid: NIfTI has 32 bits, and DICOM few decimals
-_ROUGHLY = 0.01  # what highdicom may take for the same direction, before corners are compared
+_ROUGHLY = 0.05  # what highdicom may take for the same lengths and directions, before corners are compared
 _OF_IMAGE = (
     "SeriesInstanceUID",
     "FrameOfReferenceUID",
@@ -52,11 +52,14 @@ class Series:
 
         Raises ValueError, which says how the grids differ, where a voxel would not land on one of the series.
         """
-        volume = Volume(array, _TO_LPS @ affine, CoordinateSystemNames.PATIENT)
+        try:
+            volume = Volume(array, _TO_LPS @ affine, CoordinateSystemNames.PATIENT)
+        except ValueError as error:
+            raise ValueError("the axes of the volume are not at right angles, as those of DICOM images are") from error
         if not np.isclose(volume.voxel_volume, self.grid.voxel_volume, rtol=_ROUGHLY):
             raise ValueError(self._differs(volume))
         try:
-            matched = volume.match_geometry(self.grid, tol=_ROUGHLY * 5)
+            matched = volume.match_geometry(self.grid, tol=_ROUGHLY)
         except RuntimeError as error:
             raise ValueError(self._differs(volume)) from error
         corners = np.array([(*corner, 1) for corner in product(*((0, size - 1) for size in self.grid.spatial_shape))])

@@ -66,7 +66,7 @@ def test_niivue_opens_a_document_and_has_volume_map_and_mask_as_they_were_writte
         assert np.allclose(layer["affine"], case.place.stored, atol=1e-5)
         assert np.array_equal(layer["values"], array.ravel(order="F"))
     assert [layer["colormap"] for layer in opened["volumes"]] == ["gray", "plasma", "green"]
-    assert [layer["opacity"] for layer in opened["volumes"]] == [1, 0.5, 0.3]
+    assert [layer["opacity"] for layer in opened["volumes"]] == [1, 0.5, 0.15]
     assert shown_map["shown"] == pytest.approx([0.1, 1]) and mask["shown"] == [0, 1]
     low, high = volume["shown"]
     assert 0 < low < high <= brain_array().max()

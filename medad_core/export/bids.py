@@ -80,7 +80,8 @@ class BidsDataset:
 
     def _facts(self, case: CaseMap) -> dict[str, Any]:
         """What both sidecars say."""
-        source = f"bids:source:{quote(str(case.volume.relative_to(self.root)))}"
+        assert case.member.volume is not None, f"{case.case_id} has a map and no volume"
+        source = f"bids:source:{quote(case.member.volume.path)}"
         return {
             "Sources": [source],
             "SpatialReference": source,

@@ -63,7 +63,7 @@ def document_of(case: CaseMap, volume: np.ndarray) -> dict[str, Any]:
     layers = (
         _layer("volume", volume, "gray", _greys(volume), 1.0, case),
         _layer("map", case.values, "plasma", (_FAINTEST, 1.0), 0.5, case),
-        _layer("mask", case.mask, "green", (0.0, 1.0), 0.3, case),
+        _layer("mask", case.mask, "green", (0.0, 1.0), 0.15, case),
     )
     return {
         "title": visible(f"{case.case_id}: {case.remark}, {made_by()}. {RESEARCH}"),

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 import nibabel as nib
 import numpy as np
@@ -20,7 +21,9 @@ from scipy import ndimage
 from test_cli import medad
 from test_data_read import AFFINE, ALL_ORIENTATIONS, FIRST, LAST, brain_array, read, settings
 
+from flows.cli.export import FORMATS
 from medad_core.data.cases import Case, VolumeRef
+from medad_core.data.own_folders import mark_folder
 from medad_core.data.place import Place, numbers_of
 from medad_core.data.read import CaseSlices, read_slices
 from medad_core.errors import UsageError
@@ -29,7 +32,7 @@ from medad_core.export.case_map import CaseMap
 from medad_core.export.exporting import export
 from medad_core.export.nifti import NiftiFiles
 from medad_core.export.niivue import NiivueDocuments, read_volume
-from medad_core.export.protocol import plain_name
+from medad_core.export.protocol import Format, plain_name
 from medad_core.export.space import to_file
 from medad_core.media import read_csv
 from medad_core.models.decoder import render_map
@@ -89,10 +92,15 @@ def test_a_picture_knows_where_it_lies_in_the_patient(tmp_path):
     assert slices.place.slices == 9 and not slices.place.sri24
 
 
-def test_a_volume_among_others_in_one_file_has_three_axes(tmp_path):
-    nib.save(nib.Nifti1Image(np.stack([brain_array(), brain_array(seed=1)], axis=3), AFFINE), tmp_path / "x.nii.gz")
-    slices = read(VolumeRef(str(tmp_path / "x.nii.gz"), channel=1))
-    assert slices.place.shape == (13, 11, 9) and there(slices, slices.brain).shape == (13, 11, 9)
+@pytest.mark.parametrize("channel", [0, 1])
+def test_a_volume_among_others_in_one_file_has_three_axes_and_its_own_voxels(tmp_path, channel):
+    holes = np.random.default_rng(2).random((13, 11, 9, 2)) < 0.7
+    values = np.stack([brain_array(), brain_array(seed=1)], axis=3) * holes.astype(np.int16)
+    nib.save(nib.Nifti1Image(values, turned(0.2)), tmp_path / "x.nii.gz")
+    slices = read(VolumeRef(str(tmp_path / "x.nii.gz"), channel=channel))
+    read_voxels = there(slices, np.ones_like(slices.brain)) > 0
+    assert slices.place.shape == (13, 11, 9) == read_voxels.shape
+    assert np.array_equal(there(slices, slices.brain) > 0, (values[..., channel] != 0) & read_voxels)
 
 
 @pytest.mark.parametrize("edge", [0.45, 0.94, 1.3])
@@ -233,7 +241,11 @@ def test_what_cannot_be_exported_is_said_in_a_line(screened, tmp_path):
         assert len(done.output.splitlines()) == 1
 
 
-FORMATS = ("nifti", "bids", "niivue")
+WITHOUT_SERIES = ("nifti", "bids", "niivue")
+
+
+def test_the_command_knows_every_format():
+    assert get_args(Format) == FORMATS
 
 
 def moved_run(screened, tmp_path: Path) -> tuple[Path, Path]:
@@ -252,7 +264,7 @@ def test_a_missing_or_changed_original_is_named_and_the_other_cases_are_written(
     volume = data / changed / f"{changed}_flair.nii.gz"
     image = nib.load(volume)
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[::-1], image.affine), volume)
-    for kind in FORMATS:
+    for kind in WITHOUT_SERIES:
         done = medad("export", str(run), "--out", str(tmp_path / kind), "--format", kind)
         assert done.exit_code == 3 and len(done.output.splitlines()) == 4, done.output
         (line,) = [line for line in done.output.splitlines() if changed in line]
@@ -370,6 +382,7 @@ def test_the_bids_validator_finds_no_error(tmp_path):
     )
     out = tmp_path / "a name with ü"
     out.mkdir()
+    mark_folder(str(out))
     writer = BidsDataset.of(out, Cohort(str(tmp_path / "data"), members), [case for case, *_ in people])
     writer.begin()
     (out / NOT_EXPORTED).write_text("case_id,reason\n", encoding="utf-8")

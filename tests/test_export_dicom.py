@@ -152,14 +152,17 @@ def test_dicom_validator_would_see_an_attribute_that_is_missing(brain, tmp_path,
     assert any("TagMissing" in error for error in errors_of(tmp_path / "broken.dcm"))
 
 
-@pytest.mark.parametrize("value", [0.0, 0.7])
-def test_an_empty_map_has_frames_where_medad_looked(brain, tmp_path, value):
+@pytest.mark.parametrize("slices", [[], [7], list(SCREENED)])
+def test_frames_are_where_medad_looked_whether_it_saw_something_or_not(brain, tmp_path, slices):
     case, image = case_of(tmp_path, brain)
-    case = replace(case, values=(case.screened * value).astype(np.float32))
+    values = np.zeros(brain.shape, np.float32)
+    values[..., slices] = 0.7
+    case = replace(case, values=values)
     write_series(tmp_path / "series" / "case", image)
     for kind, made in written(case, tmp_path).items():
-        assert int(made.NumberOfFrames) == len(SCREENED)
-        assert (frames_of(made) == (np.float32(value) if kind == "map" else value > 0.5)).all()
+        shown = on_the_volume(made, case)
+        assert np.array_equal(~np.isnan(shown), case.screened)
+        assert np.array_equal(shown[case.screened], (values if kind == "map" else case.mask)[case.screened])
         assert errors_of(tmp_path / "out" / f"case_{kind}.dcm") == []
 
 

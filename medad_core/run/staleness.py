@@ -103,6 +103,17 @@ def warn_unknown(run: str, unknown: int) -> None:
         )
 
 
+def same_content(root: str, file: FileRead) -> bool | None:
+    """Whether a file below `root` has the content that was read of it; None if it is not there or not readable.
+
+    Raises StoreError if it cannot be read in a way that may pass.
+    """
+    path = f"{root}/{file.path}"
+    if not os.access(path, os.R_OK):
+        return None
+    return _current_file(path, file) is not None
+
+
 def _made_of(stages: Mapping[str, Stage], case_ids: Collection[str]) -> set[str]:
     """Those of the cases of which some stage has made something."""
     made: set[str] = set()

@@ -17,9 +17,7 @@ import pyarrow as pa
 
 from medad_core.config import EvaluateSettings, Settings
 from medad_core.data.location import anatomical, true_cell
-from medad_core.data.names import patient_of
 from medad_core.data.place import Place
-from medad_core.data.pseudonyms import Pseudonyms
 from medad_core.environment import package_versions
 from medad_core.errors import StoreError, UsageError, WeightsError
 from medad_core.facts.case import CaseFacts
@@ -36,7 +34,7 @@ from medad_core.metrics import (
     slice_brightness,
 )
 from medad_core.models.decoder import render_map
-from medad_core.models.weights import limits_of, supervision_of, trained_on, weights_folder
+from medad_core.models.weights import limits_of, supervision_of, weights_folder
 from medad_core.report import (
     Bin,
     GalleryItem,
@@ -63,6 +61,7 @@ from medad_core.stages.facts import (
     write_facts,
     write_worklist,
 )
+from medad_core.stages.learned import has_learned, learned_patients
 from medad_core.stages.pictures import PREDICTIONS_FILE, gallery_item
 from medad_core.stages.rows import bits_of, grids_of, images_of, windows_of
 from medad_core.store import PREDICTIONS, QUESTIONS, join, read_table, write_table, write_text
@@ -279,17 +278,13 @@ def _learned_from(settings: Settings) -> str:
 def _caveats(cohort: Cohort, settings: Settings) -> tuple[str, ...]:
     """What a reader must know before believing a number."""
     try:
-        folder = weights_folder(settings.models.weights)
-        learned = trained_on(folder)
-        limits = [limit for limit in (limits_of(folder),) if limit]
-        if settings.data.pseudonyms is not None:
-            pseudonyms = Pseudonyms.read(settings.data.pseudonyms)
-            learned |= {known for name in learned for known in (pseudonyms.patient(name), pseudonyms.case(name))}
+        learned = learned_patients(settings)
+        limits = [limit for limit in (limits_of(weights_folder(settings.models.weights)),) if limit]
     except WeightsError:
         return ("The weights are lost or damaged, so medad cannot tell whether they were trained on these cases.",)
     except UsageError:
         return ("The key of the pseudonyms cannot be read, so medad cannot tell whom the weights were trained on.",)
-    seen = [member for member in cohort.members if learned & {member.patient_id, patient_of(member.case_id)}]
+    seen = [member for member in cohort.members if has_learned(member, learned)]
     if not seen:
         return tuple(limits)
     count = f"{len(seen)} of the {len(cohort.members)} cases"

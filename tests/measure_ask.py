@@ -1,8 +1,8 @@
 """Chooses the least similarity of `medad ask`, and measures what it understands: `python tests/measure_ask.py`.
 
-The similarity is chosen on the phrasings to `choose` by (medad_core/llm/phrasings.yaml), where each question that must
-be declined is left out of those that are known as such; the numbers are of the phrasings to `report`. It prints both,
-with Wilson's 95 % intervals: n is a number of phrasings, which one person wrote, so they say nothing of other users.
+The similarity is chosen on the phrasings to `choose` by (medad_core/llm/phrasings.yaml), each of which is left out of
+what is known when it is asked; the numbers are of the phrasings to `report`. It prints both, with Wilson's 95 %
+intervals: n is a number of phrasings, which one person wrote, so they say nothing of other users.
 """
 
 from __future__ import annotations
@@ -69,20 +69,16 @@ def meant_questions(half: str) -> Iterator[tuple[str, Question]]:
 
 
 def try_half(half: str, encoder: TextEncoder) -> list[Tried]:
-    """All phrasings of one half, matched whatever their similarity is.
+    """All phrasings of one half, matched whatever their similarity is; each is unknown when it is asked."""
+    remembering = Remembering(encoder)
 
-    Those to choose by that must be declined are unknown when they are asked.
-    """
+    def match(asked: str) -> Match:
+        return Understanding(remembering, least=-1, left_out=asked).nearest(asked)
+
     given = phrasings()[half]
-    known = phrasings()["choose"].others
-    encoder = Remembering(encoder)
-    whole = Understanding(encoder, least=-1)
-    tried = [Tried(asked, "meant", meant, whole.nearest(asked)) for asked, meant in meant_questions(half)]
-    for asked in given.others:
-        left_out = Understanding(encoder, [one for one in known if one != asked], least=-1)
-        tried.append(Tried(asked, "others", None, left_out.nearest(asked)))
-    for kind in ("negated", "places"):
-        tried += [Tried(asked, kind, None, whole.nearest(asked)) for asked in getattr(given, kind)]
+    tried = [Tried(asked, "meant", meant, match(asked)) for asked, meant in meant_questions(half)]
+    for kind in KINDS[1:]:
+        tried += [Tried(asked, kind, None, match(asked)) for asked in getattr(given, kind)]
     return tried
 
 

@@ -8,7 +8,7 @@ asking where. What a sentence encoder cannot tell is decided word by word: negat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -74,47 +74,51 @@ class Match:
     declined: str = ""
 
 
+Known = tuple[Question | None, str]
+
+
 class Understanding:
     """Finds the learned question that is meant; embeds the wordings once."""
 
-    def __init__(
-        self, encoder: TextEncoder, others: Sequence[str] | None = None, least: float = LEAST_SIMILARITY
-    ) -> None:
-        """`others` are the questions known as those that cannot be answered, as in phrasings.yaml if not given.
-
-        `least` is the similarity below which a question is declined.
-        """
-        known = phrasings()["choose"].others if others is None else others
+    def __init__(self, encoder: TextEncoder, least: float = LEAST_SIMILARITY, left_out: str = "") -> None:
+        """`least` is the similarity below which a question is declined, `left_out` a phrasing not to know."""
         self.encoder = encoder
         self.least = least
-        self.wordings: list[tuple[Question | None, str]] = [
-            (Question(name), wording) for name in families() if name != REGION for wording in Question(name).wordings()
-        ]
-        self.wordings += [(None, other) for other in known]
-        self.embedded = encoder.encode([wording for _, wording in self.wordings])
+        self.known = [one for one in _known() if one[1] != left_out]
+        self.embedded = encoder.encode([wording for _, wording in self.known])
 
     def nearest(self, asked: str) -> Match:
         """The match of a question. Raises UsageError as `check_asked` does."""
         check_asked(asked)
         named = place_in(asked)
-        wordings, embedded = self._candidates(named.place)
+        known, embedded = self._candidates(named.place)
         similarity = (embedded @ self.encoder.encode([asked])[0]).clamp(-1, 1)
         best = int(similarity.argmax())
-        question, wording = wordings[best]
+        question, wording = known[best]
         value = float(similarity[best])
         if value < self.least:
             reason = f"it is near no question that was learned (similarity {value:.2f}, {self.least} is needed)"
             return Match(None, wording, value, reason)
         return Match(question, wording, value, _declined(asked, question, wording, named))
 
-    def _candidates(self, place: str | None) -> tuple[list[tuple[Question | None, str]], Tensor]:
-        """Wordings and their embeddings; those of the family region only for the place that is named."""
+    def _candidates(self, place: str | None) -> tuple[list[Known], Tensor]:
+        """What is known, and its embeddings; wordings of the family region only for the place that is named."""
         if place is None:
-            return self.wordings, self.embedded
+            return self.known, self.embedded
         question = Question(REGION, place)
-        own = [(question, wording) for wording in question.wordings()]
-        embedded = self.encoder.encode([wording for _, wording in own])
-        return [*own, *self.wordings], torch.cat([embedded, self.embedded])
+        own: list[Known] = [(question, wording) for wording in question.wordings()]
+        return [*own, *self.known], torch.cat([self.encoder.encode([wording for _, wording in own]), self.embedded])
+
+
+def _known() -> Iterator[Known]:
+    """Learned wordings, users' phrasings of the same questions, and those that medad cannot answer; region aside."""
+    given = phrasings()["choose"]
+    for name in families():
+        if name != REGION:
+            for wording in (*Question(name).wordings(), *given.families[name]):
+                yield Question(name), str(wording)
+    for other in given.others:
+        yield None, other
 
 
 def check_asked(asked: str) -> None:

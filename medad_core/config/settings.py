@@ -18,6 +18,7 @@ from medad_core.config.reproduce import ReproduceSettings
 from medad_core.config.train import TrainSettings
 
 Modality = Literal["flair", "t1", "t1ce", "t2"]
+Language = Literal["en", "de", "ko"]  # of reports of cases
 
 
 class ScalingSettings(Section):
@@ -200,6 +201,14 @@ class EvaluateSettings(Section):
     )
 
 
+class ReportSettings(Section):
+    """Reports of cases (`medad report RUN`); changes no result."""
+
+    language: Language = Field(
+        "en", description="of what is computed; the language model's words stay as it spoke them"
+    )
+
+
 class FlowSettings(Section):
     """How Prefect runs the work; changes no row."""
 
@@ -265,6 +274,7 @@ class Settings(Section):
     models: ModelSettings = ModelSettings()
     llm: LLMSettings = LLMSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    report: ReportSettings = ReportSettings()
     flow: FlowSettings = FlowSettings()
     store: StoreSettings = StoreSettings()
     inbox: InboxSettings = InboxSettings()

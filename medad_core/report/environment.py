@@ -12,10 +12,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from medad_core.media import html_text
+from medad_core.report.blocks import kind_of
+from medad_core.report.case_sections import case_sections
 
 
 def page_environment(**filters: Callable[..., Any]) -> Environment:
-    """Jinja2 for the templates of `medad_core/report/templates`, with `filters` by name."""
+    """Jinja2 for the templates of `medad_core/report/templates`, with `filters` by name.
+
+    All of them may print the report of a case (`case_report.html.j2`).
+    """
     environment = Environment(
         loader=PackageLoader("medad_core.report"),
         autoescape=True,
@@ -24,5 +29,6 @@ def page_environment(**filters: Callable[..., Any]) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(filters)
+    environment.filters.update(filters, kind=kind_of)
+    environment.globals["case_sections"] = case_sections
     return environment

@@ -25,14 +25,14 @@ from medad_core.llm.understanding import ENCODER, Understanding, check_asked
 from medad_core.media import read_csv
 from medad_core.models.decoder import render_map
 from medad_core.models.text import load_text_encoder
-from medad_core.models.weights import converter_facts, limits_of, right_share, weights_folder
+from medad_core.models.weights import converter_facts, right_share, weights_folder
 from medad_core.report.reply import Computed, Reply
 from medad_core.run.cohort import Member
 from medad_core.run.fingerprints import answers_fingerprint, check_planned, prompts_fingerprint
 from medad_core.run.run import Run
 from medad_core.stages.answers import Asking
+from medad_core.stages.caveats import learned
 from medad_core.stages.facts import WORKLIST_FILE
-from medad_core.stages.learned import has_learned, learned_patients
 from medad_core.stages.rows import bits_of, grids_of, windows_of
 from medad_core.store import join
 from medad_core.store.files import read_bytes
@@ -129,9 +129,8 @@ def _may_not_be_asked(settings: Settings, question: Question) -> str:
 
 def _notes(settings: Settings, member: Member) -> tuple[str, ...]:
     """What a reader must know of the weights first."""
-    limits = limits_of(weights_folder(settings.models.weights))
-    seen = TRAINED_ON if has_learned(member, learned_patients(settings)) else ""
-    return tuple(note for note in (limits, seen) if note)
+    known = learned(settings)
+    return (*known.caveats, TRAINED_ON) if known.has_seen(member) else known.caveats
 
 
 def _computed(run: Run, question: Question, picture: pa.Table) -> Computed:

@@ -22,7 +22,8 @@ _SYNONYMS = {
     "hemispheres": "hemisphere",
 }
 _ROWS, _COLUMNS = {"top", "bottom"}, {"left", "right"}
-_OF_PICTURE = {"image", "picture", "slice", "corner"}
+_OF_PICTURE = re.compile(r"(left|right) of (the|this) (image|picture|slice)\b")
+_STATED = "of the picture"  # stands among the words of a question that says so
 _OF_PATIENT = {"hemisphere", "brain", "patient", "head"}
 # Places that no question has: anatomy, other shares of the picture, and places beside something.
 _OTHER_PLACES = """
@@ -49,6 +50,8 @@ class NamedPlace:
 def place_in(question: str) -> NamedPlace:
     """Read the place in a question in English."""
     words = {_SYNONYMS.get(word, word) for word in words_of(question)}
+    if _OF_PICTURE.search(" ".join(words_of(question))):
+        words.add(_STATED)
     if unclear := _unclear(words):
         return NamedPlace(unclear=unclear)
     named = " ".join((*(words & _ROWS), *(words & _COLUMNS)))
@@ -68,7 +71,7 @@ def _unclear(words: set[str]) -> str:
         return "it names two places"
     if "half" in words and ((rows and columns) or "center" in words):
         return "its half is none of the left, right, top or bottom half"
-    if len(columns) == 1 and (words & _OF_PATIENT or not (rows or words & {"half", *_OF_PICTURE})):
+    if len(columns) == 1 and (words & _OF_PATIENT or not (rows or words & {"half", _STATED})):
         return (
             f"{columns.pop()!r} may be the patient's or the picture's, which are not the same; ask for a half or a "
             "cell of the image (its left is the patient's right), or on which side the anomaly is"

@@ -21,10 +21,9 @@ from medad_core.config import Settings
 from medad_core.data.findings import HALVES, find
 from medad_core.errors import StoreError, UsageError
 from medad_core.llm.questions import REGION, Question
-from medad_core.llm.understanding import ENCODER, Understanding, check_asked
+from medad_core.llm.understanding import check_asked, load_understanding
 from medad_core.media import read_csv
 from medad_core.models.decoder import render_map
-from medad_core.models.text import load_text_encoder
 from medad_core.models.weights import converter_facts, right_share, weights_folder
 from medad_core.report.reply import Computed, Reply
 from medad_core.run.cohort import Member
@@ -52,7 +51,7 @@ def ask(run: Run, case_id: str, asked: str, slice_index: int | None = None) -> R
     member = _member(run, case_id)
     pictures = run.stage("slices").read_case(case_id)
     chosen = _chosen(run, case_id, pictures["slice_index"].to_pylist(), slice_index)
-    match = Understanding(load_text_encoder(ENCODER)).nearest(asked)
+    match = load_understanding().nearest(asked)
     reply = Reply(
         case_id=case_id,
         slice_index=chosen,
@@ -155,13 +154,18 @@ def _computed(run: Run, question: Question, picture: pa.Table) -> Computed:
 
 def _answered(run: Run, question: Question, reply: Reply) -> Reply:
     """The reply with the answer of the LLM, which the engine transformers runs: vLLM takes half a minute to start."""
+    settings = run.settings
     for stage, current in (("prompts", prompts_fingerprint), ("answers", answers_fingerprint)):
-        check_planned(stage, run.stage(stage).plan().fingerprint, current(run.settings))
-    llm = run.settings.llm.model_copy(
-        update={"engine": "transformers", "tensor_parallel_size": 1, "data_parallel_size": 1}
-    )
-    settings = run.settings.model_copy(update={"llm": llm})
+        check_planned(stage, run.stage(stage).plan().fingerprint, current(settings))
     asking = Asking.of(settings, (question,))
+    longest = max(len(asking.prompts[0].answer_tokens(sentence)) for sentence in question.answers)
+    here = {
+        "engine": "transformers",
+        "tensor_parallel_size": 1,
+        "data_parallel_size": 1,
+        "max_new_tokens": max(longest, settings.llm.max_new_tokens),  # the run may not have asked this question
+    }
+    settings = settings.model_copy(update={"llm": settings.llm.model_copy(update=here)})
     tokens = _row_of(run.stage("prompts").read_case(reply.case_id), reply.slice_index)
     with closing(asking.open_engine(settings)) as engine:
         row = asking.rows(tokens, engine).to_pylist()[0]

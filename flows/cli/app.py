@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from flows.cli.ask import ask
 from flows.cli.benchmarks import benchmarks
 from flows.cli.command import command, complain, group, show_tracebacks
 from flows.cli.deploy import deploy
@@ -39,6 +40,7 @@ for function in (
     export,
     figure,
     report,
+    ask,
     inspect,
     train,
     reproduce,

@@ -23,7 +23,7 @@ from medad_core.errors import UsageError
 from medad_core.llm.grammar import GRAMMAR, answer_to, parse
 
 OPENING = "This is a brain MRI image."
-PRESENCE, REGION = "presence", "region"
+PRESENCE, SIDE, REGION = "presence", "side", "region"
 NONE = "none"
 NO_ANOMALY = "There is no anomaly in the image."
 
@@ -63,9 +63,13 @@ class Question:
 
     def worded(self, number: int = 0, held_out: bool = False) -> str:
         """The words that the LLM is asked, in the wording of that number."""
+        return f"{OPENING} {self.wordings(held_out)[number]}"
+
+    def wordings(self, held_out: bool = False) -> tuple[str, ...]:
+        """All wordings, without the words that open them for the LLM; the first is that of screening."""
         given = families()[self.family]
         wordings = given.held_out if held_out else given.wordings
-        return f"{OPENING} {wordings[number].format(place=_at(self.place))}"
+        return tuple(wording.format(place=_at(self.place)) for wording in wordings)
 
     @property
     def answers(self) -> dict[str, str]:

@@ -119,6 +119,23 @@ def limits_of(folder: Path) -> str:
     return "" if card is None else " ".join(card.limits.split())
 
 
+def right_share(folder: Path, family: str) -> float | None:
+    """The share of slices whose value the card says to be right for a family of questions; None where it says nothing.
+
+    Raises as `trained_on` does.
+    """
+    card = _read_card(folder)
+    return None if card is None else card.scores.questions.get(family, _Right()).right
+
+
+class _Right(msgspec.Struct):
+    right: float | None = None
+
+
+class _Scores(msgspec.Struct):
+    questions: dict[str, _Right] = {}
+
+
 class _Card(msgspec.Struct):
     """What is needed of a card."""
 
@@ -127,6 +144,7 @@ class _Card(msgspec.Struct):
     supervision: str | None = None
     imported: str | None = None
     limits: str = ""
+    scores: _Scores = msgspec.field(default_factory=_Scores)
 
 
 def save_decoder(decoder: Decoder, folder: Path, fits: Mapping[str, str], view: View = ALONE) -> None:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
+from medad_core.config import Settings
 from medad_core.llm.engine import open_engine
 from medad_core.llm.grammar import parse
+from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Engine, Generation
 from medad_core.llm.questions import PRESENCE, Question
 from medad_core.llm.restarting import RestartingEngine, captured_engine_log
@@ -48,31 +51,57 @@ def run_parts(
         return []
     settings = run.settings
     check_planned("answers", run.stage("answers").plan().fingerprint, answers_fingerprint(settings))
-    prompt = load_prompt_of(settings)
-    converter = load_converter_of(settings)
-    knowledge = converter.knowledge_tokens().numpy()
     prompts = run.stage("prompts")
     answers = run.stage("answers")
-    questions = asked_questions(settings)
-    temperature = converter_facts(weights_folder(settings.models.weights)).temperature
-    worded = [prompt.asking(question.worded()) for question in questions]
-    positions = max(asked.length(len(knowledge), converter.tokens) for asked in worded)
-    start = partial(open_engine, prompt, settings.llm, positions, device_of(settings))
+    asking = Asking.of(settings, asked_questions(settings))
     records = []
-    with _engine(engine, start, answers.uri) as opened:
+    with _engine(engine, partial(asking.open_engine, settings), answers.uri) as opened:
         for number in numbers:
             started = time.perf_counter()
             with making(answers, number):
-                table = prompts.read_part(number)
-                soft = tokens_of(table) if len(table) else None
-                answered = [
-                    [] if soft is None else opened.generate(asked.assemble(knowledge, soft), _held_to(question))
-                    for question, asked in zip(questions, worded, strict=True)
-                ]
-                rows = _answer_rows(table, questions, answered, temperature)
+                rows = asking.rows(prompts.read_part(number), opened)
                 records.append(answers.write_part(number, rows, seconds=time.perf_counter() - started))
             on_part(records[-1])
     return records
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Questions as an engine gets them, in the words of screening, and what their prompts share.
+
+    `knowledge` (K, width) float32 are the tokens of the converter, `positions` is the length of the longest prompt,
+    `temperature` that of p(yes) for presence.
+    """
+
+    questions: tuple[Question, ...]
+    prompts: tuple[Prompt, ...]
+    knowledge: np.ndarray
+    positions: int
+    temperature: float
+
+    @classmethod
+    def of(cls, settings: Settings, questions: Sequence[Question]) -> Asking:
+        """The questions with the LLM and the weights of the settings. Raises WeightsError."""
+        prompt = load_prompt_of(settings)
+        converter = load_converter_of(settings)
+        knowledge = converter.knowledge_tokens().numpy()
+        temperature = converter_facts(weights_folder(settings.models.weights)).temperature
+        prompts = tuple(prompt.asking(question.worded()) for question in questions)
+        positions = max(asked.length(len(knowledge), converter.tokens) for asked in prompts)
+        return cls(tuple(questions), prompts, knowledge, positions, temperature)
+
+    def open_engine(self, settings: Settings) -> Engine:
+        """The engine of the settings, for these prompts. Raises as `open_engine` does."""
+        return open_engine(self.prompts[0], settings.llm, self.positions, device_of(settings))
+
+    def rows(self, table: pa.Table, engine: Engine) -> pa.Table:
+        """The rows of answers to rows of prompts."""
+        soft = tokens_of(table) if len(table) else None
+        answered = [
+            [] if soft is None else engine.generate(asked.assemble(self.knowledge, soft), _held_to(question))
+            for question, asked in zip(self.questions, self.prompts, strict=True)
+        ]
+        return _answer_rows(table, self.questions, answered, self.temperature)
 
 
 @contextmanager

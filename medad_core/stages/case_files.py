@@ -45,6 +45,7 @@ def write_reports(run: Run, cases: Sequence[str]) -> Written:
     has no results yet.
     """
     reporter = CaseReporter(run)
+    prepare_folder(run)
     done = Written()
     for case_id in cases:
         stopping.check()

@@ -49,6 +49,7 @@ RANGES = ((60, 100), (20, 130))
 AT_ONCE = 512
 REPLICATES = 1000
 SURE = 0.9
+THRESHOLD = 0.5  # of the map, where its own answer stands beside that of the LLM
 
 
 @dataclass(frozen=True)
@@ -351,6 +352,7 @@ def _table(asked: Sequence[_Asked], texts: Sequence[str], p_yes: np.ndarray, fit
                 "answer": text,
                 "value": one.question.read(text),
                 "value_true": one.question.truth(facts.pop("finding")),
+                "value_map": one.question.truth(facts.pop("finding_of_map")),
                 "p_yes": float(p),
                 "location": None if answer is None else answer.location,
                 **facts,
@@ -362,6 +364,7 @@ def _table(asked: Sequence[_Asked], texts: Sequence[str], p_yes: np.ndarray, fit
 def _slice_facts(case: TrainingCase, number: int, grids: Grids) -> dict[str, object]:
     mask = np.asarray(case.masks[number])
     scored = case.scored_map(grids[case.case_id], number)
+    shown = case.render(grids[case.case_id], number)[0]
     return {
         "patient": case.patient,
         "case_id": case.case_id,
@@ -370,16 +373,19 @@ def _slice_facts(case: TrainingCase, number: int, grids: Grids) -> dict[str, obj
         "map_score": float(image_scores(scored, "quantile", 0.999)[0]),
         "location_true": true_cell(mask),
         "finding": find(mask, case.brain[number], case.pixel_mm2),
+        "finding_of_map": find(shown.numpy() >= THRESHOLD, case.brain[number], case.pixel_mm2),
     }
 
 
 def print_tables(asked: pd.DataFrame) -> None:
     """Every value as the mean over seeds, with the range of the seeds and a 95 % interval over patients."""
-    print("| questions, slices 60–100 | right | unlearned words | map of another | commonest value |")
-    print("|---|---|---|---|---|")
+    print("| questions, slices 60–100 | right | unlearned words | map of another | map alone | commonest value |")
+    print("|---|---|---|---|---|---|")
     for family, rows in asked[asked.slice_index.between(*RANGES[0])].groupby("family", sort=False):
         cells = [described(rows[rows.how == how], _right) for how in ("right", "unlearned words", "map of another")]
-        commonest = rows[rows.how == "right"].value_true.value_counts(normalize=True).max()
+        own = rows[rows.how == "right"]
+        cells.append(described(own.assign(value=own.value_map), _right))
+        commonest = own.value_true.value_counts(normalize=True).max()
         print(f"| {family} | {' | '.join(cells)} | {commonest:.3f} |")
     print("\n| answers | 60–100 | 20–130 |\n|---|---|---|")
     verdicts = asked[(asked.family == PRESENCE) & (asked.how == "right")]
@@ -397,7 +403,7 @@ def described(rows: pd.DataFrame, value: Callable[[pd.DataFrame], float]) -> str
     drawn = []
     for _ in range(REPLICATES):
         sample = pd.concat([of_patient[name] for name in rng.choice(names, len(names))])
-        drawn.append(np.nanmean([value(own) for _, own in sample.groupby("seed")]))
+        drawn.append(np.mean([value(own) for _, own in sample.groupby("seed")]))
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     spread = f" [{min(of_seeds):.3f}–{max(of_seeds):.3f}]" if len(of_seeds) > 1 else ""
     return f"{np.mean(of_seeds):.3f}{spread} ({low:.3f}–{high:.3f})"

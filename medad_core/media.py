@@ -90,6 +90,11 @@ def html_text(value: object) -> object:
     return visible(value, keep="\n\t") if type(value) is str else value
 
 
+def file_name(text: str) -> str:
+    """A name as that of a file; no two names give the same."""
+    return text.replace("%", "%25").replace("/", "%2F").replace("\\", "%5C")
+
+
 def _kept(text: str, is_meant: Callable[[str], bool]) -> str:
     return "".join(_keep(character) if is_meant(character) else character for character in text)
 

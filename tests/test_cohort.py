@@ -17,7 +17,8 @@ from medad_core.errors import StoreError
 from medad_core.models.weights import limits_of, weights_folder
 from medad_core.run.cohort import Cohort, Member, cohort_of, settle_cohort
 from medad_core.run.gather import find_cohort
-from medad_core.stages.evaluate import _caveats, write_predictions
+from medad_core.stages.caveats import caveats
+from medad_core.stages.evaluate import write_predictions
 from medad_core.store import PREDICTIONS
 
 NARROW = load_settings(None, ["data.first_slice=60", "data.last_slice=62"]).data
@@ -100,11 +101,11 @@ def cohort(*members: tuple[str, str]) -> Cohort:
 
 def test_cases_that_trained_the_weights_are_said_to_flatter():
     learned = json.loads((weights_folder("embedded") / "card.json").read_text())["cases"][0]
-    (limits,) = _caveats(cohort(("other", "test")), Settings())
+    (limits,) = caveats(cohort(("other", "test")), Settings())
     assert limits == limits_of(weights_folder("embedded")) and "gliomas" in limits
 
     def said(*members: tuple[str, str]) -> str:
-        first, second = _caveats(cohort(*members), Settings())
+        first, second = caveats(cohort(*members), Settings())
         assert first == limits
         return second
 
@@ -116,4 +117,4 @@ def test_cases_that_trained_the_weights_are_said_to_flatter():
 
 def test_weights_that_are_gone_are_said_to_be_gone_and_not_to_be_clean():
     settings = load_settings(None, ["models.weights=/nowhere/weights"])
-    assert "cannot tell whether they were trained on these cases" in _caveats(cohort(("other", "test")), settings)[0]
+    assert "cannot tell whether they were trained on these cases" in caveats(cohort(("other", "test")), settings)[0]

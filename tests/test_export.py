@@ -21,7 +21,7 @@ from medad_core.data.place import Place, numbers_of
 from medad_core.data.read import CaseSlices, read_slices
 from medad_core.errors import UsageError
 from medad_core.export.space import to_file
-from medad_core.export.volumes import _bids_names, _plain, export
+from medad_core.export.volumes import _bids_names, export
 from medad_core.media import read_csv
 from medad_core.models.decoder import render_map
 from medad_core.run.run import Run
@@ -196,7 +196,7 @@ def test_names_of_bids_are_those_of_the_raw_dataset_and_no_two_are_alike():
 
 def test_no_name_of_a_case_leaves_the_folder():
     names = ["../x", "a/b", "a%2Fb", "a\\b", ".."]
-    files = [f"{_plain(name)}_map.nii.gz" for name in names]
+    files = [f"{file_name(name)}_map.nii.gz" for name in names]
     assert len(set(files)) == len(names) and all(Path(file).name == file and "\\" not in file for file in files)
 
 

@@ -22,7 +22,7 @@ from medad_core.data.source import find_cases, find_named_cases
 from medad_core.errors import StoreError, UsageError
 from medad_core.models.weights import trained_on, weights_folder
 from medad_core.run.cohort import Cohort, Member
-from medad_core.stages.evaluate import _caveats
+from medad_core.stages.caveats import caveats
 
 pytest_plugins = ("prefect_harness",)
 NAMES = ("DOE", "Jane", "MUSTER", "Erika", "20190131", "20190202", "HORVAT")
@@ -217,9 +217,9 @@ def test_cases_that_trained_the_weights_are_known_under_their_pseudonyms(key):
     learned = sorted(trained_on(weights_folder("embedded")))[0]
     patient = Pseudonyms.read(key).patient(learned)
     cohort = Cohort(root="data", members=(Member(case_id="c-x", split="test", patient=patient),))
-    assert "1 of the 1 cases" in _caveats(cohort, load_settings(None, [f"data.pseudonyms={key}"]))[1]
-    assert len(_caveats(cohort, Settings())) == 1  # the limits of the weights
-    assert "cannot tell" in _caveats(cohort, load_settings(None, ["data.pseudonyms=/nowhere/key"]))[0]
+    assert "1 of the 1 cases" in caveats(cohort, load_settings(None, [f"data.pseudonyms={key}"]))[1]
+    assert len(caveats(cohort, Settings())) == 1  # the limits of the weights
+    assert "cannot tell" in caveats(cohort, load_settings(None, ["data.pseudonyms=/nowhere/key"]))[0]
 
 
 def test_two_names_with_one_pseudonym_are_refused(named, key, monkeypatch):

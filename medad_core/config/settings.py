@@ -200,6 +200,14 @@ class EvaluateSettings(Section):
     )
 
 
+class ReportSettings(Section):
+    """Reports of cases (`medad report RUN`); changes no result."""
+
+    language: Literal["en", "de", "ko"] = Field(
+        "en", description="of what is computed; the language model's words stay as it spoke them"
+    )
+
+
 class FlowSettings(Section):
     """How Prefect runs the work; changes no row."""
 
@@ -265,6 +273,7 @@ class Settings(Section):
     models: ModelSettings = ModelSettings()
     llm: LLMSettings = LLMSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    report: ReportSettings = ReportSettings()
     flow: FlowSettings = FlowSettings()
     store: StoreSettings = StoreSettings()
     inbox: InboxSettings = InboxSettings()

@@ -56,7 +56,7 @@ class TumourFinding:
     @property
     def size(self) -> str:
         """One of SIZES."""
-        return SIZES[int(self.longest_mm >= 10) + int(self.longest_mm > 30)]
+        return size_of(self.longest_mm)
 
     @property
     def number(self) -> str:
@@ -66,6 +66,11 @@ class TumourFinding:
     def is_in(self, place: str) -> bool:
         """Whether at least a tenth of its pixels lie in one of PLACES."""
         return bool(self.spread[PLACES[place]].sum() > IN_PLACE - TIE)
+
+
+def size_of(longest_mm: float) -> str:
+    """One of SIZES, from the longest diameter in mm."""
+    return SIZES[int(longest_mm >= 10) + int(longest_mm > 30)]
 
 
 def find(mask: np.ndarray, brain: np.ndarray, pixel_mm2: float) -> TumourFinding | None:

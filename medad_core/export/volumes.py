@@ -24,6 +24,7 @@ from medad_core.data.place import Place
 from medad_core.errors import UsageError
 from medad_core.export.space import to_file
 from medad_core.facts.case import NO_PLACE
+from medad_core.media import file_name
 from medad_core.models.decoder import render_map
 from medad_core.run.cohort import Member
 from medad_core.run.run import Run
@@ -61,7 +62,7 @@ def export(
     if unknown:
         raise UsageError(f"{unknown[0]}: the run has no maps of this case; predictions.parquet lists those it has")
     # Of all cases, so that a case has the same name whichever are chosen.
-    names = _bids_names(run, done) if kind == "bids" else {case_id: _plain(case_id) for case_id in done}
+    names = _bids_names(run, done) if kind == "bids" else {case_id: file_name(case_id) for case_id in done}
     wanted = [case_id for case_id in done if not cases or case_id in cases]
     places = places_of(run)
     claim_folder(run.cohort.root, str(out))
@@ -119,11 +120,6 @@ def _save(path: Path, array: np.ndarray, place: Place, description: str) -> None
     image.header["descrip"] = description.encode("ascii", "replace")[:79]
     # The same map always gives the same bytes.
     write_bytes(str(path), gzip.compress(image.to_bytes(), compresslevel=4, mtime=0))
-
-
-def _plain(case_id: str) -> str:
-    """A case's name as that of a file; no two cases have the same."""
-    return case_id.replace("%", "%25").replace("/", "%2F").replace("\\", "%5C")
 
 
 def _bids_names(run: Run, cases: Sequence[str]) -> dict[str, str]:

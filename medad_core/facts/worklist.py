@@ -62,8 +62,7 @@ class Entry:
     @property
     def finding(self) -> str:
         """One of FINDINGS: who sees something."""
-        of_map, of_llm = bool(self.facts.found.placed), self.screened.slices_yes > 0
-        return FINDINGS[2 * (not of_map) + (not of_llm)]
+        return finding_of(bool(self.facts.found.placed), self.screened.slices_yes > 0)
 
     @property
     def urgency(self) -> tuple:
@@ -92,6 +91,11 @@ class Entry:
         if screened.unreadable:
             doubts.append(f"answers that could not be read: {screened.unreadable}")
         return (*doubts, *self.warnings)
+
+
+def finding_of(of_map: bool, of_llm: bool) -> str:
+    """One of FINDINGS, from who sees something."""
+    return FINDINGS[2 * (not of_map) + (not of_llm)]
 
 
 def worklist(

@@ -106,8 +106,8 @@ class KeySlice(_Part):
     slice_index: int
     lesions: tuple[int, ...]
     """Numbers of the map's lesions that are widest here."""
-    anomaly_score: float
-    p_yes: float
+    anomaly_score: float | None
+    p_yes: float | None
     statements: tuple[Statement, ...]
     picture: str | None
     """File with the key image, beside the report; null for slices after the first five."""
@@ -173,11 +173,13 @@ class CaseReport(_Part):
     warnings: tuple[str, ...]
     """What the content of the volume makes doubtful; `warnings.csv`."""
     caveats: tuple[str, ...]
-    """What a reader must know of the weights."""
+    """What a reader must know of the weights, in the words of their card."""
+    trained_on: bool | None
+    """Whether the weights learned from this patient, which makes all numbers too good; null where medad cannot tell."""
     models: tuple[Named, ...]
     versions: tuple[Named, ...]
     fingerprint: str
-    """Of the answers: models, weights and settings that they were made with."""
+    """Of the answers: the hash of models, weights and settings that they were made with."""
     inputs_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     """Hash of all that the report is made of. While it is the same, a report is not written again."""
 

@@ -130,6 +130,8 @@ def _limits(report: CaseReport, words: Words) -> Section:
     ends = {"first": report.first_slice, "last": report.last_slice}
     seen = report.screened.slices
     lines = list(report.caveats)
+    if report.trained_on:
+        lines.append(words("limits.trained_on"))
     if seen == 1:
         lines.append(words("limits.single", slice=report.first_slice))
     else:

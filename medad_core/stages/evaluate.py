@@ -17,11 +17,9 @@ import pyarrow as pa
 
 from medad_core.config import EvaluateSettings, Settings
 from medad_core.data.location import anatomical, true_cell
-from medad_core.data.names import patient_of
 from medad_core.data.place import Place
-from medad_core.data.pseudonyms import Pseudonyms
 from medad_core.environment import package_versions
-from medad_core.errors import StoreError, UsageError, WeightsError
+from medad_core.errors import StoreError, WeightsError
 from medad_core.facts.case import CaseFacts
 from medad_core.media import markdown_text
 from medad_core.metrics import (
@@ -36,7 +34,7 @@ from medad_core.metrics import (
     slice_brightness,
 )
 from medad_core.models.decoder import render_map
-from medad_core.models.weights import limits_of, supervision_of, trained_on, weights_folder
+from medad_core.models.weights import supervision_of, weights_folder
 from medad_core.report import (
     Bin,
     GalleryItem,
@@ -52,6 +50,7 @@ from medad_core.run.rejected import Rejected
 from medad_core.run.run import Run
 from medad_core.run.warnings import Warned
 from medad_core.stages.asked import presence_rows, question_rows
+from medad_core.stages.caveats import caveats
 from medad_core.stages.facts import (
     CASES_FILE,
     LESIONS_FILE,
@@ -276,40 +275,8 @@ def _learned_from(settings: Settings) -> str:
         return "not stated"
 
 
-def _caveats(cohort: Cohort, settings: Settings) -> tuple[str, ...]:
-    """What a reader must know before believing a number."""
-    try:
-        folder = weights_folder(settings.models.weights)
-        learned = trained_on(folder)
-        limits = [limit for limit in (limits_of(folder),) if limit]
-        if settings.data.pseudonyms is not None:
-            pseudonyms = Pseudonyms.read(settings.data.pseudonyms)
-            learned |= {known for name in learned for known in (pseudonyms.patient(name), pseudonyms.case(name))}
-    except WeightsError:
-        return ("The weights are lost or damaged, so medad cannot tell whether they were trained on these cases.",)
-    except UsageError:
-        return ("The key of the pseudonyms cannot be read, so medad cannot tell whom the weights were trained on.",)
-    seen = [member for member in cohort.members if learned & {member.patient_id, patient_of(member.case_id)}]
-    if not seen:
-        return tuple(limits)
-    count = f"{len(seen)} of the {len(cohort.members)} cases"
-    return (
-        *limits,
-        f"{count} were used to train these weights, so the numbers are too good{_of_the_test_split(cohort, seen)}. "
-        "The weights' card has the scores of held-out patients.",
-    )
-
-
-def _of_the_test_split(cohort: Cohort, seen: Sequence[object]) -> str:
-    tested = {member for member in cohort.members if member.split == "test"}
-    if not tested:
-        return ""
-    in_both = tested & set(seen)
-    return ", in the split test too" if in_both else "; not those of the split test, none of which was used"
-
-
 def _notes(cohort: Cohort, settings: Settings, rejected: Sequence[Rejected], warned: Sequence[Warned]) -> list[str]:
-    notes = ["For research. Not a medical device.", *map(markdown_text, _caveats(cohort, settings))]
+    notes = ["For research. Not a medical device.", *map(markdown_text, caveats(cohort, settings))]
     if any(member.phantom for member in cohort.members):
         notes.append(
             "**Phantoms: generated pictures, not patients.** These numbers show that the pipeline works, "
@@ -336,7 +303,7 @@ def _summary(run: Run, rejected: Sequence[Rejected], warned: Sequence[Warned]) -
         ),
         fingerprint=run.stage("answers").plan().fingerprint_sha256,
         map_threshold=run.settings.evaluate.map_threshold,
-        caveats=_caveats(run.cohort, run.settings),
+        caveats=caveats(run.cohort, run.settings),
         rejected=tuple((case_id, reason) for case_id, _, reason in rejected),
         warned=tuple(warned),
         versions=tuple(package_versions().items()),

@@ -51,7 +51,7 @@ def write_facts(run: str, facts: Sequence[CaseFacts], patient: Mapping[str, str]
 
 def entries_of(facts: Sequence[CaseFacts], predictions: pd.DataFrame, warned: Sequence[tuple[str, str]]) -> list[Entry]:
     """The worklist of cases with these facts and predictions."""
-    screened = {str(case_id): _screened(rows) for case_id, rows in predictions.groupby("case_id")}
+    screened = {str(case_id): screened_of(rows) for case_id, rows in predictions.groupby("case_id")}
     return worklist(facts, screened, warned)
 
 
@@ -60,7 +60,8 @@ def write_worklist(run: str, entries: Sequence[Entry]) -> None:
     write_text(join(run, WORKLIST_FILE), write_csv(HEADS, worklist_rows(entries)))
 
 
-def _screened(rows: pd.DataFrame) -> Screened:
+def screened_of(rows: pd.DataFrame) -> Screened:
+    """What the rows of predictions of one case say."""
     p_yes, scores = rows["p_yes"].dropna(), rows["anomaly_score"].dropna()
     best = scores.idxmax() if len(scores) else rows.index[len(rows) // 2]
     return Screened(

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from medad_core.errors import UsageError
 from medad_core.llm.questions import PRESENCE, Question
 from medad_core.models.decoder import render_map
@@ -21,8 +23,11 @@ PREDICTIONS_FILE = "predictions.parquet"
 
 def gallery_item(run: Run, row: Mapping[str, Any]) -> GalleryItem:
     """What is drawn of the slice of a row of predictions. Raises StoreError."""
-    slices = run.stage("slices").read_case(row["case_id"])
-    maps = run.stage("maps").read_case(row["case_id"])
+    return item_of(run.stage("slices").read_case(row["case_id"]), run.stage("maps").read_case(row["case_id"]), row)
+
+
+def item_of(slices: pa.Table, maps: pa.Table, row: Mapping[str, Any]) -> GalleryItem:
+    """What is drawn of the slice of a row of predictions, from the slices and maps of its case."""
     place = slices["slice_index"].to_pylist().index(row["slice_index"])
     one_slice = slices.slice(place, 1)
     image = images_of(one_slice)[0]

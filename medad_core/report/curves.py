@@ -62,9 +62,7 @@ def curves(predictions: pd.DataFrame, brightness: Mapping[tuple[str, int], float
         if f"{detector}_auroc" in areas:
             roc.append(Curve(detector, title, _roc(truth, score), areas[f"{detector}_auroc"]))
         if f"{detector}_ap" in areas:
-            precision_recall.append(
-                Curve(detector, title, _precision_recall(truth, score), areas[f"{detector}_ap"])
-            )
+            precision_recall.append(Curve(detector, title, _precision_recall(truth, score), areas[f"{detector}_ap"]))
     return Curves(tuple(roc), tuple(precision_recall), float(labels.mean()) if len(labels) else 0.0)
 
 

@@ -51,7 +51,7 @@ def case_volumes(
     Outlines are those of the maps above `threshold` and of the masks. `to_ras` (4, 4) brings (slice, row, column) to
     RAS+ mm, as `Place.matrix` does.
     """
-    count, height, width = images.shape
+    _, height, width = images.shape
     affine = to_ras @ np.array([[0, 0, 1, first_slice], [0, -1, 0, height - 1], [-1, 0, 0, width - 1], [0, 0, 0, 1]])
     probabilities = np.round(maps * 255).astype(np.uint8)
     at = look_at - first_slice

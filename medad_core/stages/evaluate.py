@@ -144,9 +144,9 @@ def evaluate_run(run: Run) -> Results:
     )
     rows = evaluate(predictions, run.settings.evaluate, evidence)
     _write_metrics(run, rows, rejected, warned)
-    summary = _summary(run, rejected, warned)
+    summary = summary_of(run, rejected, warned)
     page = render_report(
-        summary, rows, _gallery(run, predictions), case_rows(predictions, entries), _reliability(rows, predictions)
+        summary, rows, _gallery(run, predictions), case_rows(predictions, entries), reliability(rows, predictions)
     )
     write_text(join(run.uri, PAGE_FILE), page)
     return Results(
@@ -161,7 +161,7 @@ def evaluate_run(run: Run) -> Results:
     )
 
 
-def _reliability(rows: Sequence[MetricRow], predictions: pd.DataFrame) -> list[Bin]:
+def reliability(rows: Sequence[MetricRow], predictions: pd.DataFrame) -> list[Bin]:
     """The bins of the split that the page shows first; none where its calibration error is undefined."""
     split = main_split(rows)
     error = next((row for row in rows if (row.metric, row.split) == ("p_yes_ece", split)), None)
@@ -289,7 +289,8 @@ def _notes(cohort: Cohort, settings: Settings, rejected: Sequence[Rejected], war
     return notes
 
 
-def _summary(run: Run, rejected: Sequence[Rejected], warned: Sequence[Warned]) -> RunSummary:
+def summary_of(run: Run, rejected: Sequence[Rejected], warned: Sequence[Warned]) -> RunSummary:
+    """What a page says of a run before any number."""
     models = run.settings.models
     return RunSummary(
         cohort=Path(run.cohort.root).name,

@@ -3,7 +3,7 @@
 
 (() => {
   const { readState, writeState, pick, address, strip, shape } = medadList;
-  const LAYERS = { map: 1, found: 2, expert: 3 };
+  const LAYERS = [["flair", "gray", 255], ["map", "medad-map", 1], ["found", "medad-found", 255], ["expert", "medad-expert", 255]];
   const state = readState(location.hash);
   const byId = (id) => document.getElementById(id);
   const row = worklistRows.find((one) => one.file === shownCase.file);
@@ -61,18 +61,23 @@
     event.stopPropagation(); // NiiVue has keys of its own
   }
 
-  function showLayers() {
-    const opacity = Number(byId("opacity").value) / 100;
-    byId("scale").style.opacity = String(opacity);
-    viewer?.setOpacity(LAYERS.map, byId("map").checked ? opacity : 0);
-    viewer?.setOpacity(LAYERS.found, byId("found").checked ? 1 : 0);
-    if (byId("expert")) viewer?.setOpacity(LAYERS.expert, byId("expert").checked ? 1 : 0);
+  /** How opaque each layer shall be, the slices first. */
+  function opacities() {
+    const scale = Number(byId("opacity").value) / 100;
+    byId("scale").style.opacity = String(scale);
+    const shown = [byId("map").checked ? scale : 0, byId("found").checked ? 1 : 0];
+    return [1, ...shown, ...(byId("expert") ? [byId("expert").checked ? 1 : 0] : [])];
   }
 
-  function showPlanes() {
+  function showLayers() {
+    opacities().forEach((opacity, layer) => {
+      if (viewer && viewer.volumes[layer].opacity !== opacity) viewer.setOpacity(layer, opacity);
+    });
+  }
+
+  function planes() {
     const types = niivue.SLICE_TYPE;
-    const chosen = { three: types.MULTIPLANAR, axial: types.AXIAL, coronal: types.CORONAL, sagittal: types.SAGITTAL };
-    viewer?.setSliceType(chosen[byId("planes").value]);
+    return { three: types.MULTIPLANAR, axial: types.AXIAL, coronal: types.CORONAL, sagittal: types.SAGITTAL }[byId("planes").value];
   }
 
   async function open() {
@@ -81,24 +86,24 @@
       backColor: [0, 0, 0, 1],
       fontColor: [0.85, 0.9, 0.95, 1],
       crosshairColor: [0.2, 0.75, 1, 0.6],
+      sliceType: planes(),
       multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
-      isAntiAlias: false,
       dragAndDropEnabled: false,
       logLevel: "error",
     });
-    await made.attachToCanvas(byId("viewer"));
+    await made.attachToCanvas(byId("viewer"), false);
     for (const [name, table] of Object.entries(shownCase.colours)) made.addColormap(name, table);
-    const layers = [
-      { base64: shownCase.volumes.flair, name: "flair.nii.gz", colormap: "gray", cal_min: 0, cal_max: 255 },
-      { base64: shownCase.volumes.map, name: "map.nii.gz", colormap: "medad-map", cal_min: 0, cal_max: 1 },
-      { base64: shownCase.volumes.found, name: "found.nii.gz", colormap: "medad-found", cal_min: 0, cal_max: 255 },
-    ];
-    if (shownCase.volumes.expert) {
-      layers.push({ base64: shownCase.volumes.expert, name: "expert.nii.gz", colormap: "medad-expert", cal_min: 0, cal_max: 255 });
-    }
-    for (const layer of layers) made.addVolume(await niivue.NVImage.loadFromBase64(layer));
+    const opaque = opacities();
+    const layers = LAYERS.filter(([name]) => shownCase.volumes[name]).map(([name, colormap, cal_max], at) =>
+      niivue.NVImage.loadFromBase64({
+        base64: shownCase.volumes[name], name: `${name}.nii.gz`, colormap, cal_min: 0, cal_max, opacity: opaque[at],
+      }));
+    const loaded = await Promise.all(layers);
+    made.volumes = loaded.slice(0, -1);
+    made.addVolume(loaded.at(-1)); // only now all textures are made, once
     made.scene.crosshairPos = made.vox2frac(shownCase.volumes.peak);
     made.onLocationChange = (place) => showSlice(first + Math.round(place.vox[2]));
+    made.drawScene();
     return made;
   }
 
@@ -110,11 +115,9 @@
   addEventListener("hashchange", () => location.reload());
   byId("slice").addEventListener("input", (event) => goTo(Number(event.target.value)));
   for (const box of document.querySelectorAll("#layers input")) box.addEventListener("input", showLayers);
-  byId("planes").addEventListener("input", showPlanes);
+  byId("planes").addEventListener("input", () => viewer?.setSliceType(planes()));
   open().then((made) => {
     viewer = made;
-    showPlanes();
-    showLayers();
     document.body.dataset.viewer = "ready";
   }, (error) => {
     document.body.dataset.viewer = "failed";

@@ -9,15 +9,15 @@
     { key: "place", title: "Place", number: true, text: (row) => String(row.place) },
     { key: "case", title: "Case", fill: fillCase },
     { key: "finding", title: "Finding of", text: (row) => row.finding },
-    { key: "score", title: "Slices", fill: fillStrip, name: "slices" },
+    { key: "slices", title: "Slices", fill: fillStrip, unsorted: true },
+    { key: "doubts", title: "In doubt", extra: true, text: (row) => row.doubts || "–" },
     { key: "volume_ml", title: "Volume, ml", number: true, text: (row) => atLeast(row, fixed(row.volume_ml, 2)) },
     { key: "longest_mm", title: "Longest, mm", number: true, extra: true, text: (row) => atLeast(row, fixed(row.longest_mm, 0)) },
     { key: "side", title: "Where", extra: true, text: (row) => [row.side ?? "–", row.regions].filter(Boolean).join(": ") },
-    ...(labelled ? [{ key: "expert_ml", title: "Expert, ml", number: true, extra: true, text: (row) => fixed(row.expert_ml, 2) }] : []),
     { key: "score", title: "Map score", number: true, text: (row) => fixed(row.score, 3) },
     { key: "p_yes", title: "p(yes)", number: true, extra: true, text: (row) => fixed(row.p_yes, 3) },
     { key: "yes", title: "Yes", number: true, extra: true, text: (row) => (row.slices ? `${row.yes} of ${row.slices}` : "–") },
-    { key: "doubts", title: "In doubt", extra: true, text: (row) => row.doubts || "–" },
+    ...(labelled ? [{ key: "expert_ml", title: "Expert, ml", number: true, extra: true, text: (row) => fixed(row.expert_ml, 2) }] : []),
   ];
   const form = document.getElementById("filters");
   const body = document.getElementById("rows");
@@ -54,19 +54,23 @@
       const head = document.createElement("th");
       head.scope = "col";
       head.className = classOf(column);
+      line.append(head);
+      if (column.unsorted) {
+        head.textContent = column.title;
+        continue;
+      }
       const button = document.createElement("button");
       button.type = "button";
       button.textContent = column.title;
       button.addEventListener("click", () => sortBy(column));
       head.append(button);
       heads.push([column, head]);
-      line.append(head);
     }
     document.getElementById("heads").append(line);
   }
 
   function classOf(column) {
-    return [column.number ? "num" : "", column.extra ? "extra" : "", column.name ?? column.key].join(" ").trim();
+    return [column.number ? "num" : "", column.extra ? "extra" : "", column.key].join(" ").trim();
   }
 
   function makeRow(row) {
@@ -85,7 +89,7 @@
   /** Numbers start with the highest, texts and places with the first; a second click turns the order. */
   function sortBy(column) {
     const same = (state.sort || "place") === column.key;
-    state.down = same ? !state.down : Boolean(column.number || column.fill === fillStrip) && column.key !== "place";
+    state.down = same ? !state.down : Boolean(column.number) && column.key !== "place";
     state.sort = column.key;
     show();
   }

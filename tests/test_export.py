@@ -22,7 +22,7 @@ from medad_core.data.read import CaseSlices, read_slices
 from medad_core.errors import UsageError
 from medad_core.export.space import to_file
 from medad_core.export.volumes import _bids_names, export
-from medad_core.media import read_csv
+from medad_core.media import file_name, read_csv
 from medad_core.models.decoder import render_map
 from medad_core.run.run import Run
 from medad_core.stages.rows import grids_of, windows_of

@@ -19,6 +19,7 @@ from flows.cli.figure import figure
 from flows.cli.inspect import inspect
 from flows.cli.maintenance import doctor, phantom, prune, pseudonyms, status
 from flows.cli.models import models_app
+from flows.cli.report import report
 from flows.cli.screening import evaluate, screen
 from flows.cli.serve import serve
 from flows.cli.streams import make_output_safe
@@ -37,6 +38,7 @@ for function in (
     evaluate,
     export,
     figure,
+    report,
     inspect,
     train,
     reproduce,

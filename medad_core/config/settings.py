@@ -18,6 +18,7 @@ from medad_core.config.reproduce import ReproduceSettings
 from medad_core.config.train import TrainSettings
 
 Modality = Literal["flair", "t1", "t1ce", "t2"]
+Language = Literal["en", "de", "ko"]  # of reports of cases
 
 
 class ScalingSettings(Section):
@@ -203,7 +204,7 @@ class EvaluateSettings(Section):
 class ReportSettings(Section):
     """Reports of cases (`medad report RUN`); changes no result."""
 
-    language: Literal["en", "de", "ko"] = Field(
+    language: Language = Field(
         "en", description="of what is computed; the language model's words stay as it spoke them"
     )
 

@@ -13,10 +13,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from medad_core.config import Language
+
 SCHEMA_VERSION = "1.0"
 SHOWN = 5  # key slices that a report has pictures of; the table has every lesion
 
-Language = Literal["en", "de", "ko"]
 Source = Literal["map", "facts", "mask"]
 Subject = Literal["presence", "location", "side", "size", "number", "region"]
 SAME, NEIGHBOUR, OTHER = "same", "neighbour", "other"
@@ -178,6 +179,9 @@ class CaseReport(_Part):
     """Whether the weights learned from this patient, which makes all numbers too good; null where medad cannot tell."""
     models: tuple[Named, ...]
     versions: tuple[Named, ...]
+    """Packages that the run was made with."""
+    written_by: str
+    """The version of medad that wrote this report."""
     fingerprint: str
     """Of the answers: the hash of models, weights and settings that they were made with."""
     inputs_sha256: str = Field(pattern="^[0-9a-f]{64}$")

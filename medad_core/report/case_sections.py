@@ -29,9 +29,8 @@ def case_sections(report: CaseReport, words: Words) -> tuple[Section, ...]:
 
 
 def _impression(report: CaseReport, words: Words) -> Section:
-    blocks = [Text(" ".join(report.impression), "lead"), Text(words("disclaimer"), "notice")]
-    if report.phantom:
-        blocks.insert(0, Text(words("phantom"), "phantom"))
+    blocks = [Text(words("phantom"), "phantom")] if report.phantom else []
+    blocks += [Text(" ".join(report.impression), "lead"), Text(words("disclaimer"), "notice")]
     return Section("impression", words("impression.title"), tuple(blocks))
 
 
@@ -161,6 +160,7 @@ def _made_with(report: CaseReport, words: Words) -> Section:
     pairs += [(words.known("made_with.roles", one.role), one.name) for one in report.models]
     pairs += [(one.role, one.name) for one in report.versions]
     pairs += [
+        (words("made_with.written_by"), report.written_by),
         (words("made_with.fingerprint"), report.fingerprint),
         (words("made_with.inputs"), report.inputs_sha256),
     ]

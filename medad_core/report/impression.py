@@ -50,8 +50,8 @@ def _of_map(found: Lesions, ends: tuple[int, int], limits: tuple[float, float], 
 
 def _of_answers(screened: Screened, key_slice: KeySlice, words: Words) -> str:
     """`key_slice` is that of the largest lesion, or the one with the highest score."""
-    agreed = [one.subject for one in key_slice.statements if one.agrees]
     other = [one.subject for one in key_slice.statements if one.agrees is False]
+    agreed = [one.subject for one in key_slice.statements if one.agrees and one.subject not in other]
     which = ("agrees" if not other else "agrees_in_part" if agreed else "disagrees") if agreed or other else "unread"
     agreement = words(
         f"impression.{which}",
@@ -64,4 +64,4 @@ def _of_answers(screened: Screened, key_slice: KeySlice, words: Words) -> str:
 
 
 def _subjects(subjects: Sequence[str], words: Words) -> str:
-    return words.listed(words.known("subjects", one) for one in dict.fromkeys(subjects))
+    return words.joined([words.known("subjects", one) for one in dict.fromkeys(subjects)])

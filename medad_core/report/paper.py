@@ -8,6 +8,7 @@ computed, and a phantom is called one within the figure. Source: figures 2 and 3
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from medad_core.report.gallery import GalleryItem
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
 
 FORMATS = (".png", ".svg", ".pdf")
 DPI = 300
@@ -41,23 +43,31 @@ def write_figure(
     with plt.rc_context({"svg.hashsalt": "medad", "svg.fonttype": "none", "text.parse_math": False}):
         figure, axes = plt.subplots(1, len(titles), figsize=(2.6 * len(titles) + 0.5, 3.5), layout="constrained")
         for axis, title in zip(axes, titles, strict=True):
-            axis.imshow(item.image, cmap="gray", vmin=0, vmax=255, aspect=spacing_mm[0] / spacing_mm[1])
             axis.set_title(title, fontsize=9)
-            axis.axis("off")
-            _orient(axis, item.image.shape)
-            if title != "slice" and item.mask is not None and item.mask.any():
-                axis.contour(item.mask, [0.5], colors=_OUTLINE, linewidths=0.8)
-        veil = (item.anomaly_map > _FAINT) * 0.6
-        shown = axes[-1].imshow(
-            item.anomaly_map, cmap=_COLOURS, vmin=0, vmax=1, alpha=veil, aspect=spacing_mm[0] / spacing_mm[1]
-        )
+        shown = draw_panels(axes, item, spacing_mm)
         bar = figure.colorbar(shown, ax=axes[-1], fraction=0.045, pad=0.02)
         bar.set_label("anomaly probability", fontsize=7)
         bar.ax.tick_params(labelsize=7)
-        _scale(axes[0], item.image.shape, spacing_mm[1])
         figure.supxlabel(_words(item, question, phantom, 34 * len(titles)), fontsize=8, x=0.02, ha="left", ma="left")
         figure.savefig(path, dpi=DPI, metadata={"Date": None} if path.suffix == ".svg" else None)
         plt.close(figure)
+
+
+def draw_panels(axes: Sequence[Axes], item: GalleryItem, spacing_mm: tuple[float, float, float]) -> AxesImage:
+    """Draw slice, outline (the middle one of three axes) and map, with letters of direction and a scale bar.
+
+    Returns the map, for a bar of its colours. The outline is on the map too.
+    """
+    aspect = spacing_mm[0] / spacing_mm[1]
+    for axis in axes:
+        axis.imshow(item.image, cmap="gray", vmin=0, vmax=255, aspect=aspect)
+        axis.axis("off")
+        _orient(axis, item.image.shape)
+        if axis is not axes[0] and item.mask is not None and item.mask.any():
+            axis.contour(item.mask, [0.5], colors=_OUTLINE, linewidths=0.8)
+    veil = (item.anomaly_map > _FAINT) * 0.6
+    _scale(axes[0], item.image.shape, spacing_mm[1])
+    return axes[-1].imshow(item.anomaly_map, cmap=_COLOURS, vmin=0, vmax=1, alpha=veil, aspect=aspect)
 
 
 def _orient(axis: Axes, shape: tuple[int, ...]) -> None:

@@ -7,14 +7,16 @@ is compared with stand beside it, so that a reader can check every mark.
 from __future__ import annotations
 
 from medad_core.report.blocks import Block, Cell, Section, Table, Text
-from medad_core.report.case import NEIGHBOUR, SAME, CaseReport, KeySlice, Statement
+from medad_core.report.case import NEIGHBOUR, SAME, SHOWN, CaseReport, KeySlice, Statement
 from medad_core.report.words import Words
 
 
 def spoken_section(report: CaseReport, words: Words) -> Section:
     """The statements of every key slice."""
     blocks: list[Block] = [Text(words("spoken.intro"), "small")]
-    blocks += [_table(one, report.true is not None, words) for one in report.key_slices]
+    blocks += [_table(one, report.true is not None, words) for one in report.key_slices[:SHOWN]]
+    if left_out := len(report.key_slices[SHOWN:]):
+        blocks.append(Text(words.counted("spoken.not_shown", left_out), "small"))
     blocks.append(Text(words("spoken.explained"), "small"))
     if report.further_questions:
         setting = ",".join((*report.questions, *report.further_questions))
@@ -51,6 +53,9 @@ def _row(statement: Statement, labelled: bool, words: Words) -> tuple[Cell, ...]
 
 def _reading(statement: Statement, words: Words) -> str:
     subject = words.known("subjects", statement.subject)
+    place = statement.question.partition(": ")[2]
+    if place:
+        subject = f"{subject} ({words.place(place)})"
     if statement.value is None:
         return f"{subject}: {words('spoken.unread')}"
     return f"{subject}: {words.value(statement.subject, statement.value)}"

@@ -7,7 +7,7 @@ warning or the reason of an error, stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -15,8 +15,8 @@ from typing import Any, get_args
 
 import yaml
 
+from medad_core.config import Language
 from medad_core.data.location import CELLS
-from medad_core.report.case import Language
 
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 # Digits after the decimal sign, as in `worklist.csv` and on the page.
@@ -54,9 +54,17 @@ class Words:
         """Texts as a list; a dash for none."""
         return self("list").join(items) or self("none")
 
+    def joined(self, items: Sequence[str]) -> str:
+        """Texts as a list within a sentence, the last after "and"."""
+        return self("and").join([self("list").join(items[:-1]), items[-1]]) if len(items) > 1 else "".join(items)
+
     def regions(self, names: Iterable[str]) -> str:
         """Names of regions as a list."""
         return self.listed(self.known("regions", name) for name in names)
+
+    def place(self, name: str) -> str:
+        """A half or a cell of the picture."""
+        return self.known("cells" if name in CELLS else "places", name)
 
     def value(self, subject: str, text: str) -> str:
         """A value of a statement: a cell or cells for a location, a side, or one of the other values."""

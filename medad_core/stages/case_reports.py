@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 
 from medad_core.data.findings import TumourFinding, find
-from medad_core.environment import package_versions
 from medad_core.errors import WeightsError
 from medad_core.facts.worklist import Screened as Tally
 from medad_core.facts.worklist import finding_of
@@ -28,6 +28,7 @@ from medad_core.report import GalleryItem
 from medad_core.report.case import SHOWN, CaseReport, KeySlice, LesionFacts, Lesions, Named, Screened
 from medad_core.report.impression import impression
 from medad_core.report.words import Words, words_of
+from medad_core.run.info import read_run_info
 from medad_core.run.run import Run
 from medad_core.stages.agreement import SliceEvidence, statements_of
 from medad_core.stages.case_results import CaseResults, Rows, RunResults
@@ -69,6 +70,8 @@ class CaseReporter:
         self._learned = learned(run.settings)
         self._asked = tuple(question.name for question in questions_of(run.settings.llm.questions))
         self._further = _further_questions(run)
+        made_with = read_run_info(run.uri).versions
+        self._versions = tuple(Named(role=package, name=number) for package, number in made_with.items())
         self._fingerprint = run.stage("answers").plan().fingerprint_sha256
 
     def draft(self, case_id: str) -> Drafted:
@@ -124,7 +127,8 @@ class CaseReporter:
             caveats=self._learned.caveats,
             trained_on=self._learned.has_seen(member),
             models=_models(self.run),
-            versions=tuple(Named(role=name, name=version) for name, version in package_versions().items()),
+            versions=self._versions,
+            written_by=f"medad {version('medad')}",
             fingerprint=self._fingerprint,
             inputs_sha256="0" * 64,
         )

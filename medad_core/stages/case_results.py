@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 
 from medad_core.errors import CaseError, StoreError, UsageError
 from medad_core.media import read_csv
-from medad_core.run import rejected, warnings
+from medad_core.run import warnings
+from medad_core.run.rejected import rejected_cases
 from medad_core.run.run import Run
 from medad_core.stages.evaluate import QUESTIONS_FILE
 from medad_core.stages.facts import CASES_FILE, LESIONS_FILE
@@ -77,10 +78,18 @@ class RunResults:
             warnings=tuple(self._warnings[case_id]),
         )
 
+    def rejected(self) -> dict[str, str]:
+        """The cases that the run could not use, and why."""
+        return {
+            case_id: f"rejected at the stage {stage}: {reason}"
+            for case_id, stage, reason in rejected_cases(self.run.stages.values())
+            if case_id not in self.cases
+        }
+
     def _absent(self, case_id: str) -> CaseError | UsageError:
-        for rejected_id, stage, reason in rejected.rejected_cases(self.run.stages.values()):
-            if rejected_id == case_id:
-                return CaseError(case_id, f"has no report, because it was rejected at the stage {stage}: {reason}")
+        reason = self.rejected().get(case_id)
+        if reason is not None:
+            return CaseError(case_id, reason)
         return UsageError(f"{case_id}: the run has no such case; {join(self.run.uri, 'worklist.csv')} lists its cases")
 
     def _table(self, name: str) -> pa.Table:

@@ -1,0 +1,114 @@
+"""The report of a case as files: `reports/CASE.md`, `.html`, `.pdf`, its key images, and `.json`.
+
+One decision: the JSON is removed first and written last, and holds the hash of all that the report is made of. So a
+report whose JSON is the one of today's inputs is complete and is not written again, whatever a killed command left.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from medad_core import stopping
+from medad_core.errors import CaseError, StoreError
+from medad_core.media import file_name
+from medad_core.report.case_html import case_html
+from medad_core.report.case_markdown import case_markdown
+from medad_core.report.case_pdf import case_pdf
+from medad_core.report.key_image import key_image
+from medad_core.run.run import Run
+from medad_core.stages.case_reports import CaseReporter, Drafted
+from medad_core.store import join, write_bytes, write_text
+from medad_core.store.files import make_folder, read_bytes, remove, sweep
+from medad_core.store.listing import list_names
+
+FOLDER = "reports"
+JSON = "json"
+FORMS = ("md", "html", "pdf", JSON)
+_KEY_IMAGE = r"-slice-\d+\.png"
+
+
+@dataclass
+class Written:
+    """The cases whose reports were written, those whose reports were there, and those without, with the reason."""
+
+    written: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def write_reports(run: Run, cases: Sequence[str]) -> Written:
+    """Write the reports of cases of a run. What is wrong with one case does not stop the others.
+
+    Raises UsageError for a case that the run does not have, or where a font is missing, and StoreError where the run
+    has no results yet.
+    """
+    reporter = CaseReporter(run)
+    done = Written()
+    for case_id in cases:
+        stopping.check()
+        try:
+            (done.written if write_report(reporter, case_id) else done.unchanged).append(case_id)
+        except CaseError as error:
+            done.failed[case_id] = error.reason
+        except StoreError as error:
+            done.failed[case_id] = str(error)
+    return done
+
+
+def write_report(reporter: CaseReporter, case_id: str) -> bool:
+    """Write the files of one case; returns whether there was anything to write. Raises CaseError or StoreError."""
+    folder = join(reporter.run.uri, FOLDER)
+    drafted = reporter.draft(case_id)
+    stem = file_name(case_id)
+    text = drafted.report.model_dump_json(indent=1) + "\n"
+    images = {one.picture for one in drafted.report.key_slices if one.picture is not None}
+    present = list_names(folder)
+    is_whole = images | {f"{stem}.{form}" for form in FORMS} <= present
+    if is_whole and read_bytes(join(folder, f"{stem}.{JSON}")) == text.encode():
+        return False
+    remove(join(folder, f"{stem}.{JSON}"))
+    for name in _key_images(stem, present) - images:
+        remove(join(folder, name))
+    _write_forms(folder, stem, drafted)
+    write_text(join(folder, f"{stem}.{JSON}"), text)
+    return True
+
+
+def _write_forms(folder: str, stem: str, drafted: Drafted) -> None:
+    report = drafted.report
+    pictures = {item.slice_index: key_image(item, drafted.spacing_mm) for item in drafted.items}
+    for one in report.key_slices:
+        if one.picture is not None:
+            write_bytes(join(folder, one.picture), pictures[one.slice_index])
+    write_text(join(folder, f"{stem}.md"), case_markdown(report))
+    write_text(join(folder, f"{stem}.html"), case_html(report, pictures))
+    write_bytes(join(folder, f"{stem}.pdf"), case_pdf(report, pictures))
+
+
+def remove_orphans(run: Run, cases: Sequence[str]) -> list[str]:
+    """Remove the reports of all but these cases, which the run has no more, and what killed writers left.
+
+    Returns the names of the JSON files, without their end.
+    """
+    folder = join(run.uri, FOLDER)
+    sweep(folder)
+    present = list_names(folder)
+    kept = {file_name(case_id) for case_id in cases}
+    stems = {name.removesuffix(f".{JSON}") for name in present if name.endswith(f".{JSON}")} - kept
+    for stem in sorted(stems):
+        for name in ({f"{stem}.{form}" for form in FORMS} & present) | _key_images(stem, present):
+            remove(join(folder, name))
+    return sorted(stems)
+
+
+def prepare_folder(run: Run) -> str:
+    """The folder of the reports, which is made where it is not there. Raises StoreError."""
+    folder = join(run.uri, FOLDER)
+    make_folder(folder)
+    return folder
+
+
+def _key_images(stem: str, present: set[str]) -> set[str]:
+    return {name for name in present if re.fullmatch(re.escape(stem) + _KEY_IMAGE, name)}

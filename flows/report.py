@@ -20,6 +20,7 @@ from medad_core.run.run import Run
 from medad_core.stages.case_files import prepare_folder, remove_orphans
 from medad_core.stages.case_results import RunResults
 from medad_core.stages.complete import ranges_of
+from medad_core.stages.page import write_index
 from medad_core.store.lock import held
 from tasks.policy import with_policy
 from tasks.reports import Reported, report_cases
@@ -53,6 +54,7 @@ def _report(run: Run, cases: Sequence[str]) -> Reported:
         failed |= dict(each.failed)
     return Reported(
         folder=folder,
+        page=write_index(run),
         written=sum(each.written for each in made),
         unchanged=sum(each.unchanged for each in made),
         failed=tuple(sorted(failed.items())),

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
@@ -17,9 +17,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Error as PlaywrightError
 from prefect_harness import WORDS, break_case, write_case
+from test_cli import medad
 
-from medad_core.config import load_settings
+from medad_core.config import Settings, load_settings
 from medad_core.data.table import COLUMNS, write_case_table
 from medad_core.errors import StoreError
 from medad_core.media import file_name, read_csv, visible
@@ -33,11 +35,15 @@ from medad_core.report.summary import RunSummary
 from medad_core.report.viewer import case_volumes, outline, picture_axes
 from medad_core.report.worklist_rows import PageRow, Strip
 from medad_core.run.run import Run
-from medad_core.stages.case_reports import case_report_of
-from medad_core.stages.page import CasePages, write_index, write_pages
+from medad_core.stages.case_reports import CaseReporter, case_report_of
+from medad_core.stages.evaluate import evaluate_run
+from medad_core.stages.page import CasePages, write_index
+from medad_core.stages.page_files import prepare_pages
 from medad_core.stages.rows import grids_of, images_of, windows_of
 from medad_core.stages.screen import screen
 from medad_core.store import read_table
+
+pytest_plugins = ("prefect_harness",)
 
 CHROMIUM = os.environ.get("MEDAD_CHROMIUM", "/usr/bin/chromium")
 # WebGL without a graphics card; continuous integration is root, for whom Chromium has no sandbox.
@@ -76,9 +82,19 @@ def run_folder(tmp_path_factory) -> Path:
     data = write_table(tmp_path_factory.mktemp("data"))
     out = tmp_path_factory.mktemp("screened") / "run"
     screen(str(data), str(out), load_settings(None, list(WORDS)))
-    written = write_pages(Run.reopen(str(out)))
-    assert (written.written, written.kept, written.failed) == (4, 0, {})
+    assert write_pages(out) == 4
     return out
+
+
+def write_pages(out: Path, settings: Settings | None = None) -> int:
+    """The pages of all cases, and their list, without the other files of reports; how many cases were written."""
+    run = Run.reopen(str(out), settings)
+    reporter = CaseReporter(run)
+    prepare_pages(run.uri)
+    pages = CasePages(run)
+    written = sum(pages.write(reporter.draft(case_id).report) for case_id in reporter.results.cases)
+    write_index(run)
+    return written
 
 
 @pytest.fixture
@@ -87,13 +103,19 @@ def run_copy(run_folder, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def launch() -> Iterator[Callable[[list[str]], Browser]]:
+    """Starts Chromium with arguments."""
     if not Path(CHROMIUM).is_file():
         pytest.fail(f"no browser at {CHROMIUM}: apt install chromium, or set MEDAD_CHROMIUM to its path")
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield chromium
-        chromium.close()
+        yield lambda arguments: playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+
+
+@pytest.fixture(scope="module")
+def browser(launch) -> Iterator[Browser]:
+    chromium = launch(ARGUMENTS)
+    yield chromium
+    chromium.close()
 
 
 @dataclass
@@ -365,15 +387,15 @@ def test_a_map_that_finds_nothing_has_a_page_and_no_outline(run_folder, watch):
     watched.assert_quiet(run_folder / "report")
 
 
-def test_a_browser_without_webgl_says_so_and_shows_the_report(run_folder):
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-3d-apis"])
-        page = chromium.new_page()
-        page.goto((run_folder / "report/cases" / f"{file_name(HOSTILE)}.html").as_uri())
-        page.wait_for_selector("body[data-viewer=failed]")
-        assert "It needs WebGL 2" in page.inner_text("#failed") and "Report of case" in page.inner_text(".read")
-        page.keyboard.press("ArrowUp")  # the strip and the numbers go on
-        chromium.close()
+def test_a_browser_without_webgl_says_so_and_shows_the_report(run_folder, launch):
+    chromium = launch(["--no-sandbox", "--disable-3d-apis"])
+    page = chromium.new_page()
+    page.goto((run_folder / "report/cases" / f"{file_name(HOSTILE)}.html").as_uri())
+    page.wait_for_selector("body[data-viewer=failed]")
+    assert "It needs WebGL 2" in page.inner_text("#failed") and "Report of case" in page.inner_text(".read")
+    page.keyboard.press("PageDown")
+    assert page.inner_text("#number") == "60"  # strip and numbers go on
+    chromium.close()
 
 
 # What pages may not do
@@ -387,7 +409,7 @@ def test_hostile_names_and_answers_stay_text(run_copy, watch):
     from medad_core.store import write_table as write_parquet
 
     write_parquet(str(run_copy / "predictions.parquet"), changed.cast(table.schema))
-    assert write_pages(Run.reopen(str(run_copy))).written == 4
+    assert write_pages(run_copy) == 4
     watched = watch()
     page = open_index(watched, run_copy)
     assert HOSTILE in names(page) and FORMULA in names(page) and page.locator("#rows img, header img").count() == 0
@@ -406,19 +428,19 @@ def test_hostile_names_and_answers_stay_text(run_copy, watch):
 @pytest.mark.parametrize("name", ["report/index.html", f"report/cases/{file_name(HOSTILE)}.html"])
 def test_the_policy_of_a_page_stops_a_script_within_it_and_every_request(run_copy, watch, name):
     page_file = run_copy / name
-    inline = "<script>document.title = 'inline'</script><p onclick=\"document.title = 'handler'\" id='bait'>bait</p>"
-    page_file.write_text(page_file.read_text().replace("<main", f"{inline}<main", 1))
-    page = watch().page
-    page.goto(page_file.as_uri())
-    page.click("#bait")
-    assert page.title() not in ("inline", "handler")
-    for code in (
-        "fetch(document.location.href)",
-        "new Promise((_, fail) => { const one = new Image(); one.onerror = fail; one.src = location.href; })",
-        "Promise.resolve().then(() => eval('1'))",
-    ):
-        with pytest.raises(Exception, match=r"."):
-            page.evaluate(code)
+    (page_file.parent / "bait.js").write_text("document.body.append('loaded'); eval('document.title = `eval`');")
+    bait = "<script>document.title = 'inline'</script><p onclick=\"document.title = 'handler'\" id='bait'>bait</p>"
+    bait += "<script src='bait.js' defer></script><link rel='stylesheet' href='data:text/css,body{display:none}'>"
+    page_file.write_text(page_file.read_text().replace("<main", f"{bait}<main", 1))
+    watched = watch()
+    watched.page.goto(page_file.as_uri())
+    watched.page.click("#bait")
+    assert "loaded" in watched.page.inner_text("body")
+    assert watched.page.title() not in ("inline", "handler", "eval")
+    for request in ("fetch(location.href)", "fetch('http://127.0.0.1:9/')", "fetch('data:text/plain,x')"):
+        with pytest.raises(PlaywrightError, match="Failed to fetch"):
+            watched.page.evaluate(request)
+    assert sum("Content Security Policy" in text for text in watched.complaints) >= 6
 
 
 def test_data_in_a_script_cannot_end_it_and_comes_back_as_it_was():
@@ -522,11 +544,9 @@ def test_areas_under_the_curves_are_those_of_the_metrics(run_folder):
 
 
 def test_only_what_has_changed_is_written_again(run_copy):
-    run = Run.reopen(str(run_copy))
     cases = run_copy / "report/cases"
     before = {path.name: path.stat().st_mtime_ns for path in cases.iterdir()}
-    again = write_pages(run)
-    assert (again.written, again.kept) == (0, 4)
+    assert write_pages(run_copy) == 0
     assert {path.name: path.stat().st_mtime_ns for path in cases.iterdir()} == before
     (cases / f"{file_name(HOSTILE)}.html").unlink()  # a writer that was killed between its files
     (cases / f"{file_name(PHANTOM)}.js").unlink()
@@ -534,19 +554,41 @@ def test_only_what_has_changed_is_written_again(run_copy):
     page.write_text(page.read_text().replace('name="medad-inputs" content="', 'name="medad-inputs" content="0', 1))
     (cases / ".x.html.0.tmp").write_text("half")
     (cases / "gone.html").write_text("a case that the run has no more")
-    assert (again := write_pages(run)).written == 3 and again.kept == 1
+    assert write_pages(run_copy) == 3
     assert {path.name for path in cases.iterdir()} == set(before)
 
 
-def test_a_case_with_another_threshold_is_written_again(run_copy):
-    from medad_core.stages.evaluate import evaluate_run
-
+def test_other_results_remove_the_pages_and_the_same_results_keep_them(run_copy):
     run = Run.reopen(str(run_copy))
+    report = run_copy / "report.html"
+    kept = sorted((run_copy / "report").rglob("*.*"))
+    assert len(kept) > 12 and 'href="report/index.html"' in report.read_text()
+    evaluate_run(run)
+    assert sorted((run_copy / "report").rglob("*.*")) == kept and 'href="report/index.html"' in report.read_text()
     settings = run.settings.evaluate.model_copy(update={"map_threshold": 0.7})
-    changed = Run.reopen(str(run_copy), run.settings.model_copy(update={"evaluate": settings}))
-    evaluate_run(changed)
-    assert write_pages(changed).written == 4
+    changed = run.settings.model_copy(update={"evaluate": settings})
+    evaluate_run(Run.reopen(str(run_copy), changed))
+    assert not list((run_copy / "report").rglob("*.html")) and "report/index.html" not in report.read_text()
+    assert write_pages(run_copy, changed) == 4 and 'href="report/index.html"' in report.read_text()
     assert "map above 0.7" in (run_copy / "report/cases" / f"{file_name(HOSTILE)}.html").read_text()
+
+
+def test_a_case_without_a_page_is_listed_and_not_linked(run_copy, watch):
+    for path in (run_copy / "report/cases").glob(f"{PHANTOM}.*"):
+        path.unlink()
+    write_index(Run.reopen(str(run_copy)))
+    page = open_index(watch(), run_copy)
+    assert PHANTOM in names_only(page) and page.locator("#rows a").count() == 3
+
+
+def test_the_command_writes_reports_and_pages_and_names_the_list(run_copy, server):
+    shutil.rmtree(run_copy / "report")
+    done = medad("report", run_copy)
+    assert done.exit_code == 3 and f"{run_copy}/report/index.html" in done.output, done.output
+    assert BROKEN in done.stderr and len(list((run_copy / "report/cases").glob("*.html"))) == 4
+    assert (run_copy / "reports" / f"{PHANTOM}.pdf").is_file()
+    again = medad("report", run_copy, PHANTOM)
+    assert again.exit_code == 0 and "0 reports written, 1 unchanged" in again.output
 
 
 def test_pages_can_be_read_by_whom_the_run_can_be_read(run_folder):
@@ -556,8 +598,8 @@ def test_pages_can_be_read_by_whom_the_run_can_be_read(run_folder):
 
 def test_a_run_that_is_not_finished_has_no_page_and_says_what_to_do(run_copy):
     (run_copy / "answers" / "_manifest.json").unlink()
-    for write in (write_pages, write_index):
-        with pytest.raises(StoreError, match="medad screen"):
+    for write in (write_index, CaseReporter):
+        with pytest.raises(StoreError, match="same command again"):
             write(Run.reopen(str(run_copy)))
 
 
@@ -573,7 +615,7 @@ def test_a_single_unlabelled_slice_has_a_list_without_metrics_and_a_page_with_on
     (tmp_path / "data/BraTS2021_00007/BraTS2021_00007_seg.nii.gz").unlink()
     words = [*WORDS, "data.first_slice=61", "data.last_slice=61"]
     screen(str(tmp_path / "data"), str(tmp_path / "run"), load_settings(None, words))
-    write_pages(Run.reopen(str(tmp_path / "run")))
+    write_pages(tmp_path / "run")
     watched = watch()
     page = open_index(watched, tmp_path / "run")
     assert "no metrics" in page.inner_text("main") and page.locator(".tile, .figures").count() == 0
@@ -627,22 +669,18 @@ def test_a_list_of_a_thousand_cases_opens_in_two_seconds_and_300_mb(browser, tmp
             )
         )  # fmt: skip
     folder = made_list(tmp_path, rows)
-    seconds = []
-    for _ in range(5):  # the least of some: the machine may be busy
-        context = browser.new_context(viewport={"width": 1280, "height": 860})
-        page = context.new_page()
-        page.goto((folder / "report/index.html").as_uri())
-        assert page.locator("#rows tr").count() == 1000
-        seconds.append(page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd") / 1000)
-        if seconds[-1] < 2:
-            break
-        context.close()
-    assert min(seconds) < 2, seconds
+    context = browser.new_context(viewport={"width": 1280, "height": 860})
+    page = context.new_page()
+    session = context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})  # of this page, however busy the machine is
+    page.goto((folder / "report/index.html").as_uri())
+    assert page.locator("#rows tr").count() == 1000
+    spent = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
+    assert spent["TaskDuration"] < 2
     page.click("#heads >> text=Volume, ml")
     page.fill("input[name=q]", "0099")
     assert page.inner_text("#count") == "10 of 1000 cases"
-    session = browser.new_browser_cdp_session()
-    processes = session.send("SystemInfo.getProcessInfo")["processInfo"]
+    processes = browser.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]
     renderers = [process["id"] for process in processes if process["type"] == "renderer"]
     resident = [
         int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") for pid in renderers

@@ -44,7 +44,7 @@ class Curves:
 def curves(predictions: pd.DataFrame, brightness: Mapping[tuple[str, int], float], rows: Sequence[MetricRow]) -> Curves:
     """The curves of labelled `predictions` of one split, and of `brightness` by case and slice; `rows` of that split.
 
-    A detector whose area is undefined has no curve.
+    A detector without scores, or whose area is undefined, has no curve.
     """
     labelled = predictions.dropna(subset=["label"])
     labels = labelled["label"].to_numpy(int)
@@ -59,6 +59,8 @@ def curves(predictions: pd.DataFrame, brightness: Mapping[tuple[str, int], float
     for detector, title in DETECTORS.items():
         usable = ~np.isnan(scores[detector])
         truth, score = labels[usable], scores[detector][usable]
+        if not truth.size:
+            continue
         if f"{detector}_auroc" in areas:
             roc.append(Curve(detector, title, _roc(truth, score), areas[f"{detector}_auroc"]))
         if f"{detector}_ap" in areas:

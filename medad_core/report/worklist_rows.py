@@ -7,6 +7,7 @@ page as they come; order, finding and doubts are those of `worklist.csv`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,10 +37,10 @@ class Strip:
 
 @dataclass(frozen=True)
 class PageRow:
-    """One case. `file` is the name of its page without ending, None for a rejected case, whose reason is its doubt.
+    """One case. `file` is the name of its page without ending, None where it has no page.
 
-    Of a rejected case nothing else is known. `at_least` marks volume and length of a lesion that the range of slices
-    cuts.
+    Of a rejected case nothing is known but the reason, which stands in `doubts`. `at_least` marks volume and length of
+    a lesion that the range of slices cuts.
     """
 
     place: int
@@ -70,17 +71,19 @@ def page_rows(
     predictions: pd.DataFrame,
     phantoms: frozenset[str],
     rejected: Sequence[tuple[str, str, str]],
+    pages: AbstractSet[str],
 ) -> list[PageRow]:
     """The rows in the order of the worklist, then the rejected ones.
 
     `entries` are the rows of `worklist.csv`, `cases` those of CASES by case, `predictions` has the columns of
-    PREDICTIONS, `rejected` has case, stage and reason.
+    PREDICTIONS, `rejected` has case, stage and reason. `pages` are the cases that have a page, by `file_name`.
     """
     of_case = dict(iter(predictions.groupby("case_id", sort=False)))
-    rows = [
-        _row(place, entry, cases[entry["case_id"]], of_case[entry["case_id"]], entry["case_id"] in phantoms)
-        for place, entry in enumerate(entries, 1)
-    ]
+    rows = []
+    for place, entry in enumerate(entries, 1):
+        case_id = entry["case_id"]
+        file = file_name(case_id) if file_name(case_id) in pages else None
+        rows.append(_row(place, entry, cases[case_id], of_case[case_id], case_id in phantoms, file))
     return rows + [
         PageRow(place, visible(case_id), None, REJECTED, visible(f"{stage}: {reason}"))
         for place, (case_id, stage, reason) in enumerate(rejected, len(rows) + 1)
@@ -93,7 +96,12 @@ def row_values(row: PageRow) -> dict[str, Any]:
 
 
 def _row(
-    place: int, entry: Mapping[str, str], case: Mapping[str, Any], frame: pd.DataFrame, is_phantom: bool
+    place: int,
+    entry: Mapping[str, str],
+    case: Mapping[str, Any],
+    frame: pd.DataFrame,
+    is_phantom: bool,
+    file: str | None,
 ) -> PageRow:
     has_lesions = case["lesions"] > 0
     return PageRow(
@@ -102,7 +110,7 @@ def _row(
         patient=visible(entry["patient"]),
         finding=entry["finding"],
         doubts=visible(entry["doubts"]),
-        file=file_name(entry["case_id"]),
+        file=file,
         phantom=is_phantom,
         disagree=entry["finding"] in FINDINGS[1:3],
         at_least=case["is_cut"],

@@ -44,9 +44,9 @@
   }
 
   function goTo(number) {
-    const step = Math.min(last, Math.max(first, number)) - slice;
-    if (viewer && step) viewer.moveCrosshairInVox(0, 0, step);
-    showSlice(slice + step);
+    const target = Math.min(last, Math.max(first, number));
+    if (viewer && target !== slice) viewer.moveCrosshairInVox(0, 0, target - slice);
+    showSlice(target);
   }
 
   function onKey(event) {

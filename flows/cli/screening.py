@@ -180,6 +180,7 @@ def _report_outcome(outcome: Outcome, terminals: Consoles) -> int:
         out.print(table)
     for name, uri in (("predictions", outcome.predictions), ("metrics", outcome.metrics), ("page", outcome.page)):
         out.print(f"{name:<12} {uri}", soft_wrap=True)
+    out.print(f"{'reports':<12} medad report {run}", soft_wrap=True)
     out.print(f"{outcome.slices} slices of {outcome.cases} cases; {len(outcome.rejected)} cases rejected")
     if outcome.warned:
         err.print(f"medad: {outcome.warned} cases are doubtful; {join(run, 'warnings.csv')} says why", soft_wrap=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Mapping
+from itertools import zip_longest
+from textwrap import wrap
 
 from fpdf import FPDF
 from fpdf.enums import TableBordersLayout, TableHeadingsDisplay, XPos, YPos
@@ -27,6 +29,7 @@ _SIZES = {"lead": 12, "plain": 9.5, "notice": 9.5, "phantom": 11, "small": 8}
 _GROUNDS = {"notice": (255, 244, 221), "phantom": (240, 233, 252)}
 _INK, _SOFT, _LINE = (23, 33, 43), (86, 100, 114), (223, 228, 233)
 _MARKS = {"": _INK, "same": (7, 83, 78), "other": (163, 38, 56), "open": (60, 73, 87)}
+_LONGEST_CELL = 600  # characters: less than a page, in the narrowest column
 _NEXT = {"new_x": XPos.LMARGIN, "new_y": YPos.NEXT}
 
 
@@ -137,9 +140,12 @@ class _Sheet(FPDF):
             if block.head:
                 table.row([printable(name, self._fonts) for name in block.head])
             for cells in block.rows:
-                row = table.row()
-                for cell in cells:
-                    row.cell(self._cell_text(cell), style=FontFace(color=_MARKS[cell.mark]))
+                texts = [wrap(self._cell_text(cell), _LONGEST_CELL) or [""] for cell in cells]
+                # A row that is higher than a page cannot be printed: a long text goes on in the next row.
+                for parts in zip_longest(*texts, fillvalue=""):
+                    row = table.row()
+                    for cell, part in zip(cells, parts, strict=True):
+                        row.cell(part, style=FontFace(color=_MARKS[cell.mark]))
         self.ln(1.5)
 
     def _cell_text(self, cell: Cell) -> str:

@@ -1,7 +1,7 @@
 """The page of a case: a viewer of its slices beside its report, and the script with its volumes.
 
-One decision: the page is written when its case's inputs are others than those that it names, and its script before it.
-So a writer that was killed leaves a page that is written again, and a page never names volumes of other inputs.
+One decision: a page names the hash of its inputs. It is written again if they are others: removed first and written
+last, after its script. So a writer that was killed leaves no page, and no page beside volumes of other inputs.
 """
 
 from __future__ import annotations

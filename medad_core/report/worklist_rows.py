@@ -23,15 +23,11 @@ Numbers = tuple[float | None, ...]
 
 @dataclass(frozen=True)
 class Strip:
-    """The slices of a case from `first` on: score of the map, p(yes), whether "Yes" was answered, expert's label.
-
-    None stands for what is not known: an answer that could not be read, a slice without label.
-    """
+    """The slices of a case from `first` on: score of the map, p(yes), expert's label; None where there is none."""
 
     first: int
     score: Numbers
     p_yes: Numbers
-    yes: tuple[bool | None, ...]
     label: tuple[int | None, ...]
 
 
@@ -133,7 +129,6 @@ def _strip(frame: pd.DataFrame) -> Strip:
         first=int(frame["slice_index"].iloc[0]),
         score=tuple(map(_rounded, frame["anomaly_score"])),
         p_yes=tuple(map(_rounded, frame["p_yes"])),
-        yes=tuple(verdict == "yes" if isinstance(verdict, str) else None for verdict in frame["verdict"]),
         label=tuple(None if pd.isna(label) else int(label) for label in frame["label"]),
     )
 

@@ -31,7 +31,8 @@ from medad_core.stages.facts import WORKLIST_FILE, places_of
 from medad_core.stages.page_files import CASES_FOLDER, INDEX_FILE, LIST_FILE, link_pages, page_names, remove_pages
 from medad_core.stages.rows import bits_of, brains_of, grids_of, images_of, windows_of
 from medad_core.store import join, write_text
-from medad_core.store.files import read_bytes
+from medad_core.store.files import read_bytes, remove
+from medad_core.store.listing import size_of
 
 _SEEN = ("slices", "maps")  # the stages that a viewer shows
 
@@ -53,8 +54,9 @@ class CasePages:
         stem = join(self.run.uri, CASES_FOLDER, file_name(report.case_id))
         inputs = inputs_of(report, *(self._part_sha256(name, report.case_id) for name in _SEEN))
         page = read_bytes(f"{stem}.html")
-        if page is not None and named_inputs(page.decode()) == inputs and read_bytes(f"{stem}.js") is not None:
+        if page is not None and named_inputs(page.decode()) == inputs and size_of(f"{stem}.js") is not None:
             return False
+        remove(f"{stem}.html")
         write_text(f"{stem}.js", case_script(report, self._volumes(report)))
         write_text(f"{stem}.html", render_case_page(report, inputs))
         return True

@@ -3,7 +3,13 @@
 
 (() => {
   const { readState, writeState, pick, address, strip, shape } = medadList;
-  const LAYERS = [["flair", "gray", 255], ["map", "medad-map", 1], ["found", "medad-found", 255], ["expert", "medad-expert", 255]];
+  // Volume, its colours, and the value that the last of them stands for.
+  const LAYERS = [
+    ["flair", "gray", 255],
+    ["map", "medad-map", 1],
+    ["found", "medad-found", 255],
+    ["expert", "medad-expert", 255],
+  ];
   const state = readState(location.hash);
   const byId = (id) => document.getElementById(id);
   const row = worklistRows.find((one) => one.file === shownCase.file);
@@ -76,8 +82,8 @@
   }
 
   function planes() {
-    const types = niivue.SLICE_TYPE;
-    return { three: types.MULTIPLANAR, axial: types.AXIAL, coronal: types.CORONAL, sagittal: types.SAGITTAL }[byId("planes").value];
+    const { MULTIPLANAR, AXIAL, CORONAL, SAGITTAL } = niivue.SLICE_TYPE;
+    return { three: MULTIPLANAR, axial: AXIAL, coronal: CORONAL, sagittal: SAGITTAL }[byId("planes").value];
   }
 
   async function open() {

@@ -4,7 +4,7 @@
 (() => {
   const { readState, writeState, pick, address, strip, fixed } = medadList;
   const labelled = worklistRows.some((row) => row.expert_ml !== undefined);
-  const atLeast = (row, text) => (row.at_least && text !== "–" ? `≥ ${text}` : text);
+  // `extra` columns are left out on small screens. Without `text`, `fill` makes the cell.
   const COLUMNS = [
     { key: "place", title: "Place", number: true, text: (row) => String(row.place) },
     { key: "case", title: "Case", fill: fillCase },
@@ -12,18 +12,34 @@
     { key: "slices", title: "Slices", fill: fillStrip, unsorted: true },
     { key: "doubts", title: "In doubt", extra: true, text: (row) => row.doubts || "–" },
     { key: "volume_ml", title: "Volume, ml", number: true, text: (row) => atLeast(row, fixed(row.volume_ml, 2)) },
-    { key: "longest_mm", title: "Longest, mm", number: true, extra: true, text: (row) => atLeast(row, fixed(row.longest_mm, 0)) },
-    { key: "side", title: "Where", extra: true, text: (row) => [row.side ?? "–", row.regions].filter(Boolean).join(": ") },
+    { key: "longest_mm", title: "Longest, mm", number: true, extra: true, text: longest },
+    { key: "side", title: "Where", extra: true, text: where },
     { key: "score", title: "Map score", number: true, text: (row) => fixed(row.score, 3) },
     { key: "p_yes", title: "p(yes)", number: true, extra: true, text: (row) => fixed(row.p_yes, 3) },
-    { key: "yes", title: "Yes", number: true, extra: true, text: (row) => (row.slices ? `${row.yes} of ${row.slices}` : "–") },
-    ...(labelled ? [{ key: "expert_ml", title: "Expert, ml", number: true, extra: true, text: (row) => fixed(row.expert_ml, 2) }] : []),
-  ];
+    { key: "yes", title: "Yes", number: true, extra: true, text: yes },
+    { key: "expert_ml", title: "Expert, ml", number: true, extra: true, text: (row) => fixed(row.expert_ml, 2) },
+  ].filter((column) => column.key !== "expert_ml" || labelled);
   const form = document.getElementById("filters");
   const body = document.getElementById("rows");
   const count = document.getElementById("count");
   const heads = [];
   let state = readState(location.hash);
+
+  function atLeast(row, text) {
+    return row.at_least && text !== "–" ? `≥ ${text}` : text;
+  }
+
+  function longest(row) {
+    return atLeast(row, fixed(row.longest_mm, 0));
+  }
+
+  function where(row) {
+    return row.regions === undefined ? (row.side ?? "–") : `${row.side}: ${row.regions}`;
+  }
+
+  function yes(row) {
+    return row.slices ? `${row.yes} of ${row.slices}` : "–";
+  }
 
   function fillCase(cell, row) {
     if (row.file === undefined) cell.append(row.case);
@@ -97,7 +113,9 @@
   function show() {
     const picked = pick(worklistRows, state);
     body.replaceChildren(...picked.map((row) => lines.get(row)));
-    for (const row of picked) if (row.file !== undefined) lines.get(row).querySelector("a").href = address(row, "cases/", state);
+    for (const row of picked) {
+      if (row.file !== undefined) lines.get(row).querySelector("a").href = address(row, "cases/", state);
+    }
     for (const [column, head] of heads) {
       const sorted = (state.sort || "place") === column.key;
       head.ariaSort = sorted ? (state.down ? "descending" : "ascending") : "none";

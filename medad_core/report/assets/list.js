@@ -62,20 +62,20 @@ const medadList = (() => {
     return element;
   }
 
-  /** The slices of a case as a picture: bars are scores of the map, the line is p(yes), below it what an expert marked. */
+  /** The slices of a case: scores of the map as bars, p(yes) as a line, below them what an expert marked. */
   function strip(row) {
-    const { first, score, p_yes, yes, label } = row.strip;
+    const { first, score, p_yes, label } = row.strip;
     const last = first + score.length - 1;
     const svg = shape("svg", {
       class: "strip", viewBox: `0 0 ${score.length} 24`, preserveAspectRatio: "none", role: "img",
-      "aria-label": `Slices ${first} to ${last}: ${row.yes} answered yes, highest score of the map ${fixed(row.score, 3)}`,
+      "aria-label": `Slices ${first} to ${last}: ${row.yes} answered yes, highest map score ${fixed(row.score, 3)}`,
     });
     const drawn = (values, draw) => values.map((value, at) => (value ? draw(value, at) : "")).join("");
     const bars = drawn(score, (value, at) => `M${at} 20v${(-20 * value).toFixed(1)}h.9V20z`);
     const ticks = drawn(label, (_, at) => `M${at} 21.5h1V24h-1z`);
-    const line = p_yes.map((value, at) => (value === null ? "" : `L${at + 0.5} ${(20 - 20 * value).toFixed(1)}`)).join("");
+    const points = p_yes.map((value, at) => (value === null ? "" : `L${at + 0.5} ${(20 - 20 * value).toFixed(1)}`));
     svg.append(shape("path", { class: "bars", d: bars }), shape("path", { class: "expert", d: ticks }));
-    svg.append(shape("path", { class: "line", d: line.replace("L", "M") }));
+    svg.append(shape("path", { class: "line", d: points.join("").replace("L", "M") }));
     return svg;
   }
 

@@ -99,7 +99,9 @@ def test_an_unknown_override_names_the_nearest_known_key(key, meant):
 
 
 def test_an_unknown_key_with_nothing_near_lists_the_sections():
-    assert "the sections are data, models, llm, evaluate, flow, store, inbox, notify, train" in message(["xyzzy=1"])
+    assert "the sections are data, models, llm, evaluate, report, flow, store, inbox, notify, train" in message(
+        ["xyzzy=1"]
+    )
 
 
 def test_an_unknown_key_in_a_file_names_file_and_key(tmp_path):

@@ -17,8 +17,6 @@ from flows.outcome import untagged
 from flows.parameters import SettingsParameter
 from flows.stages import stage_run_name
 from medad_core.run.run import Run
-from medad_core.stages.case_files import prepare_folder, remove_orphans
-from medad_core.stages.case_results import RunResults
 from medad_core.stages.complete import ranges_of
 from medad_core.stages.page import write_index
 from medad_core.store.lock import held
@@ -42,6 +40,10 @@ def report(run: str, cases: Sequence[str] = (), settings: SettingsParameter | No
 
 
 def _report(run: Run, cases: Sequence[str]) -> Reported:
+    # These import torch, which takes seconds, and a deployment imports this module.
+    from medad_core.stages.case_files import prepare_folder, remove_orphans
+    from medad_core.stages.case_results import RunResults
+
     results = RunResults(run)  # a run without results is refused before any task
     rejected = results.rejected()
     chosen = [case_id for case_id in dict.fromkeys(cases) if case_id not in rejected]

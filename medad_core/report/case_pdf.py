@@ -24,6 +24,7 @@ from medad_core.report.fonts import Font, files_of, fonts_for, printable
 from medad_core.report.words import words_of
 
 _MARGIN_MM = 14
+_PICTURE_MM = 58  # height
 _PAPER = (255, 255, 255)
 _SIZES = {"lead": 12, "plain": 9.5, "notice": 9.5, "phantom": 11, "small": 8}
 _GROUNDS = {"notice": (255, 244, 221), "phantom": (240, 233, 252)}
@@ -113,10 +114,11 @@ class _Sheet(FPDF):
 
     def _picture(self, block: Picture, png: bytes) -> None:
         caption = printable(block.caption, self._fonts)
-        height = self.epw * _ratio(png)
-        if self.will_page_break(height + 8):
+        ratio = _ratio(png)
+        width = min(self.epw, _PICTURE_MM / ratio)
+        if self.will_page_break(width * ratio + 8):
             self.add_page()
-        self.image(io.BytesIO(png), w=self.epw, h=height, alt_text=caption)
+        self.image(io.BytesIO(png), w=width, h=width * ratio, alt_text=caption)
         self._paragraph(block.caption, "small")
 
     def _table(self, block: Table) -> None:

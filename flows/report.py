@@ -18,7 +18,6 @@ from flows.parameters import SettingsParameter
 from flows.stages import stage_run_name
 from medad_core.run.run import Run
 from medad_core.stages.complete import ranges_of
-from medad_core.stages.page import write_index
 from medad_core.store.lock import held
 from tasks.policy import with_policy
 from tasks.reports import Reported, report_cases
@@ -43,6 +42,7 @@ def _report(run: Run, cases: Sequence[str]) -> Reported:
     # These import torch, which takes seconds, and a deployment imports this module.
     from medad_core.stages.case_files import prepare_folder, remove_orphans
     from medad_core.stages.case_results import RunResults
+    from medad_core.stages.page import write_index
 
     results = RunResults(run)  # a run without results is refused before any task
     rejected = results.rejected()

@@ -23,6 +23,8 @@
   const body = document.getElementById("rows");
   const count = document.getElementById("count");
   const heads = [];
+  const undrawn = new WeakMap();
+  const sight = new IntersectionObserver(drawStrips, { root: document.querySelector(".worklist"), rootMargin: "600px" });
   let state = readState(location.hash);
 
   function atLeast(row, text) {
@@ -42,19 +44,29 @@
   }
 
   function fillCase(cell, row) {
-    if (row.file === undefined) cell.append(row.case);
-    else {
-      const link = document.createElement("a");
-      link.textContent = row.case;
-      cell.append(link);
-    }
+    const name = document.createElement(row.file === undefined ? "span" : "a");
+    name.className = "name";
+    name.textContent = row.case;
+    cell.append(name);
     if (row.phantom) cell.append(note("phantom, no patient", "tag phantom"));
     if (row.patient !== undefined && row.patient !== row.case) cell.append(note(row.patient, "soft"));
   }
 
+  /** A strip is drawn when its row is nearly in sight: a thousand of them would take a quarter of a gigabyte. */
   function fillStrip(cell, row) {
-    if (row.strip) cell.append(strip(row));
-    else cell.textContent = "–";
+    if (!row.strip) {
+      cell.textContent = "–";
+      return;
+    }
+    undrawn.set(cell, row);
+    sight.observe(cell);
+  }
+
+  function drawStrips(entries) {
+    for (const { target } of entries.filter((entry) => entry.isIntersecting)) {
+      target.append(strip(undrawn.get(target)));
+      sight.unobserve(target);
+    }
   }
 
   function note(text, name) {

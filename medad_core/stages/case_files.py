@@ -47,6 +47,7 @@ def write_reports(run: Run, cases: Sequence[str]) -> Written:
     has no results yet.
     """
     reporter = CaseReporter(run)
+    prepare_folder(run)
     pages = CasePages(run)
     done = Written()
     for case_id in cases:

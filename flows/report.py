@@ -42,6 +42,7 @@ def _report(run: Run, cases: Sequence[str]) -> Reported:
     # These import torch, which takes seconds, and a deployment imports this module.
     from medad_core.stages.case_files import prepare_folder, remove_orphans
     from medad_core.stages.case_results import RunResults
+    from medad_core.stages.page import write_index
 
     results = RunResults(run)  # a run without results is refused before any task
     rejected = results.rejected()
@@ -55,6 +56,7 @@ def _report(run: Run, cases: Sequence[str]) -> Reported:
         failed |= dict(each.failed)
     return Reported(
         folder=folder,
+        page=write_index(run),
         written=sum(each.written for each in made),
         unchanged=sum(each.unchanged for each in made),
         failed=tuple(sorted(failed.items())),

@@ -11,10 +11,14 @@ from tasks.policy import OPTIONS
 
 
 class Reported(BaseModel):
-    """How many reports were written, how many were there and as they should be, and (case, reason) of the others."""
+    """How many cases were written, how many were there and as they should be, and (case, reason) of the others.
+
+    `folder` has the reports, `page` is the list of the cases; a task has none.
+    """
 
     model_config = ConfigDict(frozen=True)
     folder: str
+    page: str | None = None
     written: int = 0
     unchanged: int = 0
     failed: tuple[tuple[str, str], ...] = ()
@@ -25,7 +29,8 @@ class Reported(BaseModel):
 def report_cases(run: str, settings: Settings, numbers: list[int], cases: list[str]) -> Reported:
     """Write the reports of the cases of parts of the answers, or of those among them that `cases` names."""
     from medad_core.run.run import Run
-    from medad_core.stages.case_files import prepare_folder, write_reports
+    from medad_core.stages.case_files import FOLDER, write_reports
+    from medad_core.store import join
 
     stopping.end_with_parent()
     opened = Run.reopen(run, settings)
@@ -34,7 +39,7 @@ def report_cases(run: str, settings: Settings, numbers: list[int], cases: list[s
     chosen = [case_id for case_id in wanted if not cases or case_id in cases]
     done = write_reports(opened, chosen)
     return Reported(
-        folder=prepare_folder(opened),
+        folder=join(run, FOLDER),
         written=len(done.written),
         unchanged=len(done.unchanged),
         failed=tuple(done.failed.items()),

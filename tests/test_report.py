@@ -20,7 +20,7 @@ from medad_core.report import GalleryItem, RunSummary, case_rows, choose_gallery
 from medad_core.report.colour import overlay
 from medad_core.report.figures import brain_view, outline_path
 from medad_core.report.gallery import OUTCOMES
-from medad_core.stages.evaluate import _reliability
+from medad_core.stages.evaluate import reliability
 
 SUMMARY = RunSummary("cohort A", "1 January 2026", False, (("LLM", "small"),), "abc123", 0.5)
 METRIC = MetricRow("map_auroc", "image", "test", "all", 0.946, 0.92, 0.97, 287, None, "masks")
@@ -84,7 +84,7 @@ def page(summary=SUMMARY, rows=(METRIC,), gallery=(), cases=(), bins=()) -> str:
     return render_report(summary, rows, gallery, cases, bins)
 
 
-def test_the_reliability_figure_is_of_the_split_of_the_table_beside_it():
+def test_thereliability_figure_is_of_the_split_of_the_table_beside_it():
     columns = {
         "anomaly_score": 0.5,
         "p_yes": 0.9,
@@ -97,12 +97,12 @@ def test_the_reliability_figure_is_of_the_split_of_the_table_beside_it():
     columns |= {"slice_index": [1, 2, 1, 2], "label": [0, 1, 1, 1], "split": ["train", "train", "test", "test"]}
     frame = pd.DataFrame(columns, index=range(4))
     rows = evaluate(frame, EvaluateSettings(bootstrap=5))
-    assert [(one.slices, one.found) for one in _reliability(rows, frame)] == [(2, 1.0)]
+    assert [(one.slices, one.found) for one in reliability(rows, frame)] == [(2, 1.0)]
     undefined = [replace(row, value=None) for row in rows]
-    assert not _reliability(undefined, frame)
+    assert not reliability(undefined, frame)
 
 
-def test_the_reliability_figure_is_of_the_slices_that_are_labelled():
+def test_thereliability_figure_is_of_the_slices_that_are_labelled():
     frame = pd.DataFrame({"label": [0, 1, 1, 1, None], "p_yes": [0.02, 0.04, 0.97, 1.0, 0.5]})
     bins = reliability_bins(frame)
     assert [(one.slices, one.claimed, one.found) for one in bins] == [(2, approx(0.03), 0.5), (2, approx(0.985), 1.0)]

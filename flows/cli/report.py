@@ -19,7 +19,7 @@ def report(
     cases: Annotated[list[str] | None, typer.Argument(metavar="[CASE]...", help=CASES_HELP)] = None,
     language: Annotated[str | None, typer.Option("--language", metavar="LANGUAGE", help=LANGUAGE_HELP)] = None,
 ) -> int:
-    """Write a report of every case of RUN, as Markdown, HTML, PDF and JSON, below RUN/reports."""
+    """Write a report of every case of RUN (Markdown, HTML, PDF, JSON) to RUN/reports, and the pages to RUN/report."""
     from medad_core.config import Language
     from medad_core.run.info import read_run_info
 
@@ -44,6 +44,7 @@ def report(
         done = report_flow(run, cases or [], settings)
     out, err = terminals
     out.print(f"{done.written} reports written, {done.unchanged} unchanged: {done.folder}", soft_wrap=True)
+    out.print(f"{'page':<12} {done.page}", soft_wrap=True)
     for name in done.removed:
         err.print(f"medad: the report {name} was removed: the run has no such case any more", soft_wrap=True)
     for case_id, reason in done.failed:

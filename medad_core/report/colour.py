@@ -12,16 +12,27 @@ from matplotlib import colormaps
 # Below this probability the anatomy shows unveiled; from the second on, the colour is at full strength.
 _FAINT = 0.08
 _FULL = 0.45
-_OPACITY = 0.68
+OPACITY = 0.68
 
 
 def overlay(anomaly_map: np.ndarray) -> np.ndarray:
     """`anomaly_map` (H, W) float in [0, 1] as RGBA uint8 (H, W, 4), clear where nothing is suspected."""
     probability = np.clip(anomaly_map, 0, 1)
     rgba = colormaps["plasma"](probability, bytes=True)
-    alpha = _OPACITY * np.clip((probability - _FAINT) / (_FULL - _FAINT), 0, 1)
+    alpha = OPACITY * np.clip((probability - _FAINT) / (_FULL - _FAINT), 0, 1)
     rgba[..., 3] = np.round(alpha * 255).astype(np.uint8)
     return rgba
+
+
+def colour_table() -> dict[str, list[int]]:
+    """The scale for a viewer that has an opacity of its own: R, G, B and A (0 to 255) of 256 probabilities from 0 to 1.
+
+    A is 255 where the colour is at full strength.
+    """
+    rgba = overlay(np.linspace(0, 1, 256)[None])[0]
+    alpha = np.round(rgba[:, 3] / OPACITY).clip(0, 255)
+    columns = (*rgba[:, :3].T, alpha)
+    return {name: column.astype(int).tolist() for name, column in zip("RGBA", columns, strict=True)}
 
 
 def legend_gradient(steps: int = 24, backdrop: int = 110) -> str:

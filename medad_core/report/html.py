@@ -37,7 +37,9 @@ _CASES_SHOWN = 200
 
 
 @dataclass(frozen=True)
-class _Headline:
+class Headline:
+    """A metric as a page begins with it; `baseline` says what the trivial detector reaches, where it can."""
+
     title: str
     what: str
     row: MetricRow
@@ -81,7 +83,7 @@ def render_report(
         rows=rows,
         levels=LEVELS,
         subsets=SUBSETS,
-        headlines=_headlines(rows, split),
+        headlines=headlines(rows, split),
         cases=cases[:_CASES_SHOWN],
         cases_left_out=max(0, len(cases) - _CASES_SHOWN),
         case_count=len(cases),
@@ -97,17 +99,18 @@ def render_report(
     )
 
 
-def _headlines(rows: Sequence[MetricRow], split: str) -> list[_Headline]:
+def headlines(rows: Sequence[MetricRow], split: str) -> list[Headline]:
+    """The metrics that a page begins with, as far as they are defined in `split`."""
     measured = {(row.level, row.metric): row for row in rows if row.split == split and row.value is not None}
     brightness = measured.get(("image", "brightness_auroc"))
-    headlines = []
+    shown = []
     for level, metric, title, what in _HEADLINES:
         row = measured.get((level, metric))
         if row is not None:
             baseline = brightness if (level, metric) in _BESIDE_BRIGHTNESS else None
             text = None if baseline is None else f"brightness alone: {value_text(baseline.value)}"
-            headlines.append(_Headline(title, what, row, text))
-    return headlines
+            shown.append(Headline(title, what, row, text))
+    return shown
 
 
 def _groups(gallery: Sequence[GalleryItem]) -> list[tuple[str, str, list[_Card]]]:

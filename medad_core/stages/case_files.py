@@ -19,6 +19,8 @@ from medad_core.report.case_pdf import case_pdf
 from medad_core.report.key_image import key_image
 from medad_core.run.run import Run
 from medad_core.stages.case_reports import CaseReporter, Drafted
+from medad_core.stages.page import CasePages
+from medad_core.stages.page_files import prepare_pages
 from medad_core.store import join, write_bytes, write_text
 from medad_core.store.files import make_folder, read_bytes, remove, sweep
 from medad_core.store.listing import list_names
@@ -39,18 +41,21 @@ class Written:
 
 
 def write_reports(run: Run, cases: Sequence[str]) -> Written:
-    """Write the reports of cases of a run. What is wrong with one case does not stop the others.
+    """Write the reports and the pages of cases of a run. What is wrong with one case does not stop the others.
 
     Raises UsageError for a case that the run does not have, or where a font is missing, and StoreError where the run
     has no results yet.
     """
     reporter = CaseReporter(run)
     prepare_folder(run)
+    pages = CasePages(run)
     done = Written()
     for case_id in cases:
         stopping.check()
         try:
-            (done.written if write_report(reporter, case_id) else done.unchanged).append(case_id)
+            drafted = reporter.draft(case_id)
+            is_new = write_report(run.uri, drafted), pages.write(drafted.report)
+            (done.written if any(is_new) else done.unchanged).append(case_id)
         except CaseError as error:
             done.failed[case_id] = error.reason
         except StoreError as error:
@@ -58,11 +63,13 @@ def write_reports(run: Run, cases: Sequence[str]) -> Written:
     return done
 
 
-def write_report(reporter: CaseReporter, case_id: str) -> bool:
-    """Write the files of one case; returns whether there was anything to write. Raises CaseError or StoreError."""
-    folder = join(reporter.run.uri, FOLDER)
-    drafted = reporter.draft(case_id)
-    stem = file_name(case_id)
+def write_report(run: str, drafted: Drafted) -> bool:
+    """Write the files of one case of the run in the folder `run`; returns whether there was anything to write.
+
+    Raises StoreError.
+    """
+    folder = join(run, FOLDER)
+    stem = file_name(drafted.report.case_id)
     text = drafted.report.model_dump_json(indent=1) + "\n"
     images = {one.picture for one in drafted.report.key_slices if one.picture is not None}
     present = list_names(folder)
@@ -105,9 +112,10 @@ def remove_orphans(run: Run, cases: Sequence[str]) -> list[str]:
 
 
 def prepare_folder(run: Run) -> str:
-    """The folder of the reports, which is made where it is not there. Raises StoreError."""
+    """The folder of the reports; it and that of the pages are made where they are not there. Raises StoreError."""
     folder = join(run.uri, FOLDER)
     make_folder(folder)
+    prepare_pages(run.uri)
     return folder
 
 

@@ -49,11 +49,11 @@ class RunResults:
         """Read them. Raises StoreError where a stage is not finished, or there are no results."""
         run.stage("answers").require_finished()
         self.run = run
-        self.cases = {row["case_id"]: row for row in self._table(CASES_FILE).to_pylist()}
-        self._lesions = self._table(LESIONS_FILE)
-        self._predictions = self._table(PREDICTIONS_FILE)
+        self.cases = {row["case_id"]: row for row in self.table(CASES_FILE).to_pylist()}
+        self._lesions = self.table(LESIONS_FILE)
+        self.predictions = self.table(PREDICTIONS_FILE)
         several = "questions" in run.stage("answers").plan().fingerprint
-        self._questions = self._table(QUESTIONS_FILE) if several else QUESTIONS.empty_table()
+        self._questions = self.table(QUESTIONS_FILE) if several else QUESTIONS.empty_table()
         self._warnings = defaultdict(list)
         for row in read_csv((read_bytes(join(run.uri, warnings.NAME)) or b"").decode()):
             self._warnings[row["case_id"]].append(row["warning"])
@@ -68,7 +68,7 @@ class RunResults:
         by_source: dict[str, Rows] = {"map": [], "mask": []}
         for row in _rows_of(self._lesions, case_id).to_pylist():
             by_source[row["source"]].append(row)
-        predictions = _rows_of(self._predictions, case_id)
+        predictions = _rows_of(self.predictions, case_id)
         return CaseResults(
             case=self.cases[case_id],
             lesions=by_source,
@@ -92,7 +92,8 @@ class RunResults:
             return CaseError(case_id, reason)
         return UsageError(f"{case_id}: the run has no such case; {join(self.run.uri, 'worklist.csv')} lists its cases")
 
-    def _table(self, name: str) -> pa.Table:
+    def table(self, name: str) -> pa.Table:
+        """A file of the results. Raises StoreError that says how to make it again."""
         uri = join(self.run.uri, name)
         try:
             return read_table(uri)

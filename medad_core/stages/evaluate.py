@@ -20,7 +20,7 @@ from medad_core.data.location import anatomical, true_cell
 from medad_core.data.place import Place
 from medad_core.environment import package_versions
 from medad_core.errors import StoreError, WeightsError
-from medad_core.facts.case import CaseFacts
+from medad_core.facts.case import CaseFacts, case_table, lesion_table
 from medad_core.media import markdown_text
 from medad_core.metrics import (
     Evidence,
@@ -59,9 +59,9 @@ from medad_core.stages.facts import (
     entries_of,
     facts_of,
     places_of,
-    write_facts,
     write_worklist,
 )
+from medad_core.stages.page_files import link_pages, remove_pages
 from medad_core.stages.pictures import PREDICTIONS_FILE, gallery_item
 from medad_core.stages.rows import bits_of, grids_of, images_of, windows_of
 from medad_core.store import PREDICTIONS, QUESTIONS, join, read_table, write_table, write_text
@@ -117,18 +117,17 @@ def evaluate_run(run: Run) -> Results:
     warned = run.write_warnings()
     measured = _measure(run)
     predictions = measured.predictions()
+    asked = pd.concat(measured.asked, ignore_index=True) if measured.asked else None
+    tables = _tables(run, measured, predictions, asked)
+    if not all(_is_stored(join(run.uri, name), table) for name, table in tables.items()):
+        remove_pages(run.uri)
     # A page that does not match the predictions would mislead: it is removed before, and written after them.
     for name in (PAGE_FILE, METRICS_FILE, TABLE_FILE, QUESTIONS_FILE, CASES_FILE, LESIONS_FILE, WORKLIST_FILE):
         remove(join(run.uri, name))
-    rows_of_predictions = pa.Table.from_pandas(predictions, schema=PREDICTIONS, preserve_index=False)
-    write_predictions(join(run.uri, PREDICTIONS_FILE), rows_of_predictions)
-    asked = pd.concat(measured.asked, ignore_index=True) if measured.asked else None
-    if asked is not None:
-        table = pa.Table.from_pandas(asked, schema=QUESTIONS, preserve_index=False)
-        write_table(join(run.uri, QUESTIONS_FILE), table)
+    write_predictions(join(run.uri, PREDICTIONS_FILE), tables.pop(PREDICTIONS_FILE))
+    for name, table in tables.items():
+        write_table(join(run.uri, name), table)
     members = run.cohort.members
-    patients = {member.case_id: member.patient_id for member in members}
-    write_facts(run.uri, measured.facts, patients, {member.case_id: member.split for member in members})
     entries = entries_of(measured.facts, predictions, warned)
     write_worklist(run.uri, entries)
     comparisons = {one.case_id: comparison_of(one) for one in measured.facts}
@@ -144,11 +143,12 @@ def evaluate_run(run: Run) -> Results:
     )
     rows = evaluate(predictions, run.settings.evaluate, evidence)
     _write_metrics(run, rows, rejected, warned)
-    summary = _summary(run, rejected, warned)
+    summary = summary_of(run, rejected, warned)
     page = render_report(
-        summary, rows, _gallery(run, predictions), case_rows(predictions, entries), _reliability(rows, predictions)
+        summary, rows, _gallery(run, predictions), case_rows(predictions, entries), reliability(rows, predictions)
     )
     write_text(join(run.uri, PAGE_FILE), page)
+    link_pages(run.uri)
     return Results(
         predictions=join(run.uri, PREDICTIONS_FILE),
         metrics=join(run.uri, METRICS_FILE),
@@ -161,7 +161,7 @@ def evaluate_run(run: Run) -> Results:
     )
 
 
-def _reliability(rows: Sequence[MetricRow], predictions: pd.DataFrame) -> list[Bin]:
+def reliability(rows: Sequence[MetricRow], predictions: pd.DataFrame) -> list[Bin]:
     """The bins of the split that the page shows first; none where its calibration error is undefined."""
     split = main_split(rows)
     error = next((row for row in rows if (row.metric, row.split) == ("p_yes_ece", split)), None)
@@ -176,12 +176,32 @@ def write_predictions(uri: str, rows: pa.Table) -> None:
     A cohort identifies the file of a batch by its bytes, and a different version of pandas or pyarrow writes different
     bytes.
     """
+    if not _is_stored(uri, rows):
+        write_table(uri, rows)
+
+
+def _is_stored(uri: str, table: pa.Table) -> bool:
     try:
-        if read_table(uri).equals(rows):
-            return
+        return bool(read_table(uri).equals(table))
     except StoreError:  # absent or damaged
-        pass
-    write_table(uri, rows)
+        return False
+
+
+def _tables(
+    run: Run, measured: _Measured, predictions: pd.DataFrame, asked: pd.DataFrame | None
+) -> dict[str, pa.Table]:
+    """What reports and pages of cases are made of, by file."""
+    members = run.cohort.members
+    patients = {member.case_id: member.patient_id for member in members}
+    splits = {member.case_id: member.split for member in members}
+    tables = {
+        PREDICTIONS_FILE: pa.Table.from_pandas(predictions, schema=PREDICTIONS, preserve_index=False),
+        CASES_FILE: case_table(measured.facts, patients, splits),
+        LESIONS_FILE: lesion_table(measured.facts),
+    }
+    if asked is not None:
+        tables[QUESTIONS_FILE] = pa.Table.from_pandas(asked, schema=QUESTIONS, preserve_index=False)
+    return tables
 
 
 def _write_metrics(run: Run, rows: Sequence[MetricRow], rejected: Sequence[Rejected], warned: Sequence[Warned]) -> None:
@@ -289,7 +309,8 @@ def _notes(cohort: Cohort, settings: Settings, rejected: Sequence[Rejected], war
     return notes
 
 
-def _summary(run: Run, rejected: Sequence[Rejected], warned: Sequence[Warned]) -> RunSummary:
+def summary_of(run: Run, rejected: Sequence[Rejected], warned: Sequence[Warned]) -> RunSummary:
+    """What a page says of a run before any number."""
     models = run.settings.models
     return RunSummary(
         cohort=Path(run.cohort.root).name,

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 import pyarrow as pa
 
 from medad_core.config import EvaluateSettings
 from medad_core.data.place import Place
-from medad_core.facts.case import CaseFacts, case_facts, case_table, lesion_table
+from medad_core.facts.case import CaseFacts, case_facts
 from medad_core.facts.lesions import BoolArray, Grid
 from medad_core.facts.worklist import HEADS, NEAR_HALF, Entry, Screened, worklist, worklist_rows
 from medad_core.media import write_csv
 from medad_core.metrics import CaseComparison
 from medad_core.run.run import Run
 from medad_core.stages.rows import brains_of
-from medad_core.store import join, write_table, write_text
+from medad_core.store import join, write_text
 
 CASES_FILE, LESIONS_FILE, WORKLIST_FILE = "cases.parquet", "lesions.parquet", "worklist.csv"
 
@@ -41,12 +41,6 @@ def facts_of(
     grid = Grid(tuple(first["spacing_mm"]), first["slice_index"], place)
     limits = settings.map_threshold, settings.smallest_lesion_ml
     return case_facts(first["case_id"], found, masks, brains_of(slices), grid, *limits, phantom)
-
-
-def write_facts(run: str, facts: Sequence[CaseFacts], patient: Mapping[str, str], split: Mapping[str, str]) -> None:
-    """Write both files of the run in the folder `run`. Raises StoreError."""
-    write_table(join(run, CASES_FILE), case_table(facts, patient, split))
-    write_table(join(run, LESIONS_FILE), lesion_table(facts))
 
 
 def entries_of(facts: Sequence[CaseFacts], predictions: pd.DataFrame, warned: Sequence[tuple[str, str]]) -> list[Entry]:

@@ -53,9 +53,7 @@ from medad_core.run.run import Run
 from medad_core.run.warnings import Warned
 from medad_core.stages.asked import presence_rows, question_rows
 from medad_core.stages.facts import (
-    CASES_FILE,
-    LESIONS_FILE,
-    WORKLIST_FILE,
+    FACTS_FILES,
     comparison_of,
     entries_of,
     facts_of,
@@ -63,6 +61,7 @@ from medad_core.stages.facts import (
     write_facts,
     write_worklist,
 )
+from medad_core.stages.followup import FOLLOWUP_FILES, write_followup
 from medad_core.stages.pictures import PREDICTIONS_FILE, gallery_item
 from medad_core.stages.rows import bits_of, grids_of, images_of, windows_of
 from medad_core.store import PREDICTIONS, QUESTIONS, join, read_table, write_table, write_text
@@ -119,7 +118,7 @@ def evaluate_run(run: Run) -> Results:
     measured = _measure(run)
     predictions = measured.predictions()
     # A page that does not match the predictions would mislead: it is removed before, and written after them.
-    for name in (PAGE_FILE, METRICS_FILE, TABLE_FILE, QUESTIONS_FILE, CASES_FILE, LESIONS_FILE, WORKLIST_FILE):
+    for name in (PAGE_FILE, METRICS_FILE, TABLE_FILE, QUESTIONS_FILE, *FACTS_FILES, *FOLLOWUP_FILES):
         remove(join(run.uri, name))
     rows_of_predictions = pa.Table.from_pandas(predictions, schema=PREDICTIONS, preserve_index=False)
     write_predictions(join(run.uri, PREDICTIONS_FILE), rows_of_predictions)
@@ -132,6 +131,7 @@ def evaluate_run(run: Run) -> Results:
     write_facts(run.uri, measured.facts, patients, {member.case_id: member.split for member in members})
     entries = entries_of(measured.facts, predictions, warned)
     write_worklist(run.uri, entries)
+    followups = write_followup(run, rejected)
     comparisons = {one.case_id: comparison_of(one) for one in measured.facts}
     evidence = Evidence(
         pixel=measured.pixel,
@@ -147,7 +147,12 @@ def evaluate_run(run: Run) -> Results:
     _write_metrics(run, rows, rejected, warned)
     summary = _summary(run, rejected, warned)
     page = render_report(
-        summary, rows, _gallery(run, predictions), case_rows(predictions, entries), _reliability(rows, predictions)
+        summary,
+        rows,
+        _gallery(run, predictions),
+        case_rows(predictions, entries),
+        _reliability(rows, predictions),
+        followups,
     )
     write_text(join(run.uri, PAGE_FILE), page)
     return Results(

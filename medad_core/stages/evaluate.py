@@ -78,7 +78,9 @@ QUESTIONS_FILE = "questions.parquet"
 
 @dataclass(frozen=True)
 class Results:
-    """The paths of a run's results, the metrics, the rejected cases, and those that are doubtful."""
+    """The paths of a run's results, the metrics, the rejected cases, those that are doubtful, and how many patients
+    were examined more than once.
+    """
 
     predictions: str
     metrics: str
@@ -88,6 +90,7 @@ class Results:
     cases: int
     rejected: list[Rejected]
     warned: list[Warned]
+    followed: int
 
 
 @dataclass
@@ -164,6 +167,7 @@ def evaluate_run(run: Run) -> Results:
         cases=predictions["case_id"].nunique(),
         rejected=rejected,
         warned=warned,
+        followed=len({row.patient for row in followups}),
     )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from medad_core.data.place import Place
 from medad_core.data.visits import Visit, in_order, visit_of
+from medad_core.errors import StoreError
 from medad_core.facts.followup import Seen, compare, why_apart
 from medad_core.facts.followup_rows import (
     HEADS,
@@ -111,8 +112,8 @@ def write_followed(folder: str, followed: Followed) -> None:
         for name in FOLLOWUP_FILES:
             remove(join(folder, name))
         return
+    write_table(join(folder, PAIRS_FILE), pair_table(followed.pairs))  # first: a row that is there has its lesions
     write_table(join(folder, FOLLOWUP_FILE), followup_table(followed.rows))
-    write_table(join(folder, PAIRS_FILE), pair_table(followed.pairs))
     write_text(join(folder, FOLLOWUP_CSV), write_csv(HEADS, csv_rows(followed.rows)))
 
 
@@ -176,9 +177,10 @@ class _Comparing:
         known = self.known.get(_key_of(row))
         if known is not None:
             return replace(known, **{name: getattr(row, name) for name in WHEN}), self.pairs[row.earlier, row.later]
-        seen = self._seen(earlier), self._seen(later)
-        if seen[0] is None or seen[1] is None:
-            return replace(row, reason="the maps of one were removed by `medad prune`"), []
+        try:
+            seen = self._seen(earlier), self._seen(later)
+        except StoreError as error:  # of an older batch; the night goes on
+            return replace(row, reason=f"maps cannot be read ({error})"), []
         apart = why_apart(*seen)
         if apart:
             return replace(row, reason=apart), []
@@ -188,13 +190,13 @@ class _Comparing:
         row = replace(row, compared=ON_GRID, reason=some or None, **grid_columns(comparison))
         return row, pair_rows(row, comparison.pairs)
 
-    def _seen(self, one: Examination) -> Seen | None:
-        """Map and brain of an examination; None where they were pruned."""
-        maps = one.run.stage("maps")
-        if maps.find_plan() is None:
-            return None
+    def _seen(self, one: Examination) -> Seen:
+        """Map and brain of an examination. Raises StoreError where they were pruned, or are damaged."""
         if one.run.uri not in self.places:
             self.places[one.run.uri] = places_of(one.run)
+        maps = one.run.stage("maps")
+        if maps.find_plan() is None:
+            raise StoreError(f"those of batch {one.batch} were removed by `medad prune`")
         case_id = one.member.case_id
         slices = one.run.stage("slices").read_case(case_id, ["slice_index", "height", "width", "brain", "spacing_mm"])
         first = slices.slice(0, 1).to_pylist()[0]

@@ -79,7 +79,7 @@ def compare(source: str) -> None:
 
     def counts(prediction: np.ndarray, reference: np.ndarray) -> tuple[int, int, int]:
         result = evaluator.evaluate(prediction.astype(np.uint8), reference.astype(np.uint8), verbose=False)["ungrouped"]
-        return int(result.num_ref_instances), int(result.tp), int(result.fp)
+        return int(result.n_ref_instances), int(result.tp), int(result.fp)
 
     stored = np.load(source)
     totals = np.zeros((2, 3), int)

@@ -14,7 +14,10 @@ log = logging.getLogger(__name__)
 
 
 class Outcome(BaseModel):
-    """The result of a run: paths and counts. `rejected` is (case_id, stage, reason), `warned` a number of cases."""
+    """The result of a run: paths and counts.
+
+    `rejected` is (case_id, stage, reason), `warned` a number of cases, `followed` of patients examined more than once.
+    """
 
     model_config = ConfigDict(frozen=True)
     predictions: str
@@ -24,6 +27,7 @@ class Outcome(BaseModel):
     cases: int
     rejected: tuple[tuple[str, str, str], ...]
     warned: int = 0
+    followed: int = 0
 
 
 class Trained(BaseModel):
@@ -50,6 +54,7 @@ def evaluate_run(run: str, settings: Settings) -> Outcome:
         cases=results.cases,
         rejected=tuple(results.rejected),
         warned=len(results.warned),
+        followed=results.followed,
     )
 
 

@@ -237,3 +237,43 @@ def test_patients_that_differ_only_by_upper_case_are_one(tmp_path):
     assert [case.patient for case in find_cases(tmp_path, NARROW).cases] == ["P1", "P1"]
     path = table(tmp_path, "c1,Anna,,flair,volume,a.nii", "c2,ANNA,,flair,volume,b.nii")
     assert {case.patient for case in find_cases(path, NARROW).cases} == {"Anna"}
+
+
+def test_a_table_of_patients_says_dates_and_visits_each_for_itself(tmp_path):
+    touch(tmp_path / "data", *(f"{name}_flair.nii.gz" for name in "ABCD"))
+    lines = ["A,P,n/a,2024-01-31", "B,P,v2,2024-02-29", "C,P,v3,n/a", "D,P,,"]
+    path = table(tmp_path, *lines, head="case_id,patient,visit,date")
+    cases = find_cases(tmp_path / "data", NARROW.model_copy(update={"patients": str(path)})).cases
+    assert [(case.visit, case.date) for case in cases] == [
+        ("2024-01-31", "2024-01-31"),
+        ("v2", "2024-02-29"),
+        ("v3", ""),
+        ("", ""),
+    ]
+
+
+@pytest.mark.parametrize("date", ["31.01.2024", "2024-02-30", "20240131", "2024-1-31", "=1+1"])
+def test_a_date_in_another_form_is_refused_with_its_line(tmp_path, date):
+    touch(tmp_path / "data", "A_flair.nii.gz")
+    path = table(tmp_path, f"A,P,{date}", head="case_id,patient,date")
+    with pytest.raises(UsageError, match="line 2: date is"):
+        find_cases(tmp_path / "data", NARROW.model_copy(update={"patients": str(path)}))
+    path = table(tmp_path, f"c1,p1,flair,volume,a.nii,{date}", head="case_id,patient,modality,role,path,date")
+    with pytest.raises(UsageError, match="line 2: date is"):
+        read_case_table(path, "flair")
+
+
+def test_two_columns_for_the_case_are_refused(tmp_path):
+    touch(tmp_path / "data", "A_flair.nii.gz")
+    path = table(tmp_path, "A,sub-1,P", head="case_id,participant_id,patient")
+    with pytest.raises(UsageError, match="case_id and participant_id; keep the one"):
+        find_cases(tmp_path / "data", NARROW.model_copy(update={"patients": str(path)}))
+
+
+def test_the_date_of_a_table_of_files_is_that_of_its_case(tmp_path):
+    head = "case_id,patient,date,modality,role,path"
+    path = table(tmp_path, "c1,p1,2024-01-31,flair,volume,a.nii", "c2,p1,,flair,volume,b.nii", head=head)
+    assert [case.date for case in read_case_table(path, "flair").cases] == ["2024-01-31", ""]
+    path = table(tmp_path, "c1,p1,2024-01-31,flair,volume,a.nii", "c1,p1,,,tumour mask,b.nii", head=head)
+    with pytest.raises(UsageError, match="line 3: this line gives case c1 the date ''"):
+        read_case_table(path, "flair")

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 import urllib.request
+from datetime import date
 from pathlib import Path
 
 import nibabel
@@ -227,3 +228,22 @@ def test_two_names_with_one_pseudonym_are_refused(named, key, monkeypatch):
     monkeypatch.setattr(Pseudonyms, "case", lambda self, case_id: "c-same")
     with pytest.raises(UsageError, match="two cases have the pseudonym"):
         with_pseudonyms(find_named_cases(named, DataSettings()), named, pseudonyms)
+
+
+def test_dates_are_moved_so_that_days_between_examinations_stay(key):
+    pseudonyms = Pseudonyms.read(key)
+    moved = [date.fromisoformat(pseudonyms.date(day, "Doe")) for day in ("2024-01-31", "2024-03-01")]
+    assert (moved[1] - moved[0]).days == 30 and date(2014, 1, 1) < moved[0] < date(2024, 1, 31)
+    assert pseudonyms.date("2024-01-31", "DOE") == moved[0].isoformat() != pseudonyms.date("2024-01-31", "Roe")
+    assert pseudonyms.date("", "Doe") == ""
+
+
+def test_the_date_of_a_table_is_in_no_case_with_a_pseudonym(named, key, tmp_path):
+    names = [case.case_id for case in find_cases(named, DataSettings()).cases]
+    table = tmp_path / "patients.csv"
+    table.write_text("\n".join(["case_id,patient,date", *(f"{name},Doe,2024-01-2{n}" for n, name in enumerate(names))]))
+    settings = DataSettings(patients=str(table), pseudonyms=str(key))
+    cases = find_cases(named, settings).cases
+    assert len(cases) > 1 and "2024-01-2" not in repr(cases)
+    days = sorted(date.fromisoformat(case.date) for case in cases)
+    assert (days[-1] - days[0]).days == len(days) - 1

@@ -13,6 +13,8 @@ from flows.cli.options import Config, RunUri, Words, absolute
 from medad_core.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from medad_core.config import Settings
     from medad_core.inbox.screening import CohortOutcome
     from medad_core.run.run import Run
@@ -105,6 +107,8 @@ def _screen_cohort(data: str, cohort: str, settings: Settings, wait: bool, termi
 
 
 def _report_cohort(outcome: CohortOutcome, terminals: Consoles) -> int:
+    from flows.cli.tables import worklist_table
+
     out, err = terminals
     for batch in outcome.batches:
         out.print(
@@ -119,8 +123,12 @@ def _report_cohort(outcome: CohortOutcome, terminals: Consoles) -> int:
             )
     if not outcome.batches:
         out.print("nothing new")
+    elif (table := worklist_table(outcome.worklist, {batch.batch for batch in outcome.batches})) is not None:
+        out.print(table)
     predictions = f"{'predictions':<12} {outcome.predictions}" if outcome.slices else "no predictions yet"
     out.print(predictions, soft_wrap=True)
+    _report_worklist(outcome, terminals)
+    _report_followed(str(Path(outcome.worklist).parent), outcome.followed, out)
     out.print(
         f"{outcome.slices} slices of {outcome.cases} cases in the cohort; {len(outcome.waiting)} studies wait, "
         f"{len(outcome.unusable)} cannot be used"
@@ -138,6 +146,22 @@ def _report_cohort(outcome: CohortOutcome, terminals: Consoles) -> int:
             )
     some_rejected = outcome.unusable or any(batch.rejected for batch in outcome.batches)
     return SOME_REJECTED if some_rejected else OK
+
+
+def _report_worklist(outcome: CohortOutcome, terminals: Consoles) -> None:
+    out, err = terminals
+    if outcome.listed:
+        not_in_it = f"; {outcome.rejected} rejected cases are not in it" if outcome.rejected else ""
+        out.print(f"{'worklist':<12} {outcome.worklist}: {outcome.listed} cases{not_in_it}", soft_wrap=True)
+    if outcome.listed < outcome.cases:
+        older = outcome.cases - outcome.listed
+        err.print(f"medad: {older} cases are not in the worklist: `medad evaluate` lists those of earlier versions")
+
+
+def _report_followed(folder: str, patients: int, out: Console) -> None:
+    if patients:
+        several = "1 patient was" if patients == 1 else f"{patients} patients were"
+        out.print(f"{several} examined more than once: {folder}/followup.csv", soft_wrap=True)
 
 
 def evaluate(run: RunUri, words: Words = None) -> int:
@@ -178,6 +202,7 @@ def _report_outcome(outcome: Outcome, terminals: Consoles) -> int:
     out.print(metrics_rows(read_table(join(run, "metrics.parquet")).to_pylist()))
     if (table := worklist_table(join(run, "worklist.csv"))) is not None:
         out.print(table)
+    _report_followed(run, outcome.followed, out)
     for name, uri in (("predictions", outcome.predictions), ("metrics", outcome.metrics), ("page", outcome.page)):
         out.print(f"{name:<12} {uri}", soft_wrap=True)
     out.print(f"{'reports':<12} medad report {run}", soft_wrap=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -77,9 +77,14 @@ def metrics_rows(rows: Iterable[Mapping[str, Any]]) -> Table:
     return table
 
 
-def worklist_table(uri: str) -> Table | None:
-    """The first ten cases of a worklist; None where it holds none. Raises StoreError."""
+def worklist_table(uri: str, batches: Collection[int] = ()) -> Table | None:
+    """The first ten cases of a worklist, of a cohort's those of `batches`; None where it holds none.
+
+    Raises StoreError.
+    """
     cases = list(read_csv((read_bytes(uri) or b"").decode("utf-8")))
+    if batches:
+        cases = [case for case in cases if int(case["batch"]) in batches]
     if not cases:
         return None
     table = plain_table("", "case", "finding", "ml", "side", "slices", "look at", "doubts")

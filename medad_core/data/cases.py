@@ -32,7 +32,8 @@ class Case:
     `volumes` maps "flair", "t1", "t1ce", "t2" to files; `mask` is None where unlabelled. `layout` names the rule that
     says so. `tumour_labels` are the values of the mask that mean tumour, None where all above 0 do. `levels` says how
     a range of slices is meant: "index" takes the volume's own axial slices by number, as on SRI24, "brain" takes those
-    with the same anatomy by the brain's extent (`data.levels`). `pathology` is what a table says, "" for nothing.
+    with the same anatomy by the brain's extent (`data.levels`). `pathology` and `date` (ISO) are what a table says, ""
+    for nothing.
     """
 
     case_id: str
@@ -44,6 +45,7 @@ class Case:
     tumour_labels: tuple[int, ...] | None = None
     levels: Levels = "index"
     pathology: str = ""
+    date: str = ""
 
     def __post_init__(self) -> None:
         """A case that nobody gave a patient has the one that its id says: no two cases share a missing patient."""

@@ -106,6 +106,7 @@ def _row(case: Case, root: str, ref: VolumeRef, finding: Finding, *, modality: s
         "case_id": case.case_id,
         "patient": case.patient,
         "visit": case.visit,
+        "date": case.date,
         "modality": modality,
         "role": role,
         "path": _below(root, ref.path),

@@ -19,6 +19,7 @@ import secrets
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from datetime import date as Day
 from pathlib import Path
 
 from medad_core.data.cases import Case, Discovery, PassedOver, Rejection, VolumeRef
@@ -30,6 +31,7 @@ from medad_core.store.regular import read_utf8
 
 NAMES = ("pseudonym", "patient_pseudonym", "case_id", "patient", "visit", "reason")  # columns of `names_of`
 _BITS = 256
+_LARGEST_SHIFT = 3650  # days
 _LENGTH = 12  # letters and digits of base 32: 60 bits; among 100,000 cases two are equal with a chance of 4 in 10^9
 
 
@@ -78,6 +80,17 @@ class Pseudonyms:
     def visit(self, visit: str) -> str:
         """The pseudonym of a visit, which may be a date; empty for none."""
         return f"v-{self._of('visit', visit)}" if visit else ""
+
+    def date(self, date: str, patient: str) -> str:
+        """A date (ISO) moved back by up to ten years: all of a patient by as many days, which only the key tells.
+
+        So the days between examinations stay. Empty for none.
+        """
+        if not date:
+            return ""
+        days = 1 + int.from_bytes(self._of("days", patient.casefold()).encode()) % _LARGEST_SHIFT
+        moved = max(Day.fromisoformat(date).toordinal() - days, 1)
+        return Day.fromordinal(moved).isoformat()
 
     def links_folder(self, data: str | Path) -> Path:
         """Where the links to the files of DATA are: beside the key, under a name that does not tell DATA's."""
@@ -158,6 +171,7 @@ def _hidden(case: Case, folder: Path, pseudonyms: Pseudonyms) -> Case:
         case_id=case_id,
         patient=pseudonyms.patient(case.patient),
         visit=pseudonyms.visit(case.visit),
+        date=pseudonyms.date(case.date, case.patient),
         volumes={kind: _linked(place, kind, ref) for kind, ref in case.volumes.items()},
         mask=None if case.mask is None else _linked(place, MASK, case.mask),
     )

@@ -15,12 +15,13 @@ from medad_core.data.cases import Case, Discovery, PassedOver, Rejection, Volume
 from medad_core.data.identity import Identity, identity
 from medad_core.data.lines import read_lines
 from medad_core.data.names import MASK, MODALITIES, canonical
+from medad_core.data.visits import check_date
 from medad_core.errors import StoreError, UsageError
 from medad_core.media import csv_value, write_csv
 from medad_core.store.files import write_text
 
 # What the table says; the columns after them are computed, shown, and not read.
-SAID = ("case_id", "patient", "visit", "modality", "role", "path", "channel", "tumour_labels", "pathology")
+SAID = ("case_id", "patient", "visit", "date", "modality", "role", "path", "channel", "tumour_labels", "pathology")
 SHOWN = ("layout", "shape", "spacing_mm", "orientation", "grid", "checks", "verdict", "reason")
 COLUMNS = (*SAID, *SHOWN)
 VOLUME, TUMOUR_MASK, NOT_USED, REFUSED = "volume", "tumour mask", "passed over", "refused"
@@ -157,12 +158,13 @@ def _check_row(where: str, row: Row) -> None:
     empty = [name for name in ("case_id", "patient", "path") if not row[name]]
     if empty:
         raise UsageError(f"{where}: {empty[0]} is empty")
+    check_date(row.get("date", ""), where)
     if row["role"] == VOLUME and row["modality"] not in MODALITIES:
         raise UsageError(f"{where}: modality is {row['modality']!r}; give one of {', '.join(MODALITIES)}")
 
 
 def _check_same_patient(where: str, row: Row, first: Row) -> None:
-    for name in ("patient", "visit", "pathology"):
+    for name in ("patient", "visit", "date", "pathology"):
         if row.get(name, "") != first.get(name, ""):
             raise UsageError(
                 f"{where}: this line gives case {row['case_id']} the {name} {row.get(name)!r}, an earlier line "
@@ -196,4 +198,5 @@ def _case(case_id: str, files: Mapping[str, VolumeRef], row: Row, labels: tuple[
         layout="table",
         tumour_labels=labels,
         pathology=row.get("pathology", ""),
+        date=row.get("date", ""),
     )

@@ -2,13 +2,14 @@
 
 One decision: the order is a rule that a reader can check, and no score of its own. A case with a finding of both map
 and language model comes before one with a finding of either, and that before one with none. Within these, the larger
-volume comes first, then the higher p(yes), then the higher score of the map, then the name. What makes an entry
-doubtful stands beside it and does not move it.
+volume comes first, then the higher p(yes), then the higher score of the map, then the name. Numbers count as they are
+written, so the lists of several runs make one list in the same order. What makes an entry doubtful stands beside it and
+does not move it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from medad_core.facts.case import CaseFacts
@@ -65,13 +66,13 @@ class Entry:
         return finding_of(bool(self.facts.found.placed), self.screened.slices_yes > 0)
 
     @property
-    def urgency(self) -> tuple:
-        """Sorts the most urgent first."""
-        tier = {FINDINGS[0]: 0, FINDINGS[-1]: 2}.get(self.finding, 1)
-        last = -1.0  # where nothing was measured
-        p_yes, score = self.screened.highest_p_yes, self.screened.highest_score
-        of_slices = (-(last if value is None else value) for value in (p_yes, score))
-        return (tier, -self.facts.found.volume_ml, *of_slices, self.facts.case_id)
+    def cells(self) -> dict[str, object]:
+        """The columns HEADS of `worklist.csv` but the place."""
+        found, screened = self.facts.found, self.screened
+        p_yes, score = (_written(value) for value in (screened.highest_p_yes, screened.highest_score))
+        values = (self.facts.case_id, screened.patient, self.finding, f"{found.volume_ml:.2f}", found.is_cut)
+        of_slices = (p_yes, score, screened.slices_yes, screened.slices, self.look_at, "; ".join(self.doubts))
+        return dict(zip(HEADS[1:], (*values, len(found.placed), found.side or "", *of_slices), strict=True))
 
     @property
     def look_at(self) -> int:
@@ -106,31 +107,20 @@ def worklist(
     for case_id, warning in warned:
         warnings.setdefault(case_id, []).append(warning)
     entries = [Entry(one, screened[one.case_id], tuple(warnings.get(one.case_id, ()))) for one in facts]
-    return sorted(entries, key=lambda entry: entry.urgency)
+    return sorted(entries, key=lambda entry: urgency(entry.cells))
+
+
+def urgency(cells: Mapping[str, object]) -> tuple:
+    """Sorts cells of `worklist.csv`, the most urgent first; where nothing was measured, last."""
+    tier = {FINDINGS[0]: 0, FINDINGS[-1]: 2}.get(str(cells["finding"]), 1)
+    numbers = (str(cells[name]) for name in ("volume_ml", "highest_p_yes", "highest_score"))
+    return (tier, *(-float(number) if number else 1.0 for number in numbers), cells["case_id"])
 
 
 def worklist_rows(entries: Sequence[Entry]) -> list[tuple]:
     """The rows of `worklist.csv`, with the columns HEADS."""
-    return [
-        (
-            place,
-            entry.facts.case_id,
-            entry.screened.patient,
-            entry.finding,
-            f"{entry.facts.found.volume_ml:.2f}",
-            entry.facts.found.is_cut,
-            len(entry.facts.found.placed),
-            entry.facts.found.side or "",
-            *_highest(entry.screened),
-            entry.screened.slices_yes,
-            entry.screened.slices,
-            entry.look_at,
-            "; ".join(entry.doubts),
-        )
-        for place, entry in enumerate(entries, 1)
-    ]
+    return [(place, *entry.cells.values()) for place, entry in enumerate(entries, 1)]
 
 
-def _highest(screened: Screened) -> Iterator[str]:
-    for value in (screened.highest_p_yes, screened.highest_score):
-        yield "" if value is None else f"{value:.3f}"
+def _written(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

@@ -4,6 +4,8 @@
     COHORT/batches/00001/_planned.json   its studies with files and contents; written once, first
     COHORT/batches/00001/_batch.json     the result of each study; written last: from then on the batch counts
     COHORT/predictions.parquet           rows of the newest screening of every case, from all batches that count
+    COHORT/worklist.csv                  all screened cases, the most urgent first
+    COHORT/followup.parquet, .csv        patients who were examined more than once, and followup_lesions.parquet
     COHORT/_view.json                    the batches and the hash of predictions.parquet, written after it
     COHORT/ledger.json                   every case with all its screenings, and the waiting studies
 

@@ -63,6 +63,7 @@ def case_of(inbox: Path, study: Study, modality: str) -> Case:
         layout=study.layout or EARLIER,
         tumour_labels=study.tumour_labels,
         pathology=study.pathology or "",
+        date=study.date or "",
     )
 
 

@@ -17,6 +17,7 @@ from medad_core.inbox.batch import PREDICTIONS, case_of, current_time, finished_
 from medad_core.inbox.records import Batch, BatchPlan, CaseHistory, Ledger, PlannedStudy, Screening, StoredFile
 from medad_core.inbox.scan import InboxScan
 from medad_core.inbox.view import write_predictions
+from medad_core.inbox.worklist import WORKLIST, write_worklist
 from medad_core.run.cohort import cohort_of, settle_cohort, write_cohort
 from medad_core.run.gather import members_of
 from medad_core.store import open_stages, write_bytes
@@ -210,8 +211,17 @@ class CohortFolder:
         return batch
 
     def write_view(self) -> None:
-        """Write `predictions.parquet`: rows of the newest screening of every case. Does nothing if it is up to date."""
-        write_predictions(str(self.folder / PREDICTIONS), self.batches(), self.run_of)
+        """Write what is derived from all batches: `predictions.parquet`, if it is out of date, worklist and follow-up.
+
+        They hold the newest screening of every case.
+        """
+        batches = self.batches()
+        write_predictions(str(self.folder / PREDICTIONS), batches, self.run_of)
+        if batches:
+            from medad_core.inbox.followup import write_followup  # model libraries take seconds
+
+            write_worklist(str(self.folder / WORKLIST), batches, self.run_of)
+            write_followup(self.folder, batches, self.run_of)
 
     def write_ledger(self, inbox: Path, scan: InboxScan) -> Ledger:
         """Write `ledger.json`, replacing the earlier one."""

@@ -43,6 +43,7 @@ class Study(Record, frozen=True):
     layout: str | None = None
     tumour_labels: tuple[int, ...] | None = None
     pathology: str | None = None
+    date: str | None = None
 
     @property
     def content(self) -> str:

@@ -161,6 +161,7 @@ def _read_study(
         layout=case.layout or None,
         tumour_labels=case.tumour_labels,
         pathology=case.pathology or None,
+        date=case.date or None,
     )
 
 

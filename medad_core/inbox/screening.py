@@ -21,6 +21,7 @@ from medad_core.faults.trial import SURE_IN_A_ROW
 from medad_core.inbox.folder import CohortFolder
 from medad_core.inbox.records import BatchPlan, PlannedStudy
 from medad_core.inbox.scan import InboxScan, scan_inbox
+from medad_core.inbox.worklist import WORKLIST, read_worklist
 from medad_core.run.run import Run
 
 FEW = SURE_IN_A_ROW  # parts; if more fail one after another, they are not at fault
@@ -42,7 +43,11 @@ class ScreenedBatch(BaseModel):
 
 
 class CohortOutcome(BaseModel):
-    """The result of screening an inbox. `cases` and `slices` are numbers of the whole cohort's predictions."""
+    """The result of screening an inbox. `cases` and `slices` are numbers of the whole cohort's predictions.
+
+    `listed` are the cases of the worklist, `rejected` those that are not in it because their newest content could not
+    be used, `followed` the patients who were examined more than once.
+    """
 
     model_config = ConfigDict(frozen=True)
     predictions: str
@@ -51,6 +56,10 @@ class CohortOutcome(BaseModel):
     slices: int
     waiting: dict[str, str]
     unusable: dict[str, str]
+    worklist: str = ""
+    rejected: int = 0
+    listed: int = 0
+    followed: int = 0
 
     def counts(self) -> dict[str, int]:
         """The numbers for the webhook."""
@@ -173,6 +182,8 @@ def _settled(folder: CohortFolder, settings: Settings) -> tuple[Settings, dict[s
 
 
 def _outcome(folder: CohortFolder, batches: Sequence[ScreenedBatch], scan: InboxScan) -> CohortOutcome:
+    from medad_core.stages.followup import read_followups  # model libraries take seconds
+
     newest = [screenings[-1] for screenings in folder.histories().values()]
     return CohortOutcome(
         predictions=str(folder.folder / "predictions.parquet"),
@@ -181,4 +192,8 @@ def _outcome(folder: CohortFolder, batches: Sequence[ScreenedBatch], scan: Inbox
         slices=sum(screening.slices for screening in newest),
         waiting=scan.waiting,
         unusable=scan.unusable,
+        worklist=str(folder.folder / WORKLIST),
+        rejected=sum(screening.state == "rejected" for screening in newest),
+        listed=len(read_worklist(str(folder.folder / WORKLIST))),
+        followed=len({row.patient for row in read_followups(str(folder.folder))}),
     )

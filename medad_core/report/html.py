@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from medad_core.facts.followup_rows import FollowUp, remarks, signed_text, volume_text
 from medad_core.metrics import MetricRow
 from medad_core.metrics.markdown import split_title
 from medad_core.metrics.names import LEVELS, READING, SUBSETS, is_share, metric_name
@@ -66,14 +67,22 @@ def render_report(
     gallery: Sequence[GalleryItem],
     cases: Sequence[CaseRow] = (),
     bins: Sequence[Bin] = (),
+    followups: Sequence[FollowUp] = (),
 ) -> str:
     """The page as a string: UTF-8, self-contained, readable on a phone and on paper.
 
     `rows` as `evaluate` returns them, `gallery` in the order to show, `cases` as `case_rows` and `bins` as
-    `reliability_bins` return them.
+    `reliability_bins` return them, `followups` in the order to show.
     """
     environment = page_environment(
-        metric=metric_name, is_share=is_share, split=split_title, number=value_text, interval=interval_text
+        metric=metric_name,
+        is_share=is_share,
+        split=split_title,
+        number=value_text,
+        interval=interval_text,
+        volume=volume_text,
+        signed=signed_text,
+        remarks=remarks,
     )
     split = main_split(rows)
     return environment.get_template("report.html.j2").render(
@@ -92,6 +101,8 @@ def render_report(
         labelled=any(case.tumour_slices is not None for case in cases),
         outlined=any(item.mask is not None and item.mask.any() for item in gallery),
         groups=_groups(gallery),
+        followups=followups[:_CASES_SHOWN],
+        followups_left_out=max(0, len(followups) - _CASES_SHOWN),
         bins=list(zip(bins, radii(bins), strict=True)),
         reading=READING,
         legend=legend_gradient(),

@@ -46,8 +46,8 @@ class Member(Record, frozen=True):
 
     `patient`, `visit` and `layout` say who it is of, and which rule says so. `tumour_labels` are the values of the mask
     that mean tumour, None where all above 0 do. `levels` is "brain" where the slice range is understood as levels of
-    the brain, None where it is indices. `pathology` is what a table says of the case. Cohorts of earlier versions have
-    none of them.
+    the brain, None where it is indices. `pathology` and `date` (ISO) are what a table says of the case. Cohorts of
+    earlier versions have none of them.
     """
 
     case_id: str
@@ -62,6 +62,7 @@ class Member(Record, frozen=True):
     tumour_labels: tuple[int, ...] | None = None
     levels: Literal["brain"] | None = None
     pathology: str | None = None
+    date: str | None = None
 
     @property
     def patient_id(self) -> str:
@@ -122,6 +123,7 @@ class Cohort(Record, frozen=True):
             tumour_labels=member.tumour_labels,
             levels=member.levels or "index",
             pathology=member.pathology or "",
+            date=member.date or "",
         )
 
     def at(self, root: str) -> Cohort:

@@ -91,7 +91,7 @@ def _rejected(discovery: Discovery) -> Iterator[tuple[str, str]]:
 
 
 def _has_files_of(stored: Cohort, root: Path, discovery: Discovery, settings: DataSettings) -> bool:
-    """Whether `stored` has the files, patients, labels and pathologies of `discovery`, apart from content and splits.
+    """Whether `stored` has the files, and all that is said of cases, of `discovery`, apart from content and splits.
 
     In a run of an earlier version the sizes of files count, and it has neither patients nor labels.
 
@@ -102,7 +102,7 @@ def _has_files_of(stored: Cohort, root: Path, discovery: Discovery, settings: Da
     earlier = {member.case_id for member in stored.members if member.layout is None}
     for case in discovery.cases:
         mask = None if case.mask is None else _facts(root, case.mask, sized)
-        said = None if case.case_id in earlier else (case.patient, _labels(case, settings), case.pathology or None)
+        said = None if case.case_id in earlier else _said(case, settings)
         discovered[case.case_id] = (_facts(root, case.volumes[settings.modality], sized), mask, None, said)
     for case_id, reason in _rejected(discovery):
         discovered[case_id] = (None, None, reason, None)
@@ -111,11 +111,19 @@ def _has_files_of(stored: Cohort, root: Path, discovery: Discovery, settings: Da
             _stored_facts(member.volume),
             _stored_facts(member.mask),
             member.rejected,
-            None if member.layout is None else (member.patient, member.tumour_labels, member.pathology),
+            None if member.layout is None else _said_of(member),
         )
         for member in stored.members
     }
     return settled == discovered
+
+
+def _said(case: Case, settings: DataSettings) -> tuple[object, ...]:
+    return case.patient, case.visit or None, case.date or None, _labels(case, settings), case.pathology or None
+
+
+def _said_of(member: Member) -> tuple[object, ...]:
+    return member.patient, member.visit, member.date, member.tumour_labels, member.pathology
 
 
 def _labels(case: Case, settings: DataSettings) -> tuple[int, ...] | None:
@@ -198,6 +206,7 @@ def _member(root: Path, case: Case, settings: DataSettings, split: str, sized: b
         tumour_labels=None if case.mask is None else case.tumour_labels,
         levels="brain" if case.levels == "brain" else None,
         pathology=case.pathology or None,
+        date=case.date or None,
     )
 
 

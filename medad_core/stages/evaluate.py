@@ -52,16 +52,18 @@ from medad_core.run.warnings import Warned
 from medad_core.stages.asked import presence_rows, question_rows
 from medad_core.stages.caveats import caveats
 from medad_core.stages.facts import (
-    CASES_FILE,
-    LESIONS_FILE,
-    WORKLIST_FILE,
+    FACTS_FILES,
     comparison_of,
     entries_of,
     facts_of,
     places_of,
     write_worklist,
 )
+<<<<<<< HEAD
 from medad_core.stages.page_files import link_pages, remove_pages
+=======
+from medad_core.stages.followup import FOLLOWUP_FILES, write_followup
+>>>>>>> follow
 from medad_core.stages.pictures import PREDICTIONS_FILE, gallery_item
 from medad_core.stages.rows import bits_of, grids_of, images_of, windows_of
 from medad_core.store import PREDICTIONS, QUESTIONS, join, read_table, write_table, write_text
@@ -78,7 +80,9 @@ QUESTIONS_FILE = "questions.parquet"
 
 @dataclass(frozen=True)
 class Results:
-    """The paths of a run's results, the metrics, the rejected cases, and those that are doubtful."""
+    """The paths of a run's results, the metrics, the rejected cases, those that are doubtful, and how many patients
+    were examined more than once.
+    """
 
     predictions: str
     metrics: str
@@ -88,6 +92,7 @@ class Results:
     cases: int
     rejected: list[Rejected]
     warned: list[Warned]
+    followed: int
 
 
 @dataclass
@@ -122,7 +127,7 @@ def evaluate_run(run: Run) -> Results:
     if not all(_is_stored(join(run.uri, name), table) for name, table in tables.items()):
         remove_pages(run.uri)
     # A page that does not match the predictions would mislead: it is removed before, and written after them.
-    for name in (PAGE_FILE, METRICS_FILE, TABLE_FILE, QUESTIONS_FILE, CASES_FILE, LESIONS_FILE, WORKLIST_FILE):
+    for name in (PAGE_FILE, METRICS_FILE, TABLE_FILE, QUESTIONS_FILE, *FACTS_FILES, *FOLLOWUP_FILES):
         remove(join(run.uri, name))
     write_predictions(join(run.uri, PREDICTIONS_FILE), tables.pop(PREDICTIONS_FILE))
     for name, table in tables.items():
@@ -130,6 +135,7 @@ def evaluate_run(run: Run) -> Results:
     members = run.cohort.members
     entries = entries_of(measured.facts, predictions, warned)
     write_worklist(run.uri, entries)
+    followups = write_followup(run, rejected)
     comparisons = {one.case_id: comparison_of(one) for one in measured.facts}
     evidence = Evidence(
         pixel=measured.pixel,
@@ -145,7 +151,16 @@ def evaluate_run(run: Run) -> Results:
     _write_metrics(run, rows, rejected, warned)
     summary = summary_of(run, rejected, warned)
     page = render_report(
+<<<<<<< HEAD
         summary, rows, _gallery(run, predictions), case_rows(predictions, entries), reliability(rows, predictions)
+=======
+        summary,
+        rows,
+        _gallery(run, predictions),
+        case_rows(predictions, entries),
+        _reliability(rows, predictions),
+        followups,
+>>>>>>> follow
     )
     write_text(join(run.uri, PAGE_FILE), page)
     link_pages(run.uri)
@@ -158,6 +173,7 @@ def evaluate_run(run: Run) -> Results:
         cases=predictions["case_id"].nunique(),
         rejected=rejected,
         warned=warned,
+        followed=len({row.patient for row in followups}),
     )
 
 

@@ -19,6 +19,7 @@ from medad_core.stages.rows import brains_of
 from medad_core.store import join, write_text
 
 CASES_FILE, LESIONS_FILE, WORKLIST_FILE = "cases.parquet", "lesions.parquet", "worklist.csv"
+FACTS_FILES = (CASES_FILE, LESIONS_FILE, WORKLIST_FILE)
 
 
 def places_of(run: Run) -> dict[str, Place]:

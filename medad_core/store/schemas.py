@@ -175,6 +175,49 @@ LESIONS = pa.schema(
     ]
 )
 
+_BOTH = ("earlier", "later")
+
+# One row a pair of consecutive examinations of a patient (medad_core.facts.followup). What is null was not compared.
+FOLLOWUPS = pa.schema(
+    [
+        _field("patient", pa.string()),
+        *(_field(name, pa.string(), True) for name in _BOTH),  # case ids; null where their order is not known
+        *(_field(f"visit_{name}", pa.string(), True) for name in _BOTH),
+        *(_field(f"date_{name}", pa.string(), True) for name in _BOTH),  # ISO
+        _field("days", pa.int32(), True),
+        _field("ordered_by", pa.string(), True),  # date, visit
+        _field("phantom", pa.bool_()),
+        _field("compared", pa.string()),  # on the common grid, numbers only, nothing
+        _field("reason", pa.string(), True),
+        _field("threshold", pa.float64(), True),  # of both maps
+        _field("smallest_ml", pa.float64(), True),  # of a lesion
+        _field("first_slice", pa.int32(), True),  # of those compared
+        _field("last_slice", pa.int32(), True),
+        _field("brain_dice", pa.float64(), True),  # of both brains in these slices
+        *(_field(f"volume_ml_{name}", pa.float64(), True) for name in _BOTH),
+        _field("change_ml", pa.float64(), True),
+        _field("change_percent", pa.float64(), True),  # null where the earlier map shows no lesion
+        *(_field(f"longest_mm_{name}", pa.float64(), True) for name in _BOTH),
+        _field("longest_change_mm", pa.float64(), True),
+        *(_field(f"is_cut_{name}", pa.bool_(), True) for name in _BOTH),  # the slices compared end within a lesion
+        *(_field(f"lesions_{name}", pa.int32(), True) for name in _BOTH),
+        *(_field(name, pa.int32(), True) for name in ("lasting", "new", "vanished", "too_small", "merged", "split")),
+        *(_field(f"batch_{name}", pa.int32(), True) for name in _BOTH),  # of an incremental cohort
+    ]
+)
+
+# One row a pair of lesions that share voxels, and one a lesion that has no other.
+FOLLOWUP_LESIONS = pa.schema(
+    [
+        _field("patient", pa.string()),
+        *(_field(name, pa.string()) for name in _BOTH),
+        *(_field(f"lesion_{name}", pa.int32(), True) for name in _BOTH),  # numbers of LESIONS, source map
+        _field("state", pa.string()),  # lasting, new, vanished, too small in the other
+        _field("overlap_ml", pa.float64()),
+        *(_field(f"volume_ml_{name}", pa.float64(), True) for name in _BOTH),  # in the slices compared
+    ]
+)
+
 # The fields of fingerprints that say that there are further columns.
 _FURTHER = {"context_mm": CONTEXT, "window_mm": WINDOW, "questions": ASKED}
 

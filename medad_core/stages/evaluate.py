@@ -59,11 +59,8 @@ from medad_core.stages.facts import (
     places_of,
     write_worklist,
 )
-<<<<<<< HEAD
 from medad_core.stages.page_files import link_pages, remove_pages
-=======
 from medad_core.stages.followup import FOLLOWUP_FILES, write_followup
->>>>>>> follow
 from medad_core.stages.pictures import PREDICTIONS_FILE, gallery_item
 from medad_core.stages.rows import bits_of, grids_of, images_of, windows_of
 from medad_core.store import PREDICTIONS, QUESTIONS, join, read_table, write_table, write_text
@@ -151,16 +148,12 @@ def evaluate_run(run: Run) -> Results:
     _write_metrics(run, rows, rejected, warned)
     summary = summary_of(run, rejected, warned)
     page = render_report(
-<<<<<<< HEAD
-        summary, rows, _gallery(run, predictions), case_rows(predictions, entries), reliability(rows, predictions)
-=======
         summary,
         rows,
         _gallery(run, predictions),
         case_rows(predictions, entries),
-        _reliability(rows, predictions),
+        reliability(rows, predictions),
         followups,
->>>>>>> follow
     )
     write_text(join(run.uri, PAGE_FILE), page)
     link_pages(run.uri)

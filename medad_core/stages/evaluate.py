@@ -52,15 +52,17 @@ from medad_core.run.warnings import Warned
 from medad_core.stages.asked import presence_rows, question_rows
 from medad_core.stages.caveats import caveats
 from medad_core.stages.facts import (
+    CASES_FILE,
     FACTS_FILES,
+    LESIONS_FILE,
     comparison_of,
     entries_of,
     facts_of,
     places_of,
     write_worklist,
 )
-from medad_core.stages.page_files import link_pages, remove_pages
 from medad_core.stages.followup import FOLLOWUP_FILES, write_followup
+from medad_core.stages.page_files import link_pages, remove_pages
 from medad_core.stages.pictures import PREDICTIONS_FILE, gallery_item
 from medad_core.stages.rows import bits_of, grids_of, images_of, windows_of
 from medad_core.store import PREDICTIONS, QUESTIONS, join, read_table, write_table, write_text

@@ -12,11 +12,12 @@ import pyarrow as pa
 from medad_core.config import load_settings
 from medad_core.data.place import Place
 from medad_core.data.read import CaseSlices
+from medad_core.facts.case import case_table, lesion_table
 from medad_core.models.decoder import render_map
 from medad_core.run.cohort import Cohort, Member, write_cohort
 from medad_core.run.inputs import PartInputs
 from medad_core.run.run import Run
-from medad_core.stages.facts import entries_of, facts_of, write_facts, write_worklist
+from medad_core.stages.facts import CASES_FILE, LESIONS_FILE, entries_of, facts_of, write_worklist
 from medad_core.stages.rows import map_rows, slice_rows
 from medad_core.store import PREDICTIONS, join, write_table
 from medad_core.store.records import Item
@@ -82,7 +83,8 @@ def make_run(folder: Path, *cases: Made, smallest_ml: float = 0.05) -> Run:
         above = np.stack([render_map(each, 40, 40) >= limits.map_threshold for each in grid])
         facts.append(facts_of(table, above, None, one.where, limits, one.member.phantom))
     patients = {one.member.case_id: one.member.patient_id for one in cases}
-    write_facts(run.uri, facts, patients, dict.fromkeys(names, "screen"))
+    write_table(join(run.uri, CASES_FILE), case_table(facts, patients, dict.fromkeys(names, "screen")))
+    write_table(join(run.uri, LESIONS_FILE), lesion_table(facts))
     frame = _predictions_of(good)
     write_worklist(run.uri, entries_of(facts, frame, []))
     write_table(join(run.uri, "predictions.parquet"), pa.Table.from_pandas(frame, PREDICTIONS, preserve_index=False))

@@ -52,7 +52,9 @@ def csv_cell(value: object) -> object:
     """
     if not isinstance(value, str):
         return value
-    text = _kept(value.replace(_KEPT_MARK, _keep("\\") + _KEPT_MARK[1:]), is_unseen)
+    text = value.replace(_KEPT_MARK, _keep("\\") + _KEPT_MARK[1:])
+    if not text.isprintable():  # a cohort has a million cells
+        text = _kept(text, is_unseen)
     text = _ENDS.sub(lambda match: _kept(match[0], str.isspace), text)
     text = _SEPARATED.sub(lambda match: _keep(match[0]), text)
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text

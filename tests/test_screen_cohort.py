@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from io import StringIO
 from pathlib import Path
 
 import nibabel
@@ -11,15 +12,19 @@ import numpy as np
 import pandas as pd
 import pytest
 from prefect_harness import AFFINE, SIZE, WORDS, restate, weights_for
+from rich.console import Console
 from typer.testing import CliRunner
 
 from flows.cli.app import app
+from flows.cli.command import Consoles
+from flows.cli.screening import _report_cohort
 from flows.screen import screen_cohort
 from flows.verify import verify
 from medad_core.config import load_settings
 from medad_core.errors import StoreError
 from medad_core.faults.suspect import Suspect
 from medad_core.inbox.folder import CohortFolder
+from medad_core.inbox.worklist import read_worklist
 from medad_core.models.view import ALONE
 from medad_core.models.weights import CONVERTER
 from medad_core.run.rejected import QUARANTINED
@@ -67,6 +72,27 @@ def test_rows_of_a_cohort_are_those_of_one_run_over_all_its_cases(nights, screen
     # The split is that of a run; the fingerprint is of all its cases together.
     own = ["split", "model_fingerprint"]
     pd.testing.assert_frame_equal(rows.drop(columns=[*own, "revision", "batch"]), whole.drop(columns=own))
+
+
+def test_the_worklist_of_a_cohort_has_every_screened_case_and_the_night_shows_its_own(nights, untouched):
+    _, cohort, first, second = nights
+    rows = read_worklist(str(cohort / "worklist.csv"))
+    assert {row["case_id"]: row["batch"] for row in rows} == {
+        "BraTS2021_00000": "1",
+        "BraTS2021_00001": "1",
+        "BraTS2021_00003": "2",
+    }
+    assert [row["place"] for row in rows] == ["1", "2", "3"]
+    volumes = {}
+    for number in (1, 2):
+        facts = pd.read_parquet(cohort / "batches" / f"{number:05d}" / "cases.parquet")
+        volumes |= dict(zip(facts["case_id"], facts["volume_ml"], strict=True))
+    assert all(row["volume_ml"] == f"{volumes[row['case_id']]:.2f}" for row in rows)
+    assert (first.listed, second.listed, second.rejected, second.followed) == (2, 3, 1, 0)
+    shown = StringIO()
+    _report_cohort(second, Consoles(Console(file=shown, width=200), Console(file=StringIO(), width=200)))
+    assert "worklist, 1 of 1 cases" in shown.getvalue() and "BraTS2021_00001" not in shown.getvalue()
+    assert "worklist.csv: 3 cases; 1 rejected cases are not in it" in shown.getvalue()
 
 
 def test_the_verification_of_a_cohort_fails_where_a_bit_of_any_batch_flipped(nights, tmp_path):

@@ -1,16 +1,15 @@
-"""Answers about patients unseen by decoder and converter: `python tests/measure_converters.py DATA WORK [SEED…]`.
+"""Answers about patients unseen by decoder and converter: `python tests/measure_converters.py DATA WORK [SEED…] [KEY=VALUE…]`.
 
 For every seed, decoders are trained without each fold of patients in turn, and then a converter without each fold, with
-the settings of configs/train.yaml and without choosing a checkpoint, so that no fold has a say in its own score. The
-converters of all seeds and folds learn side by side: each has the batches and the loss that `medad train` would give
-it, and all share one pass through the LLM. WORK keeps what is trained; the same command goes on where it stopped. It
-takes minutes on a GPU and days on two cores. Prints tables in Markdown.
+the settings of configs/train.yaml (and those that are given), and without choosing a checkpoint, so that no fold has a
+say in its own score. The converters of all seeds and folds learn side by side (`side_by_side`). WORK keeps what is
+trained; the same command goes on where it stopped. It takes minutes on a GPU and days on two cores. Prints tables in
+Markdown.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from measure_decoders import cross_validated
+from side_by_side import Fit, train_side_by_side
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch import Tensor, nn
 
@@ -33,16 +32,14 @@ from medad_core.llm.prompt import Prompt
 from medad_core.llm.questions import PRESENCE, REGION, Question, families
 from medad_core.llm.transformers_engine import load_llm
 from medad_core.metrics.location import cell_steps
-from medad_core.models.converter import Converter, new_converter
+from medad_core.models.converter import Converter
 from medad_core.models.decoder import image_scores
 from medad_core.models.device import device_of, settle_torch
 from medad_core.models.text import load_sentences, load_text_encoder
-from medad_core.training.converter import IGNORE, Batch, ConverterTrainer
 from medad_core.training.features import TrainingCase, map_tokens
-from medad_core.training.fitting import Grids, labelled
+from medad_core.training.fitting import Grids
 from medad_core.training.folds import deal_folds
-from medad_core.training.loop import Arithmetic, arithmetic_of
-from medad_core.training.maps import LabelledMaps
+from medad_core.training.loop import arithmetic_of
 
 log = logging.getLogger(__name__)
 RANGES = ((60, 100), (20, 130))
@@ -52,22 +49,13 @@ SURE = 0.9
 THRESHOLD = 0.5  # of the map, where its own answer stands beside that of the LLM
 
 
-@dataclass(frozen=True)
-class Fit:
-    """A converter that has not learned from the cases `held_out`, and the maps of all cases (by decoders unseen)."""
-
-    seed: int
-    held_out: tuple[str, ...]
-    grids: Grids
-
-
-def main(data: str, work: str, seeds: Sequence[int]) -> None:
+def main(data: str, work: str, seeds: Sequence[int], words: Sequence[str]) -> None:
     """Train, ask and print."""
     place = Path(work)
     cases: list[TrainingCase] = []
     fits: list[Fit] = []
     for seed in seeds:
-        settings = settings_of(seed)
+        settings = settings_of(seed, words)
         cases, grids = cross_validated(data, place, f"seed-{seed}", settings)
         fits += fits_of(cases, grids, settings)
     settle_torch(settings)
@@ -76,9 +64,8 @@ def main(data: str, work: str, seeds: Sequence[int]) -> None:
     prompt = Prompt(llm_folder(settings.llm.model), settings.llm.template)
     llm = load_llm(prompt.folder, arithmetic.dtype).to(arithmetic.device)
     trained = train_side_by_side(cases, fits, knowledge, prompt, llm, settings, arithmetic, place / "side-by-side.pt")
-    asked = ask_all(
-        cases, fits, trained, prompt, load_llm(prompt.folder).to(arithmetic.device)
-    )  # float32, as screening
+    plain = load_llm(prompt.folder).to(arithmetic.device)  # float32, as in screening
+    asked = ask_all(cases, fits, trained, prompt, plain)
     asked.to_parquet(place / "answers.parquet")
     print_tables(asked)
 
@@ -94,137 +81,6 @@ def fits_of(cases: Sequence[TrainingCase], grids: Grids, settings: Settings) -> 
     # Those that the decoders were trained without: the same for all seeds.
     folds = deal_folds(cases, settings.train.folds, settings.data.first_slice, settings.data.last_slice, 0)
     return [Fit(settings.train.seed, tuple(held_out), grids) for held_out in folds]
-
-
-class Batches(torch.utils.data.Dataset):
-    """Batch n of every trainer, drawn on the CPU."""
-
-    def __init__(self, trainers: Sequence[ConverterTrainer], maps: Sequence[LabelledMaps]) -> None:
-        self.trainers = trainers
-        self.maps = maps
-
-    def __getitem__(self, number: int) -> list[Batch]:
-        torch.set_num_threads(1)
-        return [trainer._batch(maps, number) for trainer, maps in zip(self.trainers, self.maps, strict=True)]
-
-
-class WarmedUp(Batches):
-    """The state of converter n after the warm-up of its convolutions, on the CPU."""
-
-    def __getitem__(self, number: int) -> dict[str, Tensor]:
-        torch.set_num_threads(1)
-        torch.cuda.is_available = lambda: False  # an optimiser asks the GPU whether it records, and a fork may not
-        self.trainers[number]._warm_up(self.maps[number])
-        return self.trainers[number].converter.state_dict()
-
-
-def in_processes(made: Batches, numbers: range, workers: int) -> Iterator:
-    """`made[n]` for all numbers in order, made by so many forked processes; 0: by this one."""
-    ahead = 4 if workers else None
-    return iter(
-        torch.utils.data.DataLoader(
-            made, batch_size=None, sampler=numbers, num_workers=workers, prefetch_factor=ahead, collate_fn=lambda x: x
-        )
-    )
-
-
-def train_side_by_side(
-    cases: Sequence[TrainingCase],
-    fits: Sequence[Fit],
-    knowledge: Tensor,
-    prompt: Prompt,
-    llm: nn.Module,
-    settings: Settings,
-    arithmetic: Arithmetic,
-    checkpoint: Path,
-    workers: int = os.cpu_count() or 1,
-) -> list[Converter]:
-    """The converter of every fit after the last step, on the CPU."""
-    drawers = [trainer_of(fit, knowledge, prompt, llm, settings, Arithmetic()) for fit in fits]
-    trainers = [trainer_of(fit, knowledge, prompt, llm, settings, arithmetic) for fit in fits]
-    maps = [labelled([case for case in cases if case.case_id not in fit.held_out], fit.grids) for fit in fits]
-    of_all = nn.ModuleList(trainer.converter for trainer in trainers)
-    training = settings.train.converter
-    optimizer = torch.optim.AdamW(
-        of_all.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
-    )  # every parameter is a converter's own, so one optimiser does what as many would
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, training.learning_rate, total_steps=training.total_steps, pct_start=0.08
-    )
-    first = 0
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True, map_location="cpu")
-        of_all.load_state_dict(state["converters"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        first = state["step"]
-    else:
-        warmed = in_processes(WarmedUp(drawers, maps), range(len(fits)), min(workers, len(fits)))
-        for trainer, state in zip(trainers, warmed, strict=True):
-            trainer.converter.load_state_dict(state)
-        log.info("the convolutions are warmed up")
-    batches = in_processes(Batches(drawers, maps), range(first, training.total_steps), workers)
-    for step, batch in enumerate(batches, first):
-        of_all.train()
-        optimizer.zero_grad()
-        with arithmetic.products():
-            losses = losses_of(trainers, batch, llm)
-        losses.sum().backward()
-        for trainer in trainers:
-            nn.utils.clip_grad_norm_(trainer.converter.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        done = step + 1
-        if done % 50 == 0 or done == training.total_steps:
-            log.info("step %d of %d: loss %.4f", done, training.total_steps, losses.mean().item())
-        if done % 300 == 0 or done == training.total_steps:
-            parts = {"converters": of_all, "optimizer": optimizer, "schedule": schedule}
-            torch.save({"step": done} | {name: part.state_dict() for name, part in parts.items()}, checkpoint)
-    return [trainer.converter.cpu().eval().requires_grad_(False) for trainer in trainers]
-
-
-def trainer_of(
-    fit: Fit, knowledge: Tensor, prompt: Prompt, llm: nn.Module, settings: Settings, arithmetic: Arithmetic
-) -> ConverterTrainer:
-    """What trains the converter of a fit, begun as `medad train` begins it."""
-    torch.manual_seed(fit.seed)
-    training = settings.train.converter
-    converter = new_converter(training.architecture, knowledge, prompt.width, float(prompt.embeddings.std()))
-    return ConverterTrainer(converter, llm, prompt, training, fit.seed, arithmetic)
-
-
-def losses_of(trainers: Sequence[ConverterTrainer], batches: Sequence[Batch], llm: nn.Module) -> Tensor:
-    """The loss of every trainer on its batch (n,), through one pass of the LLM.
-
-    Whole prompts with their answers are padded at the end, which no token of theirs sees.
-    """
-    rows: list[Tensor] = []
-    answers: list[Tensor] = []
-    for trainer, batch in zip(trainers, batches, strict=True):
-        tokens = trainer.converter(batch.grids.to(trainer.device), batch.frames.to(trainer.device))
-        knowledge = trainer.converter.knowledge_tokens()
-        for words in dict.fromkeys(words for words, _ in batch.asked):
-            prompt = trainer.prompt.asking(words)
-            right = [answer for asked, answer in batch.asked if asked == words]
-            own = tokens[[place for place, (asked, _) in enumerate(batch.asked) if asked == words]]
-            shared = prompt.prefix(knowledge)
-            for one, answer in zip(prompt.rest(knowledge, own), right, strict=True):
-                target = torch.tensor(prompt.answer_tokens(answer))
-                rows.append(torch.cat([shared, one, prompt.embeddings[target[:-1]].to(one)]))
-                answers.append(target)
-    inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    hidden = llm.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
-    # The position before an answer token predicts it.
-    spans = [slice(len(row) - len(target), len(row)) for row, target in zip(rows, answers, strict=True)]
-    states = torch.cat([one[span] for one, span in zip(hidden, spans, strict=True)])
-    logits = llm.get_output_embeddings()(states).float()
-    losses = F.cross_entropy(logits, torch.cat(answers).to(logits.device), ignore_index=IGNORE, reduction="none")
-    owner = torch.repeat_interleave(
-        torch.repeat_interleave(torch.arange(len(trainers)), torch.tensor([len(batch.asked) for batch in batches])),
-        torch.tensor([len(target) for target in answers]),
-    ).to(losses.device)
-    sums = torch.zeros(len(trainers), device=losses.device).index_add(0, owner, losses)
-    return sums / torch.tensor([len(batch.asked) for batch in batches], device=losses.device)
 
 
 @dataclass(frozen=True)
@@ -454,4 +310,6 @@ VALUES: dict[str, Callable[[pd.DataFrame], float]] = {
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    main(sys.argv[1], sys.argv[2], [int(seed) for seed in sys.argv[3:]] or [0, 1, 2])
+    given = sys.argv[3:]
+    chosen = [int(word) for word in given if "=" not in word]
+    main(sys.argv[1], sys.argv[2], chosen or [0, 1, 2], [word for word in given if "=" in word])

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from browser import ARGUMENTS, chromium
 from test_data_read import brain_array
 from test_export import map_of, turned
 
 from medad_core.export.niivue import NiivueDocuments
 
-# Without a GPU; the page itself asks for nothing of the network.
-OPTIONS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 OPEN = """async (text) => {
     const viewer = new niivue.Niivue();
     await viewer.attachTo("viewer");
@@ -35,14 +33,9 @@ OPEN = """async (text) => {
 
 @pytest.fixture
 def page():
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("Chromium is not installed; apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
     script = Path(find_spec("nilearn").origin).parent / "_assets" / "js" / "niivue.umd.js"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=OPTIONS)
+    with chromium() as start:
+        browser = start(ARGUMENTS)
         page = browser.new_page()
         page.set_content('<canvas id="viewer" width="200" height="200"></canvas>')
         page.add_script_tag(path=str(script))

@@ -16,7 +16,8 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from browser import ARGUMENTS, chromium
+from playwright.sync_api import Browser, Page
 from playwright.sync_api import Error as PlaywrightError
 from prefect_harness import WORDS, break_case, write_case
 from test_cli import medad
@@ -45,9 +46,6 @@ from medad_core.store import read_table
 
 pytest_plugins = ("prefect_harness",)
 
-CHROMIUM = os.environ.get("MEDAD_CHROMIUM", "/usr/bin/chromium")
-# WebGL without a graphics card; continuous integration is root, for whom Chromium has no sandbox.
-ARGUMENTS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 HOSTILE = "<img src=x onerror=alert(1)>"
 FORMULA = "=cmd()|' /C calc'!A0"
 HEALTHY, PHANTOM, BROKEN = "healthy \u202e50%/#?", "phantom", "broken"
@@ -105,17 +103,15 @@ def run_copy(run_folder, tmp_path) -> Path:
 @pytest.fixture(scope="module")
 def launch() -> Iterator[Callable[[list[str]], Browser]]:
     """Starts Chromium with arguments."""
-    if not Path(CHROMIUM).is_file():
-        pytest.fail(f"no browser at {CHROMIUM}: apt install chromium, or set MEDAD_CHROMIUM to its path")
-    with sync_playwright() as playwright:
-        yield lambda arguments: playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+    with chromium() as start:
+        yield start
 
 
 @pytest.fixture(scope="module")
 def browser(launch) -> Iterator[Browser]:
-    chromium = launch(ARGUMENTS)
-    yield chromium
-    chromium.close()
+    opened = launch(ARGUMENTS)
+    yield opened
+    opened.close()
 
 
 @dataclass

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from maps_to_learn import empty_example, maps_of
+from side_by_side import losses_of
 
 from medad_core.config import Settings
 from medad_core.config.train import ConverterTraining, DecoderTraining
@@ -276,6 +277,28 @@ def test_converter_training_resumed_after_a_kill_ends_like_one_that_was_not_kill
     )
     for name, tensor in expected.items():
         torch.testing.assert_close(given[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_converters_that_learn_side_by_side_have_the_loss_and_the_gradients_of_each_alone(llm):
+    trainers = [trainer(llm), trainer(llm, normal_share=0.25)]
+    with torch.no_grad():
+        trainers[1].converter.scale.scale.mul_(1.5)  # two converters with the same weights could be exchanged
+    batches = [one._batch(drawn_maps(8), 3 + number) for number, one in enumerate(trainers)]
+
+    def gradients() -> list[torch.Tensor]:
+        taken = [one.converter.project.weight.grad.clone() for one in trainers]
+        for one in trainers:
+            one.converter.zero_grad()
+        return taken
+
+    together = losses_of(trainers, batches, llm[1])
+    together.sum().backward()
+    of_together = gradients()
+    alone = torch.stack([one._loss(batch) for one, batch in zip(trainers, batches, strict=True)])
+    alone.sum().backward()
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    for given, expected in zip(of_together, gradients(), strict=True):
+        torch.testing.assert_close(given, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max()))
 
 
 def test_loss_reaches_map_and_knowledge_tokens_and_leaves_the_llm_alone(llm):

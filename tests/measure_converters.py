@@ -1,4 +1,4 @@
-"""Answers about patients unseen by decoder and converter: `python tests/measure_converters.py DATA WORK [SEED…] [KEY=VALUE…]`.
+"""Answers about patients unseen by decoder and converter: `measure_converters.py DATA WORK [SEED…] [KEY=VALUE…]`.
 
 For every seed, decoders are trained without each fold of patients in turn, and then a converter without each fold, with
 the settings of configs/train.yaml (and those that are given), and without choosing a checkpoint, so that no fold has a

@@ -37,6 +37,8 @@ def report_cases(run: str, settings: Settings, numbers: list[int], cases: list[s
     answers = opened.stage("answers")
     wanted = [case_id for number in numbers for case_id in answers.done_inputs(number)]
     chosen = [case_id for case_id in wanted if not cases or case_id in cases]
+    if not chosen:
+        return Reported(folder=join(run, FOLDER))
     done = write_reports(opened, chosen)
     return Reported(
         folder=join(run, FOLDER),

@@ -84,7 +84,7 @@ def disc(row: float, column: float, radius: float) -> np.ndarray:
 def evidence(found: np.ndarray, *each: LesionFacts, mask: np.ndarray | None = None) -> SliceEvidence:
     brain = np.ones(SHAPE, bool)
     true = None if mask is None else find(mask, brain, 1.0)
-    return SliceEvidence(find(found, brain, 1.0), each, mask is not None, true, SHAPE)
+    return SliceEvidence(find(found, brain, 1.0), each, mask is not None, true, SHAPE, 77)
 
 
 def said(answer: str, at: SliceEvidence, verdict: str | None = "yes", named: str | None = None, **further: str):
@@ -210,6 +210,16 @@ def test_a_cell_beside_the_one_of_the_map_is_no_agreement():
     for cell, match in (("top", "neighbour"), ("center", "neighbour"), ("right", "other"), ("bottom", "other")):
         (_, place) = said("Yes, …", at, named=cell)
         assert matches(place) == {"map": match, "facts": match} and place.agrees is False
+
+
+def test_place_side_and_size_of_a_lesion_are_its_own_where_it_is_widest_and_count_nowhere_else():
+    elsewhere = evidence(disc(20, 15, 10), lesion(widest_slice=70))
+    size = "The anomaly is between 1 and 3 cm."
+    presence, place, said_size, number = said(
+        "Yes, …", elsewhere, named="top left", size=size, number="There is one anomaly in the image."
+    )
+    assert matches(place) == {"map": "same"} and matches(said_size) == {"map": "same"}  # the lesion has 41 mm elsewhere
+    assert matches(presence) == matches(number) == {"map": "same", "facts": "same"}
 
 
 def test_a_yes_on_an_empty_map_differs_and_so_does_the_place_it_names():
@@ -349,6 +359,9 @@ def test_a_lesion_that_the_range_cuts_is_at_least_as_large():
     several = report(found=lesions(lesion(1, is_cut=True), lesion(2, volume_ml=1.0))).impression[0]
     assert several.startswith("The map shows 2 lesions of together at least 35.13 ml above 0.5")
     assert "mindestens 34,13 ml" in report("de", lesions(lesion(is_cut=True))).impression[0]
+    assert "the largest at least 41 × 30 mm" in several
+    uncut = report(found=lesions(lesion(1), lesion(2, volume_ml=1.0, is_cut=True))).impression[0]
+    assert "at least 35.13 ml" in uncut and "the largest 41 × 30 mm" in uncut  # another one is cut
 
 
 def test_nothing_found_is_no_all_clear():

@@ -116,7 +116,7 @@ def test_a_patient_is_followed_across_batches_and_a_pruned_pair_stays(tmp_path):
     CohortFolder(tmp_path).write_view()
     first, second, third = read_followups(str(tmp_path))
     assert first == row and (second.earlier, second.later, second.new) == ("p2", "p3", 1)
-    assert (third.compared, third.reason) == (NOTHING, "q2 has no map (no brain)")
+    assert (third.compared, third.reason) == (NOTHING, "q2 is not compared (no brain)")
     lesions = read_table(str(tmp_path / "followup_lesions.parquet")).to_pylist()
     assert [pair for pair in lesions if pair["later"] == "p2"] == pairs
 
@@ -137,7 +137,7 @@ def test_a_batch_that_cannot_be_read_does_not_stop_the_night(tmp_path):
     part.write_bytes(part.read_bytes()[:-9] + bytes(9))
     CohortFolder(tmp_path).write_view()
     p, q = read_followups(str(tmp_path))
-    assert p.reason == "p2 has no map (batch 2 has no cases.parquet)"
+    assert p.reason == "p2 is not compared (batch 2 was not evaluated)"
     assert q.reason.startswith("maps cannot be read (") and q.change_ml == 0 and q.new is None
     (tmp_path / "followup.parquet").write_bytes(b"damaged")
     CohortFolder(tmp_path).write_view()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import html
 import json
 import shutil
@@ -38,6 +39,7 @@ from medad_core.media import file_name, read_csv
 from medad_core.models.decoder import render_map
 from medad_core.run.cohort import Cohort, File, Member
 from medad_core.run.run import Run
+from medad_core.stages.evaluate import evaluate_run
 from medad_core.stages.rows import grids_of, windows_of
 
 pytest_plugins = ("prefect_harness",)
@@ -279,6 +281,47 @@ def test_a_missing_or_changed_original_is_named_and_the_other_cases_are_written(
     medad("export", screened.run, "--out", str(tmp_path / "before"))
     name = f"{gone}_map.nii.gz"  # of the missing file, nothing but itself is lost
     assert (tmp_path / "nifti" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
+
+
+def test_the_mask_is_the_map_at_the_threshold_of_the_results(screened, tmp_path):
+    _, run = moved_run(screened, tmp_path)
+    others = screened.settings.evaluate.model_copy(update={"map_threshold": 0.05})
+    evaluate_run(Run.reopen(str(run), screened.settings.model_copy(update={"evaluate": others})))
+    export(Run.reopen(str(run)), tmp_path / "out", "nifti", ["BraTS2021_00001"])
+    values, mask = (np.asarray(nib.load(path).dataobj) for path in sorted((tmp_path / "out").glob("*.nii.gz")))
+    assert mask.sum() == (values >= 0.05).sum() > (values >= 0.5).sum()
+
+
+def test_what_an_earlier_export_wrote_of_a_case_goes_when_it_cannot_be_written_and_other_reasons_stay(
+    screened, tmp_path
+):
+    data, run = moved_run(screened, tmp_path)
+    out, changed, other = tmp_path / "out", "BraTS2021_00001", "BraTS2021_00003"
+    export(Run.reopen(str(run)), out, "nifti")
+    rejected = {row["case_id"] for row in read_csv((out / "not_exported.csv").read_text())}
+    assert (out / f"{changed}_map.nii.gz").exists() and rejected == {"BraTS2021_00002"}
+    volume = data / changed / f"{changed}_flair.nii.gz"
+    image = nib.load(volume)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[::-1], image.affine), volume)
+    export(Run.reopen(str(run)), out, "nifti", [changed])
+    assert not list(out.glob(f"{changed}*")) and (out / f"{other}_map.nii.gz").exists()
+    assert {row["case_id"] for row in read_csv((out / "not_exported.csv").read_text())} == rejected | {changed}
+
+
+def test_a_folder_that_holds_something_else_is_refused(screened, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "dataset_description.json").write_text("{}")
+    with pytest.raises(UsageError, match="holds other files"):
+        export(Run.reopen(screened.run), tmp_path / "out", "bids")
+    assert (tmp_path / "out" / "dataset_description.json").read_text() == "{}"
+
+
+def test_a_volume_that_is_named_for_another_compression_is_in_the_document(tmp_path):
+    image = nib.Nifti1Image(brain_array(), turned(0.2))
+    case = map_of(tmp_path / "data", image, np.zeros(image.shape), range(2, 5))
+    for content in (image.to_bytes(), gzip.compress(nib.Nifti2Image(brain_array(), turned(0.2)).to_bytes())):
+        case.volume.write_bytes(content)
+        assert np.array_equal(read_volume(case), brain_array())
 
 
 def test_an_unfinished_run_is_one_line_with_the_way_out(screened, tmp_path):

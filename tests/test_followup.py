@@ -21,7 +21,7 @@ from medad_core.facts.lesions import Grid
 from medad_core.media import read_csv
 from medad_core.run.run import Run
 from medad_core.stages.facts import CASES_FILE
-from medad_core.stages.followup import FOLLOWUP_FILES, Examination, follow, followups_of, write_followup
+from medad_core.stages.followup import FOLLOWUP_FILES, Examination, follow, read_followups, write_followup
 from medad_core.store import FOLLOWUP_LESIONS, join, open_stages, read_table
 
 
@@ -138,6 +138,11 @@ def order(*visits: tuple[str, str]) -> tuple[list[str], str]:
     ("visits", "expected"),
     [
         ([("", "2024-05-01"), ("", "2023-12-31")], (["1", "0"], "date")),
+        ([("20.12.2023", ""), ("15.01.2024", "")], (["0", "1"], "")),  # their numbers sort by the day of the month
+        ([("20122023", ""), ("15012024", "")], (["0", "1"], "")),
+        ([("ses-12-20-2023", ""), ("ses-01-15-2024", "")], (["0", "1"], "")),
+        ([("1", "2024-05-01"), ("2", "2023-01-01"), ("3", "")], (["0", "1", "2"], "")),  # the dates contradict them
+        ([("1", "2023-01-01"), ("2", ""), ("3", "2024-05-01")], (["0", "1", "2"], "visit")),
         ([("ses-2", "2024-05-01"), ("ses-1", "2024-06-01")], (["0", "1"], "date")),  # a date before a name
         ([("101", ""), ("100", "")], (["1", "0"], "visit")),
         ([("week-044", ""), ("week-000-2", ""), ("week-000-1", "")], (["2", "1", "0"], "visit")),
@@ -162,7 +167,7 @@ def test_the_order_is_that_of_dates_or_else_of_numbers_or_it_is_not_known(visits
 
 def written(run: Run) -> list[FollowUp]:
     write_followup(run, run.write_rejected())
-    return followups_of(run)
+    return read_followups(run.uri)
 
 
 def test_a_pair_on_one_grid_has_the_numbers_of_the_facts_and_goes_by_date(tmp_path):
@@ -206,13 +211,13 @@ def test_three_visits_make_two_pairs_and_one_that_was_rejected_is_named(tmp_path
         ("v1", "v3", ON_GRID),
         (None, None, NOTHING),
     ]
-    assert rows[-1].reason == "v2 has no map (slices: no brain can be found)"
+    assert rows[-1].reason == "v2 is not compared (slices: no brain can be found)"
     assert all(row.change_ml == 0 and row.change_percent == 0 and row.lasting == 1 for row in rows[:2])
 
 
 def test_a_patient_whose_only_other_visit_was_rejected_is_told_of_it(tmp_path):
     run = make_run(tmp_path, Made(member("v0")), Made(member("v1"), fails="no brain"))
-    assert [row.reason for row in written(run)] == ["v1 has no map (slices: no brain)"]
+    assert [row.reason for row in written(run)] == ["v1 is not compared (slices: no brain)"]
 
 
 @pytest.mark.parametrize(

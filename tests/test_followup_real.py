@@ -13,7 +13,7 @@ from medad_core.config import load_settings
 from medad_core.facts.followup_rows import ON_GRID, signed_text
 from medad_core.run.run import Run
 from medad_core.stages.facts import CASES_FILE
-from medad_core.stages.followup import followups_of
+from medad_core.stages.followup import read_followups
 from medad_core.stages.screen import screen
 from medad_core.store import join, read_table
 
@@ -45,7 +45,7 @@ def real(shared_data, tmp_path_factory) -> Run:
 
 
 def test_a_tumour_that_was_taken_out_vanishes_and_comes_back(real):
-    gone, back = followups_of(real)
+    gone, back = read_followups(real.uri)
     assert [row.compared for row in (gone, back)] == [ON_GRID, ON_GRID] and gone.ordered_by == "visit"
     assert (gone.first_slice, gone.last_slice) == (76, 79)
     assert gone.volume_ml_earlier > 1 and gone.change_percent < -50
@@ -57,6 +57,6 @@ def test_a_tumour_that_was_taken_out_vanishes_and_comes_back(real):
 
 def test_the_page_shows_the_numbers_of_the_table_and_says_what_they_are_not(real):
     page = (Path(real.uri) / "report.html").read_text(encoding="utf-8")
-    for row in followups_of(real):
+    for row in read_followups(real.uri):
         assert f"{row.volume_ml_earlier:.2f} → " in page and f">{signed_text(row.change_ml, 2)}<" in page
     assert "Examined more than once" in page and "It is no measure of a disease" in page

@@ -36,6 +36,7 @@ from medad_core.report.summary import RunSummary
 from medad_core.report.viewer import case_volumes, outline, picture_axes
 from medad_core.report.worklist_rows import PageRow, Strip
 from medad_core.run.run import Run
+from medad_core.stages.case_files import write_reports
 from medad_core.stages.case_reports import CaseReporter, case_report_of
 from medad_core.stages.evaluate import evaluate_run
 from medad_core.stages.page import CasePages, write_index
@@ -564,6 +565,22 @@ def test_other_results_remove_the_pages_and_the_same_results_keep_them(run_copy)
     assert not list((run_copy / "report").rglob("*.html")) and "report/index.html" not in report.read_text()
     assert write_pages(run_copy, changed) == 4 and 'href="report/index.html"' in report.read_text()
     assert "map above 0.7" in (run_copy / "report/cases" / f"{file_name(HOSTILE)}.html").read_text()
+    # The settings of the run do not know of the other threshold; its results do.
+    write_index(Run.reopen(str(run_copy)))
+    assert "map above 0.7" in (run_copy / "report/index.html").read_text()
+
+
+def test_other_metrics_alone_remove_the_list_and_other_results_the_reports_in_every_form(run_copy):
+    run = Run.reopen(str(run_copy))
+    done = write_reports(run, list(run.stage("answers").read()["case_id"].unique().to_pylist())[:1])
+    assert not done.failed and len(list((run_copy / "reports").glob("*.pdf"))) == 1
+    others = run.settings.evaluate.model_copy(update={"bootstrap": 0})
+    evaluate_run(Run.reopen(str(run_copy), run.settings.model_copy(update={"evaluate": others})))
+    assert not (run_copy / "report/index.html").exists() and not (run_copy / "report/worklist.js").exists()
+    assert len(list((run_copy / "report/cases").glob("*.html"))) == 4 and list((run_copy / "reports").glob("*.pdf"))
+    others = run.settings.evaluate.model_copy(update={"map_threshold": 0.7})
+    evaluate_run(Run.reopen(str(run_copy), run.settings.model_copy(update={"evaluate": others})))
+    assert not list((run_copy / "report/cases").glob("*")) and not list((run_copy / "reports").glob("*"))
 
 
 def test_a_case_without_a_page_is_listed_and_not_linked(run_copy, watch):

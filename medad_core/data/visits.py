@@ -2,7 +2,8 @@
 
 One decision: an order is known or it is not. Dates come first; without them, visits whose names differ in their numbers
 only (`ses-01` and `ses-02`, `000` and `001`, `week-008` and `week-044`) are in the order of these numbers. Words such
-as `pre` and `baseline` are in no order, and two examinations of one day with nothing else to tell them apart neither.
+as `pre` and `baseline` are in no order, two examinations of one day with nothing else to tell them apart neither, nor
+names such as `20.12.2023`, whose numbers sort by the day of the month, nor numbers that contradict the dates there are.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from medad_core.errors import UsageError
 BY_DATE, BY_VISIT = "date", "visit"
 _ISO = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _DATE_AS_VISIT = re.compile(r"(19|20)\d{2}-?\d{2}-?\d{2}", re.ASCII)  # as the layout of visits has it
+_YEAR_LAST = re.compile(r"(?<!\d)\d{1,2}[-_.]?\d{1,2}[-_.]?(19|20)\d{2}(?!\d)", re.ASCII)
 _NUMBER = re.compile(r"\d+", re.ASCII)
 _NUMBER_AND_SIGN = re.compile(r"[-_.]?\d+", re.ASCII)
 
@@ -74,11 +76,17 @@ def in_order(visits: Sequence[Visit]) -> Visits:
         by, reason = BY_VISIT, "not all have a date, and their visits have no numbers in one form"
     if len(set(keys)) < len(keys):
         return Visits(by_case, "", reason)
-    return Visits(tuple(visit for _, visit in sorted(zip(keys, by_case, strict=True), key=lambda pair: pair[0])), by)
+    ordered = tuple(visit for _, visit in sorted(zip(keys, by_case, strict=True), key=lambda pair: pair[0]))
+    known = [visit.day for visit in ordered if visit.day is not None]
+    if known != sorted(known):
+        return Visits(by_case, "", "the numbers of their visits contradict the dates that are given")
+    return Visits(ordered, by)
 
 
 def _numbers(visits: Sequence[Visit]) -> dict[str, tuple[int, ...]]:
-    """The numbers in the names of visits, by case; none where the names differ in anything else."""
+    """The numbers in the names of visits, by case; none where the names differ in anything else, or end with a year."""
+    if any(_YEAR_LAST.search(visit.name) for visit in visits):
+        return {}
     words = {_NUMBER_AND_SIGN.sub("", visit.name.casefold()) for visit in visits}
     numbers = {visit.case_id: tuple(map(int, _NUMBER.findall(visit.name))) for visit in visits}
     return numbers if len(words) == 1 and all(numbers.values()) else {}

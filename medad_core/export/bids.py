@@ -78,6 +78,12 @@ class BidsDataset:
         }
         write_text(f"{stem}_mask.json", _json(mask | facts))
 
+    def files(self, case_id: str) -> tuple[Path, ...]:
+        """See `Writer.files`; none of a case that the run has no map of, which has no name."""
+        stem = self.names.get(case_id)
+        ends = () if stem is None else ("_probseg.nii.gz", "_mask.nii.gz", "_probseg.json", "_mask.json")
+        return tuple(self.out / f"{stem}{end}" for end in ends)
+
     def _facts(self, case: CaseMap) -> dict[str, Any]:
         """What both sidecars say."""
         assert case.member.volume is not None, f"{case.case_id} has a map and no volume"

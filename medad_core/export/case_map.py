@@ -15,10 +15,9 @@ import numpy.typing as npt
 
 from medad_core.data.place import Place
 from medad_core.export.space import FloatArray, to_file
-from medad_core.models.decoder import render_map
 from medad_core.run.cohort import Member
 from medad_core.run.run import Run
-from medad_core.stages.rows import grids_of, windows_of
+from medad_core.stages.rows import rendered_maps
 
 BoolArray = npt.NDArray[np.bool_]
 RESEARCH = "For research. Not a medical device."
@@ -57,18 +56,11 @@ class CaseMap:
         return f"{phantom}slices {self.slices[0]} to {self.slices[1]} screened"
 
 
-def read_case_map(run: Run, member: Member, place: Place) -> CaseMap:
+def read_case_map(run: Run, member: Member, place: Place, threshold: float) -> CaseMap:
     """The map of a case that the run has maps of. Raises StoreError."""
     slices = run.stage("slices").read_case(member.case_id)
     maps = run.stage("maps").read_case(member.case_id)
-    size = slices["height"][0].as_py(), slices["width"][0].as_py()
-    windows = windows_of(maps)
-    pictures = np.stack(
-        [
-            render_map(grid, *size, None if windows is None else windows[at]).astype(np.float32)
-            for at, grid in enumerate(grids_of(maps))
-        ]
-    )
+    pictures = rendered_maps(maps, slices["height"][0].as_py(), slices["width"][0].as_py())
     first = slices["slice_index"][0].as_py()
     assert member.volume is not None, f"{member.case_id} has maps and no volume"
     return CaseMap(
@@ -77,7 +69,7 @@ def read_case_map(run: Run, member: Member, place: Place) -> CaseMap:
         values=to_file(pictures, first, place),
         screened=to_file(np.ones_like(pictures), first, place) > 0,
         slices=(first, first + len(pictures) - 1),
-        threshold=run.settings.evaluate.map_threshold,
+        threshold=threshold,
         volume=Path(run.cohort.root) / member.volume.path,
     )
 

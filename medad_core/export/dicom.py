@@ -64,19 +64,22 @@ class DicomObjects:
         looked_at = np.flatnonzero(series.place(case.screened.astype(np.uint8), affine).any(axis=(1, 2)))
         frames = [series.frames[number] for number in looked_at]
         try:
-            objects = {
-                "map": parametric_map(frames, series.place(case.values, affine)[looked_at], case),
-                "seg": segmentation(frames, series.place(case.mask, affine)[looked_at], case),
-            }
+            objects = (
+                parametric_map(frames, series.place(case.values, affine)[looked_at], case),
+                segmentation(frames, series.place(case.mask, affine)[looked_at], case),
+            )
         except (AttributeError, KeyError, TypeError, ValueError) as error:  # what highdicom says of wrong attributes
             raise CaseError(
                 case.case_id, f"its DICOM series cannot be referred to ({first_line(error)}); repair its attributes"
             ) from error
-        for kind, made in objects.items():
-            path = str(file_of(self.out, case.case_id, f"_{kind}.dcm"))
+        for path, made in zip(map(str, self.files(case.case_id)), objects, strict=True):
             made.BodyPartExamined = "BRAIN"  # which is not one of a pair: DICOM asks for the side of those
             with new_file(path) as temporary, explained("write", path):
                 made.save_as(temporary)
+
+    def files(self, case_id: str) -> tuple[Path, ...]:
+        """See `Writer.files`: the map, then the mask."""
+        return tuple(file_of(self.out, case_id, end) for end in ("_map.dcm", "_seg.dcm"))
 
 
 def parametric_map(frames: list[Dataset], values: np.ndarray, case: CaseMap) -> ParametricMap:

@@ -6,11 +6,12 @@ Only what concerns all of them stops the command, before anything is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medad_core.data.own_folders import claim_folder, mark_folder
+from medad_core.data.own_folders import claim_folder, is_medad_folder, mark_folder
+from medad_core.data.table import dataset_root
 from medad_core.errors import CaseError, UsageError
 from medad_core.export.bids import NOT_EXPORTED, BidsDataset
 from medad_core.export.case_map import read_case_map
@@ -19,12 +20,14 @@ from medad_core.export.niivue import NiivueDocuments
 from medad_core.export.protocol import Format, Writer
 from medad_core.export.sources import Source, sources_of
 from medad_core.facts.case import NO_PLACE
-from medad_core.media import write_csv
+from medad_core.media import read_csv, write_csv
 from medad_core.run.cohort import Member
+from medad_core.run.info import read_run_info
 from medad_core.run.rejected import rejected_cases
 from medad_core.run.run import Run
+from medad_core.stages.facts import thresholds_of
 from medad_core.store import write_text
-from medad_core.store.files import make_folder
+from medad_core.store.files import make_folder, read_bytes, remove
 
 
 @dataclass
@@ -47,9 +50,10 @@ def export(
 ) -> Exported:
     """Write map (float32, 0 to 1) and mask (uint8) of all cases of a run, or of those named, below `out`.
 
-    The mask is the map at `evaluate.map_threshold`. Files that exist are replaced. `reference` is the folder of DICOM
-    series, for "dicom-seg" only. Raises UsageError for a case that the run does not have, and for names that become the
-    same in BIDS, StoreError where maps are not finished or a file cannot be written.
+    The mask is the map at the threshold of the results, or of the settings where there are none yet. Files that exist
+    are replaced, and removed where the case cannot be written any more. `reference` is the folder of DICOM series, for
+    "dicom-seg" only. Raises UsageError for a case that the run does not have, for names that become the same in BIDS,
+    and for a folder that holds something else; StoreError where maps are not finished or a file cannot be written.
     """
     run.stage("maps").require_finished()
     done = [case_id for part in run.stage("maps").finished_inputs() for case_id in part]
@@ -58,18 +62,18 @@ def export(
         raise UsageError(f"{unknown[0]}: the run has no maps of this case; predictions.parquet lists those it has")
     writer = _writer(run, out, kind, done, reference)
     sources = sources_of(run)
-    claim_folder(run.cohort.root, str(out))
-    make_folder(str(out))
-    mark_folder(str(out))  # medad never takes its own masks for an expert's
+    _claim(run, out)
     writer.begin()
     members = {member.case_id: member for member in run.cohort.members}
     exported = Exported(out)
     if not cases:
         exported.skipped |= _rejected(run, done)
+    thresholds = thresholds_of(run)
     wanted = [case_id for case_id in done if not cases or case_id in cases]
     for number, case_id in enumerate(wanted, 1):
         try:
-            remark = _write(run, members[case_id], sources.get(case_id), writer)
+            threshold = thresholds.get(case_id, run.settings.evaluate.map_threshold)
+            remark = _write(run, members[case_id], sources.get(case_id), threshold, writer)
         except CaseError as error:
             exported.skipped[case_id] = error.reason
         else:
@@ -77,9 +81,28 @@ def export(
             if remark:
                 exported.remarks[case_id] = remark
         progress(number, len(wanted))
-    rows = sorted(exported.skipped.items())
-    write_text(str(out / NOT_EXPORTED), write_csv(("case_id", "reason"), rows))
+    _record(exported, writer, members.keys() - wanted if cases else ())
     return exported
+
+
+def _record(exported: Exported, writer: Writer, others: Collection[str]) -> None:
+    """Write `not_exported.csv`, which keeps what it says of `others`, and remove what earlier exports wrote."""
+    for case_id in exported.skipped:
+        for file in writer.files(case_id):  # on what the case is now it may lie anywhere
+            remove(str(file))
+    listed = str(exported.folder / NOT_EXPORTED)
+    before = {row["case_id"]: row["reason"] for row in read_csv((read_bytes(listed) or b"").decode("utf-8"))}
+    kept = {case_id: reason for case_id, reason in before.items() if case_id in others}
+    write_text(listed, write_csv(("case_id", "reason"), sorted((kept | exported.skipped).items())))
+
+
+def _claim(run: Run, out: Path) -> None:
+    """Make and mark the folder, so that medad never takes its own masks for an expert's. Raises UsageError."""
+    claim_folder(dataset_root(read_run_info(run.uri).data_root), str(out))
+    make_folder(str(out))
+    mark_folder(str(out))
+    if not is_medad_folder(out):
+        raise UsageError(f"--out {out}: holds other files; choose a new folder")
 
 
 def _writer(run: Run, out: Path, kind: Format, done: Sequence[str], reference: Path | None) -> Writer:
@@ -108,7 +131,7 @@ def _rejected(run: Run, done: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _write(run: Run, member: Member, source: Source | None, writer: Writer) -> str:
+def _write(run: Run, member: Member, source: Source | None, threshold: float, writer: Writer) -> str:
     """Write one case; returns what is remarkable of it. Raises CaseError where it cannot be written, and StoreError."""
     if source is None:
         raise CaseError(member.case_id, NO_PLACE)
@@ -126,5 +149,5 @@ def _write(run: Run, member: Member, source: Source | None, writer: Writer) -> s
             member.case_id,
             f"{path} is not there any more, and this format holds it; bring it back, or use --format nifti",
         )
-    writer.write(read_case_map(run, member, source.place))
+    writer.write(read_case_map(run, member, source.place, threshold))
     return f"{path} is not there any more; the files lie where it lay" if state == "missing" else ""

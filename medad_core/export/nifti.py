@@ -31,8 +31,13 @@ class NiftiFiles:
 
     def write(self, case: CaseMap) -> None:
         """Write map and mask. Raises StoreError."""
-        write_map(file_of(self.out, case.case_id, "_map.nii.gz"), case)
-        write_mask(file_of(self.out, case.case_id, "_mask.nii.gz"), case)
+        values, mask = self.files(case.case_id)
+        write_map(values, case)
+        write_mask(mask, case)
+
+    def files(self, case_id: str) -> tuple[Path, ...]:
+        """See `Writer.files`: the map, then the mask."""
+        return tuple(file_of(self.out, case_id, end) for end in ("_map.nii.gz", "_mask.nii.gz"))
 
 
 def write_map(path: Path, case: CaseMap) -> None:

@@ -7,7 +7,9 @@ voxels and affine only, since texts in a header may say who somebody is.
 from __future__ import annotations
 
 import base64
+import gzip
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from medad_core.store import write_text
 
 _BRAIN = (1, 99)  # percentiles of what is not the background: the greys of the picture
 _FAINTEST = 0.1  # of the map: below it the picture is seen alone
+_GZIP = b"\x1f\x8b"
 _NIFTI = 1  # `imageType` of NiiVue
 _MULTIPLANAR = 3  # `sliceType` of NiiVue
 
@@ -40,7 +43,11 @@ class NiivueDocuments:
 
     def write(self, case: CaseMap) -> None:
         """Write the document. Raises CaseError where the volume cannot be read, and StoreError."""
-        write_text(str(file_of(self.out, case.case_id, ".nvd")), json.dumps(document_of(case, read_volume(case))))
+        write_text(str(*self.files(case.case_id)), json.dumps(document_of(case, read_volume(case))))
+
+    def files(self, case_id: str) -> tuple[Path, ...]:
+        """See `Writer.files`."""
+        return (file_of(self.out, case_id, ".nvd"),)
 
 
 def read_volume(case: CaseMap) -> np.ndarray:
@@ -50,12 +57,20 @@ def read_volume(case: CaseMap) -> np.ndarray:
     """
     channel = case.member.volume.channel if case.member.volume is not None else None
     try:
-        stored = np.asanyarray(nib.load(case.volume).dataobj)
-    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
+        stored = np.asanyarray(_image(case.volume.read_bytes()).dataobj)
+    except (OSError, EOFError, ValueError, zlib.error, nib.spatialimages.HeaderDataError) as error:
         raise CaseError(case.case_id, f"{case.volume} cannot be read ({first_line(error)}); bring it back") from error
     volume = stored.reshape((*case.place.shape, -1), order="F")[..., channel or 0]
     whole = np.issubdtype(volume.dtype, np.integer) and np.abs(volume.astype(np.int64)).max() <= np.iinfo(np.int16).max
     return volume.astype(np.int16 if whole else np.float32)
+
+
+def _image(content: bytes) -> nib.Nifti1Image:
+    """The image of a file's bytes, whatever its name says of them, as it was read when it was screened."""
+    if content[:2] == _GZIP:
+        content = gzip.decompress(content)
+    of_second_version = 540 in (int.from_bytes(content[:4], order) for order in ("little", "big"))
+    return (nib.Nifti2Image if of_second_version else nib.Nifti1Image).from_bytes(content)
 
 
 def document_of(case: CaseMap, volume: np.ndarray) -> dict[str, Any]:

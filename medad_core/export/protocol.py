@@ -26,6 +26,9 @@ class Writer(Protocol):
     def write(self, case: CaseMap) -> None:
         """Write the files of one case. Raises CaseError if this case cannot be written, StoreError if no case can."""
 
+    def files(self, case_id: str) -> tuple[Path, ...]:
+        """Where the files of a case lie."""
+
 
 def file_of(folder: Path, case_id: str, end: str) -> Path:
     """The file of a case with `end`, such as `_map.nii.gz`, in `folder`."""

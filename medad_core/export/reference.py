@@ -97,7 +97,7 @@ def find_series(case_id: str, folder: Path, screened: np.ndarray, affine: npt.ND
             placed = series.place(screened, affine)
             if np.count_nonzero(placed) != np.count_nonzero(screened):
                 raise ValueError("it does not reach over all voxels that were screened")
-        except ValueError as error:
+        except (TypeError, ValueError) as error:  # an attribute of other length than DICOM has
             reasons.append(f"series {images[0].SeriesInstanceUID}: {first_line(error)}")
         else:
             fitting.append(series)

@@ -1,7 +1,7 @@
 """The follow-up of a cohort: patients who were examined more than once, in whichever batches.
 
 One decision: two maps are compared once. What an earlier night compared is taken from the cohort's own files, because
-the maps may be pruned since; order and dates are looked up each time, because they may be known better.
+the maps may be pruned since. Dates and visits are those that were known when a case was screened.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from medad_core.errors import StoreError
+from medad_core.errors import ConfigError, StoreError
 from medad_core.inbox.batch import histories_of
 from medad_core.inbox.records import Batch, Screening
 from medad_core.run.cohort import Member, cohort_of
@@ -41,7 +41,7 @@ def write_followup(folder: Path, batches: Sequence[Batch], run_of: Callable[[int
             found = _examinations(batch, {name: several[name] for name in own}, run_of(batch.number))
             examinations += found
             lost = set(own) - {one.member.case_id for one in found}
-            missing += [(several[name], f"batch {batch.number} has no {CASES_FILE}") for name in sorted(lost)]
+            missing += [(several[name], f"batch {batch.number} was not evaluated") for name in sorted(lost)]
     write_followed(str(folder), follow(examinations, missing, _known(folder)))
 
 
@@ -51,7 +51,12 @@ def _members(
     """The cases that count, as the cohorts of their batches have them."""
     members = {}
     for batch in batches:
-        for member in cohort_of(str(run_of(batch.number))).members:
+        try:
+            cohort = cohort_of(str(run_of(batch.number)))
+        except StoreError as error:  # one damaged file of an old batch must not stop every night
+            log.warning("%s; the patients of batch %d are not followed", error, batch.number)
+            continue
+        for member in cohort.members:
             last = newest.get(member.case_id)
             if last is not None and last.batch == batch.number:
                 members[member.case_id] = member
@@ -62,10 +67,10 @@ def _examinations(batch: Batch, members: dict[str, Member], uri: Path) -> list[E
     """The cases of a batch with their facts; none where an earlier version evaluated it."""
     try:
         rows = read_table(join(str(uri), CASES_FILE)).to_pylist()
-    except StoreError as error:
+        run = Run.reopen(str(uri))
+    except (StoreError, ConfigError) as error:
         log.warning("%s; run `medad evaluate %s` to make it again", error, uri)
         return []
-    run = Run.reopen(str(uri))
     models = fingerprint_of(batch.fingerprint)
     return [
         Examination(members[row["case_id"]], row, run, models, batch.number)

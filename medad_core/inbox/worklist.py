@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from medad_core.errors import StoreError
 from medad_core.facts.worklist import HEADS, urgency
 from medad_core.inbox.batch import histories_of
 from medad_core.inbox.records import Batch
@@ -44,11 +45,18 @@ def write_worklist(path: str, batches: Sequence[Batch], run_of: Callable[[int], 
 
 def read_worklist(path: str) -> list[dict[str, str]]:
     """The rows of a worklist, in their order; none where there is no such file. Raises StoreError."""
-    return list(read_csv((read_bytes(path) or b"").decode("utf-8")))
+    try:
+        return list(read_csv((read_bytes(path) or b"").decode("utf-8")))
+    except UnicodeDecodeError as error:
+        raise StoreError(f"{path} is damaged ({error}); run `medad evaluate` on its folder") from error
 
 
 def _rows_of(run: Path) -> Iterator[dict[str, str]]:
-    rows = read_worklist(str(run / WORKLIST))
+    try:
+        rows = read_worklist(str(run / WORKLIST))
+    except StoreError as error:
+        log.warning("%s", error)
+        return
     if rows and set(rows[0]) == set(HEADS):
         yield from rows
     elif rows or not (run / WORKLIST).exists():

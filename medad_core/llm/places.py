@@ -67,6 +67,8 @@ def _unclear(words: set[str]) -> str:
     rows, columns = words & _ROWS, words & _COLUMNS
     if unknown := sorted(words & _UNKNOWN):
         return f"{unknown[0]!r} is no place that a question can name"
+    if "center" in words and (rows or columns) and "or" in words:
+        return "it names two places"
     if len(rows) > 1 or (len(columns) > 1 and (rows or "half" in words)):
         return "it names two places"
     if "half" in words and ((rows and columns) or "center" in words):

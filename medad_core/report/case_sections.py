@@ -110,7 +110,7 @@ def _lesion_cells(one: LesionFacts, words: Words) -> list[Cell]:
     texts = (
         str(one.lesion),
         _at_least(one.volume_ml, ML, one.is_cut, words),
-        f"{words.number(one.diameter_mm, MM)} × {words.number(one.perpendicular_mm, MM)}",
+        f"{_at_least(one.diameter_mm, MM, one.is_cut, words)} × {words.number(one.perpendicular_mm, MM)}",
         f"{one.first_slice}–{one.last_slice}",
         str(one.widest_slice),
         words.known("sides", one.side),

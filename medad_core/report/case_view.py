@@ -23,7 +23,7 @@ _INPUTS = re.compile(r'<meta name="medad-inputs" content="([0-9a-f]{64})">')
 
 
 def inputs_of(report: CaseReport, *parts: str) -> str:
-    """SHA-256, hex, of all that a page is made of: its report, the `parts` (their sha256) of its volumes, this code."""
+    """SHA-256, hex, of all that a page is made of: its report, `parts` that its volumes are made of, this code."""
     content = hashlib.sha256(report.model_dump_json().encode())
     for text in (*parts, version()):
         content.update(text.encode())

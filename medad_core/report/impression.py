@@ -35,14 +35,16 @@ def _of_map(found: Lesions, ends: tuple[int, int], limits: tuple[float, float], 
         return words("impression.nothing", smallest=smallest, threshold=threshold, range=where)
     largest = found.each[0]
     regions = words("impression.regions", regions=words.regions(largest.regions)) if largest.regions else ""
+    at_least = words("impression.at_least")
+    size = f"{words.number(largest.diameter_mm, MM)} × {words.number(largest.perpendicular_mm, MM)}"
     return words.counted(
         "impression.found",
         found.lesions,
-        at_least=words("impression.at_least") if found.is_cut else "",
+        at_least=at_least if found.is_cut else "",
         volume=words.number(found.volume_ml, ML),
         threshold=threshold,
         range=where,
-        size=f"{words.number(largest.diameter_mm, MM)} × {words.number(largest.perpendicular_mm, MM)}",
+        size=f"{at_least if largest.is_cut else ''}{size}",
         side=words.known("side_of_case", largest.side),
         regions=regions,
     )
@@ -51,7 +53,8 @@ def _of_map(found: Lesions, ends: tuple[int, int], limits: tuple[float, float], 
 def _of_answers(screened: Screened, key_slice: KeySlice, words: Words) -> str:
     """`key_slice` is that of the largest lesion, or the one with the highest score."""
     other = [one.subject for one in key_slice.statements if one.agrees is False]
-    agreed = [one.subject for one in key_slice.statements if one.agrees and one.subject not in other]
+    both = [one for one in key_slice.statements if len(one.compared) == 2]  # with map and facts
+    agreed = [one.subject for one in both if one.agrees and one.subject not in other]
     which = ("agrees" if not other else "agrees_in_part" if agreed else "disagrees") if agreed or other else "unread"
     agreement = words(
         f"impression.{which}",

@@ -60,14 +60,15 @@ class Reply:
     computed: Computed | None = None
     answer: str | None = None
     value: str | None = None
+    place: str | None = None
     p_yes: float | None = None
 
     @property
     def agrees(self) -> bool | None:
-        """Whether the language model says what is computed; None where one of them says nothing."""
+        """Whether the language model says what is computed, and names its place if it names one; None without both."""
         if self.value is None or self.computed is None:
             return None
-        return self.value == self.computed.value
+        return self.value == self.computed.value and self.place in (None, self.computed.cell)
 
     def lines(self) -> list[str]:
         """The reply, line by line; no line has a character that cannot be seen."""

@@ -44,7 +44,7 @@ class Words:
 
     def number(self, value: float | None, digits: int) -> str:
         """A number with so many digits after the decimal sign; a dash for None."""
-        return self("none") if value is None else f"{value:.{digits}f}".replace(".", self("decimal"))
+        return self("none") if value is None else f"{value:z.{digits}f}".replace(".", self("decimal"))
 
     def plain(self, value: float) -> str:
         """A number of the settings, such as a threshold, with as many digits as it has."""

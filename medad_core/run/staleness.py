@@ -109,8 +109,11 @@ def same_content(root: str, file: FileRead) -> bool | None:
     Raises StoreError if it cannot be read in a way that may pass.
     """
     path = f"{root}/{file.path}"
-    if not os.access(path, os.R_OK):
-        return None
+    with explained("read", path):
+        try:
+            os.close(os.open(path, os.O_RDONLY))
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return None
     return _current_file(path, file) is not None
 
 

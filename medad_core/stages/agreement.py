@@ -2,7 +2,8 @@
 
 One decision: map and mask are asked by the functions that give the truth of a question (`data.findings.find`,
 `Question.truth`), so a statement is right about a mask here exactly where it is right in `questions.parquet`. Facts are
-the lesions of `lesions.parquet` that the slice cuts: they have no specks below `evaluate.smallest_lesion_ml`.
+the lesions of `lesions.parquet` that the slice cuts: they have no specks below `evaluate.smallest_lesion_ml`. Their
+place, side and size are those of whole lesions, so they are compared only in the slice where these are widest.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from medad_core.metrics.location import cell_steps
 from medad_core.report.case import NEIGHBOUR, OTHER, SAME, Comparison, LesionFacts, Source, Statement
 
 LOCATION = "location"
+_OF_WHOLE = (LOCATION, "side", "size")
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class SliceEvidence:
     """What a slice shows. `found` is the finding of its map above the threshold, `true` that of its mask.
 
     Both are None where there is nothing, and `true` also where the case has no mask (`labelled`). `lesions` are those
-    of the map that the slice cuts, the largest first. `shape` is that of the picture.
+    of the map that the slice `slice_index` cuts, the largest first. `shape` is that of the picture.
     """
 
     found: TumourFinding | None
@@ -33,6 +35,7 @@ class SliceEvidence:
     labelled: bool
     true: TumourFinding | None
     shape: tuple[int, int]
+    slice_index: int
 
 
 def statements_of(
@@ -93,6 +96,8 @@ def _said_by_lesions(about: Question, evidence: SliceEvidence) -> str | None:
         return None
     if about.family == PRESENCE:
         return "yes" if lesions else "no"
+    if about.family in _OF_WHOLE and any(one.widest_slice != evidence.slice_index for one in lesions):
+        return None
     return _SAID[about.family](lesions, evidence.shape) if lesions else NONE
 
 

@@ -5,22 +5,23 @@
 
     print(ask(Run.reopen("RUN"), "CASE", "Is there any anomaly in the image?"))
 
-One decision: the LLM gets the tokens that the run has of the slice, and a learned question in the words of screening.
-So its answer to presence is that of predictions.parquet, and free words reach no LLM. Nothing is written.
+One decision: what the run asked already is answered from its files. For another learned question, the LLM gets the
+tokens that the run has of the slice, in the words of screening. So free words reach no LLM. Nothing is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 
 from medad_core.config import Settings
 from medad_core.data.findings import HALVES, find
 from medad_core.errors import StoreError, UsageError
-from medad_core.llm.questions import REGION, Question
+from medad_core.llm.questions import PRESENCE, REGION, Question, questions_of
 from medad_core.llm.understanding import check_asked, load_understanding
 from medad_core.media import read_csv
 from medad_core.models.decoder import render_map
@@ -28,10 +29,11 @@ from medad_core.models.weights import converter_facts, right_share, weights_fold
 from medad_core.report.reply import Computed, Reply
 from medad_core.run.cohort import Member
 from medad_core.run.fingerprints import answers_fingerprint, check_planned, prompts_fingerprint
+from medad_core.run.rejected import rejected_cases
 from medad_core.run.run import Run
 from medad_core.stages.answers import Asking
 from medad_core.stages.caveats import learned
-from medad_core.stages.facts import WORKLIST_FILE
+from medad_core.stages.facts import WORKLIST_FILE, thresholds_of
 from medad_core.stages.rows import bits_of, grids_of, windows_of
 from medad_core.store import join
 from medad_core.store.files import read_bytes
@@ -49,6 +51,9 @@ def ask(run: Run, case_id: str, asked: str, slice_index: int | None = None) -> R
     check_asked(asked)
     settings = run.settings
     member = _member(run, case_id)
+    for rejected, stage, reason in rejected_cases(run.stages.values()):
+        if rejected == case_id:
+            raise UsageError(f"{case_id}: the run could not use this case: {stage}: {reason}")
     pictures = run.stage("slices").read_case(case_id)
     chosen = _chosen(run, case_id, pictures["slice_index"].to_pylist(), slice_index)
     match = load_understanding().nearest(asked)
@@ -83,8 +88,6 @@ def _member(run: Run, case_id: str) -> Member:
 
 def _chosen(run: Run, case_id: str, slices: Sequence[int], slice_index: int | None) -> int:
     """The slice that is meant, which is one of `slices`."""
-    if not slices:
-        raise UsageError(f"{case_id}: the run could not use this case; rejected.csv says why")
     if slice_index is None:
         return _look_at(run, case_id)
     if slice_index not in slices:
@@ -138,7 +141,7 @@ def _computed(run: Run, question: Question, picture: pa.Table) -> Computed:
     one_map = _row_of(run.stage("maps").read_case(row["case_id"]), row["slice_index"])
     windows = windows_of(one_map)
     rendered = render_map(grids_of(one_map)[0], row["height"], row["width"], None if windows is None else windows[0])
-    threshold = run.settings.evaluate.map_threshold
+    threshold = thresholds_of(run).get(row["case_id"], run.settings.evaluate.map_threshold)
     finding = find(rendered >= threshold, bits_of(row, "brain"), row["spacing_mm"][0] * row["spacing_mm"][1])
     return Computed(
         question=question.name,
@@ -155,6 +158,8 @@ def _computed(run: Run, question: Question, picture: pa.Table) -> Computed:
 def _answered(run: Run, question: Question, reply: Reply) -> Reply:
     """The reply with the answer of the LLM, which the engine transformers runs: vLLM takes half a minute to start."""
     settings = run.settings
+    if question in questions_of(settings.llm.questions):
+        return _with(reply, question, _stored(run, question, reply))
     for stage, current in (("prompts", prompts_fingerprint), ("answers", answers_fingerprint)):
         check_planned(stage, run.stage(stage).plan().fingerprint, current(settings))
     asking = Asking.of(settings, (question,))
@@ -168,6 +173,20 @@ def _answered(run: Run, question: Question, reply: Reply) -> Reply:
     settings = settings.model_copy(update={"llm": settings.llm.model_copy(update=here)})
     tokens = _row_of(run.stage("prompts").read_case(reply.case_id), reply.slice_index)
     with closing(asking.open_engine(settings)) as engine:
-        row = asking.rows(tokens, engine).to_pylist()[0]
+        return _with(reply, question, asking.rows(tokens, engine).to_pylist()[0])
+
+
+def _stored(run: Run, question: Question, reply: Reply) -> dict[str, Any]:
+    """The row of ANSWERS that the run has for the slice, which it asked the same."""
+    rows = run.stage("answers").read_case(reply.case_id).to_pylist()
+    return next(
+        row
+        for row in rows
+        if row["slice_index"] == reply.slice_index and row.get("question", PRESENCE) == question.name
+    )
+
+
+def _with(reply: Reply, question: Question, row: Mapping[str, Any]) -> Reply:
+    place = row["location"] if question.family == PRESENCE else None
     p_yes = row["p_yes"] if question.is_yes_or_no else None
-    return replace(reply, answer=row["answer"], value=question.read(row["answer"]), p_yes=p_yes)
+    return replace(reply, answer=row["answer"], value=question.read(row["answer"]), place=place, p_yes=p_yes)

@@ -20,12 +20,12 @@ from medad_core.report.key_image import key_image
 from medad_core.run.run import Run
 from medad_core.stages.case_reports import CaseReporter, Drafted
 from medad_core.stages.page import CasePages
+from medad_core.stages.page_files import REPORTS_FOLDER as FOLDER
 from medad_core.stages.page_files import prepare_pages
 from medad_core.store import join, write_bytes, write_text
 from medad_core.store.files import make_folder, read_bytes, remove, sweep
 from medad_core.store.listing import list_names
 
-FOLDER = "reports"
 JSON = "json"
 FORMS = ("md", "html", "pdf", JSON)
 _KEY_IMAGE = r"-slice-\d+\.png"
@@ -56,10 +56,9 @@ def write_reports(run: Run, cases: Sequence[str]) -> Written:
             drafted = reporter.draft(case_id)
             is_new = write_report(run.uri, drafted), pages.write(drafted.report)
             (done.written if any(is_new) else done.unchanged).append(case_id)
-        except CaseError as error:
-            done.failed[case_id] = error.reason
-        except StoreError as error:
-            done.failed[case_id] = str(error)
+        except (CaseError, StoreError) as error:
+            _remove_report(run.uri, file_name(case_id))  # that of before says what is true no more
+            done.failed[case_id] = error.reason if isinstance(error, CaseError) else str(error)
     return done
 
 
@@ -98,17 +97,23 @@ def _write_forms(folder: str, stem: str, drafted: Drafted) -> None:
 def remove_orphans(run: Run, cases: Sequence[str]) -> list[str]:
     """Remove the reports of all but these cases, which the run has no more, and what killed writers left.
 
-    Returns the names of the JSON files, without their end.
+    Returns the names of their files, without their end.
     """
     folder = join(run.uri, FOLDER)
     sweep(folder)
     present = list_names(folder)
     kept = {file_name(case_id) for case_id in cases}
-    stems = {name.removesuffix(f".{JSON}") for name in present if name.endswith(f".{JSON}")} - kept
+    stems = {stem for stem, _, form in (name.rpartition(".") for name in present) if form in FORMS} - kept
     for stem in sorted(stems):
-        for name in ({f"{stem}.{form}" for form in FORMS} & present) | _key_images(stem, present):
-            remove(join(folder, name))
+        _remove_report(run.uri, stem)
     return sorted(stems)
+
+
+def _remove_report(run: str, stem: str) -> None:
+    folder = join(run, FOLDER)
+    present = list_names(folder)
+    for name in ({f"{stem}.{form}" for form in FORMS} & present) | _key_images(stem, present):
+        remove(join(folder, name))
 
 
 def prepare_folder(run: Run) -> str:

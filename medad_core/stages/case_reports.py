@@ -90,7 +90,7 @@ class CaseReporter:
         report = self._report(results, found, tally, key_slices)
         shown = tuple(items.values())[:SHOWN]
         spacing_mm = tuple(slices["spacing_mm"][0].as_py())
-        hashed = report.model_copy(update={"inputs_sha256": _hash_of(report, shown, self.words)})
+        hashed = report.model_copy(update={"inputs_sha256": _hash_of(report, shown, spacing_mm, self.words)})
         return Drafted(hashed, shown, spacing_mm)
 
     def _report(
@@ -197,6 +197,7 @@ def _key_slice(
         labelled=item.mask is not None,
         true=finding(item.mask),
         shape=item.image.shape,
+        slice_index=at,
     )
     further = [question for question in results.questions if question["slice_index"] == at]
     return KeySlice(
@@ -214,9 +215,11 @@ def picture_name(case_id: str, slice_index: int) -> str:
     return f"{file_name(case_id)}-slice-{slice_index:03d}.png"
 
 
-def _hash_of(report: CaseReport, items: tuple[GalleryItem, ...], words: Words) -> str:
+def _hash_of(
+    report: CaseReport, items: tuple[GalleryItem, ...], spacing_mm: tuple[float, float, float], words: Words
+) -> str:
     """Hash of all that the files of a report are made of: what it says, its words, and the pictures it shows."""
-    facts = [report.model_dump(mode="json"), words.entries]
+    facts = [report.model_dump(mode="json"), spacing_mm, words.entries]
     content = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for item in items:
         for array in (item.image, item.mask, item.anomaly_map):

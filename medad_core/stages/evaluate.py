@@ -6,7 +6,7 @@ again at any time, with the same result.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from medad_core.data.place import Place
 from medad_core.environment import package_versions
 from medad_core.errors import StoreError, WeightsError
 from medad_core.facts.case import CaseFacts, case_table, lesion_table
+from medad_core.facts.worklist import Entry
 from medad_core.media import markdown_text
 from medad_core.metrics import (
     Evidence,
@@ -55,18 +56,20 @@ from medad_core.stages.facts import (
     CASES_FILE,
     FACTS_FILES,
     LESIONS_FILE,
+    WORKLIST_FILE,
     comparison_of,
     entries_of,
     facts_of,
     places_of,
+    worklist_text,
     write_worklist,
 )
 from medad_core.stages.followup import FOLLOWUP_FILES, write_followup
-from medad_core.stages.page_files import link_pages, remove_pages
+from medad_core.stages.page_files import link_pages, remove_list, remove_pages, remove_reports
 from medad_core.stages.pictures import PREDICTIONS_FILE, gallery_item
 from medad_core.stages.rows import bits_of, grids_of, images_of, windows_of
 from medad_core.store import PREDICTIONS, QUESTIONS, join, read_table, write_table, write_text
-from medad_core.store.files import remove
+from medad_core.store.files import read_bytes, remove
 
 GALLERY = 24
 KEYS = ["case_id", "slice_index"]
@@ -123,30 +126,17 @@ def evaluate_run(run: Run) -> Results:
     predictions = measured.predictions()
     asked = pd.concat(measured.asked, ignore_index=True) if measured.asked else None
     tables = _tables(run, measured, predictions, asked)
-    if not all(_is_stored(join(run.uri, name), table) for name, table in tables.items()):
-        remove_pages(run.uri)
+    entries = entries_of(measured.facts, predictions, warned)
+    rows = evaluate(predictions, run.settings.evaluate, _evidence(run, measured, asked))
+    _remove_outdated(run.uri, tables, entries, rows)
     # A page that does not match the predictions would mislead: it is removed before, and written after them.
     for name in (PAGE_FILE, METRICS_FILE, TABLE_FILE, QUESTIONS_FILE, *FACTS_FILES, *FOLLOWUP_FILES):
         remove(join(run.uri, name))
     write_predictions(join(run.uri, PREDICTIONS_FILE), tables.pop(PREDICTIONS_FILE))
     for name, table in tables.items():
         write_table(join(run.uri, name), table)
-    members = run.cohort.members
-    entries = entries_of(measured.facts, predictions, warned)
     write_worklist(run.uri, entries)
     followups = write_followup(run, rejected)
-    comparisons = {one.case_id: comparison_of(one) for one in measured.facts}
-    evidence = Evidence(
-        pixel=measured.pixel,
-        lesions=measured.lesions,
-        cases={case_id: one for case_id, one in comparisons.items() if one is not None},
-        brightness=measured.brightness,
-        area_mm2=measured.area_mm2,
-        pathology={member.case_id: member.pathology for member in members if member.pathology},
-        asked=asked,
-        learned_from=_learned_from(run.settings),
-    )
-    rows = evaluate(predictions, run.settings.evaluate, evidence)
     _write_metrics(run, rows, rejected, warned)
     summary = summary_of(run, rejected, warned)
     page = render_report(
@@ -170,6 +160,32 @@ def evaluate_run(run: Run) -> Results:
         warned=warned,
         followed=len({row.patient for row in followups}),
     )
+
+
+def _evidence(run: Run, measured: _Measured, asked: pd.DataFrame | None) -> Evidence:
+    comparisons = {one.case_id: comparison_of(one) for one in measured.facts}
+    return Evidence(
+        pixel=measured.pixel,
+        lesions=measured.lesions,
+        cases={case_id: one for case_id, one in comparisons.items() if one is not None},
+        brightness=measured.brightness,
+        area_mm2=measured.area_mm2,
+        pathology={member.case_id: member.pathology for member in run.cohort.members if member.pathology},
+        asked=asked,
+        learned_from=_learned_from(run.settings),
+    )
+
+
+def _remove_outdated(
+    run: str, tables: Mapping[str, pa.Table], entries: Sequence[Entry], rows: Sequence[MetricRow]
+) -> None:
+    """Remove reports and pages of other results; the list alone where only the metrics are others."""
+    is_listed = read_bytes(join(run, WORKLIST_FILE)) == worklist_text(entries).encode()
+    if not is_listed or not all(_is_stored(join(run, name), table) for name, table in tables.items()):
+        remove_pages(run)
+        remove_reports(run)
+    elif not _is_stored(join(run, TABLE_FILE), metrics_table(rows)):
+        remove_list(run)
 
 
 def reliability(rows: Sequence[MetricRow], predictions: pd.DataFrame) -> list[Bin]:

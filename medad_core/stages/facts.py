@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from medad_core.config import EvaluateSettings
 from medad_core.data.place import Place
+from medad_core.errors import StoreError
 from medad_core.facts.case import CaseFacts, case_facts
 from medad_core.facts.lesions import BoolArray, Grid
 from medad_core.facts.worklist import HEADS, NEAR_HALF, Entry, Screened, worklist, worklist_rows
@@ -16,10 +17,22 @@ from medad_core.media import write_csv
 from medad_core.metrics import CaseComparison
 from medad_core.run.run import Run
 from medad_core.stages.rows import brains_of
-from medad_core.store import join, write_text
+from medad_core.store import join, read_table, write_text
 
 CASES_FILE, LESIONS_FILE, WORKLIST_FILE = "cases.parquet", "lesions.parquet", "worklist.csv"
 FACTS_FILES = (CASES_FILE, LESIONS_FILE, WORKLIST_FILE)
+
+
+def thresholds_of(run: Run) -> dict[str, float]:
+    """The threshold that the results of each case have, by case; none where there are no results yet.
+
+    `medad evaluate` may have been given another one than the run's settings say.
+    """
+    try:
+        rows = read_table(join(run.uri, CASES_FILE)).select(["case_id", "threshold"]).to_pylist()
+    except StoreError:
+        return {}
+    return {row["case_id"]: row["threshold"] for row in rows}
 
 
 def places_of(run: Run) -> dict[str, Place]:
@@ -50,9 +63,14 @@ def entries_of(facts: Sequence[CaseFacts], predictions: pd.DataFrame, warned: Se
     return worklist(facts, screened, warned)
 
 
+def worklist_text(entries: Sequence[Entry]) -> str:
+    """The content of `worklist.csv`."""
+    return write_csv(HEADS, worklist_rows(entries))
+
+
 def write_worklist(run: str, entries: Sequence[Entry]) -> None:
     """Write the worklist of the run in the folder `run`. Raises StoreError."""
-    write_text(join(run, WORKLIST_FILE), write_csv(HEADS, worklist_rows(entries)))
+    write_text(join(run, WORKLIST_FILE), worklist_text(entries))
 
 
 def screened_of(rows: pd.DataFrame) -> Screened:

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
 from medad_core.data.place import Place
 from medad_core.data.visits import Visit, in_order, visit_of
 from medad_core.errors import StoreError
@@ -36,16 +34,16 @@ from medad_core.facts.followup_rows import (
 )
 from medad_core.facts.lesions import Grid
 from medad_core.media import write_csv
-from medad_core.models.decoder import render_map
 from medad_core.run.cohort import Member
 from medad_core.run.rejected import Rejected
 from medad_core.run.run import Run
 from medad_core.stages.facts import CASES_FILE, places_of
-from medad_core.stages.rows import brains_of, grids_of, windows_of
+from medad_core.stages.rows import brains_of, rendered_maps
 from medad_core.store import join, read_table, write_table, write_text
 from medad_core.store.files import read_bytes, remove
 
 FOLLOWUP_FILE, PAIRS_FILE, FOLLOWUP_CSV = "followup.parquet", "followup_lesions.parquet", "followup.csv"
+UNREAD = "maps cannot be read"
 FOLLOWUP_FILES = (FOLLOWUP_FILE, PAIRS_FILE, FOLLOWUP_CSV)
 Row = tuple[FollowUp, list[dict[str, Any]]]  # with its rows of FOLLOWUP_LESIONS
 
@@ -76,11 +74,6 @@ class Followed:
     rows: list[FollowUp] = field(default_factory=list)
     pairs: list[dict[str, Any]] = field(default_factory=list)
 
-    @property
-    def patients(self) -> int:
-        """How many patients were examined more than once."""
-        return len({row.patient for row in self.rows})
-
 
 def write_followup(run: Run, rejected: Sequence[Rejected]) -> list[FollowUp]:
     """Follow the patients of a run whose `cases.parquet` is written, and write the files. Raises StoreError."""
@@ -93,11 +86,6 @@ def write_followup(run: Run, rejected: Sequence[Rejected]) -> list[FollowUp]:
     followed = follow(seen, missing)
     write_followed(run.uri, followed)
     return followed.rows
-
-
-def followups_of(run: Run) -> list[FollowUp]:
-    """The follow-up of a run, by patient and time; none where nobody was examined twice. Raises StoreError."""
-    return read_followups(run.uri)
 
 
 def read_followups(folder: str) -> list[FollowUp]:
@@ -138,7 +126,7 @@ def follow(
                 followed.rows.append(row)
                 followed.pairs.extend(pairs)
         for member, reason in absent.get(patient, ()):
-            text = f"{member.case_id} has no map ({reason})"
+            text = f"{member.case_id} is not compared ({reason})"
             followed.rows.append(FollowUp(patient, NOTHING, text, phantom=member.phantom))
     return followed
 
@@ -149,6 +137,12 @@ class _Comparing:
     def __init__(self, known: Followed) -> None:
         self.places: dict[str, dict[str, Place]] = {}
         self.known = {_key_of(row): row for row in known.rows if row.compared == ON_GRID}
+        # Why voxels could not be compared; not being readable may pass.
+        self.apart = {
+            _key_of(row): row.reason
+            for row in known.rows
+            if row.compared == NUMBERS and row.reason and not row.reason.startswith(UNREAD)
+        }
         self.pairs: dict[tuple[Any, Any], list[dict[str, Any]]] = defaultdict(list)
         for pair in known.pairs:
             self.pairs[pair["earlier"], pair["later"]].append(pair)
@@ -177,10 +171,12 @@ class _Comparing:
         known = self.known.get(_key_of(row))
         if known is not None:
             return replace(known, **{name: getattr(row, name) for name in WHEN}), self.pairs[row.earlier, row.later]
+        if _key_of(row) in self.apart:
+            return replace(row, reason=self.apart[_key_of(row)]), []
         try:
             seen = self._seen(earlier), self._seen(later)
         except StoreError as error:  # of an older batch; the night goes on
-            return replace(row, reason=f"maps cannot be read ({error})"), []
+            return replace(row, reason=f"{UNREAD} ({error})"), []
         apart = why_apart(*seen)
         if apart:
             return replace(row, reason=apart), []
@@ -200,15 +196,10 @@ class _Comparing:
         case_id = one.member.case_id
         slices = one.run.stage("slices").read_case(case_id, ["slice_index", "height", "width", "brain", "spacing_mm"])
         first = slices.slice(0, 1).to_pylist()[0]
-        rows = maps.read_case(case_id)
-        windows = windows_of(rows)
-        above = [
-            render_map(grid, first["height"], first["width"], None if windows is None else windows[at])
-            >= one.facts["threshold"]
-            for at, grid in enumerate(grids_of(rows))
-        ]
+        drawn = rendered_maps(maps.read_case(case_id), first["height"], first["width"])
         place = self.places[one.run.uri].get(case_id)
-        return Seen(np.stack(above), brains_of(slices), Grid(tuple(first["spacing_mm"]), first["slice_index"], place))
+        grid = Grid(tuple(first["spacing_mm"]), first["slice_index"], place)
+        return Seen(drawn >= one.facts["threshold"], brains_of(slices), grid)
 
 
 def _unequal(earlier: Examination, later: Examination) -> str:

@@ -1,6 +1,7 @@
 """Results and stage files to the pages of a run: `report/index.html`, and `report/cases/NAME.html` for every case.
 
-One decision: nothing is measured anew. Numbers are read from the results, pictures from the stages. A case is written
+One decision: numbers are read from the results, pictures from the stages; of the slices, the brightness alone is
+computed again, for its curve. A case is written
 again only if what its page is made of has changed, the list of cases every time; so a writer that was killed is
 completed by the next one.
 """
@@ -8,6 +9,7 @@ completed by the next one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +17,6 @@ import pandas as pd
 from medad_core.errors import StoreError
 from medad_core.media import file_name, read_csv
 from medad_core.metrics import MetricRow, metric_rows, slice_brightness
-from medad_core.models.decoder import render_map
 from medad_core.report import main_split
 from medad_core.report.case import CaseReport
 from medad_core.report.case_view import case_script, inputs_of, named_inputs, render_case_page
@@ -29,7 +30,7 @@ from medad_core.stages.case_results import RunResults
 from medad_core.stages.evaluate import TABLE_FILE, reliability, summary_of
 from medad_core.stages.facts import WORKLIST_FILE, places_of
 from medad_core.stages.page_files import CASES_FOLDER, INDEX_FILE, LIST_FILE, link_pages, page_names, remove_pages
-from medad_core.stages.rows import bits_of, brains_of, grids_of, images_of, windows_of
+from medad_core.stages.rows import bits_of, brains_of, images_of, rendered_maps
 from medad_core.store import join, write_text
 from medad_core.store.files import read_bytes, remove
 from medad_core.store.listing import size_of
@@ -52,7 +53,8 @@ class CasePages:
         Raises StoreError, CaseError.
         """
         stem = join(self.run.uri, CASES_FOLDER, file_name(report.case_id))
-        inputs = inputs_of(report, *(self._part_sha256(name, report.case_id) for name in _SEEN))
+        parts = [self._part_sha256(name, report.case_id) for name in _SEEN]
+        inputs = inputs_of(report, *parts, repr(self._places.get(report.case_id)))
         page = read_bytes(f"{stem}.html")
         if page is not None and named_inputs(page.decode()) == inputs and size_of(f"{stem}.js") is not None:
             return False
@@ -68,16 +70,11 @@ class CasePages:
         slices = self.run.stage("slices").read_case(report.case_id)
         maps = self.run.stage("maps").read_case(report.case_id)
         images = images_of(slices)
-        windows = windows_of(maps)
-        drawn = [
-            render_map(grid, *images.shape[1:], None if windows is None else windows[at])
-            for at, grid in enumerate(grids_of(maps))
-        ]
         masks = [bits_of(row, "mask") for row in slices.select(["height", "width", "mask"]).to_pylist()]
         axes = picture_axes(tuple(slices["spacing_mm"][0].as_py()), self._places.get(report.case_id))
         return case_volumes(
             images=images,
-            maps=np.stack(drawn),
+            maps=rendered_maps(maps, *images.shape[1:]),
             masks=None if masks[0] is None else np.stack(masks),
             threshold=report.threshold,
             first_slice=report.first_slice,
@@ -99,8 +96,10 @@ def write_index(run: Run) -> str:
     predictions = results.predictions.to_pandas(integer_object_nulls=True)
     rows = page_rows(_worklist(run), results.cases, predictions, phantoms, failed, page_names(run.uri))
     write_text(join(run.uri, LIST_FILE), worklist_script(rows))
+    used = {case["threshold"] for case in results.cases.values()}  # `medad evaluate` may have been given another
+    summary = summary_of(run, failed, [])
     page = render_index(
-        summary_of(run, failed, []),
+        replace(summary, map_threshold=used.pop()) if used else summary,
         metrics,
         rows,
         _curves(run, predictions, metrics),

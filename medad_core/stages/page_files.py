@@ -1,7 +1,7 @@
-"""Where the pages of a run lie, and when they are removed.
+"""Where the pages and reports of a run lie, and when they are removed.
 
-One decision: a page that does not match the results would mislead. Whoever writes other results removes the pages
-before; whoever writes pages finds those of earlier results nowhere.
+One decision: what does not match the results would mislead. Whoever writes other results removes what was made of
+those before; whoever writes pages and reports finds none of earlier results.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from medad_core.store.files import make_folder, read_bytes, remove, sweep
 from medad_core.store.listing import list_names
 
 FOLDER = "report"
+REPORTS_FOLDER = "reports"
 CASES_FOLDER = f"{FOLDER}/cases"
 INDEX_FILE = f"{FOLDER}/index.html"
 LIST_FILE = f"{FOLDER}/worklist.js"
@@ -48,8 +49,21 @@ def remove_pages(run: str, but: Iterable[str] = ()) -> None:
     kept = {f"{file_name(case_id)}.{ending}" for case_id in but for ending in ("html", "js")}
     sweep(folder)
     if not kept:
-        remove(join(run, INDEX_FILE))
+        remove_list(run)
     for name in list_names(folder) - kept:
+        remove(join(folder, name))
+
+
+def remove_list(run: str) -> None:
+    """Remove the list of cases, with its rows."""
+    for name in (INDEX_FILE, LIST_FILE):
+        remove(join(run, name))
+
+
+def remove_reports(run: str) -> None:
+    """Remove the reports of all cases, in every form."""
+    folder = join(run, REPORTS_FOLDER)
+    for name in list_names(folder):
         remove(join(folder, name))
 
 

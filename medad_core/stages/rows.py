@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from medad_core.data.read import DISPLAY_ORIENTATION, CaseSlices
 from medad_core.data.window import frames_of
 from medad_core.errors import CaseError
+from medad_core.models.decoder import render_map
 from medad_core.store import MAPS, PROMPTS, SLICES
 from medad_core.store.schemas import CONTEXT, WINDOW
 
@@ -49,6 +50,17 @@ def _outside(case: CaseSlices, neighbours: np.ndarray) -> list[bytes | None]:
     """The pictures of neighbours that are no slices of the range."""
     own = range(case.first, case.first + len(case.images))
     return [None if number in own else case.around[number].tobytes() for number in neighbours.tolist()]
+
+
+def rendered_maps(maps: pa.Table, height: int, width: int) -> np.ndarray:
+    """Rows of MAPS of one case to its maps (N, height, width), float32 from 0 to 1."""
+    windows = windows_of(maps)
+    return np.stack(
+        [
+            render_map(grid, height, width, None if windows is None else windows[number])
+            for number, grid in enumerate(grids_of(maps))
+        ]
+    )
 
 
 def pictures_of(table: pa.Table) -> np.ndarray:

@@ -6,12 +6,11 @@ run.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from flows.orchestrator import check_orchestration
 from medad_core.config import Settings
 from medad_core.errors import ConfigError
 from medad_core.store import check_writable
+from medad_core.store.files import resolved
 
 
 def check_cohort(inbox: str, cohort: str, settings: Settings, wait: bool) -> None:
@@ -27,12 +26,12 @@ def check_cohort(inbox: str, cohort: str, settings: Settings, wait: bool) -> Non
     from medad_core.store.lock import check_free
 
     check_folder(inbox, settings.data.modality)
-    check_name(Path(inbox).resolve())
+    check_name(resolved(inbox))
     check_name(cohort)
-    folder = CohortFolder(cohort, Path(inbox))
+    folder = CohortFolder(cohort, inbox)
     check_writable(cohort)
     if not wait:
-        check_free(folder.folder)
+        check_free(cohort)
     check_orchestration(settings)
     check_models(settings)
     folder.check_fingerprint(run_fingerprint(settings, folder.fingerprint()))

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli.command import Consoles, consoles
+from flows.cli.options import absolute
 from medad_core.errors import UsageError
+from medad_core.store.files import name_of
 
 if TYPE_CHECKING:
     from flows.deployments import Entry
@@ -70,12 +72,8 @@ def deploy(
 
 def _set_variables(inbox: str, cohort: str) -> None:
     """What the file's templates read, in this process's environment."""
-    folder = Path(cohort).expanduser().absolute()
-    os.environ.update(
-        MEDAD_INBOX=str(Path(inbox).expanduser().absolute()),
-        MEDAD_COHORT=str(folder),
-        MEDAD_COHORT_NAME=folder.name,
-    )
+    folder = absolute(cohort)
+    os.environ.update(MEDAD_INBOX=absolute(inbox), MEDAD_COHORT=folder, MEDAD_COHORT_NAME=name_of(folder))
 
 
 def _settings_of_runs(config: Path | None, words: Sequence[str]) -> Settings | None:

@@ -41,7 +41,7 @@ def cohort_status(folder: str) -> Iterator[Table | str]:
     """Raises StoreError where a batch's record is damaged."""
     cohort = CohortFolder(folder)
     ledger = cohort.ledger()
-    busy = holder(cohort.folder)
+    busy = holder(folder)
     inbox = ledger.inbox if ledger else "an inbox"
     yield f"{folder}: studies of {inbox}, {f'screened now by {busy}' if busy else 'idle'}"
     yield _batches(cohort.batches())
@@ -49,12 +49,12 @@ def cohort_status(folder: str) -> Iterator[Table | str]:
     if plan is not None:
         state = "under way" if busy else "interrupted; the next `medad screen` finishes it"
         yield f"batch {plan.number}: {len(plan.studies)} studies, begun {plan.opened}, {state}"
-        yield _stages(str(cohort.run_of(plan.number)))
+        yield _stages(cohort.run_of(plan.number))
     newest = [screenings[-1] for screenings in cohort.histories().values()]
     screened = [screening for screening in newest if screening.state == "screened"]
     rejected = {screening.case_id: screening.reason for screening in newest if screening.state == "rejected"}
     slices = sum(screening.slices for screening in screened)
-    predictions = cohort.folder / "predictions.parquet"
+    predictions = join(folder, "predictions.parquet")
     yield f"{len(screened)} cases with {slices} slices in {predictions}; {len(rejected)} rejected"
     yield from _named("rejected", rejected)
     if ledger is not None:

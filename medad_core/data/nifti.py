@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,8 @@ from medad_core.data.inflate import BLOCK, EXPORT_AGAIN, GZIP, check_gzip, infla
 from medad_core.data.nifti_header import HEADER_BYTES, Header, parse_header
 from medad_core.data.reads import Reading, keep_unreadable
 from medad_core.errors import CaseError, InputError, TruncatedError
-from medad_core.store.regular import open_regular
+from medad_core.store.files import name_of
+from medad_core.store.regular import facts_in, open_regular
 
 _FIRST_BLOCK = 1 << 14  # holds a header, also compressed
 # Compressed content is hardly longer than the content itself. What is far longer is empty members, or padding.
@@ -97,9 +97,9 @@ def open_nifti(case_id: str, ref: VolumeRef, max_gib: float) -> NiftiFile:
     Raises CaseError where it is unreadable, truncated, no NIfTI, not one 3-D volume, or longer than `max_gib`, and
     InputError where the filesystem failed in a way that may pass, or the file is still being written to.
     """
-    name = Path(ref.path).name
+    name = name_of(ref.path)
     try:
-        raw, header = _read(Path(ref.path), case_id, max_gib)
+        raw, header = _read(ref.path, case_id, max_gib)
     except OSError as error:
         if error.errno in _PASSING:  # the case is not at fault: recorded as rejected it would be lost for good
             raise InputError(
@@ -116,17 +116,17 @@ def open_nifti(case_id: str, ref: VolumeRef, max_gib: float) -> NiftiFile:
 
 def read_header(case_id: str, ref: VolumeRef, max_gib: float) -> Header:
     """The header of a file, of which no more than its first block is read. Raises CaseError."""
-    path = Path(ref.path)
+    name = name_of(ref.path)
     try:
-        with open_regular(path) as stream:
-            header, _ = _start(stream.read(_FIRST_BLOCK), case_id, path.name, max_gib)
+        with open_regular(ref.path) as stream:
+            header, _ = _start(stream.read(_FIRST_BLOCK), case_id, name, max_gib)
     except OSError as error:
-        raise CaseError(case_id, f"{path.name}: {UNREADABLE} ({error.strerror})") from error
-    _pick_channel(header, ref, case_id, path.name)
+        raise CaseError(case_id, f"{name}: {UNREADABLE} ({error.strerror})") from error
+    _pick_channel(header, ref, case_id, name)
     return header
 
 
-def hash_whole(case_id: str, path: Path, max_gib: float) -> str:
+def hash_whole(case_id: str, path: str | Path, max_gib: float) -> str:
     """SHA-256 (hex) of a file that is found to be whole.
 
     A gzip file is inflated to its checksum, which reading a slice range never comes to. A plain one must have the
@@ -137,15 +137,16 @@ def hash_whole(case_id: str, path: Path, max_gib: float) -> str:
     cannot be read.
     """
     digest = hashlib.sha256()
+    name = name_of(str(path))
     with open_regular(path) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        header, is_gzip = _start(stream.read(_FIRST_BLOCK), case_id, path.name, max_gib)
-        _require_at_most(size, "it has", max_gib, case_id, path.name)
+        size = facts_in(stream).st_size
+        header, is_gzip = _start(stream.read(_FIRST_BLOCK), case_id, name, max_gib)
+        _require_at_most(size, "it has", max_gib, case_id, name)
         stream.seek(0)
         if is_gzip:
-            check_gzip(_hashed(stream, digest), int(max_gib * _GIB), case_id, path.name)
+            check_gzip(_hashed(stream, digest), int(max_gib * _GIB), case_id, name)
         else:
-            _require_length(size, header, case_id, path.name)
+            _require_length(size, header, case_id, name)
         for _ in _hashed(stream, digest):  # of a gzip file what follows its content
             pass
     return digest.hexdigest()
@@ -174,19 +175,20 @@ def _hashed(stream: BinaryIO, digest: hashlib._Hash) -> Iterator[bytes]:
         yield block
 
 
-def _read(path: Path, case_id: str, max_gib: float) -> tuple[bytes, Header]:
+def _read(path: str, case_id: str, max_gib: float) -> tuple[bytes, Header]:
     """The bytes of a file and its header; of a plain file no more than its header speaks of, however long it is."""
+    name = name_of(path)
     with open_regular(path) as stream, Reading(case_id, path, stream) as reading:
         start = reading.keep(stream.read(_FIRST_BLOCK))
-        header, is_gzip = _start(start, case_id, path.name, max_gib)
-        size = os.fstat(stream.fileno()).st_size
+        header, is_gzip = _start(start, case_id, name, max_gib)
+        size = facts_in(stream).st_size
         wanted = header.file_bytes
         if is_gzip:
             wanted = _LONGEST_GZIP * wanted + _LONGEST_EXTRA
             if size > wanted:
                 raise CaseError(
                     case_id,
-                    f"{path.name}: {size:,} bytes long, compressed, for {header.file_bytes:,} bytes of content; "
+                    f"{name}: {size:,} bytes long, compressed, for {header.file_bytes:,} bytes of content; "
                     f"{EXPORT_AGAIN}",
                 )
         stream.seek(0)

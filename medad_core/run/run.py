@@ -8,7 +8,6 @@ imported only inside the functions that need them, so that importing this module
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -31,7 +30,7 @@ from medad_core.run.rejected import Rejected, write_rejected
 from medad_core.run.staleness import compare_inputs, forget_cases, named, refuse_changed, warn_unknown
 from medad_core.run.warnings import Warned, write_warnings
 from medad_core.store import Stage, check_writable, open_stages
-from medad_core.store.files import sweep
+from medad_core.store.files import absolute, sweep
 from medad_core.store.lock import check_unheld, held
 
 if TYPE_CHECKING:
@@ -154,7 +153,7 @@ class Run:
         For an existing run, call it only after its stages have accepted the settings: a refused command must not
         change `run.json`.
         """
-        info = RunInfo.of(self.settings, os.path.abspath(data), package_versions())
+        info = RunInfo.of(self.settings, absolute(data), package_versions())
         write_run_info(self.uri, info)
 
     def sweep(self) -> None:

@@ -77,8 +77,7 @@ class Stage:
         """
         plan = self.find_plan()
         if plan is None:
-            plan = make_plan(self.name, fingerprint, self.schema, parts)
-            self._books.write_plan(plan)
+            plan = self._books.write_first_plan(make_plan(self.name, fingerprint, self.schema, parts))
         wanted = complete_fingerprint(self.name, fingerprint, self.schema, parts)
         if after is not None and differ_in_inputs_only(plan.fingerprint, wanted):
             replan(self, make_plan(self.name, fingerprint, self.schema, parts), after)

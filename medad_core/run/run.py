@@ -32,6 +32,7 @@ from medad_core.run.warnings import Warned, write_warnings
 from medad_core.store import Stage, check_writable, open_stages
 from medad_core.store.files import absolute, sweep
 from medad_core.store.lock import check_unheld, held
+from medad_core.store.objects import hasty
 
 if TYPE_CHECKING:
     from medad_core.run.fingerprints import ResolvedModels
@@ -70,8 +71,9 @@ class Run:
 
         Raises LockedError as well, which names the process that holds it.
         """
-        check_unheld(out)
-        discovery = _prepare(data, out, settings)
+        with hasty():
+            check_unheld(out)
+            discovery = _prepare(data, out, settings)
         with held(out):
             yield cls._opened(data, out, settings, refresh, discovery)
 

@@ -2,7 +2,8 @@
 
 One decision: the store decides and the store's clock counts. The lease is made, renewed and taken over by conditional
 writes, so of two commands one is refused. Whether a lease has run out is told by the store's own times of two objects,
-so a clock of this machine that is wrong does no harm. A holder that cannot renew its lease in time stops before its
+so a clock of this machine that is wrong does no harm. The lease of a process of this machine that is gone is taken
+over at once. A holder that cannot renew its lease in time stops before its
 deadline. A store that ignores conditions is noticed: there the second of two writers waits and reads what stands.
 """
 
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 from medad_core.errors import MedadError
 from medad_core.media import visible
@@ -108,9 +110,9 @@ def leased(uri: str, wait: bool, way_out: str) -> Iterator[None]:
 
 def lease_holder(uri: str) -> str | None:
     """Who holds a place of a bucket ("process 1 on host since …"), None if nobody does. Raises StoreError."""
-    with explained("read", join(uri, NAME)):
+    with explained("read", join(uri, NAME)), objects.hasty():
         found = _find(uri)
-    return None if found is None or found[2] > TERM_S else _named(found[0])
+    return None if found is None or _has_run_out(found) else _named(found[0])
 
 
 def _acquire(uri: str, wait: bool, way_out: str) -> _Lease:
@@ -119,6 +121,7 @@ def _acquire(uri: str, wait: bool, way_out: str) -> _Lease:
         "host": socket.gethostname(),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
         "token": uuid.uuid4().hex,
+        "machine": _machine(),
     }
     text = json.dumps(note).encode()
     while True:
@@ -150,14 +153,14 @@ def _made(uri: str, note: bytes) -> _Lease | None:
 def _taken_over(uri: str, note: bytes) -> _Lease | None:
     """The lease of a process that is gone, taken over; None where its holder lives, or another one was faster."""
     found = _find(uri)
-    if found is None or found[2] <= TERM_S:
+    if found is None or not _has_run_out(found):
         return None
-    before, e_tag, age_s = found
+    before, e_tag, _ = found
     try:
         new_tag = objects.put_over(join(uri, NAME), note, e_tag)
     except (ChangedError, FileNotFoundError):
         return None
-    log.warning("%s: the lease of %s ran out %.0f s ago and is taken over", uri, _named(before), age_s - TERM_S)
+    log.warning("%s: the lease of %s is taken over, which ended without giving it back", uri, _named(before))
     return _Lease(uri, note, new_tag, is_conditional=True)
 
 
@@ -176,6 +179,29 @@ def _find(uri: str) -> tuple[bytes, str, float] | None:
     finally:
         objects.delete(probe)
     return note, facts.e_tag, (now_ns - facts.st_mtime_ns) / 1e9
+
+
+def _has_run_out(found: tuple[bytes, str, float]) -> bool:
+    """Whether a lease was not renewed for too long, or was held by a process of this machine that is gone."""
+    note, _, age_s = found
+    try:
+        said = json.loads(note)
+        is_here = said["machine"] == _machine() != ""
+        os.kill(int(said["pid"]) if is_here else os.getpid(), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return age_s > TERM_S
+
+
+def _machine() -> str:
+    """What is the same only for processes that see each other's numbers: the boot, and the container in it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
 
 
 def _named(note: bytes) -> str:

@@ -19,8 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from medad_core.media import visible
-from medad_core.store.files import explained, local_path
+from medad_core.store.files import explained, local_name, local_path
 from medad_core.store.lease import LockedError, lease_holder, leased
+from medad_core.store.objects import is_object
 from medad_core.store.regular import open_lock, open_regular
 
 NAME = ".lock"
@@ -36,8 +37,9 @@ def locked(uri: str | Path, wait: bool = False, way_out: str = WAIT) -> Iterator
 
     Raises LockedError naming the holder, and `way_out`, otherwise; StoreError if the lock cannot be written.
     """
-    folder = local_path(str(uri))
-    with leased(str(uri), wait, way_out) if folder is None else _flocked(folder, wait, way_out):
+    is_leased = is_object(str(uri))
+    folder = Path(local_name(str(uri)) or "")
+    with leased(str(uri), wait, way_out) if is_leased else _flocked(folder, wait, way_out):
         yield
 
 
@@ -94,9 +96,9 @@ def check_free(uri: str | Path, way_out: str = WAIT) -> None:
 
 def holder(uri: str | Path) -> str | None:
     """The process that holds the folder ("process 1 on host since …"), None if none does. Only reads the lock file."""
-    folder = local_path(str(uri))
-    if folder is None:
+    if is_object(str(uri)):
         return lease_holder(str(uri))
+    folder = Path(local_name(str(uri)) or "")
     with explained("read", str(folder / NAME)):
         try:
             stream = open_regular(folder / NAME)

@@ -61,9 +61,13 @@ def is_object(uri: str) -> bool:
     scheme, separator, _ = uri.partition("://")
     if not separator or scheme == "file":
         return False
+    _require_known(uri, scheme)
+    return True
+
+
+def _require_known(uri: str, scheme: str) -> None:
     if scheme not in SCHEMES:
         raise UsageError(f"{uri}: {scheme}:// is not known; give a plain path, file://, s3://, gs:// or az://")
-    return True
 
 
 @contextmanager
@@ -74,6 +78,11 @@ def hasty() -> Iterator[None]:
         yield
     finally:
         _hasty.reset(token)
+
+
+def forget_stores() -> None:
+    """Look at the environment again: for tests, and notebooks that set credentials late."""
+    _store.cache_clear()
 
 
 def bytes_read() -> int:
@@ -253,6 +262,7 @@ def open_for_tables(uri: str) -> Any:
 
 def _place(uri: str) -> tuple[ObjectStore, str]:
     scheme, _, rest = uri.partition("://")
+    _require_known(uri, scheme)
     bucket, _, path = rest.partition("/")
     return _store(scheme, bucket, _hasty.get() and scheme != "memory"), path.strip("/")
 

@@ -12,7 +12,6 @@ import typer
 from flows.cli.command import Consoles, consoles
 from flows.cli.options import absolute
 from medad_core.errors import UsageError
-from medad_core.store.files import name_of
 
 if TYPE_CHECKING:
     from flows.deployments import Entry
@@ -72,8 +71,8 @@ def deploy(
 
 def _set_variables(inbox: str, cohort: str) -> None:
     """What the file's templates read, in this process's environment."""
-    folder = absolute(cohort)
-    os.environ.update(MEDAD_INBOX=absolute(inbox), MEDAD_COHORT=folder, MEDAD_COHORT_NAME=name_of(folder))
+    folder = absolute(cohort).rstrip("/")
+    os.environ.update(MEDAD_INBOX=absolute(inbox), MEDAD_COHORT=folder, MEDAD_COHORT_NAME=folder.rsplit("/", 1)[-1])
 
 
 def _settings_of_runs(config: Path | None, words: Sequence[str]) -> Settings | None:

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 class Stage:
-    """One stage of one run. `run` is a path or an fsspec URI, `schema` has case_id and slice_index among its fields."""
+    """One stage of one run. `run` is a path or a URI, `schema` has case_id and slice_index among its fields."""
 
     def __init__(self, run: str, name: str, schema: pa.Schema) -> None:
         self.run = str(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -13,6 +14,8 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pandas as pd
 import pytest
 from buckets import BUCKET, client_of, keys, upload, variables
@@ -20,9 +23,12 @@ from prefect_harness import WORDS, write_case
 from stores import FINGERPRINT, cases, finished, maps_of
 
 from medad_core.config import load_settings
+from medad_core.data.cases import VolumeRef
 from medad_core.data.discovery import discover
+from medad_core.data.nifti import open_nifti
+from medad_core.data.reads import reads_kept
 from medad_core.data.source import find_cases
-from medad_core.errors import MedadError, StoreError, UsageError, WeightsError
+from medad_core.errors import CaseError, MedadError, StoreError, UsageError, WeightsError
 from medad_core.inbox.folder import CohortFolder
 from medad_core.inbox.scan import scan_inbox
 from medad_core.models.fetched import local_folder
@@ -172,6 +178,45 @@ def test_weights_in_a_bucket_are_copied_once_and_used(s3, s3_port, inbox, tmp_pa
     assert predictions_of(tmp_path / "run")["p_yes"].equals(predictions_of(local)["p_yes"])
     with pytest.raises(WeightsError, match=r"models\.weights: s3://ward/none holds no model"):
         local_folder(f"{ROOT}/none", "models.weights")
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
+def test_of_a_volume_no_more_is_fetched_than_its_slices_need(s3, s3_port, tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(objects, "_WINDOW", (1 << 14, 1 << 14))  # as on a slow network
+    generator = np.random.default_rng(0)
+    volume = generator.integers(0, 30_000, (96, 96, 100)).astype(np.int16)  # hardly compressible
+    path = tmp_path / f"volume{ending}"
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([-1.0, -1.0, 1.0, 1.0])), path)
+    upload(s3_port, tmp_path, "data")
+    for first, last in ((10, 20), (40, 49), (0, 99)):
+        before = objects.bytes_read()
+        with reads_kept() as kept:
+            there = open_nifti("case", VolumeRef(f"{ROOT}/data/{path.name}"), 1).slices(first, last)
+        fetched = objects.bytes_read() - before
+        assert np.array_equal(there, open_nifti("case", VolumeRef(str(path)), 1).slices(first, last))
+        (noted,) = kept
+        assert noted.sha256 == hashlib.sha256(path.read_bytes()[: noted.read]).hexdigest()
+        size = path.stat().st_size
+        assert noted.read <= fetched <= min(size, (last + 1) / 100 * size * 1.1 + 600_000) + 100, (first, fetched, size)
+
+
+def test_a_volume_in_a_bucket_that_ends_too_early_is_refused_as_on_a_disk(s3, s3_port, tmp_path):
+    write_case(tmp_path, "BraTS2021_00000", seed=0)
+    (path,) = tmp_path.rglob("*_flair.nii.gz")
+    whole = path.read_bytes()
+    for content in (whole[:-1], whole[: len(whole) // 2], whole[:100], b"", whole[:-4] + b"\0\0\0\0"):
+        path.write_bytes(content)
+        client_of(s3_port).put_object(Bucket=BUCKET, Key=path.name, Body=content)
+        reasons = []
+        for place in (str(path), f"{ROOT}/{path.name}"):
+            with reads_kept() as kept:
+                try:
+                    open_nifti("case", VolumeRef(place), 1).slices(60, 62)
+                    reasons.append("it is read")
+                except CaseError as error:
+                    reasons.append(error.reason)
+            assert len(kept) == 1 and kept[0].size == len(content), "what was refused is known again"
+        assert reasons[0] == reasons[1]
 
 
 # --- an inbox and a cohort ------------------------------------------------------------------------------------------
@@ -459,5 +504,5 @@ def test_the_command_screens_from_bucket_to_bucket(s3, s3_port, inbox, local, tm
     assert done.returncode in (0, 3), done.stderr
     pd.testing.assert_frame_equal(predictions_of(f"{ROOT}/run"), predictions_of(local))
     shown = medad("status", f"{ROOT}/run")
-    assert shown.returncode == 0 and "finished" in shown.stdout, shown.stderr
+    assert shown.returncode == 0 and "finished" in shown.stdout and "MB were fetched" in shown.stdout, shown.stderr
     assert local_name(f"{ROOT}/run") is None and not [path for path in tmp_path.iterdir() if "s3" in path.name]

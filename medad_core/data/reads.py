@@ -94,6 +94,17 @@ class Reading:
             kept.append(_file_read(self.path, after, self._begun_ns, len(self._raw), digest))
 
 
+def keep_beginning(path: str, facts: ObjectFacts, raw: bytes, before: FileRead | None) -> FileRead:
+    """Inside of `reads_kept`: note the first bytes of an object, in place of what was noted of them `before`."""
+    noted = _file_read(path, facts, 0, len(raw), hashlib.sha256(raw).hexdigest())
+    kept = _kept.get()
+    if kept is not None and before in kept:
+        kept[kept.index(before)] = noted
+    elif kept is not None:
+        kept.append(noted)
+    return noted
+
+
 def keep_unreadable(path: str) -> None:
     """Inside of `reads_kept`: note a file that is not there, or does not open."""
     kept = _kept.get()

@@ -35,7 +35,7 @@ _HASTY = {"max_retries": 3, "retry_timeout": timedelta(seconds=12)}
 _CLIENT = {"connect_timeout": "5s", "read_timeout": "20s", "timeout": "10m", "user_agent": "medad"}
 _ALLOW_HTTP = ("AWS_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP", "AZURE_ALLOW_HTTP")
 _WINDOW = (1 << 18, 1 << 24)  # bytes of a ranged read, least and most …
-_WINDOW_S = 0.25  # … and how long one shall take
+_WINDOW_S = 0.05  # … and how long one shall take: about as long as asking for it
 _hasty: ContextVar[bool] = ContextVar("hasty", default=False)
 _moved = 0  # bytes that this process has read from buckets
 
@@ -231,7 +231,9 @@ class ObjectFile(io.RawIOBase):
             self._held = b""
         missing = stop - self._start - len(self._held)
         if missing > 0:
-            self._held += self._fetched(self._start + len(self._held), missing)
+            fetched = self._fetched(self._start + len(self._held), missing)
+            self._held = self._held[self._at - self._start :] + fetched  # what was read before is forgotten
+            self._start = self._at
         data = self._held[self._at - self._start : stop - self._start]
         self._at += len(data)
         return data

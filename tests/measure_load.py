@@ -20,13 +20,14 @@ import numpy as np
 import torch
 
 from medad_core.config import LLMSettings, Settings
-from medad_core.llm.engine import llm_fingerprint, llm_folder, open_engine
+from medad_core.llm.engine import SERVED, llm_fingerprint, llm_folder, open_engine
 from medad_core.llm.prompt import Prompt
 from medad_core.models.weights import load_converter, weights_folder
 from medad_core.run.fingerprints import shared_fingerprint
 
 SIZES = (1, 8, 64, 256)
 PROMPTS = 256
+ALONE = 4  # every fourth prompt is asked alone, and compared
 
 
 def prompts_of(prompt: Prompt) -> np.ndarray:
@@ -54,9 +55,14 @@ def measure(engine_name: str, dtype: str, endpoints: list[str]) -> dict[str, lis
     measured = {}
     for size in SIZES:
         started = time.perf_counter()
-        starts = range(0, len(prompts), size)
-        answers = [answer for start in starts for answer in engine.generate(prompts[start : start + size])]
-        measured[str(size)] = [[answer.p_yes, answer.text] for answer in answers]
+        asked = prompts[::ALONE] if size == 1 else prompts
+        if engine_name == SERVED:  # it keeps so many in flight
+            engine.in_flight = size
+            answers = engine.generate(asked)
+        else:
+            starts = range(0, len(asked), size)
+            answers = [answer for start in starts for answer in engine.generate(asked[start : start + size])]
+        measured[str(size)] = [[answer.p_yes, answer.text] for answer in (answers if size == 1 else answers[::ALONE])]
         print(f"{engine_name} {dtype}: {size} at once took {time.perf_counter() - started:.0f} s", flush=True)
     engine.close()
     return measured

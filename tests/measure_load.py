@@ -27,7 +27,7 @@ from medad_core.run.fingerprints import shared_fingerprint
 
 SIZES = (1, 8, 64, 256)
 PROMPTS = 256
-ALONE = 4  # every fourth prompt is asked alone, and compared
+ALONE = 8  # every eighth prompt is asked alone, and compared
 
 
 def prompts_of(prompt: Prompt) -> np.ndarray:

@@ -39,7 +39,8 @@ class Screened:
     """What a case's predictions say: highest p(yes) and map score, slices answered "Yes", and answers not readable.
 
     The highest are None where no slice has any. `near_half` counts the slices whose p(yes) is near one half, `unstable`
-    those whose verdict may be another when the LLM's engine has more or less to do. `best_slice` is the one with the highest map score.
+    those whose verdict may be another when the LLM's engine has more or less to do. `best_slice` is the one with the
+    highest map score.
     """
 
     patient: str

@@ -129,7 +129,7 @@ class Endpoint:
         needed, given = self.positions + self.settings.max_new_tokens, bases[0].max_model_len
         if given is not None and given < needed:
             raise self._refused(
-                f"its prompts may have {given} tokens, and {needed} are needed; serve with --max-model-len"
+                f"it takes {given} tokens, and {needed} are needed; serve with --max-model-len {needed}"
             )
 
     async def _check_tokens(self) -> None:

@@ -27,6 +27,7 @@ from medad_core.run.fingerprints import shared_fingerprint
 
 SIZES = (1, 8, 64, 256)
 PROMPTS = 256
+TOKENS = {"float32": 24, "bfloat16": 1, "float16": 1}  # 16 bits take a CPU minutes, and one token has the verdict
 ALONE = 8  # every eighth prompt is asked alone, and compared
 
 
@@ -49,7 +50,12 @@ def measure(engine_name: str, dtype: str, endpoints: list[str]) -> dict[str, lis
     prompt = Prompt(llm_folder("smollm2-135m"))
     prompts = prompts_of(prompt)
     settings = LLMSettings(
-        engine=engine_name, endpoints=endpoints, dtype=dtype, batch_size=max(SIZES), max_sequences=max(SIZES)
+        engine=engine_name,
+        endpoints=endpoints,
+        dtype=dtype,
+        max_new_tokens=TOKENS[dtype],
+        batch_size=max(SIZES),
+        max_sequences=max(SIZES),
     )
     engine = open_engine(prompt, settings, prompts.shape[1])
     measured = {}

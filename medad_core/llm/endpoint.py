@@ -125,7 +125,7 @@ class Endpoint:
         self.model = bases[0].id
         version = await self._ask("GET", "/version")
         if version.is_success:  # a gateway may have none
-            self.version = self._decoded(version.content, _Version).version
+            self.version = _quoted(self._decoded(version.content, _Version).version)
         needed, given = self.positions + self.settings.max_new_tokens, bases[0].max_model_len
         if given is not None and given < needed:
             raise self._refused(
@@ -266,4 +266,10 @@ def _reason(response: httpx.Response) -> str:
         said = msgspec.json.decode(response.content, type=_Fault).error.message
     except msgspec.MsgspecError:
         said = response.reason_phrase
-    return f"it says {status}: {' '.join(said.split())[:MOST_QUOTED]}"
+    return f"it says {status}: {_quoted(said)}"
+
+
+def _quoted(text: str) -> str:
+    """What a server says, in one short line that does nothing to a terminal."""
+    line = " ".join(text.split())[:MOST_QUOTED]
+    return "".join(character if character.isprintable() else "?" for character in line)

@@ -77,11 +77,11 @@ def measure(engine_name: str, dtype: str, endpoints: list[str]) -> dict[str, lis
 def compare(folder: Path) -> None:
     """Print the differences within an engine from one prompt at a time, and between engines."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-    print(f"{'measured':28}{'against':28}{'p(yes) apart':>14}{'near 1/2':>12}{'answers':>9}{'verdicts':>9}")
+    print(f"{'measured':28}{'against':28}{'p(yes) apart':>14}{'at 1/2':>12}{'answers':>9}{'verdicts':>9}")
     for name, measured in found.items():
         dtype = name.rpartition("-")[2]
         for size, rows in measured.items():
-            for other in (name, f"transformers-{dtype}", "transformers-float32"):
+            for other in dict.fromkeys((name, f"transformers-{dtype}", "transformers-float32")):
                 if (size, other) != ("1", name) and other in found:
                     _line(f"{name} {size}", rows, f"{other} 1", found[other]["1"])
 
@@ -89,7 +89,8 @@ def compare(folder: Path) -> None:
 def _line(name: str, rows: list, other: str, others: list) -> None:
     here, there = (np.array([row[0] for row in each]) for each in (rows, others))
     apart = np.abs(here - there)
-    near = apart[np.abs(there - 0.5) < 0.2].max()
+    # Log-odds that are so far apart move p(yes) by a quarter of that where it is one half.
+    near = np.abs(np.log(here / (1 - here)) - np.log(there / (1 - there))).max() / 4
     texts = sum(row[1] != each[1] for row, each in zip(rows, others, strict=True))
     verdicts = sum(row[1][:2] != each[1][:2] for row, each in zip(rows, others, strict=True))
     print(f"{name:28}{other:28}{apart.max():14.2e}{near:12.2e}{texts:9}{verdicts:9}")

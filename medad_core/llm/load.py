@@ -1,8 +1,8 @@
 """How far p(yes) moves with the load of an engine, and which verdicts that may flip.
 
-One decision: a constant that was measured, by the type that the LLM computes in, and the same for all engines. How many
-prompts share a step changes the order in which numbers are added, so p(yes) is never the same to the last bit
-(vLLM #51187 and #48271 report it). `tests/measure_load.py` measures it; medad_core/README.md has its table.
+One decision: a constant by the type that the LLM computes in, the same for all engines. How many prompts share a step
+changes the order in which numbers are added (vLLM #51187 and #48271 report what comes of it). `tests/measure_load.py`
+measures it; medad_core/README.md has its table, and what the constants of 16 bits follow from.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-# At least twice the largest difference measured, so that it also holds where a temperature below one spreads p(yes).
+# At least twice the largest difference known, so that it also holds where a temperature below one spreads p(yes).
 MOVES = {"float32": 1e-3, "float16": 0.01, "bfloat16": 0.06}
 
 

@@ -64,20 +64,19 @@ def until_answered(server: Server, requests: int) -> None:
 
 def test_a_server_that_is_killed_and_started_again_costs_no_answer(prompt, tmp_path):
     """And one that does not come back ends the run by one line; one that is asked to stop ends at once."""
-    prompts = np.concatenate([probes(prompt)] * 12)
+    prompts = np.concatenate([probes(prompt)] * 6)
     settings = LLMSettings(engine="transformers", structured=True)
     expected = open_engine(prompt, settings, prompts.shape[1]).generate(prompts[:8])
     with served(tmp_path) as server:
         check_endpoints(prompt, LLMSettings(engine="vllm-server", endpoints=server.address), 60)
-        before = server.log.read_text().count("200 OK")
         asking = Asking(prompt, prompts, endpoints=server.address, structured=True)
-        until_answered(server, 4)
+        until_answered(server, 4)  # twice the probes of a check, and two of six requests
         server.kill()
-        assert asking.is_alive() and before
+        assert asking.is_alive()
         server.start().wait()
         answers = asking.ended().answers
         assert asking.error is None
-        assert [answer.text for answer in answers] == [answer.text for answer in expected] * 12
+        assert [answer.text for answer in answers] == [answer.text for answer in expected] * 6
 
         stopped = Asking(prompt, prompts, endpoints=server.address)
         time.sleep(1)

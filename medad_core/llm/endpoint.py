@@ -106,7 +106,7 @@ class Endpoint:
         answers = await self._in_requests(probes(self.prompt), 1, None)
         p_yes = [answer.p_yes for answer in answers]
         apart, allowed = await asyncio.to_thread(difference, self.prompt, self.settings.dtype, p_yes)
-        if apart > allowed:
+        if not apart <= allowed:
             raise self._refused(
                 f"its answers to probes are not those of {self.prompt.folder.name}: p(yes) differs by {apart:.2g}, "
                 f"and {allowed:g} is allowed; {self._remedy()}"

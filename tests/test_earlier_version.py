@@ -54,6 +54,7 @@ def test_a_run_of_an_earlier_version_resumes_without_remaking_a_part_or_opening_
     assert after["answers/part-00001.parquet"][1] == before["answers/part-00001.parquet"][1]
     predictions = pd.read_parquet(results.predictions)
     assert predictions.pop("patient").tolist() == expected["case_id"].tolist(), "a column that came with 0.2.0"
+    assert not predictions.pop("unstable").any(), "another one"
     pd.testing.assert_frame_equal(predictions, expected)
 
 

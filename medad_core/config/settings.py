@@ -157,7 +157,20 @@ class LLMSettings(Section):
         description="what is asked of every slice: presence first, then location, side, size, number, and region "
         "(each half) or 'region: PLACE'",
     )
-    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    engine: Literal["auto", "vllm", "transformers", "vllm-server"] = Field(
+        "auto",
+        description="auto: vllm where it can be imported, otherwise transformers; vllm-server: `endpoints` answer",
+    )
+    endpoints: tuple[str, ...] = Field(
+        (),
+        description="addresses of servers with the same model, engine vllm-server; their key: $MEDAD_LLM_API_KEY",
+    )
+    request_timeout_s: float = Field(120.0, gt=0, description="after which a server's answer is asked for again")
+    patience_s: float = Field(
+        600.0,
+        gt=0,
+        description="a run stops where no server has answered for so long; they may be started anew meanwhile",
+    )
     max_new_tokens: int = Field(24, ge=1)
     structured: bool = Field(False, description="let the LLM say nothing but the sentences of the grammar")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -165,7 +178,9 @@ class LLMSettings(Section):
     )
     batch_size: int = Field(64, ge=1, description="prompts at once, engine transformers")
     max_sequences: int | None = Field(
-        None, ge=1, description="prompts at once, engine vllm; null: by the size of the model"
+        None,
+        ge=1,
+        description="prompts at once, engine vllm, or at each server (null: 64); null: by the size of the model",
     )
     gpu_memory_share: float | None = Field(
         None, gt=0, le=1, description="of each GPU, engine vllm; null: what model and cache need"
@@ -175,6 +190,30 @@ class LLMSettings(Section):
     data_parallel_size: int = Field(
         1, ge=1, description="copies of the model, each in a process and on GPUs of its own"
     )
+
+    @field_validator("endpoints", mode="before")
+    @classmethod
+    def _addresses(cls, value: object) -> object:
+        """One address alone is a list of one. The message quotes none: an address may hold a password."""
+        listed = (value,) if isinstance(value, str) else value
+        if not isinstance(listed, list | tuple):
+            return value
+        for number, address in enumerate(listed, 1):
+            if not (isinstance(address, str) and _is_endpoint(address)):
+                raise ValueError(
+                    f"number {number} should be http:// or https://, a host, a port and perhaps a path, such as "
+                    "http://gpu1:8000; a key is read from MEDAD_LLM_API_KEY and never part of it"
+                )
+        addresses = tuple(address.rstrip("/").removesuffix("/v1") for address in listed)
+        if len(set(addresses)) < len(addresses):
+            raise ValueError("names a server twice")
+        return addresses
+
+    @model_validator(mode="after")
+    def _served(self) -> Self:
+        if (self.engine == "vllm-server") != bool(self.endpoints):
+            raise ValueError("endpoints and engine=vllm-server belong together; set both or neither")
+        return self
 
     @field_validator("questions", mode="before")
     @classmethod
@@ -265,6 +304,11 @@ def _is_web_address(text: str) -> bool:
         return parts.scheme in ("http", "https") and bool(parts.hostname) and text.isprintable() and " " not in text
     except ValueError:  # half a bracket, or a port that is no number
         return False
+
+
+def _is_endpoint(text: str) -> bool:
+    """Whether it is the address of a server, and nothing but that."""
+    return _is_web_address(text) and not any(mark in text for mark in "@?#")
 
 
 class Settings(Section):

@@ -90,19 +90,21 @@ def _newest_rows(predictions: str, batch: Batch, newest: Mapping[str, Screening]
             "to make it again where nothing was pruned, or bring it back from a backup"
         )
     revision_of = {each.case_id: each.revision for each in batch.screenings if newest[each.case_id] == each}
-    rows = _with_patients(read_table(predictions))
+    rows = _with_all_columns(read_table(predictions))
     rows = rows.filter(pc.is_in(rows["case_id"], pa.array(list(revision_of), pa.string())))
     revisions = pa.array([revision_of[case_id] for case_id in rows["case_id"].to_pylist()], pa.int32())
     numbers = pa.array([batch.number] * len(rows), pa.int32())
     return rows.append_column("revision", revisions).append_column("batch", numbers)
 
 
-def _with_patients(rows: pa.Table) -> pa.Table:
-    """Rows of PREDICTIONS; batches of earlier versions have no patients, and their case ids say them."""
-    if "patient" in rows.column_names:
-        return rows
-    patients = pa.array([patient_of(case_id) for case_id in rows["case_id"].to_pylist()], pa.string())
-    return rows.append_column("patient", patients).select(ROWS.names)
+def _with_all_columns(rows: pa.Table) -> pa.Table:
+    """Rows of PREDICTIONS. Batches of earlier versions lack patients, which their case ids say, and `unstable`."""
+    if "patient" not in rows.column_names:
+        patients = pa.array([patient_of(case_id) for case_id in rows["case_id"].to_pylist()], pa.string())
+        rows = rows.append_column("patient", patients)
+    if "unstable" not in rows.column_names:
+        rows = rows.append_column("unstable", pa.nulls(len(rows), pa.bool_()))
+    return rows.select(ROWS.names)
 
 
 def _batches_in(path: str) -> bytes | None:

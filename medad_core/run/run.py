@@ -187,11 +187,13 @@ def _prepare(data: str, out: str, settings: Settings) -> Discovery:
 
 
 def check_models(settings: Settings) -> None:
-    """Raise UsageError or WeightsError if the device, the engine or the LLM's template cannot be used."""
+    """Raise UsageError or WeightsError if the device, the engine, its servers or the LLM's template cannot be used."""
     from medad_core.llm.engine import check_engine
     from medad_core.models.device import device_of
     from medad_core.run.fingerprints import check_wording
+    from medad_core.run.served import check_served
 
     device_of(settings)
     check_engine(settings.llm)
     check_wording(settings)
+    check_served(settings)

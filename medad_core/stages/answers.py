@@ -60,7 +60,8 @@ def run_parts(
             started = time.perf_counter()
             with making(answers, number):
                 rows = asking.rows(prompts.read_part(number), opened)
-                records.append(answers.write_part(number, rows, seconds=time.perf_counter() - started))
+                seconds = time.perf_counter() - started
+                records.append(answers.write_part(number, rows, seconds=seconds, made_with=opened.made_with))
             on_part(records[-1])
     return records
 

@@ -137,13 +137,17 @@ class _Counts(Record, frozen=True):
             )
 
 
-class PartRecord(_Counts, frozen=True):
-    """Written after its part; a part without a record is ignored. `plan_sha256` is the hash of its plan."""
+class PartRecord(_Counts, frozen=True, omit_defaults=True):
+    """Written after its part; a part without a record is ignored. `plan_sha256` is the hash of its plan.
+
+    `made_with` says what made it where that is no part of the fingerprint: the LLM's engine. Others have none.
+    """
 
     number: Count
     bytes: Count
     sha256: str
     plan_sha256: str
+    made_with: dict[str, str] = {}
 
 
 class StageManifest(_Counts, frozen=True):

@@ -147,14 +147,15 @@ class Stage:
         skipped: Sequence[Item] = (),
         failed: Sequence[Item] = (),
         seconds: float = 0.0,
+        made_with: Mapping[str, str] | None = None,
     ) -> PartRecord:
         """Write a part, then its record.
 
         `rows` is a table, or an iterable of record batches or tables that is consumed during writing. Cases must be in
         the planned order, the rows of a case adjacent, and slice_index increasing; each case gets a row group. Every
         planned input must either have rows, or be in `skipped` or `failed`; `failed` may grow while `rows` is
-        consumed. `seconds` is added to the time of writing. Raises StoreError; then there is no record. Errors raised
-        by the iterable `rows` pass through.
+        consumed. `seconds` is added to the time of writing, `made_with` is recorded. Raises StoreError; then there is
+        no record. Errors raised by the iterable `rows` pass through.
         """
         started = time.perf_counter()
         plan = self.plan()
@@ -178,6 +179,7 @@ class Stage:
             skipped=tuple(skipped),
             failed=tuple(failed),
             plan_sha256=plan.sha256,
+            made_with=dict(made_with or {}),
         )
         self._books.write_record(record)
         return record

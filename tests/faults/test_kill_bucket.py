@@ -20,14 +20,7 @@ pytest_plugins = ("buckets", "prefect_harness")
 ROOT = f"s3://{BUCKET}"
 RUN = f"{ROOT}/run"
 # The request at which each life ends, before the store has answered it.
-ENDS = (
-    "run/cohort.json",
-    "slices/part-00001",
-    "maps/_parts/00001",
-    "answers/part-00000",
-    "answers/_manifest",
-    "cases.",
-)
+ENDS = ("slices/part-00001", "maps/_parts/00001", "answers/_manifest", "predictions.")
 SCREEN = """
 import sys
 from medad_core.config import load_settings

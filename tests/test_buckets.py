@@ -29,6 +29,7 @@ from medad_core.data.nifti import open_nifti
 from medad_core.data.reads import reads_kept
 from medad_core.data.source import find_cases
 from medad_core.errors import CaseError, MedadError, StoreError, UsageError, WeightsError
+from medad_core.export.exporting import export
 from medad_core.inbox.folder import CohortFolder
 from medad_core.inbox.scan import scan_inbox
 from medad_core.models.fetched import local_folder
@@ -130,7 +131,7 @@ def test_a_table_may_name_files_in_a_bucket(s3, s3_port, inbox, tmp_path):
     assert len(pd.read_parquet(tmp_path / "run" / "predictions.parquet")) == 3
 
 
-def test_a_volume_that_changes_in_the_bucket_is_refused_by_name(s3, s3_port, inbox):
+def test_a_volume_that_changes_in_the_bucket_is_refused_by_name(s3, s3_port, inbox, tmp_path):
     upload(s3_port, inbox, "data")
     out = f"{ROOT}/run"
     screen(f"{ROOT}/data", out, SETTINGS)
@@ -142,6 +143,13 @@ def test_a_volume_that_changes_in_the_bucket_is_refused_by_name(s3, s3_port, inb
         screen(f"{ROOT}/data", out, SETTINGS)
     client.upload_file(str(inbox / "BraTS2021_00000" / "BraTS2021_00000_flair.nii.gz"), BUCKET, key)
     screen(f"{ROOT}/data", out, SETTINGS)  # the same content under a new tag
+    with pytest.raises(UsageError, match=r"grids of volumes on a disk, and these are in s3://ward/data; copy them"):
+        export(Run.reopen(out), tmp_path / "maps", "nifti")
+    written = s3.counts()["PUT"]
+    screen(str(inbox), out, SETTINGS)  # the same cases, copied to a disk
+    puts = [each.path for each in s3.asked if each.method == "PUT"][written:]
+    assert not [path for path in puts if "part-" in path]
+    assert export(Run.reopen(out), tmp_path / "maps", "nifti").cases == 2
 
 
 def test_a_volume_is_of_one_version_though_it_is_replaced_while_it_is_read(s3, s3_port):

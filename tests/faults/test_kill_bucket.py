@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 import pandas as pd
-from buckets import BUCKET, upload, variables
+from buckets import BUCKET, Asked, upload, variables
 from prefect_harness import WORDS, write_case
 
 from medad_core.store import Stage, objects, open_stages
@@ -34,6 +34,25 @@ def screening(data: str, run: str, url: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", SCREEN, data, run, *WORDS], env=environment)
 
 
+class Killed:
+    """A process that is killed when it writes the object with `end` in its name."""
+
+    def __init__(self, end: str) -> None:
+        self.end = end
+        self.begun = threading.Event()
+
+    def begin(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.begun.set()
+
+    def disturb(self, asked: Asked) -> str | None:
+        if asked.method != "PUT" or self.end not in asked.path:
+            return None
+        self.begun.wait(10)
+        self.process.send_signal(signal.SIGKILL)
+        return "cut"
+
+
 def whole(stages: dict[str, Stage]) -> None:
     """Whatever counts can be read, at any moment."""
     for stage in stages.values():
@@ -47,20 +66,10 @@ def test_killed_in_every_stage_a_run_in_a_bucket_is_completed_to_the_same_rows(s
         write_case(tmp_path / "data", f"BraTS2021_{number:05d}", seed=number)
     upload(s3_port, tmp_path / "data", "data")
     for end in ENDS:
-        process = None
-        known = threading.Event()
-
-        def disturb(asked, end=end):
-            if asked.method == "PUT" and end in asked.path:
-                known.wait(10)
-                process.send_signal(signal.SIGKILL)
-                return "cut"
-            return None
-
-        s3.disturb = disturb
-        process = screening(f"{ROOT}/data", RUN, s3.url)
-        known.set()
-        assert process.wait(300) == -signal.SIGKILL, f"it was not killed at {end}"
+        killed = Killed(end)
+        s3.disturb = killed.disturb
+        killed.begin(screening(f"{ROOT}/data", RUN, s3.url))
+        assert killed.process.wait(300) == -signal.SIGKILL, f"it was not killed at {end}"
         s3.disturb = lambda asked: None
         whole(open_stages(RUN))
     assert screening(f"{ROOT}/data", RUN, s3.url).wait(300) == 0

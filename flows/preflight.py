@@ -18,6 +18,7 @@ def check_cohort(inbox: str, cohort: str, settings: Settings, wait: bool) -> Non
 
     Raises UsageError, StoreError, WeightsError or LockedError.
     """
+    from flows.ray_cluster import check_cluster
     from medad_core.data.discovery import check_folder
     from medad_core.data.own_folders import check_name
     from medad_core.inbox.folder import CohortFolder
@@ -35,6 +36,7 @@ def check_cohort(inbox: str, cohort: str, settings: Settings, wait: bool) -> Non
     check_orchestration(settings)
     check_models(settings)
     folder.check_fingerprint(run_fingerprint(settings, folder.fingerprint()))
+    check_cluster(settings, cohort, inbox)
 
 
 def check_reproducing(out: str, settings: Settings) -> None:
@@ -51,7 +53,7 @@ def check_reproducing(out: str, settings: Settings) -> None:
     device_of(settings)
     check_engine(settings.llm)
     check_llm(settings, settings.llm.template)
-    if settings.flow.runner == "thread" and settings.flow.max_workers > 1:
+    if settings.flow.runner != "process" and settings.flow.max_workers > 1:
         raise ConfigError(
             "flow.max_workers: threads share torch's random numbers, so no seed would mean anything; "
             "set flow.runner=process, or flow.max_workers=1"

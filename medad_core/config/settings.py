@@ -8,7 +8,7 @@ holds the two together.
 from __future__ import annotations
 
 import os
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveInt, SecretStr, field_validator, model_validator
@@ -16,6 +16,7 @@ from pydantic import Field, PositiveInt, SecretStr, field_validator, model_valid
 from medad_core.config.base import Section
 from medad_core.config.reproduce import ReproduceSettings
 from medad_core.config.train import TrainSettings
+from medad_core.config.workers import RayWorkers
 
 Modality = Literal["flair", "t1", "t1ce", "t2"]
 Language = Literal["en", "de", "ko"]  # of reports of cases
@@ -255,7 +256,11 @@ class FlowSettings(Section):
     max_workers: int = Field(1, ge=1)
     retries: int = Field(1, ge=0)
     retry_delay_s: float = Field(1.0, ge=0)
-    ray_address: str | None = Field(None, description="null starts Ray on this machine")
+    ray_address: str | None = Field(None, description="HOST:PORT of a Ray cluster; null starts Ray on this machine")
+    ray_workers: RayWorkers = RayWorkers()
+    ray_runtime_env: dict[str, Any] | None = Field(
+        None, description="code and packages that Ray brings to its nodes; null: medad is installed on every node"
+    )
 
 
 class StoreSettings(Section):

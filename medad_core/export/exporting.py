@@ -54,7 +54,8 @@ def export(
     The mask is the map at the threshold of the results, or of the settings where there are none yet. Files that exist
     are replaced, and removed where the case cannot be written any more. `reference` is the folder of DICOM series, for
     "dicom-seg" only. Raises UsageError for a case that the run does not have, for names that become the same in BIDS,
-    and for a folder that holds something else, and for data in a bucket; StoreError where maps are not finished or a file cannot be written.
+    for a folder that holds something else, and for data in a bucket; StoreError where maps are not finished or a file
+    cannot be written.
     """
     run.stage("maps").require_finished()
     done = [case_id for part in run.stage("maps").finished_inputs() for case_id in part]

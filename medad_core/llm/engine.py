@@ -59,8 +59,11 @@ def choose_engine(requested: str) -> str:
     return requested
 
 
-def check_engine(settings: LLMSettings) -> None:
-    """Raise UsageError where the engine is not installed, or where the settings ask for more GPUs than there are."""
+def check_engine(settings: LLMSettings, gpus: int | None = None) -> None:
+    """Raise UsageError where the engine is not installed, or where the settings ask for more GPUs than there are.
+
+    `gpus` is their number, where it is not that of this machine.
+    """
     name = choose_engine(settings.engine)
     each = settings.tensor_parallel_size
     copies = settings.data_parallel_size
@@ -71,7 +74,7 @@ def check_engine(settings: LLMSettings) -> None:
                 "set both to 1, and name several servers in llm.endpoints"
             )
         return
-    present = torch.cuda.device_count()
+    present = torch.cuda.device_count() if gpus is None else gpus
     if each > 1 and name != "vllm":
         raise UsageError(
             f"llm.tensor_parallel_size: engine {name} puts a model on one GPU; set it to 1, or llm.engine=vllm"

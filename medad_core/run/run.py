@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from math import ceil
 from typing import TYPE_CHECKING
 
 from medad_core.config import Settings
@@ -194,6 +195,7 @@ def check_models(settings: Settings) -> None:
     from medad_core.run.served import check_served
 
     device_of(settings)
-    check_engine(settings.llm)
+    workers = settings.flow.ray_workers if settings.flow.runner == "ray" else None
+    check_engine(settings.llm, None if workers is None else ceil(workers.answers.gpus))
     check_wording(settings)
     check_served(settings)

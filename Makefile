@@ -1,6 +1,6 @@
 # make setup   the environment in .venv          make demo   screen a phantom cohort
 # make lint    ruff, its formatter and mypy      make test   the tests
-# make faults  runs that are killed, starved and cut off, on purpose (25 minutes)
+# make faults  runs that are killed, starved and cut off, on purpose, and runs on real clusters, buckets and LLM servers
 # make fuzz    files and folders that nobody would make, others each time: a million of what is read from bytes
 # make clean   remove environment and demo
 # make lock    the hashes of requirements-cpu.lock, after a change of a pin
@@ -43,10 +43,10 @@ lint: setup
 	$(BIN)/mypy
 
 test: setup
-	$(BIN)/python -m pytest --ignore=tests/faults
+	$(BIN)/python -m pytest --ignore=tests/faults --ignore=tests/services
 
 faults: setup
-	$(BIN)/python -m pytest tests/faults
+	$(BIN)/python -m pytest tests/faults tests/services
 
 # Hypothesis makes trees and headers; libFuzzer, which stays out of the environment, chooses bytes by the lines they reach.
 FUZZ ?= 1000000

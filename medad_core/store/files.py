@@ -24,6 +24,7 @@ from medad_core.store import objects
 from medad_core.store.regular import open_regular
 
 _TEMPORARY = ".tmp"
+_BLOCK = 1 << 20  # bytes hashed at a time
 _own: set[Path] = set()  # temporary files that this process is writing
 
 
@@ -162,7 +163,10 @@ def read_bytes(uri: str) -> bytes | None:
 def sha256_file(uri: str) -> str:
     """SHA-256 of the file at `uri` as hex, read in blocks. Raises StoreError."""
     with explained("read", uri), open_regular(local_name(uri) or uri) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+        return digest.hexdigest()
 
 
 def remove(uri: str) -> None:

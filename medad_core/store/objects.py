@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from medad_core.errors import UsageError, first_line
 
 if TYPE_CHECKING:
+    from obstore import GetOptions
     from obstore.store import ObjectStore
 
 SCHEMES = ("s3", "gs", "az", "memory")
@@ -97,14 +98,14 @@ def get(uri: str, start: int = 0, end: int | None = None, e_tag: str | None = No
     """
     import obstore
 
-    options: dict[str, Any] = {}
+    options: GetOptions = {}
     if start or end is not None:
         options["range"] = {"offset": start} if end is None else (start, end)
     if e_tag:
         options["if_match"] = e_tag
     with _as_of_a_disk(uri):
         store, path = _place(uri)
-        data = bytes(obstore.get(store, path, options=options or None).bytes())
+        data = bytes(obstore.get(store, path, options=options).bytes())
     global _moved  # noqa: PLW0603 - one sum of the process
     _moved += len(data)
     return data
@@ -276,12 +277,11 @@ def _store(scheme: str, bucket: str, is_hasty: bool) -> ObjectStore:
     if scheme == "memory":
         return MemoryStore()
     # An option that is given here is not looked up in the environment any more.
+    retries = _HASTY if is_hasty else _PATIENT
     allow_http = any(os.environ.get(name, "").lower() in ("1", "true") for name in _ALLOW_HTTP)
-    return from_url(
-        f"{scheme}://{bucket}",
-        client_options={**_CLIENT, "allow_http": allow_http},
-        retry_config=_HASTY if is_hasty else _PATIENT,
-    )
+    options: Any = {"client_options": {**_CLIENT, "allow_http": allow_http}, "retry_config": retries}
+    store: ObjectStore = from_url(f"{scheme}://{bucket}", **options)
+    return store
 
 
 def _facts(meta: Mapping[str, Any]) -> ObjectFacts:
@@ -321,6 +321,6 @@ def _reason(text: str) -> str:
         return "there are no credentials in the environment (such as AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
     if "builder error" in text and " http://" in text:
         return "the endpoint is http://, which is not encrypted; set AWS_ALLOW_HTTP=true if that is meant"
-    line = re.sub(r"\?\S*", "", first_line(text))
+    line = re.sub(r"\?\S*", "", text.strip().partition("\n")[0])
     refused = " (nothing listens there)" if "refused" in text.lower() else ""
     return line.removeprefix("Generic ") + refused

@@ -128,7 +128,7 @@ def test_a_node_with_another_version_or_without_the_folder_is_named_in_one_line(
     other = tmp_path / "packages" / "torch-9.9.9.dist-info"
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.9.9\n", encoding="utf-8")
-    path = os.pathsep.join((str(other.parent), str(Path(__file__).parents[1])))
+    path = os.pathsep.join((str(other.parent), str(Path(__file__).parents[2])))
     nodes.join("127.1.0.3", PYTHONPATH=path)
     version = torch.__version__.partition("+")[0]
     assert f"node 127.1.0.3 has torch 9.9.9 where this machine has {version}" in refusal(on_ray(), screened)

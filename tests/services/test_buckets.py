@@ -40,7 +40,7 @@ from medad_core.store.files import local_name, read_bytes, write_new
 from medad_core.store.lock import LockedError, held, holder, locked
 
 pytest_plugins = ("buckets", "prefect_harness")
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 ROOT = f"s3://{BUCKET}"
 SETTINGS = load_settings(None, list(WORDS))
 

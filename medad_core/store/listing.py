@@ -51,6 +51,12 @@ def stamp_of(uri: str) -> FileStamp | None:
             return None
 
 
+def tag_of(uri: str) -> str:
+    """The tag that a store gave to an object, empty for a file on a disk. Raises StoreError."""
+    stamp = None if local_name(uri) is not None else stamp_of(uri)
+    return "" if stamp is None else str(stamp.identity)
+
+
 def list_names(uri: str) -> set[str]:
     """Names of all entries directly in the folder `uri`; empty if there is no such folder. Raises StoreError."""
     folder = local_name(uri)

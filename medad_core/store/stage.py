@@ -180,6 +180,7 @@ class Stage:
             failed=tuple(failed),
             plan_sha256=plan.sha256,
             made_with=dict(made_with or {}),
+            tag=listing.tag_of(self._part_at(number)),
         )
         self._books.write_record(record)
         return record

@@ -43,7 +43,7 @@ def predictions_of(names: list[str]) -> pa.Table:
     generator = np.random.default_rng(rows)
     columns = {}
     for field in PREDICTIONS:
-        if field.name == "case_id" or field.name == "patient":
+        if field.name in {"case_id", "patient"}:
             columns[field.name] = pa.array(np.repeat(names, SLICES))
         elif field.name == "slice_index":
             columns[field.name] = pa.array(np.tile(np.arange(60, 60 + SLICES, dtype=np.int32), len(names)))

@@ -23,7 +23,7 @@ from flows.ray_cluster import GIB, connect, expected_of, holds, in_words, living
 from flows.ray_worker import Made, RangeWorker
 from medad_core import stopping
 from medad_core.config import Settings
-from medad_core.errors import MedadError, first_line
+from medad_core.errors import MedadError, Stopped, first_line
 from medad_core.faults.travel import unpack
 from medad_core.run.run import Run
 from medad_core.store import PART_STAGES, PartRecord
@@ -75,9 +75,12 @@ class RayPool:
         actor, reference = self._take(list(numbers), attempt)
         try:
             made = self._result(actor, reference)
-        except WorkerLost:
+        except Stopped:
+            raise  # it is in the middle of its range, and killed when the pool is closed
+        except Exception:  # the worker died, or gave an answer that cannot be read
             with self._lock:
                 self._busy.pop(actor, None)
+                self._end(actor)
                 self._start()
             raise
         with self._lock:
@@ -141,6 +144,11 @@ class RayPool:
         """Ask for one more worker."""
         if self._class is not None:  # None: closed meanwhile
             self._begin(self._class.remote(bool(self.resources.gpus)))
+
+    def _end(self, actor: Any) -> None:
+        import ray
+
+        ray.kill(actor)  # nothing happens to one that is dead
 
     def _begin(self, actor: Any) -> None:
         actor.open.remote(self.run.uri, self.run.settings, self.stage)

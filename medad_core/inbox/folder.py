@@ -5,8 +5,10 @@ The package's docstring lists the files. A caller that writes must hold the lock
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,9 +22,9 @@ from medad_core.inbox.worklist import WORKLIST, write_worklist
 from medad_core.run.cohort import NAME as COHORT
 from medad_core.run.cohort import cohort_of, settle_cohort, write_cohort
 from medad_core.run.gather import members_of
-from medad_core.store import open_stages, write_bytes
+from medad_core.store import open_stages, write_bytes, write_text
 from medad_core.store.files import explained, join, read_bytes, remove, remove_tree, resolved, sweep
-from medad_core.store.listing import list_names, read_many
+from medad_core.store.listing import list_files, list_names, read_many
 from medad_core.store.planning import difference
 from medad_core.store.records import Record
 
@@ -30,6 +32,9 @@ log = logging.getLogger(__name__)
 PLANNED = "_planned.json"
 COMMIT = "_batch.json"
 LEDGER = "ledger.json"
+_LISTS = "_lists.txt"
+_LISTED = {WORKLIST, "followup.csv", "followup.parquet", "followup_lesions.parquet"}
+_LISTED_FROM = {WORKLIST, COHORT, "cases.parquet", "run.json", "pruned.txt", COMMIT}
 _WITHDRAWN = ".withdrawn"  # ends the name of a note beside a batch that is being removed
 _EARLIER_SCRATCH = ".new"  # in which earlier versions planned a batch
 _FROM_BACKUP = "bring it back from a backup"
@@ -211,11 +216,23 @@ class CohortFolder:
         """
         batches = self.batches()
         write_predictions(join(self.uri, PREDICTIONS), batches, self.run_of)
-        if batches:
-            from medad_core.inbox.followup import write_followup  # model libraries take seconds
+        noted = join(self.uri, _LISTS)
+        if not batches or read_bytes(noted) == self._lists(batches).encode():
+            return
+        from medad_core.inbox.followup import write_followup  # model libraries take seconds
 
-            write_worklist(join(self.uri, WORKLIST), batches, self.run_of)
-            write_followup(self.uri, batches, self.run_of)
+        write_worklist(join(self.uri, WORKLIST), batches, self.run_of)
+        write_followup(self.uri, batches, self.run_of)
+        write_text(noted, self._lists(batches))
+
+    def _lists(self, batches: Sequence[Batch]) -> str:
+        """A hash of the state of all files that worklist and follow-up are made of, and of these files themselves."""
+        states = [(self.uri, name, stamp) for name, stamp in list_files(self.uri).items() if name in _LISTED]
+        for batch in batches:
+            found = list_files(self.run_of(batch.number)).items()
+            states += [(str(batch.number), name, stamp) for name, stamp in found if name in _LISTED_FROM]
+        text = "\n".join(f"{place} {name} {tuple(stamp)}" for place, name, stamp in sorted(states))
+        return hashlib.sha256(f"{version('medad')}\n{text}".encode()).hexdigest()
 
     def write_ledger(self, inbox: str, scan: InboxScan) -> Ledger:
         """Write `ledger.json`, replacing the earlier one."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,10 @@ import typer
 import yaml
 
 from flows.cli.app import app
+from flows.pools import ensure_pool
 from medad_core.config import known_keys
 
+pytest_plugins = ("prefect_harness",)
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "configs" / "deploy"
 SLURM = (DEPLOY / "slurm.sbatch").read_text(encoding="utf-8")
@@ -91,13 +95,23 @@ def test_pods_have_no_rights_and_no_secrets_of_their_own():
     assert secrets_in([POOL, *KUBERAY.values()]) == []
 
 
-def test_prefect_takes_the_template_and_nothing_from_who_starts_a_run():
-    """As the server does with a pool, and a worker with a run."""
+def test_a_server_of_prefect_takes_the_pool_and_medad_leaves_it_as_it_is(server):
+    from prefect.client.orchestration import get_client
+
+    words = ["work-pool", "create", "medad-kubernetes", "--type", "kubernetes"]
+    words += ["--base-job-template", str(DEPLOY / "kubernetes-pool.json")]
+    environment = {**os.environ, "PREFECT_API_URL": server}
+    subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", *words], env=environment, check=True)
+    with get_client(sync_client=True) as client:
+        assert not ensure_pool(client, "medad-kubernetes")  # medad's own pools are of another kind
+        pool = client.read_work_pool("medad-kubernetes")
+    assert (pool.type, pool.base_job_template) == ("kubernetes", POOL)
+
+
+def test_who_starts_a_run_gives_the_pod_nothing():
     from jsonschema import ValidationError, validate
-    from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.utilities.templating import find_placeholders
 
-    WorkPoolCreate(name="medad-kubernetes", type="kubernetes", base_job_template=POOL)
     assert find_placeholders(POOL["job_configuration"]) == set()
     validate({}, POOL["variables"])
     with pytest.raises(ValidationError):

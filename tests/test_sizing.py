@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from prefect_harness import WORDS, write_case
 from typer.testing import CliRunner
 
 from flows.cli.app import app
 from flows.cli.benchmark_tables import report_json
 from medad_core.benchmark.profile import Evaluation, Profile, Roofline, StageCost, load_profile, profile_of
-from medad_core.benchmark.sizing import USES, Sizing, size_cohort
+from medad_core.benchmark.sizing import Sizing, size_cohort
 from medad_core.benchmark.spread import Spread
 from medad_core.benchmark.stages import benchmark_stages
 from medad_core.config import Settings, load_settings
-from medad_core.data.phantom import generate_cohort
 from medad_core.errors import UsageError
 from medad_core.run.run import Run
 from medad_core.stages.screen import screen
@@ -27,14 +28,6 @@ from medad_core.store.objects import bytes_read, requests_made
 pytestmark = pytest.mark.usefixtures("untouched")
 FEW, MANY = 4, 8
 TOLERANCE = 0.25
-WORDS = (
-    "data.first_slice=70",
-    "data.last_slice=73",
-    "data.cases_per_part=1",
-    "models.threads=1",
-    "llm.engine=transformers",
-    "evaluate.bootstrap=20",
-)
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +38,10 @@ def settings() -> Settings:
 @pytest.fixture(scope="module")
 def cohorts(tmp_path_factory) -> dict[int, Path]:
     """Folders of so many cases; those of the larger are others of the same kind."""
-    root = tmp_path_factory.mktemp("phantoms")
+    root = tmp_path_factory.mktemp("cohorts")
     for cases in (FEW, MANY):
-        generate_cohort(root / str(cases), cases, seed=cases)
+        for number in range(cases):
+            write_case(root / str(cases), f"BraTS2021_{number:05d}", seed=10 * cases + number)
     return {cases: root / str(cases) for cases in (FEW, MANY)}
 
 
@@ -70,10 +64,10 @@ def near(value: float) -> object:
 def test_bytes_tokens_and_counts_of_a_run_are_those_that_were_predicted(measured, run):
     sizing = size_cohort(measured, MANY)
     truth = profile_of(run)
-    assert (sizing.slices, sizing.parts, sizing.answers) == (truth.slices, MANY, truth.slices) == (4 * MANY, MANY, 32)
-    written = {stage.stage: stage.written_bytes for stage in sizing.stages}
+    assert (sizing.slices, sizing.parts, sizing.answers) == (truth.slices, MANY, truth.slices) == (3 * MANY, MANY, 24)
+    stored = {stage.stage: stage.stored_bytes for stage in sizing.stages}
     for name, stage in run.stages.items():
-        assert written[name] == near(sum(part.bytes for part in stage.require_finished().parts)), name
+        assert stored[name] == near(sum(part.bytes for part in stage.require_finished().parts)), name
     files = [path for case in Path(run.cohort.root).iterdir() if case.is_dir() for path in case.iterdir()]
     assert sizing.volume_bytes == near(sum(path.stat().st_size for path in files))
     assert sizing.prompt_tokens == truth.prompt_tokens * truth.slices
@@ -82,9 +76,12 @@ def test_bytes_tokens_and_counts_of_a_run_are_those_that_were_predicted(measured
     assert tree_bytes(run.uri) * 0.8 < sizing.stored_bytes < 2.5 * tree_bytes(run.uri)
 
 
-def test_seconds_of_every_stage_are_within_a_quarter_of_those_predicted(cohorts, settings, tmp_path):
-    """Both sizes in turn, three times; of each stage the median counts, because other programs slow some turns down."""
-    ratios: dict[str, list[float]] = {name: [] for name in (*USES, "all")}
+def test_seconds_are_within_a_quarter_of_those_predicted(cohorts, settings, tmp_path):
+    """Of all stages together, and of those that take a tenth of it or more: seconds of the others say nothing here.
+
+    Both sizes in turn, three times; the median counts, because other programs slow some turns down.
+    """
+    ratios: dict[str, list[float]] = {}
     for turn in range(3):
         profiles = {}
         for cases, data in cohorts.items():
@@ -93,9 +90,11 @@ def test_seconds_of_every_stage_are_within_a_quarter_of_those_predicted(cohorts,
             profiles[cases] = profile_of(Run.reopen(folder))
         predicted = {stage.stage: stage.busy_hours * 3600 for stage in size_cohort(profiles[FEW], MANY).stages}
         taken = {name: cost.slice_s * profiles[MANY].slices for name, cost in profiles[MANY].stages.items()}
-        for name, seconds in taken.items():
-            ratios[name].append(predicted[name] / seconds)
-        ratios["all"].append(sum(predicted.values()) / sum(taken.values()))
+        whole = sum(taken.values())
+        for name in [name for name, seconds in taken.items() if seconds > whole / 10]:
+            ratios.setdefault(name, []).append(predicted[name] / taken[name])
+        ratios.setdefault("all", []).append(sum(predicted.values()) / whole)
+    assert {"maps", "answers"} < set(ratios)
     medians = {name: statistics.median(values) for name, values in ratios.items()}
     assert medians == {name: near(1) for name in medians}, ratios
 
@@ -108,7 +107,15 @@ def test_a_bucket_sees_as_many_requests_and_bytes_as_predicted(cohorts, settings
     sizing = size_cohort(profile, MANY)
     assert sizing.requests is not None and {"get", "put"} <= set(sizing.requests)
     assert sum(sizing.requests.values()) == near(asked.total())
-    assert sizing.read_bytes - sizing.volume_bytes == near(bytes_read() - moved)
+    assert sizing.bucket_bytes == near(bytes_read() - moved)
+
+
+def test_a_measurement_is_of_nothing_that_was_made_before(cohorts, settings, tmp_path):
+    with pytest.raises(UsageError, match="is not empty; a measurement needs a new folder"):
+        benchmark_stages(str(cohorts[FEW]), str(cohorts[MANY]), settings, lambda _: None)
+    shutil.copytree(cohorts[FEW] / "BraTS2021_00000", tmp_path / "one" / "BraTS2021_00000")
+    with pytest.raises(UsageError, match="has 1 usable cases; a measurement needs two"):
+        benchmark_stages(str(tmp_path / "one"), str(tmp_path / "out"), settings, lambda _: None)
 
 
 def by_hand(**changes: object) -> Profile:
@@ -176,7 +183,7 @@ def test_the_command_prints_a_plan_from_a_profile_and_from_a_run(measured, run, 
     profile.write_text(report_json(measured))
     assert load_profile(str(profile)) == measured
     shown = plan("--workers", 64, "--profile", profile, "--json", tmp_path / "plan.json")
-    assert shown.exit_code == 0 and "1,000,000 cases, 4,000,000 slices" in shown.output and "binds" in shown.output
+    assert shown.exit_code == 0 and "1,000,000 cases, 3,000,000 slices" in shown.output and "binds" in shown.output
     written = json.loads((tmp_path / "plan.json").read_text())
     assert set(written) == set(Sizing.__dataclass_fields__) and written["binds"] in shown.output
     of_run = plan("--gpus", 64, "--profile", run.uri)

@@ -33,19 +33,18 @@ def profile_table(profile: Profile) -> Table:
 def sizing_tables(profile: Profile, sizing: Sizing) -> Iterator[Table | str]:
     """Stages, then what is paid for, then what is not included."""
     title = f"{sizing.cases:,} cases, {sizing.slices:,} slices"
-    table = _right(plain_table(title, "workers", "hours", "", "reads", "writes", "roofline", "of it"))
+    table = _right(plain_table(title, "workers", "hours", "", "stored", "roofline", "of it"))
     for stage in sizing.stages:
         table.add_row(
             stage.stage,
             f"{stage.workers:,}",
             _hours(stage.hours),
             f"{stage.hours / sizing.hours:.0%}{' binds' if stage.stage == sizing.binds else ''}",
-            _bytes(stage.read_bytes),
-            _bytes(stage.written_bytes),
+            _bytes(stage.stored_bytes) if stage.stored_bytes else "",
             UNKNOWN if stage.roofline_hours is None else _hours(stage.roofline_hours),
             UNKNOWN if stage.roofline_share is None else f"{stage.roofline_share:.0%}",
         )
-    table.add_row("all", "", _hours(sizing.hours), "", _bytes(sizing.read_bytes), _bytes(sizing.written_bytes), "", "")
+    table.add_row("all", "", _hours(sizing.hours), "", "", "", "")
     yield table
     drivers = _right(plain_table("what is paid for", ""))
     for name, value in _drivers(sizing):
@@ -59,15 +58,15 @@ def _drivers(sizing: Sizing) -> Iterator[tuple[str, str]]:
     if sizing.gpu_hours is not None:
         yield "GPU hours", f"{sizing.gpu_hours:,.1f}"
     yield "worker hours (CPU)", f"{sizing.worker_hours:,.1f}"
-    yield "storage after the run", _bytes(sizing.stored_bytes)
-    yield "read of the data", _bytes(sizing.volume_bytes)
-    yield "read in all, from data and store", _bytes(sizing.read_bytes)
-    yield "written", _bytes(sizing.written_bytes)
+    yield "storage, with results", _bytes(sizing.stored_bytes)
+    yield "volumes and masks read", _bytes(sizing.volume_bytes)
     yield "answers", f"{sizing.answers:,}"
     yield "tokens of prompts", f"{sizing.prompt_tokens:,}"
     yield "tokens of answers", f"{sizing.answer_tokens:,}"
+    if sizing.bucket_bytes is not None:
+        yield "read of a bucket", _bytes(sizing.bucket_bytes)
     for kind, count in sorted((sizing.requests or {}).items()):
-        yield f"requests, {kind}", f"{count:,}"
+        yield f"  requests, {kind}", f"{count:,}"
 
 
 def _where(profile: Profile) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -23,6 +24,7 @@ from medad_core.store import Stage, StageManifest
 from medad_core.store.files import absolute, local_path, read_bytes
 from medad_core.store.listing import tree_bytes
 
+Positive = Annotated[int, msgspec.Meta(ge=1)]
 SAMPLED = 20  # parts of answers whose tokens are counted
 HOW = "`medad benchmark stages DATA --json FILE` measures one"
 
@@ -67,28 +69,38 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Traffic:
+    """What a run in a bucket asked of it, with one process: requests a part by kind, through all stages, and the bytes
+    that a case had read, volumes included where they are in a bucket too.
+    """
+
+    requests: dict[str, float]
+    read_bytes: float
+
+
+@dataclass(frozen=True)
 class Profile:
     """What was measured, on how much.
 
     `volume_bytes` are read of the volume and mask of a case, `result_bytes` a case are all files of the run beside the
-    parts of its stages. `prompt_tokens` and `answer_tokens` are of one question about one slice. `requests` to a
-    bucket, by kind, are those of a part through all stages.
+    parts of its stages. `prompt_tokens` and `answer_tokens` are of one question about one slice. `traffic` is
+    None where the run was on a disk.
     """
 
     device: str | None
     cores: int | None
     measured: str | None
-    cases: int
-    slices: int
-    cases_per_part: int
+    cases: Positive
+    slices: Positive
+    cases_per_part: Positive
     volume_bytes: float
     result_bytes: float
-    questions: int
+    questions: Positive
     prompt_tokens: float
     answer_tokens: float
     stages: dict[str, StageCost]
     evaluation: Evaluation | None = None
-    requests: dict[str, float] | None = None
+    traffic: Traffic | None = None
 
 
 def load_profile(uri: str) -> Profile:
@@ -109,9 +121,9 @@ def profile_of(run: Run) -> Profile:
     """The profile that a finished run is. Raises StoreError where it is unfinished, UsageError where it is empty."""
     manifests = {name: stage.require_finished() for name, stage in run.stages.items()}
     slices = manifests["slices"]
-    if not slices.rows or not manifests["answers"].rows:
+    if not all(manifest.rows for manifest in manifests.values()):
         raise UsageError(f"--profile {run.uri} has no slices, so nothing was measured; {HOW}")
-    questions = manifests["answers"].rows // manifests["prompts"].rows
+    questions = len(asked_questions(run.settings))
     stages = {name: _cost(manifest, manifest.rows) for name, manifest in manifests.items()}
     llm = run.settings.llm
     answers = _cost(manifests["answers"], manifests["answers"].rows // questions)  # its rows are questions

@@ -4,8 +4,8 @@ One decision: every figure is a measured rate times a count, and the profile say
 that the profile does not know: a CPU's profile says nothing of GPUs, and what is None there is left out here, by name.
 
 Assumed: seconds, bytes and tokens grow with the number of slices; stages run one after another, each part on one
-worker, all workers as fast as the one that was measured; a part is read once when its stage is finished, and twice by
-each stage that uses it, once for its hash. Cases are as those of the profile: as many slices, volumes as long.
+worker, all workers as fast as the one that was measured. Cases are as those of the profile: as many slices, volumes as
+long.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ from medad_core.errors import UsageError
 
 ON_CPU = "slices"  # the stage that uses no GPU
 EVALUATE = "evaluate"
-USES = {"slices": (), "maps": ("slices",), "prompts": ("maps",), "answers": ("prompts",)}
-EVALUATED = ("slices", "maps", "answers")
-READS = 2  # of a part by a stage that uses it: hash and rows
 NOT_INCLUDED = (
     "waiting for machines, parts that are made again, and a network or disk that is slower than where it was measured",
     "the memory of the evaluation: one process holds a row a slice. Screen large cohorts in batches (--cohort)",
@@ -40,8 +37,7 @@ class StageSize:
     hours: float
     busy_hours: float
     start_hours: float | None
-    read_bytes: float
-    written_bytes: float
+    stored_bytes: float
     roofline_hours: float | None = None
     roofline_share: float | None = None
 
@@ -50,7 +46,8 @@ class StageSize:
 class Sizing:
     """The whole. `binds` is the stage that takes longest; `gpu_hours` are reserved, also while `slices` reads.
 
-    `stored_bytes` stay after the run, `read_bytes` and `written_bytes` pass between workers and store.
+    `stored_bytes` stay after the run, `volume_bytes` are read of the data. A bucket gets `requests`, by kind, and
+    `bucket_bytes` are read of it; both are None where the profile was measured on a disk.
     """
 
     cases: int
@@ -65,12 +62,11 @@ class Sizing:
     worker_hours: float
     stored_bytes: float
     volume_bytes: float
-    read_bytes: float
-    written_bytes: float
     answers: int
     prompt_tokens: int
     answer_tokens: int
     requests: dict[str, int] | None
+    bucket_bytes: float | None
     not_included: tuple[str, ...]
 
 
@@ -108,7 +104,7 @@ def size_cohort(profile: Profile, cases: int, gpus: int | None = None, workers: 
     stages += tuple(_evaluate(wanted))
     hours = sum(stage.hours for stage in stages)
     answers = slices * profile.questions
-    results = cases * profile.result_bytes
+    traffic = profile.traffic
     return Sizing(
         cases=cases,
         slices=slices,
@@ -120,14 +116,13 @@ def size_cohort(profile: Profile, cases: int, gpus: int | None = None, workers: 
         binds=max(stages, key=lambda stage: stage.hours).stage,
         gpu_hours=None if gpus is None else gpus * hours,
         worker_hours=wanted.workers * hours,
-        stored_bytes=sum(stage.written_bytes for stage in stages) + results,
+        stored_bytes=sum(stage.stored_bytes for stage in stages) + cases * profile.result_bytes,
         volume_bytes=cases * profile.volume_bytes,
-        read_bytes=sum(stage.read_bytes for stage in stages),
-        written_bytes=sum(stage.written_bytes for stage in stages) + results,
         answers=answers,
         prompt_tokens=round(answers * profile.prompt_tokens),
         answer_tokens=round(answers * profile.answer_tokens),
-        requests=profile.requests and {kind: round(each * wanted.parts) for kind, each in profile.requests.items()},
+        requests=traffic and {kind: round(each * wanted.parts) for kind, each in traffic.requests.items()},
+        bucket_bytes=traffic and cases * traffic.read_bytes,
         not_included=tuple(_left_out(profile)),
     )
 
@@ -139,16 +134,13 @@ def _stage(wanted: _Wanted, name: str, cost: StageCost) -> StageSize:
     elapsed_s = work_s / wanted.parts * ceil(wanted.parts / workers)
     start_s = cost.start_s or 0.0
     least_s = None if cost.roofline is None else wanted.slices * cost.roofline.least_s
-    used = sum(wanted.profile.stages[before].slice_bytes for before in USES[name])
-    volumes = wanted.cases * wanted.profile.volume_bytes if name == ON_CPU else 0.0
     return StageSize(
         stage=name,
         workers=workers,
         hours=(elapsed_s + start_s) / 3600,
         busy_hours=(work_s + workers * start_s) / 3600,
         start_hours=None if cost.start_s is None else start_s / 3600,
-        read_bytes=volumes + wanted.slices * (READS * used + cost.slice_bytes),
-        written_bytes=wanted.slices * cost.slice_bytes,
+        stored_bytes=wanted.slices * cost.slice_bytes,
         roofline_hours=None if least_s is None else least_s / workers / 3600,
         roofline_share=None if least_s is None else least_s / work_s,
     )
@@ -160,8 +152,7 @@ def _evaluate(wanted: _Wanted) -> list[StageSize]:
     if evaluation is None:
         return []
     hours = (evaluation.fixed_s + wanted.cases * evaluation.case_s) / 3600
-    used = sum(wanted.profile.stages[name].slice_bytes for name in EVALUATED)
-    return [StageSize(EVALUATE, 1, hours, hours, evaluation.fixed_s / 3600, READS * wanted.slices * used, 0.0)]
+    return [StageSize(EVALUATE, 1, hours, hours, evaluation.fixed_s / 3600, 0.0)]
 
 
 def _left_out(profile: Profile) -> list[str]:
@@ -171,6 +162,6 @@ def _left_out(profile: Profile) -> list[str]:
         unknown.append("which machine the run was made on: a RUN does not say so")
     if profile.evaluation is None:
         unknown.append("the evaluation, and how long models load: a RUN does not say so, `medad benchmark stages` does")
-    if profile.requests is None:
-        unknown.append("requests to a bucket: measure with `medad benchmark stages DATA --out s3://…`")
+    if profile.traffic is None:
+        unknown.append("what a bucket is asked for: `medad benchmark stages DATA --out s3://…` measures that")
     return [*unknown, *NOT_INCLUDED]

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import torch
 
 from medad_core.benchmark.ceilings import rooflines
-from medad_core.benchmark.profile import Evaluation, Profile, profile_of
+from medad_core.benchmark.profile import Evaluation, Profile, Traffic, profile_of
 from medad_core.config import Settings
 from medad_core.errors import UsageError
 from medad_core.models.device import device_of
@@ -28,24 +28,36 @@ from medad_core.stages.complete import complete_stage, plan_stage, require_cases
 from medad_core.stages.evaluate import evaluate_run
 from medad_core.stages.screen import LoopExecutor
 from medad_core.store import PART_STAGES, join
-from medad_core.store.objects import requests_made
+from medad_core.store.listing import list_names
+from medad_core.store.objects import bytes_read, requests_made
 
 
 @dataclass(frozen=True)
 class _Screened:
-    """A run that was made: seconds of each stage beside its parts, of the evaluation, and requests to a bucket."""
+    """A run that was made: seconds of each stage beside its parts and of the evaluation; requests to a bucket, and
+    bytes read of it.
+    """
 
     run: Run
     starts_s: dict[str, float]
     evaluation_s: float
     requests: Counter[str]
+    read_bytes: int
+
+    def traffic(self) -> Traffic | None:
+        """None where the run is on a disk."""
+        parts = len(self.run.stage("slices").plan().parts)
+        requests = {kind: count / parts for kind, count in self.requests.items()}
+        return Traffic(requests, self.read_bytes / len(self.run.cohort.members)) if requests else None
 
 
 def benchmark_stages(data: str, out: str, settings: Settings, progress: ReportText) -> Profile:
     """Screen the cases of `data` into new folders below `out`, and measure that.
 
-    Raises UsageError for fewer than two cases, and as screening does.
+    Raises UsageError for fewer than two cases and for a folder that is not new, and as screening does.
     """
+    if list_names(out):
+        raise UsageError(f"--out {out} is not empty; a measurement needs a new folder")
     cohort = find_cohort(data, settings.data)
     usable = [member for member in cohort.members if member.rejected is None]
     if len(usable) < 2:
@@ -60,7 +72,6 @@ def benchmark_stages(data: str, out: str, settings: Settings, progress: ReportTe
         for name, cost in profile.stages.items()
     }
     device = device_of(settings)
-    parts = len(whole.run.stage("slices").plan().parts)
     return replace(
         profile,
         device=torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
@@ -68,14 +79,15 @@ def benchmark_stages(data: str, out: str, settings: Settings, progress: ReportTe
         measured=datetime.now(UTC).date().isoformat(),
         stages=costs,
         evaluation=_evaluation(few, whole),
-        requests={kind: count / parts for kind, count in whole.requests.items()} or None,
+        traffic=whole.traffic(),
     )
 
 
 def _screen(
     data: str, out: str, cohort: Cohort, members: Sequence[Member], settings: Settings, progress: ReportText
 ) -> _Screened:
-    before = requests_made()
+    asked = requests_made()
+    moved = bytes_read()
     settle_cohort(out, cohort.replace(members=tuple(members)))
     run = Run.reopen(out, settings)
     starts_s = {}
@@ -91,7 +103,7 @@ def _screen(
     run.note(data)
     evaluate_run(run)
     evaluation_s = time.perf_counter() - began
-    return _Screened(run, starts_s, evaluation_s, requests_made() - before)
+    return _Screened(run, starts_s, evaluation_s, requests_made() - asked, bytes_read() - moved)
 
 
 def _evaluation(few: _Screened, whole: _Screened) -> Evaluation:

@@ -25,6 +25,7 @@ HEALTH = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "3",
+    "RAY_raylet_start_wait_time_s": "180",  # 30 s are few on a busy machine
 }
 SMALL = (
     "--object-store-memory",

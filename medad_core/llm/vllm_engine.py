@@ -17,7 +17,7 @@ from medad_core.config import LLMSettings
 from medad_core.environment import installed_version
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Generation, share_of_yes
-from medad_core.llm.sizing import gpu_share, model_size, resolved_dtype
+from medad_core.llm.sizing import ModelSize, gpu_share, model_size, resolved_dtype
 from medad_core.surroundings.processes import clean_environment
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class VLLMEngine:
         dtype = resolved_dtype(prompt.folder, settings.dtype)
         self.dtype = getattr(torch, dtype)
         length = positions + settings.max_new_tokens
-        self.sequences = sequences = settings.max_sequences or (CPU_SEQUENCES if on_cpu else size.sequences)
+        self.sequences = sequences = sequences_of(settings, size)
         if on_cpu:
             # Compiling takes minutes on a small machine, more than it saves a cohort of a few thousand slices.
             machine: dict[str, Any] = {"block_size": CPU_BLOCK_SIZE, "enforce_eager": True}
@@ -89,6 +89,11 @@ class VLLMEngine:
         """See `Engine.close`."""
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
+
+
+def sequences_of(settings: LLMSettings, size: ModelSize) -> int:
+    """Prompts that the engine answers at once."""
+    return settings.max_sequences or (size.sequences if torch.cuda.is_available() else CPU_SEQUENCES)
 
 
 def sampling(prompt: Prompt, settings: LLMSettings, sentences: Sequence[str] = ()) -> SamplingParams:

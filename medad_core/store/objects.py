@@ -14,6 +14,7 @@ import io
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -39,6 +40,7 @@ _WINDOW = (1 << 18, 1 << 24)  # bytes of a ranged read, least and most …
 _WINDOW_S = 0.05  # … and how long one shall take: about as long as asking for it
 _hasty: ContextVar[bool] = ContextVar("hasty", default=False)
 _moved = 0  # bytes that this process has read from buckets
+_requests: Counter[str] = Counter()  # that it has made
 
 
 class ObjectFacts(NamedTuple):
@@ -91,6 +93,11 @@ def bytes_read() -> int:
     return _moved
 
 
+def requests_made() -> Counter[str]:
+    """How many requests of each kind this process has made: get, head, put, list, delete. Retries do not count."""
+    return _requests.copy()
+
+
 def get(uri: str, start: int = 0, end: int | None = None, e_tag: str | None = None) -> bytes:
     """The bytes start..end (exclusive) of an object, or all.
 
@@ -103,7 +110,7 @@ def get(uri: str, start: int = 0, end: int | None = None, e_tag: str | None = No
         options["range"] = {"offset": start} if end is None else (start, end)
     if e_tag:
         options["if_match"] = e_tag
-    with _as_of_a_disk(uri):
+    with _as_of_a_disk(uri, "get"):
         store, path = _place(uri)
         data = bytes(obstore.get(store, path, options=options).bytes())
     global _moved  # noqa: PLW0603 - one sum of the process
@@ -115,7 +122,7 @@ def put(uri: str, data: bytes | Path) -> None:
     """Replace an object by bytes or a local file; it appears when it is complete. Raises OSError."""
     import obstore
 
-    with _as_of_a_disk(uri):
+    with _as_of_a_disk(uri, "put"):
         store, path = _place(uri)
         obstore.put(store, path, data)
 
@@ -124,7 +131,7 @@ def put_new(uri: str, data: bytes) -> str:
     """Make an object that must not exist; returns its tag. Raises FileExistsError and OSError."""
     import obstore
 
-    with _as_of_a_disk(uri):
+    with _as_of_a_disk(uri, "put"):
         store, path = _place(uri)
         return obstore.put(store, path, data, mode="create", use_multipart=False)["e_tag"] or ""
 
@@ -133,7 +140,7 @@ def put_over(uri: str, data: bytes, e_tag: str) -> str:
     """Replace an object that still has the tag `e_tag`; returns its new one. Raises ChangedError and OSError."""
     import obstore
 
-    with _as_of_a_disk(uri):
+    with _as_of_a_disk(uri, "put"):
         store, path = _place(uri)
         return obstore.put(store, path, data, mode={"e_tag": e_tag}, use_multipart=False)["e_tag"] or ""
 
@@ -142,7 +149,7 @@ def delete(uri: str) -> None:
     """Remove an object; some stores raise FileNotFoundError where there is none. Raises OSError."""
     import obstore
 
-    with _as_of_a_disk(uri):
+    with _as_of_a_disk(uri, "delete"):
         store, path = _place(uri)
         obstore.delete(store, path)
 
@@ -151,7 +158,7 @@ def delete_tree(uri: str) -> None:
     """Remove every object below `uri`. Raises OSError."""
     import obstore
 
-    with _as_of_a_disk(uri):
+    with _as_of_a_disk(uri, "list"):
         store, path = _place(uri)
         for chunk in obstore.list(store, f"{path}/"):
             obstore.delete(store, [meta["path"] for meta in chunk])
@@ -161,7 +168,7 @@ def facts_of(uri: str) -> ObjectFacts:
     """What the store says of an object. Raises FileNotFoundError and OSError."""
     import obstore
 
-    with _as_of_a_disk(uri):
+    with _as_of_a_disk(uri, "head"):
         store, path = _place(uri)
         return _facts(obstore.head(store, path))
 
@@ -170,7 +177,7 @@ def list_folder(uri: str) -> tuple[set[str], dict[str, ObjectFacts]]:
     """Names of the folders, and names and facts of the objects, directly below `uri`. Raises OSError."""
     import obstore
 
-    with _as_of_a_disk(uri):
+    with _as_of_a_disk(uri, "list"):
         store, path = _place(uri)
         listed = obstore.list_with_delimiter(store, path or None)
     folders = {prefix.rstrip("/").rsplit("/", 1)[-1] for prefix in listed["common_prefixes"]}
@@ -181,7 +188,7 @@ def list_tree(uri: str) -> Iterator[tuple[str, ObjectFacts]]:
     """Every object below `uri`: its path below it, and its facts. One request a thousand objects. Raises OSError."""
     import obstore
 
-    with _as_of_a_disk(uri):
+    with _as_of_a_disk(uri, "list"):
         store, path = _place(uri)
         above = f"{path}/" if path else ""
         for chunk in obstore.list(store, above or None):
@@ -292,10 +299,11 @@ def _facts(meta: Mapping[str, Any]) -> ObjectFacts:
 
 
 @contextmanager
-def _as_of_a_disk(uri: str) -> Iterator[None]:
-    """Turn errors of obstore into those that a disk gives."""
+def _as_of_a_disk(uri: str, kind: str) -> Iterator[None]:
+    """Count a request of this kind, and turn errors of obstore into those that a disk gives."""
     from obstore import exceptions
 
+    _requests[kind] += 1
     try:
         yield
     except FileNotFoundError as error:

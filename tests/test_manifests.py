@@ -37,7 +37,6 @@ FIELDS = {
     "head": ({"rayStartParams", "template"}, set()),
     "workers": ({"groupName", "minReplicas", "maxReplicas", "rayStartParams", "template"}, {"replicas"}),
 }
-IS_MERGED = any(key.startswith("flow.ray_workers") for key in known_keys())
 
 
 def command_in(text: str) -> list[str]:
@@ -57,7 +56,7 @@ def test_the_command_of_a_job_is_one_of_medad(text):
     settings += [f"flow.ray_workers.{stage}.gpus" for stage in ("maps", "prompts", "answers") if text is SLURM]
     assert {"flow.runner", "flow.ray_address", "flow.max_workers"} <= set(settings)
     known = set(known_keys())
-    assert [key for key in settings if key not in known and (IS_MERGED or "ray_workers" not in key)] == []
+    assert [key for key in settings if key not in known] == []
 
 
 def test_fields_of_a_ray_job_are_those_of_kuberay():

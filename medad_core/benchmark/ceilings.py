@@ -16,7 +16,7 @@ from medad_core.benchmark.flops import flops_per_slice, shape_of
 from medad_core.benchmark.profile import Profile, Roofline
 from medad_core.benchmark.timing import best_gemm, copy_rate, rate
 from medad_core.config import LLMSettings
-from medad_core.llm.engine import choose_engine
+from medad_core.llm.engine import SERVED, choose_engine
 from medad_core.llm.sizing import BYTES, ModelSize, model_size, resolved_dtype
 from medad_core.llm.vllm_engine import sequences_of
 from medad_core.models.blocks import PRECISIONS
@@ -39,9 +39,14 @@ class _Work:
 
 
 def rooflines(run: Run, profile: Profile) -> dict[str, Roofline]:
-    """The rooflines of both stages of a finished run, of which `profile` is the profile, on the device of the run."""
+    """The rooflines of both stages of a finished run, of which `profile` is the profile, on the device of the run.
+
+    That of maps alone where the LLM is served: its device is another one's.
+    """
     device = torch.device(device_of(run.settings))
-    works = {"maps": _of_encoder(run, device), "answers": _of_llm(run, profile)}
+    works = {"maps": _of_encoder(run, device)}
+    if choose_engine(run.settings.llm.engine) != SERVED:
+        works["answers"] = _of_llm(run, profile)
     bytes_s = copy_rate(device, LEAST_S)
     flops_s = {precision: _peak(precision, device) for precision in {work.precision for work in works.values()}}
     gpus = {name: profile.stages[name].gpus for name in works}

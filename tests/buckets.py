@@ -225,10 +225,6 @@ def upload(port: int, folder: os.PathLike, prefix: str) -> None:
             client.upload_file(path, BUCKET, f"{prefix}/{os.path.relpath(path, folder)}")
 
 
-def sizes(port: int, prefix: str = "") -> dict[str, int]:
-    pages = client_of(port).get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
-    return {each["Key"]: each["Size"] for page in pages for each in page.get("Contents", [])}
-
-
 def keys(port: int, prefix: str = "") -> list[str]:
-    return list(sizes(port, prefix))
+    pages = client_of(port).get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
+    return [each["Key"] for page in pages for each in page.get("Contents", [])]

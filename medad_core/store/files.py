@@ -58,10 +58,10 @@ def local_path(uri: str) -> Path | None:
 
 def local_name(uri: str) -> str | None:
     """`local_path` as text. Where 100,000 files are opened, making a Path of each takes longer than opening it."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
+    scheme = objects.scheme_of(uri)
+    if not scheme:
         return uri
-    return rest if scheme == "file" else None
+    return uri.removeprefix("file://") if scheme == "file" else None
 
 
 def absolute(uri: str | Path) -> str:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from obstore import GetOptions
     from obstore.store import ObjectStore
 
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 SCHEMES = ("s3", "gs", "az", "memory")
 _PATIENT = {"max_retries": 10, "retry_timeout": timedelta(minutes=2)}
 _HASTY = {"max_retries": 3, "retry_timeout": timedelta(seconds=12)}
@@ -61,11 +62,17 @@ class ChangedError(OSError):
 
 def is_object(uri: str) -> bool:
     """Whether `uri` lies in a bucket. Raises UsageError for a scheme that nobody knows here."""
-    scheme, separator, _ = uri.partition("://")
-    if not separator or scheme == "file":
+    scheme = scheme_of(uri)
+    if scheme in ("", "file"):
         return False
     _require_known(uri, scheme)
     return True
+
+
+def scheme_of(uri: str) -> str:
+    """Such as "s3"; empty for a plain path, which may have `://` in its middle."""
+    match = _SCHEME.match(uri) if "://" in uri else None
+    return "" if match is None else match[1]
 
 
 def _require_known(uri: str, scheme: str) -> None:

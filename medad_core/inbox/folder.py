@@ -217,22 +217,29 @@ class CohortFolder:
         batches = self.batches()
         write_predictions(join(self.uri, PREDICTIONS), batches, self.run_of)
         noted = join(self.uri, _LISTS)
-        if not batches or read_bytes(noted) == self._lists(batches).encode():
+        made_of = self._made_of(batches)  # before anything is read: what changes meanwhile is seen the next time
+        if not batches or read_bytes(noted) == self._lists(made_of).encode():
             return
         from medad_core.inbox.followup import write_followup  # model libraries take seconds
 
         write_worklist(join(self.uri, WORKLIST), batches, self.run_of)
         write_followup(self.uri, batches, self.run_of)
-        write_text(noted, self._lists(batches))
+        write_text(noted, self._lists(made_of))
 
-    def _lists(self, batches: Sequence[Batch]) -> str:
-        """A hash of the state of all files that worklist and follow-up are made of, and of these files themselves."""
-        states = [(self.uri, name, stamp) for name, stamp in list_files(self.uri).items() if name in _LISTED]
-        for batch in batches:
-            found = list_files(self.run_of(batch.number)).items()
-            states += [(str(batch.number), name, stamp) for name, stamp in found if name in _LISTED_FROM]
-        text = "\n".join(f"{place} {name} {tuple(stamp)}" for place, name, stamp in sorted(states))
-        return hashlib.sha256(f"{version('medad')}\n{text}".encode()).hexdigest()
+    def _made_of(self, batches: Sequence[Batch]) -> list[str]:
+        """The state of all files that worklist and follow-up are made of."""
+        return [
+            f"{batch.number} {name} {tuple(stamp)}"
+            for batch in batches
+            for name, stamp in sorted(list_files(self.run_of(batch.number)).items())
+            if name in _LISTED_FROM
+        ]
+
+    def _lists(self, made_of: Sequence[str]) -> str:
+        """A hash of what worklist and follow-up are made of, and of the state of these files themselves."""
+        files = sorted(list_files(self.uri).items())
+        states = [f"{name} {tuple(stamp)}" for name, stamp in files if name in _LISTED]
+        return hashlib.sha256("\n".join([version("medad"), *made_of, *states]).encode()).hexdigest()
 
     def write_ledger(self, inbox: str, scan: InboxScan) -> Ledger:
         """Write `ledger.json`, replacing the earlier one."""

@@ -3,8 +3,9 @@
 One decision: the store decides and the store's clock counts. The lease is made, renewed and taken over by conditional
 writes, so of two commands one is refused. Whether a lease has run out is told by the store's own times of two objects,
 so a clock of this machine that is wrong does no harm. The lease of a process of this machine that is gone is taken
-over at once. A holder that cannot renew its lease in time stops before its
-deadline. A store that ignores conditions is noticed: there the second of two writers waits and reads what stands.
+over at once. A holder that cannot renew its lease in time stops before its deadline. A store that ignores conditions is
+noticed: there the second of two writers waits and reads what stands. A write whose answer was lost is looked for before
+it counts as one of somebody else.
 """
 
 from __future__ import annotations
@@ -54,24 +55,41 @@ class _Lease:
     lost: str | None = None
     ended: threading.Event = field(default_factory=threading.Event)
 
+    def check(self) -> None:
+        """Note that it is lost where it was not renewed for too long, also while a renewal waits for an answer."""
+        if time.monotonic() - self.renewed > TERM_S - RENEW_S:
+            silence = f"{self.uri}: the store did not answer for {TERM_S - RENEW_S:.0f} s, so its lease runs out"
+            self.lost = self.lost or silence
+
     def keep(self) -> None:
         """Renew it until it is given back, or lost."""
+        with objects.hasty():  # a thread has a context of its own
+            self._keep()
+
+    def _keep(self) -> None:
         while not self.ended.wait(RENEW_S) and self.lost is None:
             try:
                 self.e_tag = self._renewed()
                 self.renewed = time.monotonic()
             except (ChangedError, FileNotFoundError):
-                self.lost = f"{self.uri} was taken over by {lease_holder(self.uri) or 'another process'}"
+                who = None
+                with suppress(MedadError):  # a store that fails now changes nothing of the loss
+                    who = lease_holder(self.uri)
+                self.lost = f"{self.uri} was taken over by {who or 'another process'}"
             except OSError as error:
                 log.warning("%s: the lease could not be renewed (%s)", self.uri, error.strerror)
-            if time.monotonic() - self.renewed > TERM_S - RENEW_S:
-                silence = f"{self.uri}: the store did not answer for {TERM_S:.0f} s, so its lease ran out"
-                self.lost = self.lost or silence
+            self.check()
 
     def _renewed(self) -> str:
         place = join(self.uri, NAME)
         if self.is_conditional:
-            return objects.put_over(place, self.note, self.e_tag)
+            try:
+                return objects.put_over(place, self.note, self.e_tag)
+            except ChangedError:
+                own = _own_tag(self.uri, self.note)  # an earlier try may have come through
+                if own is None:
+                    raise
+                return own
         if objects.get(place) != self.note:
             raise ChangedError("it is the lease of another process")
         objects.put(place, self.note)
@@ -81,6 +99,7 @@ class _Lease:
 def check_leases() -> None:
     """Raise LockedError where this process has lost a lease that it holds: it must not write any more."""
     for lease in list(_held.values()):
+        lease.check()
         if lease.lost is not None:
             raise LockedError(f"{lease.lost}; the same command goes on where it stopped")
 
@@ -104,8 +123,9 @@ def leased(uri: str, wait: bool, way_out: str) -> Iterator[None]:
         lease.ended.set()
         renewing.join()
         if lease.lost is None:
-            with suppress(OSError):
-                objects.delete(join(uri, NAME))
+            with suppress(OSError), objects.hasty():
+                if _own_tag(uri, lease.note) is not None:
+                    objects.delete(join(uri, NAME))
 
 
 def lease_holder(uri: str) -> str | None:
@@ -141,7 +161,8 @@ def _made(uri: str, note: bytes) -> _Lease | None:
     try:
         e_tag = objects.put_new(place, note)
     except FileExistsError:
-        return None
+        own = _own_tag(uri, note)
+        return None if own is None else _Lease(uri, note, own, is_conditional=True)
     try:
         objects.put_new(place, note)
     except FileExistsError:
@@ -159,9 +180,22 @@ def _taken_over(uri: str, note: bytes) -> _Lease | None:
     try:
         new_tag = objects.put_over(join(uri, NAME), note, e_tag)
     except (ChangedError, FileNotFoundError):
-        return None
+        own = _own_tag(uri, note)
+        if own is None:
+            return None
+        new_tag = own
     log.warning("%s: the lease of %s is taken over, which ended without giving it back", uri, _named(before))
     return _Lease(uri, note, new_tag, is_conditional=True)
+
+
+def _own_tag(uri: str, note: bytes) -> str | None:
+    """The tag of the lease where it says `note`, None where it is another one's, or there is none. Raises OSError."""
+    place = join(uri, NAME)
+    try:
+        tag = objects.facts_of(place).e_tag
+        return tag if objects.get(place, e_tag=tag) == note else None
+    except (FileNotFoundError, ChangedError):
+        return None
 
 
 def _find(uri: str) -> tuple[bytes, str, float] | None:

@@ -37,6 +37,7 @@ _PATIENT = {"max_retries": 10, "retry_timeout": timedelta(minutes=2)}
 _HASTY = {"max_retries": 3, "retry_timeout": timedelta(seconds=12)}
 _CLIENT = {"connect_timeout": "5s", "read_timeout": "20s", "timeout": "10m", "user_agent": "medad"}
 _ALLOW_HTTP = ("AWS_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP", "AZURE_ALLOW_HTTP")
+_ROLES = ("169.254.169.254", "169.254.170.2", "metadata.google.internal")  # where a cloud's machine gets credentials
 _WINDOW = (1 << 18, 1 << 24)  # bytes of a ranged read, least and most …
 _WINDOW_S = 0.05  # … and how long one shall take: about as long as asking for it
 _hasty: ContextVar[bool] = ContextVar("hasty", default=False)
@@ -332,10 +333,10 @@ def _reason(text: str) -> str:
     """What a store, or the way to it, said; without queries, which may hold a token."""
     if "NoSuchBucket" in text:
         return "no such bucket"
-    if "169.254.169.254" in text or "metadata" in text:
+    if any(f"//{host}/" in text for host in _ROLES):
         return "there are no credentials in the environment (such as AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
     if "builder error" in text and " http://" in text:
         return "the endpoint is http://, which is not encrypted; set AWS_ALLOW_HTTP=true if that is meant"
     line = re.sub(r"\?\S*", "", text.strip().partition("\n")[0])
-    refused = " (nothing listens there)" if "refused" in text.lower() else ""
+    refused = " (nothing listens there)" if "connection refused" in text.lower() else ""
     return line.removeprefix("Generic ") + refused

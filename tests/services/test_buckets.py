@@ -317,6 +317,7 @@ def test_the_lease_of_a_process_that_was_killed_runs_out_by_the_clock_of_the_sto
     elsewhere = left.replace(b'"machine": "', b'"machine": "x')
     client_of(s3_port).put_object(Bucket=BUCKET, Key="run/.lease", Body=elsewhere)
     monkeypatch.setattr(lease, "TERM_S", 3.0)
+    monkeypatch.setattr(lease, "RENEW_S", 0.5)
     monkeypatch.setattr(time, "time", lambda: 0.0)  # a clock of this machine that stands still says nothing
     with pytest.raises(LockedError, match="is in use by process"), held(f"{ROOT}/run"):
         pass
@@ -344,6 +345,30 @@ def test_a_lease_is_renewed_and_one_that_was_lost_stops_the_work(s3, s3_port, mo
             time.sleep(0.1)
         pytest.fail("the loss was not noticed")
     assert b"elsewhere" in (read_bytes(f"{ROOT}/run/.lease") or b""), "the lease of another one stays"
+
+
+def test_a_lease_whose_answers_are_lost_on_the_way_is_still_held(s3, monkeypatch):
+    quick_retries(monkeypatch)
+    monkeypatch.setattr(lease, "RENEW_S", 0.2)
+    lost = iter([True, False, True, False, False, True])
+    s3.disturb = lambda asked: "answered too late" if asked.method == "PUT" and next(lost, False) else None
+    with held(f"{ROOT}/run"):
+        time.sleep(2)
+    assert holder(f"{ROOT}/run") is None
+
+
+def test_a_command_whose_store_falls_silent_stops_before_its_lease_runs_out(s3, monkeypatch):
+    from medad_core import stopping
+
+    monkeypatch.setattr(lease, "RENEW_S", 0.5)
+    monkeypatch.setattr(lease, "TERM_S", 2.5)
+    with pytest.raises(LockedError, match="did not answer for 2 s, so its lease runs out"), held(f"{ROOT}/run"):
+        s3.disturb = lambda asked: "dead"
+        deadline = time.monotonic() + 4
+        while time.monotonic() < deadline:  # long before a renewal gives up
+            stopping.check()
+            time.sleep(0.05)
+    s3.disturb = lambda asked: None
 
 
 def test_a_store_that_ignores_conditions_keeps_one_writer_too(s3, monkeypatch):
@@ -503,6 +528,7 @@ def test_refused_credentials_missing_ones_and_a_store_that_is_down_are_one_line(
 def test_no_message_holds_a_query_which_may_be_a_token():
     text = "Generic S3 error: Error performing GET https://a.b/c?sig=SECRET&x=1 in 3ms - Server returned 500"
     assert "SECRET" not in objects._reason(text) and "https://a.b/c" in objects._reason(text)
+    assert "credentials" not in objects._reason(text.replace("/c?", "/metadata/refused.json?"))
 
 
 def test_pseudonyms_of_data_in_a_bucket_are_refused(s3, s3_port, inbox, tmp_path):

@@ -110,3 +110,4 @@ def _kill(process: subprocess.Popen) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(each.pid, signal.SIGKILL)
     process.wait()
+    psutil.wait_procs(family, timeout=START_S)  # a process that has gigabytes mapped takes a while to end

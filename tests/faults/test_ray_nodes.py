@@ -54,7 +54,8 @@ def test_a_run_survives_its_nodes_its_command_and_a_signal(screened, server, nod
     process.terminate()
     assert "medad: terminated; the same command goes on where it stopped" in ends(process, 143, timeout=60)
     assert time.monotonic() - begun < 2 * SOON_S
-    assert gone([worker]) and temporary_files(run) == []
+    until(lambda: gone([worker]), deadline_s=SOON_S)
+    assert temporary_files(run) == []
 
     # A node is killed in the middle of maps; the other goes on. Then the command is killed: its workers end.
     (faults / "maps-1").touch()
@@ -62,7 +63,7 @@ def test_a_run_survives_its_nodes_its_command_and_a_signal(screened, server, nod
     process = start(words, server=server)
     node, worker = held("maps-1", process)
     nodes.kill(node)
-    assert gone([worker])
+    until(lambda: gone([worker]), deadline_s=SOON_S)
     _, worker = held("prompts-0", process)
     process.kill()
     process.wait()

@@ -52,7 +52,7 @@ def main(data: str, work: str, names: Sequence[str]) -> None:
     trial = begin(data, place, encoder, settings)
     grids: Grids = {}
     for fold in range(len(trial.folds)):
-        grids |= trial.grids(False, fold)
+        grids |= trial.grids(fold)
     heads = {name: [fit(trial, name, fold) for fold in range(len(trial.folds))] for name in names}
     for limits in RANGES:
         print_table(trial, trial.own, maps_of(trial, trial.own, grids, heads), limits)

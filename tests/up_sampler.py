@@ -1,7 +1,7 @@
 """A small convolutional head that corrects the maps of a decoder, and its training by cross-validation.
 
-One decision: a head learns from maps of decoders that have seen neither the patient nor the patients held out, so it
-gets maps like those of new patients. Only "joint" learns together with its decoder.
+One decision: a head learns as the converter does, from maps of decoders that have not seen the patient, so it gets
+maps like those of new patients. Only "joint" learns together with its decoder.
 """
 
 from __future__ import annotations
@@ -107,41 +107,33 @@ class Trial:
         """The fold that a case is in."""
         return next(number for number, ids in enumerate(self.folds) if case_id in ids)
 
-    def decoder(self, *without: int) -> Decoder:
-        """One that was trained without these folds, for as many steps a patient."""
-        learn = [shown.case for shown in self.own if not any(shown.case.case_id in self.folds[at] for at in without)]
-        settings = self.settings.train.decoder
-        steps = settings.steps * (len(self.folds) - len(without)) // (len(self.folds) - 1)
-        name = "".join(map(str, without))
-        return train_decoder(
-            learn,
-            self.text,
-            settings.model_copy(update={"steps": steps}),
-            self.settings.train.seed + 1 + int(name),
-            self.work / f"decoder-{name}.pt",
-        )
+    def decoder(self, fold: int) -> Decoder:
+        """One that was trained without a fold, as `medad_core.training.fitting.cross_fit` trains it."""
+        learn = [shown.case for shown in self.own if shown.case.case_id not in self.folds[fold]]
+        seed = self.settings.train.seed + 1 + fold
+        return train_decoder(learn, self.text, self.settings.train.decoder, seed, self.work / f"decoder-{fold}.pt")
 
-    def grids(self, mirrored: bool, *without: int) -> Grids:
-        """Grids of the patients of these folds, whom the decoder has not seen."""
-        file = self.work / f"grids-{''.join(map(str, without))}{'-mirrored' * mirrored}.npz"
+    def grids(self, fold: int, mirrored: bool = False) -> Grids:
+        """Grids of the patients of a fold, whom the decoder has not seen."""
+        file = self.work / f"grids-{fold}{'-mirrored' * mirrored}.npz"
         if not file.is_file():
-            decoder = self.decoder(*without)
-            unseen = [case_id for at in without for case_id in self.folds[at]]
+            decoder = self.decoder(fold)
             cases = [shown.case for shown in (self.twins if mirrored else self.own)]
-            save_grids(file, {one.case_id: decode_case(decoder, one) for one in cases if one.case_id in unseen})
+            save_grids(
+                file, {one.case_id: decode_case(decoder, one) for one in cases if one.case_id in self.folds[fold]}
+            )
             log.info("wrote %s", file.name)
         return load_grids(file)
 
     def lessons(self, fold: int) -> list[Lesson]:
-        """The cases of all other folds and their twins, with maps of decoders that saw neither them nor `fold`."""
+        """The cases of all other folds and their twins."""
         lessons = []
         for other in set(range(len(self.folds))) - {fold}:
             for mirrored, cases in ((False, self.own), (True, self.twins)):
-                grids = self.grids(mirrored, *sorted((fold, other)))
+                grids = self.grids(other, mirrored)
                 for shown in cases:
-                    case = shown.case
-                    if case.case_id in self.folds[other]:
-                        lessons.append(Lesson(shown, grids[case.case_id], case.cover(SIZE)))
+                    if shown.case.case_id in grids:
+                        lessons.append(Lesson(shown, grids[shown.case.case_id], shown.case.cover(SIZE)))
         return lessons
 
 

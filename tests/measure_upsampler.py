@@ -40,6 +40,7 @@ RANGES = ((60, 100), (20, 130))
 SIZES_MM2 = ((50, 200), (200, 400), (400, 800))
 REPLICATES = 1000
 CHANGES = (("gain", 1.0), ("gain", 0.8), ("gain", 1.2), ("gamma", 0.8), ("gamma", 1.25))
+EVERY = 5  # slices, of which one is changed
 Heads = dict[str, list[nn.ModuleDict]]  # by variant, one a fold
 
 
@@ -59,7 +60,7 @@ def main(data: str, work: str, names: Sequence[str]) -> None:
     print_cost(trial, grids, heads, encoder)
     for how, by in CHANGES:
         changed, decoded = change(trial, encoder, how, by)
-        print(f"\n{how} {by}, every third slice")
+        print(f"\n{how} {by}, every {EVERY}th slice")
         print_table(trial, changed, maps_of(trial, changed, decoded, heads), RANGES[1])
 
 
@@ -166,18 +167,18 @@ def print_cost(trial: Trial, grids: Grids, heads: Heads, encoder: VisionTransfor
 
 
 def change(trial: Trial, encoder: VisionTransformerEncoder, how: str, by: float) -> tuple[list[Shown], Grids]:
-    """Every third slice with other intensities, encoded anew; its grids are by decoders that have not seen it."""
+    """One of EVERY slices with other intensities, encoded anew; its grids are by decoders that have not seen it."""
     levels = np.arange(256) / 255
     table = np.round(255 * (levels * by if how == "gain" else levels**by).clip(0, 1)).astype(np.uint8)
     changed: list[Shown] = []
     grids: Grids = {}
     for shown in trial.own:
-        windows = table[shown.windows[::3]]
+        windows = table[shown.windows[::EVERY]]
         file = trial.work / f"{shown.case.case_id}-{how}-{by}.npz"
         if not file.is_file():
             batches = [encoder.encode(windows[start : start + 16]).half() for start in range(0, len(windows), 16)]
             save_grids(file, {"features": torch.cat(batches).numpy()})
-        few = {name: getattr(shown.case, name)[::3] for name in ("slice_index", "images", "brain", "masks")}
+        few = {name: getattr(shown.case, name)[::EVERY] for name in ("slice_index", "images", "brain", "masks")}
         case = replace(shown.case, **few, features=load_grids(file)["features"], mirrored=None)
         changed.append(Shown(case, windows))
         grids[case.case_id] = decode_case(trial.decoder(trial.fold_of(case.case_id)), case)

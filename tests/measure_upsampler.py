@@ -174,15 +174,21 @@ def change(trial: Trial, encoder: VisionTransformerEncoder, how: str, by: float)
     grids: Grids = {}
     for shown in trial.own:
         windows = table[shown.windows[::EVERY]]
-        file = trial.work / f"{shown.case.case_id}-{how}-{by}.npz"
-        if not file.is_file():
-            batches = [encoder.encode(windows[start : start + 16]).half() for start in range(0, len(windows), 16)]
-            save_grids(file, {"features": torch.cat(batches).numpy()})
+        features = shown.case.features[::EVERY]
+        if by != 1:
+            features = _encoded(windows, encoder, trial.work / f"{shown.case.case_id}-{how}-{by}.npz")
         few = {name: getattr(shown.case, name)[::EVERY] for name in ("slice_index", "images", "brain", "masks")}
-        case = replace(shown.case, **few, features=load_grids(file)["features"], mirrored=None)
+        case = replace(shown.case, **few, features=features, mirrored=None)
         changed.append(Shown(case, windows))
         grids[case.case_id] = decode_case(trial.decoder(trial.fold_of(case.case_id)), case)
     return changed, grids
+
+
+def _encoded(windows: np.ndarray, encoder: VisionTransformerEncoder, file: Path) -> np.ndarray:
+    if not file.is_file():
+        batches = [encoder.encode(windows[start : start + 16]).half() for start in range(0, len(windows), 16)]
+        save_grids(file, {"features": torch.cat(batches).numpy()})
+    return load_grids(file)["features"]
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ VARIANTS = {
     "features": ("map", "pictures", "features"),
     "joint": ("map", "pictures", "decoder"),
 }
-STEPS = 300  # of a head; 600 of "joint", whose decoder starts anew
+STEPS = 240  # of a head; "joint", whose decoder starts anew, takes 600
 
 
 class UpSampler(nn.Module):
@@ -191,7 +191,7 @@ def fit(trial: Trial, name: str, fold: int) -> nn.ModuleDict:
     update = {"steps": STEPS, "learning_rate": 3e-3}
     if "decoder" in sees:
         module["decoder"] = Decoder(shape[1], shape[-1], trial.text)
-        update = {"steps": 2 * STEPS}
+        update = {}
     settings = trial.settings.train.decoder.model_copy(update=update)
     lessons = trial.lessons(fold)
 

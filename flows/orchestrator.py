@@ -40,7 +40,8 @@ def server_fault(url: str, timeout_s: float = SERVER_TIMEOUT_S, *, trust_env: bo
 
 def check_orchestration(settings: Settings) -> None:
     """Check the runner, and the server if one is configured. Raises UsageError."""
-    check_runner(settings.flow, _device_of(settings) if settings.flow.runner == "ray" else "cpu")
+    check_runner(settings.flow)
+    check_device(settings)
     url = server_url()
     if url:
         settle_proxies(url)  # a profile of Prefect may name it, which nobody read before
@@ -90,24 +91,28 @@ def check_proxy(key: str, url: str) -> None:
         )
 
 
-def check_runner(settings: FlowSettings, device: str = "cpu") -> None:
-    """Raise UsageError for a runner that is not installed, has no server, or hides the GPU of `device`."""
-    if settings.runner == "ray" and device.startswith("cuda"):
-        raise UsageError(
-            "flow.runner: Ray shows no GPU to tasks that request none, and medad's tasks request none; "
-            "set flow.runner=process, or models.device=cpu"
-        )
-    if settings.runner == "ray" and importlib.util.find_spec("prefect_ray") is None:
-        raise UsageError("flow.runner: ray is not installed; install medad[ray] or set flow.runner=thread")
-    if settings.runner != "thread" and not server_url():
+def check_runner(settings: FlowSettings) -> None:
+    """Raise UsageError for a runner that is not installed, has no server, or has an address that cannot be one."""
+    if settings.runner == "ray":
+        if importlib.util.find_spec("ray") is None:
+            raise UsageError("flow.runner: ray is not installed; install medad[ray] or set flow.runner=thread")
+        if settings.ray_address is not None:
+            from flows.ray_cluster import address_of
+
+            address_of(settings.ray_address)
+    if settings.runner == "process" and not server_url():
         # Each worker process would start a temporary server of its own, and they would lock each other's SQLite.
         raise UsageError(
-            f"flow.runner: {settings.runner} needs a Prefect server; start one with `medad serve`, "
+            "flow.runner: process needs a Prefect server; start one with `medad serve`, "
             "then set PREFECT_API_URL=http://127.0.0.1:4200/api, or set flow.runner=thread"
         )
 
 
-def _device_of(settings: Settings) -> str:
-    from medad_core.models.device import device_of  # torch takes seconds
-
-    return device_of(settings)
+def check_device(settings: Settings) -> None:
+    """Raise UsageError where runner ray is to compute on a GPU that its workers do not reserve."""
+    device = settings.models.device
+    if settings.flow.runner == "ray" and device.startswith("cuda"):
+        raise UsageError(
+            f"models.device={device}: with flow.runner=ray a stage computes on the GPUs that its workers reserve; "
+            "leave models.device=auto, and set flow.ray_workers.maps.gpus=1"
+        )

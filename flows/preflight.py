@@ -6,12 +6,11 @@ run.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from flows.orchestrator import check_orchestration
 from medad_core.config import Settings
 from medad_core.errors import ConfigError
 from medad_core.store import check_writable
+from medad_core.store.files import resolved
 
 
 def check_cohort(inbox: str, cohort: str, settings: Settings, wait: bool) -> None:
@@ -19,6 +18,7 @@ def check_cohort(inbox: str, cohort: str, settings: Settings, wait: bool) -> Non
 
     Raises UsageError, StoreError, WeightsError or LockedError.
     """
+    from flows.ray_cluster import check_cluster
     from medad_core.data.discovery import check_folder
     from medad_core.data.own_folders import check_name
     from medad_core.inbox.folder import CohortFolder
@@ -27,15 +27,16 @@ def check_cohort(inbox: str, cohort: str, settings: Settings, wait: bool) -> Non
     from medad_core.store.lock import check_free
 
     check_folder(inbox, settings.data.modality)
-    check_name(Path(inbox).resolve())
+    check_name(resolved(inbox))
     check_name(cohort)
-    folder = CohortFolder(cohort, Path(inbox))
+    folder = CohortFolder(cohort, inbox)
     check_writable(cohort)
     if not wait:
-        check_free(folder.folder)
+        check_free(cohort)
     check_orchestration(settings)
     check_models(settings)
     folder.check_fingerprint(run_fingerprint(settings, folder.fingerprint()))
+    check_cluster(settings, cohort, inbox)
 
 
 def check_reproducing(out: str, settings: Settings) -> None:
@@ -52,7 +53,7 @@ def check_reproducing(out: str, settings: Settings) -> None:
     device_of(settings)
     check_engine(settings.llm)
     check_llm(settings, settings.llm.template)
-    if settings.flow.runner == "thread" and settings.flow.max_workers > 1:
+    if settings.flow.runner != "process" and settings.flow.max_workers > 1:
         raise ConfigError(
             "flow.max_workers: threads share torch's random numbers, so no seed would mean anything; "
             "set flow.runner=process, or flow.max_workers=1"

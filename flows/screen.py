@@ -7,7 +7,6 @@ has only references, so its flow opens the run itself (`screen`).
 from __future__ import annotations
 
 from datetime import date
-from pathlib import Path
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -23,6 +22,7 @@ from medad_core.permissions import set_mode
 from medad_core.run.run import Run
 from medad_core.stages.complete import require_cases
 from medad_core.store import PART_STAGES
+from medad_core.store.files import name_of, resolved
 from medad_core.store.lock import check_unheld, locked
 from tasks.whole import Outcome
 
@@ -37,7 +37,7 @@ def _cohort_run_name() -> str:
 
 def run_name(folder: str) -> str:
     """The name of a flow run, such as `screen-ward-2026-02-03`."""
-    return f"screen-{Path(folder).name}-{date.today()}"
+    return f"screen-{name_of(folder)}-{date.today()}"
 
 
 @flow(
@@ -95,13 +95,13 @@ def _screen(run: Run, data: str, report: Report) -> Outcome:
 def screen_cohort(inbox: str, cohort: str, settings: SettingsParameter = DEFAULTS, wait: bool = False) -> CohortOutcome:
     """Screen new and changed studies of `inbox`; a second command on the same cohort is refused, or waits."""
     set_mode(settings.store.mode)
-    folder = CohortFolder(cohort, Path(inbox))
+    folder = CohortFolder(cohort, inbox)
 
     def work() -> CohortOutcome:
-        with locked(folder.folder, wait), outcome_reported("screen-cohort", folder.folder.name, settings) as report:
-            outcome = screen_inbox(folder, Path(inbox).resolve(), settings, _screen_batch)
+        with locked(folder.uri, wait), outcome_reported("screen-cohort", name_of(folder.uri), settings) as report:
+            outcome = screen_inbox(folder, resolved(inbox), settings, _screen_batch)
             report.counts = outcome.counts()
-            report.runs = tuple(str(folder.run_of(batch.batch)) for batch in outcome.batches)
+            report.runs = tuple(folder.run_of(batch.batch) for batch in outcome.batches)
             return outcome
 
     return cancellable(work)

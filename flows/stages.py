@@ -16,7 +16,7 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 
 from flows.artifacts import name_parts, progress_shown
 from flows.cancellation import cancellable, stop_if_cancelled
-from flows.executor import FlowExecutor, range_count
+from flows.executor import executor_of, range_count
 from flows.gpu import gpu_slot
 from flows.outcome import untagged
 from flows.parameters import DEFAULTS, SettingsParameter
@@ -84,11 +84,11 @@ def make_stage(run: Run, name: str, machine_is_well: bool = False) -> StageProgr
     from medad_core.models.device import device_of  # torch takes seconds, and a deployment imports this module
 
     plan_stage(run, name)
-    device = "cpu" if name == "slices" else device_of(run.settings)
-    # An engine takes seconds to start and fills a device, so one engine makes all pending answers.
-    ranges = 1 if name == "answers" else range_count(run.settings.flow)
-    with untagged(), progress_shown(run.stage(name)), gpu_slot(device):
-        return complete_stage(run, name, FlowExecutor(run, name), ranges, machine_is_well)
+    on_other_machines = run.settings.flow.runner == "ray"  # where Ray itself gives out the GPUs
+    device = "cpu" if name == "slices" or on_other_machines else device_of(run.settings)
+    ranges = range_count(run.settings.flow, name)
+    with untagged(), progress_shown(run.stage(name)), gpu_slot(device), executor_of(run, name) as executor:
+        return complete_stage(run, name, executor, ranges, machine_is_well)
 
 
 def evaluate_run(run: Run) -> Outcome:

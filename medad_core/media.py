@@ -21,6 +21,7 @@ _FORMULA = re.compile(f"'*{_SIGNS}")
 _SEPARATED = re.compile(rf";(?=\s*{_SIGNS})")
 _QUOTED = re.compile(f"'+{_SIGNS}")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_PLAIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_. -]*[A-Za-z0-9_.-])?")  # most cells: nothing of them can be misread
 _ENDS = re.compile(r"\A\s+|\s+\Z")
 _KEPT = re.compile(r"\\u\{(10[0-9a-f]{4}|[0-9a-f]{1,5})\}")
 _KEPT_MARK = "\\u{"
@@ -50,7 +51,7 @@ def csv_cell(value: object) -> object:
 
     A text that is a number stays one: `-5` is no formula.
     """
-    if not isinstance(value, str):
+    if not isinstance(value, str) or _PLAIN.fullmatch(value):
         return value
     text = value.replace(_KEPT_MARK, _keep("\\") + _KEPT_MARK[1:])
     if not text.isprintable():  # a cohort has a million cells
@@ -62,6 +63,8 @@ def csv_cell(value: object) -> object:
 
 def csv_value(cell: str) -> str:
     """The text that `csv_cell` has written as `cell`."""
+    if not cell.startswith("'") and "\\" not in cell:
+        return cell
     text = cell[1:] if _QUOTED.match(cell) else cell
     return _KEPT.sub(lambda match: chr(int(match[1], 16)), text)
 

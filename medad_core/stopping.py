@@ -13,6 +13,7 @@ from multiprocessing.process import BaseProcess
 
 from medad_core.errors import Stopped
 from medad_core.store.files import sweep_own
+from medad_core.store.lease import check_leases
 
 _stop_requested = threading.Event()
 _watching_parent = threading.Lock()
@@ -29,9 +30,10 @@ def withdraw_request() -> None:
 
 
 def check() -> None:
-    """Raise Stopped where this process was asked to stop."""
+    """Raise Stopped where this process was asked to stop, and LockedError where it lost a lease."""
     if _stop_requested.is_set():
         raise Stopped("stopped; the same command goes on where it stopped")
+    check_leases()
 
 
 def end_with_parent() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from prefect import Task, task
 from prefect.runtime import task_run
@@ -42,13 +43,23 @@ class PartsReport(BaseModel):
         )
 
 
+class Pool(Protocol):
+    """Workers of other machines."""
+
+    def make_parts(
+        self, run: str, settings: Settings, stage: str, numbers: Sequence[int], attempt: int
+    ) -> list[PartRecord]:
+        """See `medad_core.stages.workers.make_parts`."""
+
+
 @task(name="parts", **OPTIONS)
-def make_parts(run: str, settings: Settings, stage: str, numbers: list[int]) -> PartsReport:
-    """Make parts of a stage; a retry makes those that are still pending."""
+def make_parts(run: str, settings: Settings, stage: str, numbers: list[int], pool: Pool | None = None) -> PartsReport:
+    """Make parts of a stage in this process, or have `pool` make them; a retry makes those that are still pending."""
     # The stage modules import torch. They are imported inside the task, so that importing this module stays fast.
     from medad_core.stages import workers
 
-    return PartsReport.of(stage, workers.make_parts(run, settings, stage, numbers, task_run.run_count or 1))
+    make = pool.make_parts if pool is not None else workers.make_parts
+    return PartsReport.of(stage, make(run, settings, stage, numbers, task_run.run_count or 1))
 
 
 def task_of_range(stage: str, numbers: Sequence[int], settings: FlowSettings) -> Task:

@@ -94,9 +94,9 @@ def main(cases: int, size: int) -> None:
         write_followed(str(folder), Followed(known_rows(size, batches)))
         for turn in range(3):
             started = time.process_time()
-            write_worklist(str(folder / "worklist.csv"), committed, lambda number: folder / f"batches/{number:05d}")
+            write_worklist(str(folder / "worklist.csv"), committed, lambda number: f"{folder}/batches/{number:05d}")
             listed = time.process_time()
-            write_followup(folder, committed, lambda number: folder / f"batches/{number:05d}")
+            write_followup(str(folder), committed, lambda number: f"{folder}/batches/{number:05d}")
             followed = time.process_time()
             seconds = f"worklist {listed - started:.1f} s, follow-up {followed - listed:.1f} s"
             print(f"turn {turn + 1}: {seconds}", flush=True)

@@ -47,7 +47,7 @@ FLOORS = (
 )
 
 # What makes `medad --help` slow; each is imported by the function that needs it.
-HEAVY = {"torch", "vllm", "transformers", "prefect", "pandas", "pyarrow"}
+HEAVY = {"torch", "vllm", "transformers", "prefect", "pandas", "pyarrow", "ray"}
 
 COMPUTED = "a module whose name is computed"
 
@@ -179,7 +179,7 @@ def test_imports_run_downwards():
 
 
 def test_medad_core_knows_no_orchestrator():
-    orchestrators = ("prefect", "prefect_ray", "ray", "flows", "tasks")
+    orchestrators = ("prefect", "ray", "flows", "tasks")
     _expect_none(
         item
         for item in IMPORTS

@@ -14,6 +14,7 @@ from prefect_harness import write_case
 from medad_core.config import Settings, load_settings
 from medad_core.data.names import patient_of
 from medad_core.errors import StoreError
+from medad_core.inbox.view import _with_all_columns
 from medad_core.models.weights import limits_of, weights_folder
 from medad_core.run.cohort import Cohort, Member, cohort_of, settle_cohort
 from medad_core.run.gather import find_cohort
@@ -78,11 +79,24 @@ def test_predictions_that_are_there_are_left_alone_whatever_wrote_them(tmp_path)
     before = path.read_bytes()
     write_predictions(str(path), rows)
     assert path.read_bytes() == before
+    earlier = rows.drop_columns(["unstable"])  # as versions wrote them that knew nothing of it
+    pq.write_table(earlier, path)
+    before = path.read_bytes()
+    write_predictions(str(path), rows)
+    assert path.read_bytes() == before
     write_predictions(str(path), other)
     assert pq.read_table(path).equals(other)
     path.write_bytes(before[:100])
     write_predictions(str(path), rows)
     assert pq.read_table(path).equals(rows)
+
+
+def test_rows_of_earlier_versions_get_the_columns_that_came_since():
+    kinds = {pa.string(): "C1", pa.bool_(): True}
+    row = {field.name: None if field.nullable else kinds.get(field.type, 1) for field in PREDICTIONS}
+    rows = pa.Table.from_pylist([row], schema=PREDICTIONS)
+    completed = _with_all_columns(rows.drop_columns(["patient", "unstable"]))
+    assert completed.schema.names == PREDICTIONS.names and completed.to_pylist() == rows.to_pylist()
 
 
 def test_visits_of_a_patient_share_a_split(tmp_path):

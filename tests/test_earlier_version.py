@@ -54,6 +54,7 @@ def test_a_run_of_an_earlier_version_resumes_without_remaking_a_part_or_opening_
     assert after["answers/part-00001.parquet"][1] == before["answers/part-00001.parquet"][1]
     predictions = pd.read_parquet(results.predictions)
     assert predictions.pop("patient").tolist() == expected["case_id"].tolist(), "a column that came with 0.2.0"
+    assert not predictions.pop("unstable").any(), "another one"
     pd.testing.assert_frame_equal(predictions, expected)
 
 
@@ -75,6 +76,6 @@ def test_a_cohort_of_an_earlier_version_has_nothing_new(earlier):
     before = (earlier / "cohort" / "predictions.parquet").read_bytes()
     settings = settings_of(folder.run_of(1))
     settings = settings.model_copy(update={"inbox": settings.inbox.model_copy(update={"settle_s": 0.0})})
-    outcome = screen_inbox(folder, earlier / "data", settings, lambda *_: pytest.fail("nothing is to be screened"))
+    outcome = screen_inbox(folder, str(earlier / "data"), settings, lambda *_: pytest.fail("nothing is to be screened"))
     assert outcome.batches == () and (outcome.cases, outcome.slices) == (3, 6)
     assert (earlier / "cohort" / "predictions.parquet").read_bytes() == before

@@ -213,7 +213,7 @@ def test_the_worklist_has_the_order_of_its_rule():
         "a-no-finding": (none, screened(slices_yes=0)),
         "b-llm-only": (none, screened()),
         "c-map-only": (large, screened(slices_yes=0)),
-        "d-both-small": (small, screened()),
+        "d-both-small": (small, screened(near_half=2, unstable=1)),
         "e-both-large": (large, screened(highest_p_yes=0.8)),
         "f-both-large": (large, screened(highest_p_yes=0.9)),
         "g-no-numbers": (none, screened(slices_yes=0, highest_p_yes=None, highest_score=None)),
@@ -225,4 +225,7 @@ def test_the_worklist_has_the_order_of_its_rule():
     of_case = {row[1]: dict(zip(HEADS, row, strict=True)) for row in worklist_rows(entries)}
     assert of_case["c-map-only"]["look_at"] in (74, 75, 76) and of_case["b-llm-only"]["look_at"] == 77
     assert of_case["b-llm-only"]["doubts"] == "finding of the language model only; a T1?"
+    assert of_case["d-both-small"]["doubts"] == (
+        "p(yes) near one half in 2 of 41 slices; verdicts that may flip with the load of the LLM's engine: 1"
+    )
     assert of_case["g-no-numbers"]["highest_p_yes"] == "" and of_case["f-both-large"]["doubts"] == ""

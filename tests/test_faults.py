@@ -18,6 +18,7 @@ from medad_core.errors import (
     ConfigError,
     EngineError,
     InputError,
+    MedadError,
     PartError,
     RowsError,
     StoreError,
@@ -25,6 +26,7 @@ from medad_core.errors import (
 from medad_core.faults.classify import Fault, can_heal, classify
 from medad_core.faults.supervisor import Failure, OnFailure, Range, Supervisor
 from medad_core.faults.suspect import Suspect, accuse
+from medad_core.faults.travel import pack, unpack
 from medad_core.faults.trial import Trial
 from medad_core.run.rejected import QUARANTINED
 from medad_core.stages import slices
@@ -311,3 +313,19 @@ def test_a_plain_loop_quarantines_as_a_flow_does(tmp_path, monkeypatch):
     results = screen(str(data), str(tmp_path / "run"), load_settings(None, WORDS))
     assert [case_id for case_id, _, _ in results.rejected] == ["BraTS2021_00002"]
     assert stage_of(str(tmp_path / "run"), "slices").finish().done == 3, "the part is tried again, and is well now"
+
+
+class Odd(Exception):
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def test_an_error_keeps_its_causes_on_its_way_to_another_process():
+    disk = StoreError("cannot write")
+    disk.__cause__ = OSError(5, "Input/output error")
+    arrived = unpack(pack(disk))
+    assert type(arrived) is StoreError and can_heal(arrived) and str(arrived.__cause__) == str(disk.__cause__)
+    suspect = unpack(pack(accuse(PartError("maps part 1", "odd"), attempts=2)))
+    assert (suspect.reason, suspect.unsure, suspect.attempts) == ("odd", False, 2)
+    odd = unpack(pack(Odd(1, 2)))  # pickle would fail where it arrives
+    assert type(odd) is MedadError and str(odd) == "Odd: 1 and 2"

@@ -156,25 +156,12 @@ def test_processes_give_the_rows_that_threads_give(screened, tmp_path):
     assert stage_of(str(run), "slices").read().equals(stage_of(screened.run, "slices").read())
 
 
-@pytest.mark.parametrize("runner", ["process", "ray"])
-def test_workers_of_other_processes_are_refused_without_a_server_before_anything_runs(runner):
+def test_workers_of_other_processes_are_refused_without_a_server_before_anything_runs():
     with (
         temporary_settings(restore_defaults={PREFECT_API_URL}),
-        pytest.raises(UsageError, match=r"flow\.runner: ray is not installed|medad serve"),
+        pytest.raises(UsageError, match=r"flow\.runner: process needs a Prefect server"),
     ):
-        check_runner(FlowSettings(runner=runner))
-
-
-def test_ray_is_refused_where_its_tasks_would_need_a_gpu(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    with temporary_settings(restore_defaults={PREFECT_API_URL}):
-        for words, refused in (
-            (["models.device=auto"], "shows no GPU"),
-            (["models.device=cuda:0"], "shows no GPU"),
-            (["models.device=cpu"], "medad serve|not installed"),
-        ):
-            with pytest.raises(UsageError, match=refused):
-                check_orchestration(load_settings(None, ["flow.runner=ray", *words]))
+        check_runner(FlowSettings(runner="process"))
 
 
 @pytest.mark.parametrize(("state", "where"), [(Cancelling, "evaluate"), (Cancelled, "evaluate"), (Cancelled, "screen")])

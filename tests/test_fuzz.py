@@ -11,7 +11,6 @@ import os
 import socket
 import tempfile
 import warnings
-from pathlib import Path
 
 import msgspec
 import nibabel as nib
@@ -169,7 +168,7 @@ def test_any_tree_gives_cases_that_can_be_written_and_no_volume_twice(steps, in_
         except MedadError as error:
             assert "\n" not in str(error).replace("a\nb", "") and not in_inbox
             return
-        cohort = make_cohort(Path(folder), discovery, DataSettings())
+        cohort = make_cohort(str(folder), discovery, DataSettings())
         assert type(cohort).from_json(cohort.to_json()) == cohort
         msgspec.json.encode([item.reason for item in discovery.passed_over])
         volumes = [identity(os.stat(case.volumes["flair"].path)) for case in discovery.cases]

@@ -75,7 +75,7 @@ def finish(cohort: CohortFolder, plan, score: float, rejected: dict[str, str] | 
 
     No model is needed to test what is committed.
     """
-    run = cohort.run_of(plan.number)
+    run = Path(cohort.run_of(plan.number))
     rejected = rejected or {}
     case_ids = [planned.study.case_id for planned in plan.studies if planned.study.case_id not in rejected]
     items = [Item(key=case_id, reason=reason) for case_id, reason in rejected.items()]
@@ -91,19 +91,19 @@ def finish(cohort: CohortFolder, plan, score: float, rejected: dict[str, str] | 
 
 def night(cohort: CohortFolder, inbox: Path, score: float, rejected: dict[str, str] | None = None) -> InboxScan:
     """What the flow does, with stages that take no time."""
-    cohort.folder.mkdir(exist_ok=True)
+    Path(cohort.uri).mkdir(exist_ok=True)
     cohort.reconcile()
     scan = scan_inbox(inbox, SETTINGS, cohort.known_files())
     if pending := cohort.pending(scan, attempts=2):
-        plan = cohort.plan_batch(inbox, pending, FINGERPRINT, SETTINGS)
+        plan = cohort.plan_batch(str(inbox), pending, FINGERPRINT, SETTINGS)
         finish(cohort, plan, score, rejected)
-        cohort.commit(inbox, plan)
-    cohort.write_ledger(inbox, scan)
+        cohort.commit(str(inbox), plan)
+    cohort.write_ledger(str(inbox), scan)
     return scan
 
 
 def view(cohort: CohortFolder) -> dict[str, tuple[float, int, int]]:
-    rows = pd.read_parquet(cohort.folder / "predictions.parquet")
+    rows = pd.read_parquet(Path(cohort.uri) / "predictions.parquet")
     assert not rows.duplicated(["case_id", "slice_index"]).any()
     return {row.case_id: (row.anomaly_score, row.revision, row.batch) for row in rows.itertuples()}
 
@@ -296,10 +296,10 @@ def test_a_newer_content_that_is_rejected_takes_the_rows_of_the_older_away(cohor
 
 def test_a_case_that_changes_while_its_batch_runs_is_not_committed(cohort, inbox):
     scan = scan_inbox(inbox, SETTINGS, {})
-    plan = cohort.plan_batch(inbox, cohort.pending(scan, 2), FINGERPRINT, SETTINGS)
+    plan = cohort.plan_batch(str(inbox), cohort.pending(scan, 2), FINGERPRINT, SETTINGS)
     finish(cohort, plan, 0.25)
     change(inbox, "BraTS2021_00000", seed=7)
-    batch = cohort.commit(inbox, plan)
+    batch = cohort.commit(str(inbox), plan)
     assert batch.changed == ("BraTS2021_00000",) and view(cohort) == {"BraTS2021_00001": (0.25, 1, 1)}
     night(cohort, inbox, 0.5)
     assert view(cohort)["BraTS2021_00000"] == (0.5, 1, 2)
@@ -314,21 +314,21 @@ def test_a_case_that_changes_while_its_batch_runs_is_not_committed(cohort, inbox
     ],
 )
 def test_a_case_whose_files_only_got_a_new_stamp_while_its_batch_ran_is_committed(cohort, inbox, tmp_path, do):
-    plan = cohort.plan_batch(inbox, cohort.pending(scan_inbox(inbox, SETTINGS, {}), 2), FINGERPRINT, SETTINGS)
+    plan = cohort.plan_batch(str(inbox), cohort.pending(scan_inbox(inbox, SETTINGS, {}), 2), FINGERPRINT, SETTINGS)
     finish(cohort, plan, 0.25)
     before = volume(inbox, "BraTS2021_00000").stat()
     do(volume(inbox, "BraTS2021_00000"), tmp_path / "backup")
     assert volume(inbox, "BraTS2021_00000").stat().st_ctime_ns != before.st_ctime_ns
-    assert not cohort.commit(inbox, plan).changed
+    assert not cohort.commit(str(inbox), plan).changed
 
 
 def test_other_content_of_the_same_length_is_a_change(cohort, inbox):
-    plan = cohort.plan_batch(inbox, cohort.pending(scan_inbox(inbox, SETTINGS, {}), 2), FINGERPRINT, SETTINGS)
+    plan = cohort.plan_batch(str(inbox), cohort.pending(scan_inbox(inbox, SETTINGS, {}), 2), FINGERPRINT, SETTINGS)
     finish(cohort, plan, 0.25)
     content = bytearray(volume(inbox, "BraTS2021_00000").read_bytes())
     content[4] ^= 1  # the time in gzip's header
     volume(inbox, "BraTS2021_00000").write_bytes(content)
-    assert cohort.commit(inbox, plan).changed == ("BraTS2021_00000",)
+    assert cohort.commit(str(inbox), plan).changed == ("BraTS2021_00000",)
 
 
 def test_a_file_in_place_of_another_is_another_although_its_times_are_the_same(inbox):
@@ -340,7 +340,7 @@ def test_a_file_in_place_of_another_is_another_although_its_times_are_the_same(i
 
 def test_a_ledger_of_before_inodes_were_kept_is_read(cohort, inbox):
     night(cohort, inbox, 0.25)
-    path = cohort.folder / "ledger.json"
+    path = Path(cohort.uri) / "ledger.json"
     ledger = json.loads(path.read_text())
     del ledger["seal"]  # came later too
     for file in ledger["files"].values():
@@ -353,7 +353,7 @@ def test_a_ledger_of_before_inodes_were_kept_is_read(cohort, inbox):
 
 def test_killed_between_commit_and_view_the_view_is_the_old_one_until_the_next_command(cohort, inbox, monkeypatch):
     night(cohort, inbox, 0.25)
-    before = (cohort.folder / "predictions.parquet").read_bytes()
+    before = (Path(cohort.uri) / "predictions.parquet").read_bytes()
     change(inbox, "BraTS2021_00000", seed=7)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         # The commit's own write of the view is the first that happens after `reconcile`.
@@ -367,30 +367,30 @@ def test_killed_between_commit_and_view_the_view_is_the_old_one_until_the_next_c
             ),
         )
         night(cohort, inbox, 0.5)
-    assert len(cohort.batches()) == 2 and (cohort.folder / "predictions.parquet").read_bytes() == before
+    assert len(cohort.batches()) == 2 and (Path(cohort.uri) / "predictions.parquet").read_bytes() == before
     cohort.reconcile()
     assert view(cohort)["BraTS2021_00000"] == (0.5, 2, 2)
 
 
 def test_lost_or_damaged_views_are_made_again_and_a_damaged_commit_is_refused(cohort, inbox):
     night(cohort, inbox, 0.25)
-    whole = (cohort.folder / "predictions.parquet").read_bytes()
-    (cohort.folder / "ledger.json").write_text("{")
+    whole = (Path(cohort.uri) / "predictions.parquet").read_bytes()
+    (Path(cohort.uri) / "ledger.json").write_text("{")
     for damage in (lambda file: file.unlink(), lambda file: file.write_bytes(whole[:100])):
-        damage(cohort.folder / "predictions.parquet")
+        damage(Path(cohort.uri) / "predictions.parquet")
         night(cohort, inbox, 0.5)
-        assert (cohort.folder / "predictions.parquet").read_bytes() == whole
-    edited = pd.read_parquet(cohort.folder / "predictions.parquet").assign(anomaly_score=0.9)
-    edited.to_parquet(cohort.folder / "predictions.parquet")
-    assert list(verify_cohort(str(cohort.folder))) == [
-        f"{cohort.folder}/predictions.parquet is not up to date, or damaged; "
-        f"the next `medad screen INBOX --cohort {cohort.folder}` makes it again"
+        assert (Path(cohort.uri) / "predictions.parquet").read_bytes() == whole
+    edited = pd.read_parquet(Path(cohort.uri) / "predictions.parquet").assign(anomaly_score=0.9)
+    edited.to_parquet(Path(cohort.uri) / "predictions.parquet")
+    assert list(verify_cohort(str(Path(cohort.uri)))) == [
+        f"{Path(cohort.uri)}/predictions.parquet is not up to date, or damaged; "
+        f"the next `medad screen INBOX --cohort {Path(cohort.uri)}` makes it again"
     ]
     night(cohort, inbox, 0.5)
-    assert (cohort.folder / "predictions.parquet").read_bytes() == whole
-    assert list(verify_cohort(str(cohort.folder))) == []
+    assert (Path(cohort.uri) / "predictions.parquet").read_bytes() == whole
+    assert list(verify_cohort(str(Path(cohort.uri)))) == []
     assert len(cohort.batches()) == 1 and list(cohort.ledger().cases) == ["BraTS2021_00000", "BraTS2021_00001"]
-    commit = cohort.run_of(1) / "_batch.json"
+    commit = Path(cohort.run_of(1)) / "_batch.json"
     committed = commit.read_text()
     commit.write_text(committed.replace('"revision": 1', '"revision": 2', 1))
     with pytest.raises(StoreError, match=r"_batch\.json is damaged \(it is not what was written"):
@@ -402,9 +402,9 @@ def test_lost_or_damaged_views_are_made_again_and_a_damaged_commit_is_refused(co
 
 def test_predictions_that_are_not_those_committed_never_come_into_the_view(cohort, inbox):
     night(cohort, inbox, 0.25)
-    table = pd.read_parquet(cohort.run_of(1) / "predictions.parquet").assign(anomaly_score=0.9)
+    table = pd.read_parquet(Path(cohort.run_of(1)) / "predictions.parquet").assign(anomaly_score=0.9)
     write_table(
-        str(cohort.run_of(1) / "predictions.parquet"),
+        str(Path(cohort.run_of(1)) / "predictions.parquet"),
         pa.Table.from_pandas(table, schema=PREDICTIONS, preserve_index=False),
     )
     write_case(inbox, "BraTS2021_00005", seed=5)
@@ -418,8 +418,8 @@ def test_a_cohort_inside_its_inbox_is_refused(inbox):
 
 
 def test_a_plan_that_is_damaged_says_what_to_delete(cohort, inbox):
-    cohort.plan_batch(inbox, cohort.pending(scan_inbox(inbox, SETTINGS, {}), 2), FINGERPRINT, SETTINGS)
-    (cohort.run_of(1) / "_planned.json").write_text("{")
+    cohort.plan_batch(str(inbox), cohort.pending(scan_inbox(inbox, SETTINGS, {}), 2), FINGERPRINT, SETTINGS)
+    (Path(cohort.run_of(1)) / "_planned.json").write_text("{")
     with pytest.raises(StoreError, match=r"delete .*00001: nothing of it counts"):
         cohort.open_batch()
 
@@ -428,7 +428,7 @@ def test_a_study_that_goes_before_it_is_planned_is_one_line(cohort, inbox):
     pending = cohort.pending(scan_inbox(inbox, SETTINGS, {}), 2)
     shutil.rmtree(inbox / "BraTS2021_00000")
     with pytest.raises(StoreError, match="cannot plan a batch of"):
-        cohort.plan_batch(inbox, pending, FINGERPRINT, SETTINGS)
+        cohort.plan_batch(str(inbox), pending, FINGERPRINT, SETTINGS)
 
 
 def test_a_cohort_is_of_one_model(cohort, inbox):
@@ -441,18 +441,18 @@ def test_pruning_keeps_predictions_and_the_view_can_be_made_again(cohort, inbox)
     night(cohort, inbox, 0.25)
     write_case(inbox, "BraTS2021_00005", seed=5)
     night(cohort, inbox, 0.5)
-    pruned = [cohort.run_of(1) / name for name in PART_STAGES]
-    files = [path for path in cohort.folder.rglob("*") if path.is_file() and not set(path.parents) & set(pruned)]
+    pruned = [Path(cohort.run_of(1)) / name for name in PART_STAGES]
+    files = [path for path in Path(cohort.uri).rglob("*") if path.is_file() and not set(path.parents) & set(pruned)]
     before = {path: path.read_bytes() for path in files}
-    killed = cohort.run_of(1) / f".{NOTE}.0123.tmp"  # while it wrote its note
+    killed = Path(cohort.run_of(1)) / f".{NOTE}.0123.tmp"  # while it wrote its note
     killed.touch()
-    assert list(prune(str(cohort.folder), keep=1)) == [1] and not killed.exists()
-    assert not any(stage.exists() for stage in pruned) and (cohort.run_of(2) / "slices").exists()
+    assert list(prune(str(Path(cohort.uri)), keep=1)) == [1] and not killed.exists()
+    assert not any(stage.exists() for stage in pruned) and (Path(cohort.run_of(2)) / "slices").exists()
     assert all(path.read_bytes() == content for path, content in before.items() if path.name != ".lock")
-    (cohort.folder / "predictions.parquet").unlink()
+    (Path(cohort.uri) / "predictions.parquet").unlink()
     cohort.reconcile()
     assert len(view(cohort)) == 3
-    assert prune(str(cohort.folder), keep=1) == {}
+    assert prune(str(Path(cohort.uri)), keep=1) == {}
 
 
 HOLD = """
@@ -470,7 +470,7 @@ def other(cohort):
     """Another process that holds the cohort."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(cohort.folder)], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", HOLD, str(Path(cohort.uri))], stdout=subprocess.PIPE, text=True, env=environment
     )
     assert process.stdout.readline() == "held\n"
     yield process
@@ -479,31 +479,31 @@ def other(cohort):
 
 
 def test_a_second_command_is_refused_by_name_and_a_dead_one_holds_nothing(cohort, other):
-    with pytest.raises(LockedError, match=f"process {other.pid} on .*--wait"), locked(cohort.folder):
+    with pytest.raises(LockedError, match=f"process {other.pid} on .*--wait"), locked(Path(cohort.uri)):
         pass
     other.send_signal(signal.SIGKILL)
     other.wait()
-    assert holder(cohort.folder) is None
-    with locked(cohort.folder):
-        assert f"process {os.getpid()}" in holder(cohort.folder)
-    assert holder(cohort.folder) is None
+    assert holder(Path(cohort.uri)) is None
+    with locked(Path(cohort.uri)):
+        assert f"process {os.getpid()}" in holder(Path(cohort.uri))
+    assert holder(Path(cohort.uri)) is None
 
 
 def test_a_command_that_waits_gets_its_turn(cohort, other):
     threading.Timer(0.3, other.kill).start()
     started = time.monotonic()
-    with locked(cohort.folder, wait=True):
+    with locked(Path(cohort.uri), wait=True):
         assert time.monotonic() - started > 0.25
 
 
 def test_whoever_only_looks_refuses_nobody(cohort):
-    with locked(cohort.folder):
+    with locked(Path(cohort.uri)):
         pass
-    with (cohort.folder / ".lock").open() as looking:
+    with (Path(cohort.uri) / ".lock").open() as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
-        assert holder(cohort.folder) is None, "one who looks is taken for a holder"
+        assert holder(Path(cohort.uri)) is None, "one who looks is taken for a holder"
         threading.Timer(0.3, looking.close).start()
-        with locked(cohort.folder):
+        with locked(Path(cohort.uri)):
             pass
 
 
@@ -522,31 +522,31 @@ def test_who_may_not_write_sees_the_holder_all_the_same():
 def test_a_lock_that_leads_to_a_file_of_others_is_refused_and_the_file_stays(cohort, tmp_path):
     theirs = tmp_path / "theirs.csv"
     theirs.write_text("precious")
-    cohort.folder.mkdir()
-    (cohort.folder / ".lock").symlink_to(theirs)
+    Path(cohort.uri).mkdir()
+    (Path(cohort.uri) / ".lock").symlink_to(theirs)
     with (
         pytest.raises(StoreError, match=r"cannot lock .*: it is a link, no regular file"),
-        locked(cohort.folder),
+        locked(Path(cohort.uri)),
     ):
         pass
     assert theirs.read_text() == "precious"
 
 
 def test_a_lock_that_is_a_pipe_is_refused_and_not_waited_for(cohort):
-    cohort.folder.mkdir()
-    os.mkfifo(cohort.folder / ".lock")
-    with pytest.raises(StoreError, match="a pipe"), locked(cohort.folder):
+    Path(cohort.uri).mkdir()
+    os.mkfifo(Path(cohort.uri) / ".lock")
+    with pytest.raises(StoreError, match="a pipe"), locked(Path(cohort.uri)):
         pass
     with pytest.raises(StoreError, match="a pipe"):
-        holder(cohort.folder)
+        holder(Path(cohort.uri))
 
 
 def test_a_forked_child_does_not_keep_the_lock(cohort):
     child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
     try:
-        with locked(cohort.folder):
+        with locked(Path(cohort.uri)):
             child.start()
-        assert child.is_alive() and holder(cohort.folder) is None
+        assert child.is_alive() and holder(Path(cohort.uri)) is None
     finally:
         child.kill()
         child.join()
@@ -556,8 +556,8 @@ def test_a_disk_too_full_to_name_the_holder_is_one_line_and_leaves_no_lock(cohor
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
     try:
-        with pytest.raises(StoreError, match="cannot lock"), locked(cohort.folder):
+        with pytest.raises(StoreError, match="cannot lock"), locked(Path(cohort.uri)):
             pass
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert holder(cohort.folder) is None
+    assert holder(Path(cohort.uri)) is None

@@ -126,7 +126,7 @@ def test_a_batch_asks_all_questions_at_the_temperature_of_its_weights(server, ti
     words = [*COHORT_WORDS, f"models.weights={weights}", "llm.questions=[presence, side]", "llm.structured=true"]
     settings = load_settings(None, words)
     outcome = screen_cohort(str(case.parent), str(tmp_path / "cohort"), settings)
-    batch = CohortFolder(tmp_path / "cohort").run_of(outcome.batches[0].batch)
+    batch = Path(CohortFolder(tmp_path / "cohort").run_of(outcome.batches[0].batch))
     screen(str(case.parent), str(tmp_path / "run"), settings)
     for name in ("questions.parquet", "predictions.parquet"):
         of_batch, of_run = (pd.read_parquet(Path(run) / name) for run in (batch, tmp_path / "run"))

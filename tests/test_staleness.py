@@ -22,6 +22,7 @@ from medad_core.config import Settings, load_settings
 from medad_core.data import nifti, reads
 from medad_core.errors import InputError, StoreError
 from medad_core.llm.engine import open_engine
+from medad_core.llm.protocol import Engine
 from medad_core.run import staleness
 from medad_core.run.gather import find_cohort
 from medad_core.run.info import read_run_info
@@ -84,6 +85,11 @@ def loaded() -> tuple:
     return load_map_models(ONE), converter, open_engine(prompt, ONE.llm, positions, "cpu")
 
 
+def answer(run: Run, numbers: Sequence[int], engine: Engine) -> None:
+    with answers.opened(run, engine) as speaker:
+        answers.run_parts(run, numbers, speaker=speaker)
+
+
 def complete(run: Run, stages: Sequence[str] = tuple(PART_STAGES)) -> None:
     """What `screen` does, up to the evaluation, with loaded models."""
     models, converter, engine = loaded()
@@ -91,7 +97,7 @@ def complete(run: Run, stages: Sequence[str] = tuple(PART_STAGES)) -> None:
         "slices": lambda numbers: slices.run_parts(run, numbers),
         "maps": lambda numbers: maps.run_parts(run, numbers, models=models),
         "prompts": lambda numbers: prompts.run_parts(run, numbers, converter=converter),
-        "answers": lambda numbers: answers.run_parts(run, numbers, engine=engine),
+        "answers": lambda numbers: answer(run, numbers, engine),
     }
     for name in stages:
         plan_stage(run, name)

@@ -346,7 +346,7 @@ def started(folder: Path, log: Path, **variables: str) -> tuple[int, str, list[s
             if process.environ().get("MARK") == str(log) and process.status() != psutil.STATUS_ZOMBIE:
                 process.wait(5)
         except psutil.TimeoutExpired:
-            left.append(" ".join(process.cmdline()))
+            left.append(process.name())
             process.kill()
         except psutil.Error:
             continue

@@ -20,6 +20,7 @@ from flows.cli.figure import figure
 from flows.cli.inspect import inspect
 from flows.cli.maintenance import doctor, phantom, prune, pseudonyms, status
 from flows.cli.models import models_app
+from flows.cli.plan import plan
 from flows.cli.report import report
 from flows.cli.screening import evaluate, screen
 from flows.cli.serve import serve
@@ -46,6 +47,7 @@ for function in (
     reproduce,
     phantom,
     status,
+    plan,
     prune,
     pseudonyms,
     serve,

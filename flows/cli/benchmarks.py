@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 benchmarks = group(help="Measure how fast this machine is, beside what it could be.", no_args_is_help=True)
 MODEL_HELP = "vit-s-14, vit-b-14, vit-l-14 or vit-h-14 (random weights of that size), or what models.encoder takes."
+OUT_HELP = "A new folder that the runs are made in and stay in, also in a bucket; by default a temporary one."
 COMPILE_HELP = "Also measure models.compile; by default on a GPU only."
 
 
@@ -40,6 +42,29 @@ def encode(
         report = benchmark_encode(model, settings, compiled, progress=status.update)
     for table in report_tables(report):
         terminals.out.print(table)
+    _write_json(json, report, terminals)
+
+
+@command(benchmarks)
+def stages(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Cases as `medad screen` takes them, best a dozen.")],
+    words: Words = None,
+    config: Config = None,
+    out: Annotated[str | None, typer.Option("--out", help=OUT_HELP)] = None,
+    json: Json = None,
+) -> None:
+    """Every stage of a screening with one worker: slices a second, bytes, tokens, start-up; for `medad plan`."""
+    from medad_core.config import load_settings
+
+    settings = load_settings(config, words or [])
+    terminals = consoles(online=not settings.models.offline)
+    with terminals.err.status("starting") as status, TemporaryDirectory(prefix="medad-benchmark-") as scratch:
+        from flows.cli.plan_tables import profile_table
+        from medad_core.benchmark.stages import benchmark_stages
+
+        place = scratch if out is None else absolute(out)
+        report = benchmark_stages(absolute(data), place, settings, progress=status.update)
+    terminals.out.print(profile_table(report))
     _write_json(json, report, terminals)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli.command import Consoles, consoles
+from flows.cli.options import absolute
 from medad_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -70,12 +71,8 @@ def deploy(
 
 def _set_variables(inbox: str, cohort: str) -> None:
     """What the file's templates read, in this process's environment."""
-    folder = Path(cohort).expanduser().absolute()
-    os.environ.update(
-        MEDAD_INBOX=str(Path(inbox).expanduser().absolute()),
-        MEDAD_COHORT=str(folder),
-        MEDAD_COHORT_NAME=folder.name,
-    )
+    folder = absolute(cohort).rstrip("/")
+    os.environ.update(MEDAD_INBOX=absolute(inbox), MEDAD_COHORT=folder, MEDAD_COHORT_NAME=folder.rsplit("/", 1)[-1])
 
 
 def _settings_of_runs(config: Path | None, words: Sequence[str]) -> Settings | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -17,4 +18,4 @@ Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write
 
 def absolute(uri: str) -> str:
     """A local path made absolute, because workers may have another working folder; other URIs as they are."""
-    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+    return uri if re.match("[A-Za-z][A-Za-z0-9+.-]*://", uri) else str(Path(uri).expanduser().absolute())

@@ -64,6 +64,7 @@ def _screen_run(data: str, out: str, settings: Settings, refresh: bool, terminal
             from flows.cli.server import start_temporary_server
             from flows.orchestrator import check_orchestration
             from flows.outcome import failure_reported
+            from flows.ray_cluster import check_cluster
             from flows.screen import screen_run
             from medad_core.data.summary import summarise
             from medad_core.run.run import Run
@@ -71,6 +72,7 @@ def _screen_run(data: str, out: str, settings: Settings, refresh: bool, terminal
             check_orchestration(settings)
             with failure_reported("screen", name_parts(out)[0], settings):
                 run = stack.enter_context(Run.held(data, out, settings, refresh))
+                check_cluster(settings, out, run.cohort.root)
             if run.discovery is not None:
                 for line in (*summarise(run.discovery, settings.data.modality), *_levels_of(run)):
                     terminals.err.print(line, soft_wrap=True)

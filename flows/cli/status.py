@@ -11,10 +11,12 @@ from medad_core.inbox.folder import CohortFolder
 from medad_core.inbox.prune import NOTE
 from medad_core.inbox.records import Batch, Ledger
 from medad_core.run.info import read_run_info
+from medad_core.run.inputs import Inputs
 from medad_core.store import PART_STAGES, StageProgress, join, stage_of
 from medad_core.store.files import read_bytes
 from medad_core.store.listing import size_of
 from medad_core.store.lock import holder
+from medad_core.store.objects import is_object
 
 RESULTS = (
     "predictions.parquet",
@@ -30,18 +32,31 @@ SHOWN = 20  # cases of a kind that are named; ledger.json has them all
 
 def run_status(run: str) -> Iterator[Table | str]:
     """Raises StoreError where `run` is no run."""
-    yield f"{run}: cases of {read_run_info(run).data_root}"
+    root = read_run_info(run).data_root
+    yield f"{run}: cases of {root}"
     yield _stages(run)
+    if is_object(root):
+        yield _fetched(run)
     yield from (f"{name:<20} {'there' if size_of(join(run, name)) is not None else 'not yet'}" for name in RESULTS)
     if (note := read_bytes(join(run, NOTE))) is not None:
         yield from note.decode(errors="replace").splitlines()
+
+
+def _fetched(run: str) -> str:
+    """How much of the volumes and masks was needed."""
+    plan = stage_of(run, "slices").plan()
+    parts = Inputs(run).read_all([part.number for part in plan.parts], plan.sha256)
+    files = [file for _, part in parts for of_case in part.cases.values() for file in of_case]
+    read = sum(file.read for file in files) / 1e6
+    size = sum(file.size or 0 for file in files) / 1e6
+    return f"of {len(files)} volumes and masks {read:,.1f} of {size:,.1f} MB were fetched"
 
 
 def cohort_status(folder: str) -> Iterator[Table | str]:
     """Raises StoreError where a batch's record is damaged."""
     cohort = CohortFolder(folder)
     ledger = cohort.ledger()
-    busy = holder(cohort.folder)
+    busy = holder(folder)
     inbox = ledger.inbox if ledger else "an inbox"
     yield f"{folder}: studies of {inbox}, {f'screened now by {busy}' if busy else 'idle'}"
     yield _batches(cohort.batches())
@@ -49,12 +64,12 @@ def cohort_status(folder: str) -> Iterator[Table | str]:
     if plan is not None:
         state = "under way" if busy else "interrupted; the next `medad screen` finishes it"
         yield f"batch {plan.number}: {len(plan.studies)} studies, begun {plan.opened}, {state}"
-        yield _stages(str(cohort.run_of(plan.number)))
+        yield _stages(cohort.run_of(plan.number))
     newest = [screenings[-1] for screenings in cohort.histories().values()]
     screened = [screening for screening in newest if screening.state == "screened"]
     rejected = {screening.case_id: screening.reason for screening in newest if screening.state == "rejected"}
     slices = sum(screening.slices for screening in screened)
-    predictions = cohort.folder / "predictions.parquet"
+    predictions = join(folder, "predictions.parquet")
     yield f"{len(screened)} cases with {slices} slices in {predictions}; {len(rejected)} rejected"
     yield from _named("rejected", rejected)
     if ledger is not None:

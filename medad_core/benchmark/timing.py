@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 GEMM_SIDES = {"cuda": (2048, 4096, 8192, 16384), "cpu": (512, 1024, 2048), "mps": (1024, 2048, 4096)}
+COPIED = 1 << 29  # bytes: more than any cache holds
 Work = Callable[[], object]
 
 
@@ -82,3 +83,11 @@ def best_gemm(dtype: torch.dtype, device: torch.device, least_s: float) -> tuple
         flops_s[side] = rate(work, device, least_s) * 2 * side**3
     best = max(flops_s, key=flops_s.__getitem__)
     return best, gemm(best, dtype, device)
+
+
+def copy_rate(device: torch.device, least_s: float) -> float:
+    """Bytes a second that a copy of `COPIED` bytes reads and writes in the memory of the device."""
+    source = torch.empty(COPIED, dtype=torch.uint8, device=device).fill_(1)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    return rate(lambda: target.copy_(source), device, least_s) * 2 * COPIED

@@ -18,6 +18,7 @@ from medad_core.config.settings import (
     StoreSettings,
 )
 from medad_core.config.train import TrainSettings
+from medad_core.config.workers import RayWorkers, WorkerResources
 
 __all__ = [
     "BaselineTraining",
@@ -29,6 +30,7 @@ __all__ = [
     "Language",
     "ModelSettings",
     "NotifySettings",
+    "RayWorkers",
     "ReportSettings",
     "ReproduceSettings",
     "ScalingSettings",
@@ -36,6 +38,7 @@ __all__ = [
     "SplitSettings",
     "StoreSettings",
     "TrainSettings",
+    "WorkerResources",
     "known_keys",
     "load_settings",
     "settings_from_yaml",

@@ -8,7 +8,7 @@ holds the two together.
 from __future__ import annotations
 
 import os
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveInt, SecretStr, field_validator, model_validator
@@ -16,6 +16,7 @@ from pydantic import Field, PositiveInt, SecretStr, field_validator, model_valid
 from medad_core.config.base import Section
 from medad_core.config.reproduce import ReproduceSettings
 from medad_core.config.train import TrainSettings
+from medad_core.config.workers import RayWorkers
 
 Modality = Literal["flair", "t1", "t1ce", "t2"]
 Language = Literal["en", "de", "ko"]  # of reports of cases
@@ -157,7 +158,20 @@ class LLMSettings(Section):
         description="what is asked of every slice: presence first, then location, side, size, number, and region "
         "(each half) or 'region: PLACE'",
     )
-    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    engine: Literal["auto", "vllm", "transformers", "vllm-server"] = Field(
+        "auto",
+        description="auto: vllm where it can be imported, otherwise transformers; vllm-server: `endpoints` answer",
+    )
+    endpoints: tuple[str, ...] = Field(
+        (),
+        description="addresses of servers with the same model, engine vllm-server; their key: $MEDAD_LLM_API_KEY",
+    )
+    request_timeout_s: float = Field(120.0, gt=0, description="after which a server's answer is asked for again")
+    patience_s: float = Field(
+        600.0,
+        gt=0,
+        description="a run stops where no server has answered for so long; they may be started anew meanwhile",
+    )
     max_new_tokens: int = Field(24, ge=1)
     structured: bool = Field(False, description="let the LLM say nothing but the sentences of the grammar")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -165,7 +179,9 @@ class LLMSettings(Section):
     )
     batch_size: int = Field(64, ge=1, description="prompts at once, engine transformers")
     max_sequences: int | None = Field(
-        None, ge=1, description="prompts at once, engine vllm; null: by the size of the model"
+        None,
+        ge=1,
+        description="prompts at once, engine vllm, or at each server (null: 64); null: by the size of the model",
     )
     gpu_memory_share: float | None = Field(
         None, gt=0, le=1, description="of each GPU, engine vllm; null: what model and cache need"
@@ -175,6 +191,30 @@ class LLMSettings(Section):
     data_parallel_size: int = Field(
         1, ge=1, description="copies of the model, each in a process and on GPUs of its own"
     )
+
+    @field_validator("endpoints", mode="before")
+    @classmethod
+    def _addresses(cls, value: object) -> object:
+        """One address alone is a list of one. The message quotes none: an address may hold a password."""
+        listed = (value,) if isinstance(value, str) else value
+        if not isinstance(listed, list | tuple):
+            return value
+        for number, address in enumerate(listed, 1):
+            if not (isinstance(address, str) and _is_endpoint(address)):
+                raise ValueError(
+                    f"number {number} should be http:// or https://, a host, a port and perhaps a path, such as "
+                    "http://gpu1:8000; a key is read from MEDAD_LLM_API_KEY and never part of it"
+                )
+        addresses = tuple(address.rstrip("/").removesuffix("/v1") for address in listed)
+        if len(set(addresses)) < len(addresses):
+            raise ValueError("names a server twice")
+        return addresses
+
+    @model_validator(mode="after")
+    def _served(self) -> Self:
+        if (self.engine == "vllm-server") != bool(self.endpoints):
+            raise ValueError("endpoints and engine=vllm-server belong together; set both or neither")
+        return self
 
     @field_validator("questions", mode="before")
     @classmethod
@@ -216,7 +256,11 @@ class FlowSettings(Section):
     max_workers: int = Field(1, ge=1)
     retries: int = Field(1, ge=0)
     retry_delay_s: float = Field(1.0, ge=0)
-    ray_address: str | None = Field(None, description="null starts Ray on this machine")
+    ray_address: str | None = Field(None, description="HOST:PORT of a Ray cluster; null starts Ray on this machine")
+    ray_workers: RayWorkers = RayWorkers()
+    ray_runtime_env: dict[str, Any] | None = Field(
+        None, description="code and packages that Ray brings to its nodes; null: medad is installed on every node"
+    )
 
 
 class StoreSettings(Section):
@@ -265,6 +309,11 @@ def _is_web_address(text: str) -> bool:
         return parts.scheme in ("http", "https") and bool(parts.hostname) and text.isprintable() and " " not in text
     except ValueError:  # half a bracket, or a port that is no number
         return False
+
+
+def _is_endpoint(text: str) -> bool:
+    """Whether it is the address of a server, and nothing but that."""
+    return _is_web_address(text) and not any(mark in text for mark in "@?#")
 
 
 class Settings(Section):

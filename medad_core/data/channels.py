@@ -10,7 +10,6 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 from medad_core.errors import UsageError
 from medad_core.store.regular import open_regular
@@ -39,12 +38,12 @@ NO_CHANNELS = Channels({}, {})
 DECATHLON = Channels({"flair": 0, "t1": 1, "t1ce": 2, "t2": 3}, dict(enumerate(("FLAIR", "T1w", "t1gd", "T2w"))))
 
 
-def read_channels(folder: Path) -> Channels | None:
+def read_channels(folder: str) -> Channels | None:
     """The channels that `dataset.json` of the dataset's folder names, None where there is no such file.
 
     Raises UsageError where it cannot be understood, names no modality, or gives two numbers to one.
     """
-    description = folder / "dataset.json"
+    description = f"{folder}/dataset.json"
     try:
         with open_regular(description) as stream:
             content = json.loads(stream.read(_LONGEST).decode())
@@ -64,9 +63,9 @@ def read_channels(folder: Path) -> Channels | None:
     return Channels(dict(known), names)
 
 
-def missing(folder: Path) -> str:
+def missing(folder: str) -> str:
     """Why channels without `dataset.json` cannot be used."""
-    return f"{folder / 'dataset.json'}: missing, so the channels have no names; {_EXPECTED}"
+    return f"{folder}/dataset.json: missing, so the channels have no names; {_EXPECTED}"
 
 
 def _modality(word: str) -> str | None:

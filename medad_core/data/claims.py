@@ -11,14 +11,15 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from medad_core.data.cases import PassedOver, Rejection, VolumeRef
 from medad_core.data.channels import DECATHLON, NO_CHANNELS, Channels, missing, read_channels
 from medad_core.data.layouts import Layout, Match, the_matcher
 from medad_core.data.layouts.rules import CHANNEL, CHANNELS, PASSED_OVER
 from medad_core.data.names import MASK, MODALITIES, canonical, is_other_format, printable, stem
+from medad_core.data.tree import Tree
 from medad_core.errors import UsageError
+from medad_core.store.files import name_of, parent_of
 
 UNEXPLAINED = "no layout says what it is"
 _MARKS = re.compile(r"[-_.]")
@@ -50,14 +51,15 @@ class Draft:
     @property
     def folders(self) -> list[str]:
         """The names of the folders that its files lie in."""
-        return sorted({Path(claim.ref.path).parent.name for claims in self.files.values() for claim in claims})
+        return sorted({name_of(parent_of(claim.ref.path)) for claims in self.files.values() for claim in claims})
 
 
 class Claims:
     """All files of a tree, as the layouts explain them."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, tree: Tree) -> None:
         self.root = root
+        self.tree = tree
         self.drafts: dict[tuple[str, str], Draft] = {}  # by the dataset's folder and case id
         self.problems: dict[str, str] = {}  # by folder of a dataset: why its channels have no names
         self.passed_over: list[PassedOver] = []
@@ -138,7 +140,7 @@ class Claims:
         word = None if match.channel is None else channels.names.get(match.channel)
         if word is None:  # a 4-D file, whose name may end in a number that is no channel
             for modality, number in channels.number_of.items():
-                yield modality, VolumeRef(path, number), stem(Path(path).name)
+                yield modality, VolumeRef(path, number), stem(name_of(path))
             return
         modality = next((name for name, number in channels.number_of.items() if number == match.channel), None)
         if modality is None:
@@ -149,13 +151,13 @@ class Claims:
     def _channels_of(self, base: str, role: str) -> Channels:
         if base not in self._channels:
             try:
-                self._channels[base] = read_channels(Path(base))
+                self._channels[base] = read_channels(base)
             except UsageError as error:
                 self._channels[base] = NO_CHANNELS
                 self.problems[base] = str(error)
         channels = self._channels[base]
         if channels is None and role == CHANNEL:
-            self.problems[base] = missing(Path(base))
+            self.problems[base] = missing(base)
         elif channels is None:
             self._decathlons.add(base)
             return DECATHLON
@@ -203,7 +205,7 @@ def _begins_with_one_of(path: str, known: set[str]) -> bool:
 
 
 def _stranger(path: str, reason: str) -> Rejection:
-    name = Path(path).name
+    name = name_of(path)
     case_id = printable(stem(name))
     files = (("", path),)
     if is_other_format(name):

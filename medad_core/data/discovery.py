@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +20,11 @@ from medad_core.data.judgement import judge
 from medad_core.data.layouts import load_layouts
 from medad_core.data.names import MODALITIES, is_nifti, is_other_format, printable
 from medad_core.data.own_folders import is_medad_folder
-from medad_core.errors import UsageError
+from medad_core.data.tree import Entry, Tree, tree_of
+from medad_core.errors import StoreError, UsageError
 from medad_core.store.collector import collector_paused
+from medad_core.store.files import absolute, explained, name_of, parent_of
+from medad_core.store.objects import hasty, is_object, list_folder
 
 _DEEPEST = 8
 _NAMED = 3  # stray files that a reason names
@@ -44,11 +47,11 @@ def discover(root: str | Path, modality: str = "flair", *, may_be_empty: bool = 
     Raises UsageError where `root` is missing, is a file, or holds no case at all, and for a dataset.json that cannot be
     understood.
     """
-    root = Path(root)
     check_folder(root, modality)
-    place = Path(os.path.abspath(root))
+    place = absolute(root)
     folders = _with_labels(place)
-    search = _Search(may_be_empty, Claims(str(place)), [os.path.realpath(folder) for folder in folders])
+    tree = tree_of(place)
+    search = _Search(may_be_empty, Claims(place, tree), tree, [_real(folder) for folder in folders])
     for folder in folders:
         search.walk(folder)
     claims = search.claims
@@ -71,23 +74,43 @@ def discover(root: str | Path, modality: str = "flair", *, may_be_empty: bool = 
     )
 
 
-def _with_labels(root: Path) -> list[Path]:
+def _with_labels(root: str) -> list[str]:
     """The folder to walk; where it is the Decathlon's `imagesTr` itself, also `labelsTr` beside it."""
-    labels = re.sub(r"\Aimages", "labels", root.name, flags=re.IGNORECASE).lower()
-    if labels == root.name.lower():
+    labels = re.sub(r"\Aimages", "labels", name_of(root), flags=re.IGNORECASE).lower()
+    if labels == name_of(root).lower():
         return [root]
-    return [root, *(Path(entry.path) for entry in os.scandir(root.parent) if entry.name.lower() == labels)]
+    if is_object(root):
+        raise UsageError(f"{root}: give the folder above it, so that the masks in {labels} are found too")
+    return [root, *(entry.path for entry in os.scandir(parent_of(root)) if entry.name.lower() == labels)]
+
+
+def _real(folder: str) -> str:
+    return folder if is_object(folder) else os.path.realpath(folder)
 
 
 def check_folder(root: str | Path, modality: str) -> None:
     """Raise UsageError where `root` is no folder, or `modality` is not known. Nothing is walked."""
-    root = Path(root)
     if modality not in MODALITIES:
         raise UsageError(f"data.modality={modality}: not a known modality; choose one of {', '.join(MODALITIES)}")
+    if is_object(str(root)):
+        _check_place(absolute(root))
+        return
+    root = Path(root)
     if not root.exists():
         raise UsageError(f"{root}: no such folder or table; give the folder that holds the cases, or a table (.csv)")
     if not root.is_dir():
         raise UsageError(f"{root}: a file, not a folder; give the folder that holds the cases")
+
+
+def _check_place(root: str) -> None:
+    """Raise UsageError where nothing lies below a place in a bucket, or the store does not answer within seconds."""
+    try:
+        with hasty(), explained("read", root):
+            folders, files = list_folder(root)
+    except StoreError as error:
+        raise UsageError(str(error)) from error
+    if not folders and not files:
+        raise UsageError(f"{root}: no such folder or table; give the place that holds the cases, or a table (.csv)")
 
 
 @dataclass
@@ -96,42 +119,42 @@ class _Search:
 
     in_inbox: bool
     claims: Claims
+    tree: Tree
     roots: list[str]  # without links
     walked: dict[Identity, str] = field(default_factory=dict)
     rejected: list[Rejection] = field(default_factory=list)
     count: int = 0  # files and folders that were taken or refused
 
-    def walk(self, folder: Path, depth: int = 0) -> list[str]:
+    def walk(self, folder: str, depth: int = 0) -> list[str]:
         """Search `folder` and below. Returns the stray files of a tree that holds no case.
 
         So they are named once, at the highest folder that holds nothing else.
         """
         try:
-            first = self.walked.setdefault(identity(os.stat(folder)), str(folder))
-            if first != str(folder):
-                self.claims.pass_over(str(folder), f"the same folder as {self._shown(first)}, which is used")
+            first = self.walked.setdefault(identity(self.tree.facts(folder)), folder)
+            if first != folder:
+                self.claims.pass_over(folder, f"the same folder as {self._shown(first)}, which is used")
                 return []
-            entries = _visible_entries(folder)
+            entries = _visible(self.tree.entries(folder))
         except OSError as error:
             self._refuse(folder, f"folder cannot be read ({error.strerror}); check its permissions")
             return []
         if depth and is_medad_folder(folder, {entry.name for entry in entries}):
-            self.claims.pass_over(str(folder), "a folder of medad's results")
+            self.claims.pass_over(folder, "a folder of medad's results")
             return []
         if not entries and depth:
             self._refuse(folder, "empty folder; add its volumes or remove it")
             return []
         return self._take_folder(folder, entries, depth)
 
-    def _take_folder(self, folder: Path, entries: list[os.DirEntry[str]], depth: int) -> list[str]:
+    def _take_folder(self, folder: str, entries: Sequence[Entry], depth: int) -> list[str]:
         before = self.count
         folders = [entry for entry in entries if is_folder(entry)]
         strays = self._take_files(folder, [entry for entry in entries if not is_folder(entry)])
         folders = [entry for entry in folders if not self._is_known(entry)]
-        strays_below: dict[Path, list[str]] = {}
+        strays_below: dict[str, list[str]] = {}
         if depth < _DEEPEST:
-            paths = [Path(entry.path) for entry in folders]
-            strays_below = {path: self.walk(path, depth + 1) for path in paths}
+            strays_below = {entry.path: self.walk(entry.path, depth + 1) for entry in folders}
         else:
             strays += [f"{entry.name}/" for entry in folders]
         if depth and self.count == before:
@@ -140,7 +163,7 @@ class _Search:
             self._name_strays(path, names)
         return []
 
-    def _is_known(self, entry: os.DirEntry[str]) -> bool:
+    def _is_known(self, entry: Entry) -> bool:
         """Whether a folder is a link to one that it lies in, or that is walked under its own name; then it is named."""
         if not entry.is_symlink():
             return False
@@ -158,23 +181,22 @@ class _Search:
     def _shown(self, path: str) -> str:
         return path.removeprefix(f"{self.claims.root}/")
 
-    def _take_files(self, folder: Path, entries: list[os.DirEntry[str]]) -> list[str]:
+    def _take_files(self, folder: str, entries: Sequence[Entry]) -> list[str]:
         """Take the volumes of one folder.
 
         Returns the names of files that are no volume, and not just something beside a case.
         """
-        place = str(folder)
         has_case = False
         others = []
         for entry in entries:
             if is_nifti(entry.name) or is_other_format(entry.name):
                 self.count += 1
-                has_case |= self.claims.take(place, entry.name)
+                has_case |= self.claims.take(folder, entry.name)
             elif is_file(entry) and not _ASIDE.match(entry.name):
                 others.append(entry)
         return [entry.name for entry in others if not has_case or not is_true(entry.is_file)]
 
-    def _name_strays(self, folder: Path, names: list[str]) -> None:
+    def _name_strays(self, folder: str, names: list[str]) -> None:
         if not names:
             return
         some = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
@@ -184,24 +206,23 @@ class _Search:
                 folder, f"{reason}; give NIfTI files named like X_flair.nii.gz (dcm2niix makes them from DICOM)"
             )
         else:
-            self.claims.pass_over(str(folder), reason)
+            self.claims.pass_over(folder, reason)
 
-    def _refuse(self, folder: Path, reason: str) -> None:
+    def _refuse(self, folder: str, reason: str) -> None:
         self.count += 1
-        self.rejected.append(Rejection(folder.name, reason))
+        self.rejected.append(Rejection(name_of(folder), reason))
 
 
-def _visible_entries(folder: Path) -> list[os.DirEntry[str]]:
-    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(_HIDDEN)]
-    return sorted(entries, key=lambda entry: entry.name)
+def _visible(entries: Sequence[Entry]) -> list[Entry]:
+    return sorted((entry for entry in entries if not entry.name.startswith(_HIDDEN)), key=lambda entry: entry.name)
 
 
-def is_folder(entry: os.DirEntry[str]) -> bool:
+def is_folder(entry: Entry) -> bool:
     """Whether the entry is a folder, or a link to one."""
     return is_true(entry.is_dir)
 
 
-def is_file(entry: os.DirEntry[str]) -> bool:
+def is_file(entry: Entry) -> bool:
     """Whether the entry is a file, or a link to nothing, which is a file that somebody meant to be there.
 
     Not a pipe or a socket: reading it would wait for ever.
@@ -219,4 +240,4 @@ def is_true(ask: Callable[[], bool]) -> bool:
 
 def _nameless_channels(claims: Claims) -> list[Rejection]:
     """The datasets whose channels have no names."""
-    return [Rejection(Path(base).name, reason) for base, reason in claims.problems.items()]
+    return [Rejection(name_of(base), reason) for base, reason in claims.problems.items()]

@@ -6,11 +6,11 @@ their files anew, and give a number twice.
 
 from __future__ import annotations
 
-import os
+from medad_core.store.regular import Facts
 
 Identity = tuple[int, int, int, int]
 
 
-def identity(facts: os.stat_result) -> Identity:
+def identity(facts: Facts) -> Identity:
     """What is the same under every name of a file or folder, and differs between two of them."""
     return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 
 from medad_core.data.cases import Case, Rejection, VolumeRef
 from medad_core.data.claims import Claim, Claims, Draft, other_format
 from medad_core.data.identity import Identity, identity
 from medad_core.data.names import MASK, MODALITIES, is_nifti, printable
-from medad_core.store.regular import kind_of
+from medad_core.data.tree import Tree
+from medad_core.store.files import name_of
+from medad_core.store.regular import Facts, kind_of
 
 
 def judge(drafts: Sequence[Draft], modality: str, claims: Claims) -> tuple[list[Case], list[Rejection]]:
@@ -27,7 +28,7 @@ def judge(drafts: Sequence[Draft], modality: str, claims: Claims) -> tuple[list[
     rejected = []
     owners: dict[Identity, tuple[str, str]] = {}
     for case_id, of_id in sorted(by_id.items()):
-        reason = _why_not(of_id, modality, claims.root) or _why_of_another(of_id[0], modality, owners)
+        reason = _why_not(of_id, modality, claims) or _why_of_another(of_id[0], modality, owners, claims.tree)
         if reason is None:
             cases.append(_case(of_id[0], claims))
         else:
@@ -36,7 +37,7 @@ def judge(drafts: Sequence[Draft], modality: str, claims: Claims) -> tuple[list[
     return cases, rejected
 
 
-def _why_of_another(draft: Draft, modality: str, owners: dict[Identity, tuple[str, str]]) -> str | None:
+def _why_of_another(draft: Draft, modality: str, owners: dict[Identity, tuple[str, str]], tree: Tree) -> str | None:
     """Why a volume cannot be this case's: it is that of another one, or it is the mask. None where it can.
 
     `owners` has the volumes so far. Two cases may share a mask: a store that keeps equal files once has one empty mask.
@@ -44,11 +45,11 @@ def _why_of_another(draft: Draft, modality: str, owners: dict[Identity, tuple[st
     path, mask = (
         next((claim.ref.path for claim in _candidates(draft.files.get(kind, []))), None) for kind in (modality, MASK)
     )
-    if path is None or (facts := _facts(path)) is None:
+    if path is None or (facts := _facts(tree, path)) is None:
         return None
-    name = Path(path).name
-    if mask is not None and (of_mask := _facts(mask)) is not None and identity(of_mask) == identity(facts):
-        return f"{name} and {Path(mask).name} are the same file; give the mask a file of its own"
+    name = name_of(path)
+    if mask is not None and (of_mask := _facts(tree, mask)) is not None and identity(of_mask) == identity(facts):
+        return f"{name} and {name_of(mask)} are the same file; give the mask a file of its own"
     owner, first = owners.setdefault(identity(facts), (draft.case_id, name))
     if owner != draft.case_id:
         return f"{name} is the same file as {first} of case {owner}; keep one of them"
@@ -77,7 +78,7 @@ def _choose(draft: Draft, role: str, claims: Claims) -> VolumeRef | None:
     for claim in files:
         if claim not in chosen:
             is_readable = is_nifti(claim.ref.path)
-            reason = "the layout prefers another file" if is_readable else other_format(Path(claim.ref.path).name)
+            reason = "the layout prefers another file" if is_readable else other_format(name_of(claim.ref.path))
             claims.pass_over(claim.ref.path, reason)
     return chosen[0].ref if chosen else None
 
@@ -88,13 +89,13 @@ def _candidates(files: Sequence[Claim]) -> list[Claim]:
     return [claim for claim in readable if claim.is_preferred] or readable
 
 
-def _why_not(drafts: Sequence[Draft], modality: str, root: str) -> str | None:
+def _why_not(drafts: Sequence[Draft], modality: str, claims: Claims) -> str | None:
     """Why the drafts of one case id are no case, None where they are."""
     first = drafts[0]
     paths = [claim.ref.path for claims in first.files.values() for claim in claims]
     odd = next((text for text in (*paths, first.case_id) if text != printable(text)), None)
     if odd is not None:
-        return f"its name, or its folder's, is not valid UTF-8: {odd.removeprefix(f'{root}/')}; rename it"
+        return f"its name, or its folder's, is not valid UTF-8: {odd.removeprefix(f'{claims.root}/')}; rename it"
     if len(drafts) > 1:
         places = ", ".join(sorted({name for draft in drafts for name in draft.folders}))
         return f"case id found {len(drafts)} times, in {places}; rename or remove all but one, or list one in a table"
@@ -102,31 +103,31 @@ def _why_not(drafts: Sequence[Draft], modality: str, root: str) -> str | None:
         kinds = ", ".join(sorted(first.files))
         return f"no {modality} volume (found: {kinds}); add it or choose another with data.modality="
     for kind in (modality, MASK):
-        reason = _why_no_file(first, kind) if kind in first.files else None
+        reason = _why_no_file(first, kind, claims.tree) if kind in first.files else None
         if reason is not None:
             return reason
     return None
 
 
-def _why_no_file(draft: Draft, role: str) -> str | None:
+def _why_no_file(draft: Draft, role: str, tree: Tree) -> str | None:
     """Why a case has no file of a role that can be used, None where it has one; a mask may be of another format."""
     files = draft.files.get(role, [])
     paths = [claim.ref.path for claim in _candidates(files)]
     if not paths:
-        name = Path(files[0].ref.path).name
+        name = name_of(files[0].ref.path)
         return None if role == MASK else f"{printable(name)}: {other_format(name)}"
     if len(paths) > 1:
-        names = ", ".join(sorted(Path(path).name for path in paths))
+        names = ", ".join(sorted(name_of(path) for path in paths))
         return f"{len(paths)} files for {role}: {names}; keep one, or list it in a table (medad inspect)"
-    facts = _facts(paths[0])
+    facts = _facts(tree, paths[0])
     if facts is None and os.path.islink(paths[0]):
-        return f"{Path(paths[0]).name}: a link to a file that is not there; bring the file back"
+        return f"{name_of(paths[0])}: a link to a file that is not there; bring the file back"
     kind = None if facts is None else kind_of(facts)
-    return None if kind is None else f"{Path(paths[0]).name}: it is {kind}, no regular file; put the file there"
+    return None if kind is None else f"{name_of(paths[0])}: it is {kind}, no regular file; put the file there"
 
 
-def _facts(path: str) -> os.stat_result | None:
+def _facts(tree: Tree, path: str) -> Facts | None:
     try:
-        return os.stat(path)
+        return tree.facts(path)
     except OSError:
         return None

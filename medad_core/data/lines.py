@@ -16,7 +16,7 @@ from medad_core.store.regular import read_utf8
 
 
 def read_lines(
-    path: Path, named: str, check_columns: Callable[[Sequence[str]], None]
+    path: str | Path, named: str, check_columns: Callable[[Sequence[str]], None]
 ) -> Iterator[tuple[str, Mapping[str, str]]]:
     """For every line where it stands, as `NAMED, line N`, and its fields by column.
 
@@ -27,7 +27,7 @@ def read_lines(
         text = read_utf8(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{named}: cannot be read as UTF-8 ({error}); save it as CSV in UTF-8") from error
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    delimiter = "\t" if str(path).lower().endswith(".tsv") else ","
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         names = reader.fieldnames or ()

@@ -2,14 +2,14 @@
 
 One decision: a gzip stream is inflated only up to the last byte needed, and the voxels keep the file's own dtype.
 Orientation is a transposed view, so a 240x240x155 volume costs one inflate and no copy. The header is read first, and
-what it says bounds what is read after it: a file that claims more than `data.max_gib` is refused.
+what it says bounds what is read after it: a file that claims more than `data.max_gib` is refused. A file of a disk is
+read at once; of an object in a bucket only the beginning is fetched, as far as the slices need it.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +17,20 @@ from typing import BinaryIO
 
 import numpy as np
 
+from medad_core.data.beginning import FIRST_BLOCK, Beginning
 from medad_core.data.cases import VolumeRef
 from medad_core.data.inflate import BLOCK, EXPORT_AGAIN, GZIP, check_gzip, inflate
 from medad_core.data.nifti_header import HEADER_BYTES, Header, parse_header
 from medad_core.data.reads import Reading, keep_unreadable
 from medad_core.errors import CaseError, InputError, TruncatedError
-from medad_core.store.regular import open_regular
+from medad_core.store.files import name_of
+from medad_core.store.objects import is_object
+from medad_core.store.regular import facts_in, open_regular
 
-_FIRST_BLOCK = 1 << 14  # holds a header, also compressed
 # Compressed content is hardly longer than the content itself. What is far longer is empty members, or padding.
 _LONGEST_GZIP = 2  # times the content …
 _LONGEST_EXTRA = 1 << 20  # … and bytes
+_SHORTEST_GZIP = 18  # bytes
 _GIB = 1 << 30
 UNREADABLE = "cannot be read"  # in the reason of every file that is there, or was, and does not open
 # Errors of a disk or network that may be gone in a moment, whatever the file.
@@ -48,13 +51,17 @@ _PASSING = {
 
 @dataclass(frozen=True)
 class NiftiFile:
-    """An opened file: its compressed or plain bytes and its header. Errors are CaseError with the file's name."""
+    """An opened file: its compressed or plain bytes and its header. Errors are CaseError with the file's name.
+
+    `raw` are the bytes of a file on a disk, `beginning` those of an object that were fetched so far.
+    """
 
     case_id: str
     name: str
     raw: bytes
     header: Header
     channel: int
+    beginning: Beginning | None = None
 
     def slices(self, first: int, last: int) -> np.ndarray:
         """Axial slices first..last (0-based from inferior, inclusive) as (last - first + 1, H, W), dtype as stored.
@@ -82,7 +89,10 @@ class NiftiFile:
     def _voxels(self, start: int, count: int) -> np.ndarray:
         size = self.header.dtype.itemsize
         end = self.header.offset + (start + count) * size
-        content = inflate(self.raw, end, self.case_id, self.name)
+        if self.beginning is None:
+            content = inflate(self.raw, end, self.case_id, self.name)
+        else:
+            content = self.beginning.content(end, self.header.file_bytes)
         if len(content) < end:
             raise TruncatedError(
                 self.case_id, f"{self.name}: truncated ({len(content)} of {end} bytes needed); {EXPORT_AGAIN}"
@@ -97,9 +107,11 @@ def open_nifti(case_id: str, ref: VolumeRef, max_gib: float) -> NiftiFile:
     Raises CaseError where it is unreadable, truncated, no NIfTI, not one 3-D volume, or longer than `max_gib`, and
     InputError where the filesystem failed in a way that may pass, or the file is still being written to.
     """
-    name = Path(ref.path).name
+    name = name_of(ref.path)
     try:
-        raw, header = _read(Path(ref.path), case_id, max_gib)
+        if is_object(ref.path):
+            return _begin(case_id, ref, max_gib)
+        raw, header = _read(ref.path, case_id, max_gib)
     except OSError as error:
         if error.errno in _PASSING:  # the case is not at fault: recorded as rejected it would be lost for good
             raise InputError(
@@ -114,19 +126,35 @@ def open_nifti(case_id: str, ref: VolumeRef, max_gib: float) -> NiftiFile:
     return NiftiFile(case_id, name, raw, header, channel)
 
 
+def _begin(case_id: str, ref: VolumeRef, max_gib: float) -> NiftiFile:
+    """Open an object, of which no more is read than its first bytes and its last ones."""
+    name = name_of(ref.path)
+    beginning = Beginning(case_id, ref.path)
+    header, is_gzip = _start(beginning.first, case_id, name, max_gib)
+    _require_not_padded(beginning.size, header, is_gzip, case_id, name)
+    channel = _pick_channel(header, ref, case_id, name)
+    whole = header.file_bytes
+    have = beginning.size
+    if is_gzip:
+        has_all = have >= _SHORTEST_GZIP and _says_length(beginning.end(4), whole)
+        have = whole if has_all else len(beginning.content(whole, whole))
+    _require_length(have, header, case_id, name)
+    return NiftiFile(case_id, name, b"", header, channel, beginning)
+
+
 def read_header(case_id: str, ref: VolumeRef, max_gib: float) -> Header:
     """The header of a file, of which no more than its first block is read. Raises CaseError."""
-    path = Path(ref.path)
+    name = name_of(ref.path)
     try:
-        with open_regular(path) as stream:
-            header, _ = _start(stream.read(_FIRST_BLOCK), case_id, path.name, max_gib)
+        with open_regular(ref.path) as stream:
+            header, _ = _start(stream.read(FIRST_BLOCK), case_id, name, max_gib)
     except OSError as error:
-        raise CaseError(case_id, f"{path.name}: {UNREADABLE} ({error.strerror})") from error
-    _pick_channel(header, ref, case_id, path.name)
+        raise CaseError(case_id, f"{name}: {UNREADABLE} ({error.strerror})") from error
+    _pick_channel(header, ref, case_id, name)
     return header
 
 
-def hash_whole(case_id: str, path: Path, max_gib: float) -> str:
+def hash_whole(case_id: str, path: str | Path, max_gib: float) -> str:
     """SHA-256 (hex) of a file that is found to be whole.
 
     A gzip file is inflated to its checksum, which reading a slice range never comes to. A plain one must have the
@@ -137,15 +165,16 @@ def hash_whole(case_id: str, path: Path, max_gib: float) -> str:
     cannot be read.
     """
     digest = hashlib.sha256()
+    name = name_of(str(path))
     with open_regular(path) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        header, is_gzip = _start(stream.read(_FIRST_BLOCK), case_id, path.name, max_gib)
-        _require_at_most(size, "it has", max_gib, case_id, path.name)
+        size = facts_in(stream).st_size
+        header, is_gzip = _start(stream.read(FIRST_BLOCK), case_id, name, max_gib)
+        _require_at_most(size, "it has", max_gib, case_id, name)
         stream.seek(0)
         if is_gzip:
-            check_gzip(_hashed(stream, digest), int(max_gib * _GIB), case_id, path.name)
+            check_gzip(_hashed(stream, digest), int(max_gib * _GIB), case_id, name)
         else:
-            _require_length(size, header, case_id, path.name)
+            _require_length(size, header, case_id, name)
         for _ in _hashed(stream, digest):  # of a gzip file what follows its content
             pass
     return digest.hexdigest()
@@ -174,23 +203,24 @@ def _hashed(stream: BinaryIO, digest: hashlib._Hash) -> Iterator[bytes]:
         yield block
 
 
-def _read(path: Path, case_id: str, max_gib: float) -> tuple[bytes, Header]:
+def _read(path: str, case_id: str, max_gib: float) -> tuple[bytes, Header]:
     """The bytes of a file and its header; of a plain file no more than its header speaks of, however long it is."""
+    name = name_of(path)
     with open_regular(path) as stream, Reading(case_id, path, stream) as reading:
-        start = reading.keep(stream.read(_FIRST_BLOCK))
-        header, is_gzip = _start(start, case_id, path.name, max_gib)
-        size = os.fstat(stream.fileno()).st_size
-        wanted = header.file_bytes
-        if is_gzip:
-            wanted = _LONGEST_GZIP * wanted + _LONGEST_EXTRA
-            if size > wanted:
-                raise CaseError(
-                    case_id,
-                    f"{path.name}: {size:,} bytes long, compressed, for {header.file_bytes:,} bytes of content; "
-                    f"{EXPORT_AGAIN}",
-                )
+        start = reading.keep(stream.read(FIRST_BLOCK))
+        header, is_gzip = _start(start, case_id, name, max_gib)
+        size = facts_in(stream).st_size
+        _require_not_padded(size, header, is_gzip, case_id, name)
         stream.seek(0)
-        return reading.keep(stream.read(min(wanted, size))), header
+        return reading.keep(stream.read(size if is_gzip else min(header.file_bytes, size))), header
+
+
+def _require_not_padded(size: int, header: Header, is_gzip: bool, case_id: str, name: str) -> None:
+    if is_gzip and size > _LONGEST_GZIP * header.file_bytes + _LONGEST_EXTRA:
+        raise CaseError(
+            case_id,
+            f"{name}: {size:,} bytes long, compressed, for {header.file_bytes:,} bytes of content; {EXPORT_AGAIN}",
+        )
 
 
 def _pick_channel(header: Header, ref: VolumeRef, case_id: str, name: str) -> int:
@@ -219,10 +249,15 @@ def _require_whole_file(raw: bytes, header: Header, case_id: str, name: str) -> 
     whole = header.file_bytes
     have = len(raw)
     if raw.startswith(GZIP):
-        if len(raw) >= 18 and int.from_bytes(raw[-4:], "little") == whole % 2**32:
+        if len(raw) >= _SHORTEST_GZIP and _says_length(raw[-4:], whole):
             return
         have = len(inflate(raw, whole, case_id, name))
     _require_length(have, header, case_id, name)
+
+
+def _says_length(end: bytes, length: int) -> bool:
+    """Whether the last four bytes of a gzip file are those of this length of its content."""
+    return int.from_bytes(end, "little") == length % 2**32
 
 
 def _require_length(have: int, header: Header, case_id: str, name: str) -> None:

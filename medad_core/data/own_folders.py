@@ -14,7 +14,9 @@ from pathlib import Path
 
 from medad_core.data.names import printable
 from medad_core.errors import UsageError
-from medad_core.store.files import local_path, make_folder, write_text
+from medad_core.store.files import join, local_path, make_folder, resolved, write_text
+from medad_core.store.listing import list_names
+from medad_core.store.objects import is_object
 from medad_core.store.regular import open_regular
 
 MARKER = ".medad"
@@ -35,22 +37,26 @@ _WEIGHTS = {"card.json", "decoder.safetensors"}
 _RESULTS = {"_work", "converter.safetensors", "converter_loss.csv", "card.md"} | _WEIGHTS  # of an unfinished training
 
 
-def is_medad_folder(folder: Path, names: Collection[str] | None = None) -> bool:
+def is_medad_folder(folder: str | Path, names: Collection[str] | None = None) -> bool:
     """Whether medad writes, or wrote, its results into `folder`. `names` are those of its files, where they are known.
 
     A folder that cannot be read counts as not medad's.
     """
     with suppress(OSError):
-        if os.path.isfile(f"{folder}/{MARKER}"):  # faster than a Path, for a walk through 100,000 folders
+        if is_object(str(folder)):
+            names = list_names(str(folder)) if names is None else names
+            if MARKER in names:
+                return True
+        elif os.path.isfile(f"{folder}/{MARKER}"):  # faster than a Path, for a walk through 100,000 folders
             return True
-        names = {path.name for path in folder.iterdir()} if names is None else names
+        names = set(os.listdir(folder)) if names is None else names
         if _WEIGHTS.issubset(names):
             return True
-        return any(_begins(folder / name, _BEGINNINGS[name]) for name in _BEGINNINGS.keys() & names)
+        return any(_begins(f"{folder}/{name}", _BEGINNINGS[name]) for name in _BEGINNINGS.keys() & names)
     return False
 
 
-def _begins(path: Path, beginning: re.Pattern[bytes]) -> bool:
+def _begins(path: str, beginning: re.Pattern[bytes]) -> bool:
     with open_regular(path) as stream:
         return beginning.match(stream.read(_HEAD)) is not None
 
@@ -69,31 +75,30 @@ def claim_folder(data: str | Path, out: str) -> None:
     `data` itself, or a folder inside it that holds something else: it would be passed over from now on, and its cases
     would be lost. Raises it too for a path that is not UTF-8.
     """
-    root = Path(data).resolve()
+    root = resolved(str(data))
     check_name(root)
     check_name(out)
-    folder = local_path(out)
-    if folder is None or is_medad_folder(folder):
+    if is_medad_folder(local_path(out) or out):
         return
-    where = folder.resolve()
+    where = resolved(out)
     if where == root:
         raise UsageError(f"--out {out}: is the folder of the data itself; choose another, such as {out}-results")
-    if where.is_relative_to(root):
-        if not _is_free(folder):
+    if where.startswith(f"{root.rstrip('/')}/"):
+        if not _is_free(out):
             raise UsageError(f"--out {out}: lies inside the data and holds other files; choose a new folder")
-        make_folder(str(folder))
+        make_folder(out)
         mark_folder(out)
 
 
 def mark_folder(out: str) -> None:
     """Mark the folder as one that medad writes, unless it holds something else. Raises StoreError."""
-    folder = local_path(out)
-    if folder is not None and _is_free(folder) and not is_medad_folder(folder):
-        write_text(str(folder / MARKER), NOTE)
+    if _is_free(out) and not is_medad_folder(local_path(out) or out):
+        write_text(join(out, MARKER), NOTE)
 
 
-def _is_free(folder: Path) -> bool:
+def _is_free(out: str) -> bool:
     """Whether nothing but results of medad is in the folder, or it is not there."""
-    if not folder.is_dir():
+    folder = local_path(out)
+    if folder is not None and not folder.is_dir():
         return not folder.exists()
-    return all(path.name in _RESULTS or path.name.startswith(".") for path in folder.iterdir())
+    return all(name in _RESULTS or name.startswith(".") for name in list_names(out))

@@ -8,7 +8,6 @@ is: landmarks of stored voxels, scaling, then pixels of 1 mm (`data.resample` sa
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +22,7 @@ from medad_core.data.nifti import NiftiFile, open_nifti
 from medad_core.data.place import Place, numbers_of
 from medad_core.data.resample import plane_affine, resample_plane
 from medad_core.errors import CaseError
+from medad_core.store.files import name_of
 
 if TYPE_CHECKING:
     from medad_core.config import DataSettings, ScalingSettings
@@ -168,7 +168,7 @@ def _check_content(
     refused = next((check for check in checks if check.verdict == "refuse"), None)
     if refused is not None and settings.checks == "refuse":
         is_of_mask = case.mask is not None and refused.name.startswith("mask_")
-        name = Path(case.mask.path).name if is_of_mask else file.name
+        name = name_of(case.mask.path) if is_of_mask else file.name
         raise CaseError(
             file.case_id, f"{name}: {refused.reason} (data.checks=warn and another --out screen it all the same)"
         )

@@ -7,19 +7,19 @@ happens to the file a moment later, and nothing is read twice. It is computed on
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 from medad_core.errors import CaseError, InputError
+from medad_core.store.files import name_of
 from medad_core.store.intact import TICK_NS
+from medad_core.store.objects import ObjectFacts
 from medad_core.store.records import Record
-from medad_core.store.regular import open_regular
+from medad_core.store.regular import Facts, facts_at, facts_in, open_regular
 
 BLOCK = 1 << 22  # bytes held at a time
 StampOf = tuple[int, int, int]  # mtime and ctime in ns, inode
@@ -66,7 +66,7 @@ class Reading:
     Raises InputError if the file is written to in the meantime: then the bytes may mix two versions of the file.
     """
 
-    def __init__(self, case_id: str, path: Path, stream: BinaryIO) -> None:
+    def __init__(self, case_id: str, path: str, stream: BinaryIO) -> None:
         self.case_id = case_id
         self.path = path
         self._stream = stream
@@ -74,7 +74,7 @@ class Reading:
 
     def __enter__(self) -> Reading:
         self._begun_ns = time.time_ns()
-        self._before = os.fstat(self._stream.fileno())
+        self._before = facts_in(self._stream)
         return self
 
     def keep(self, raw: bytes) -> bytes:
@@ -85,13 +85,24 @@ class Reading:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None and not isinstance(error, CaseError):
             return
-        after = os.fstat(self._stream.fileno())
+        after = facts_in(self._stream)
         if _facts(after) != _facts(self._before):
-            raise InputError(f"{self.case_id}: {self.path.name} is still changing; run the same command again")
+            raise InputError(f"{self.case_id}: {name_of(self.path)} is still changing; run the same command again")
         kept = _kept.get()
         if kept is not None:
             digest = hashlib.sha256(self._raw).hexdigest()
-            kept.append(_file_read(str(self.path), after, self._begun_ns, len(self._raw), digest))
+            kept.append(_file_read(self.path, after, self._begun_ns, len(self._raw), digest))
+
+
+def keep_beginning(path: str, facts: ObjectFacts, raw: bytes, before: FileRead | None) -> FileRead:
+    """Inside of `reads_kept`: note the first bytes of an object, in place of what was noted of them `before`."""
+    noted = _file_read(path, facts, 0, len(raw), hashlib.sha256(raw).hexdigest())
+    kept = _kept.get()
+    if kept is not None and before in kept:
+        kept[kept.index(before)] = noted
+    elif kept is not None:
+        kept.append(noted)
+    return noted
 
 
 def keep_unreadable(path: str) -> None:
@@ -101,13 +112,13 @@ def keep_unreadable(path: str) -> None:
         return
     begun_ns = time.time_ns()
     try:
-        kept.append(_file_read(path, os.stat(path), begun_ns, 0, None))
+        kept.append(_file_read(path, facts_at(path), begun_ns, 0, None))
     except OSError:
         kept.append(FileRead(path=path, size=None, stamp=None))
 
 
-def stamp_of(facts: os.stat_result) -> StampOf:
-    """The stamp of a file. A copying program can set the mtime, but not the ctime."""
+def stamp_of(facts: Facts) -> StampOf:
+    """The stamp of a file. A copying program can set the mtime, but not the ctime. Of an object its tag counts."""
     return facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino
 
 
@@ -117,21 +128,21 @@ def read_again(path: str, count: int) -> FileRead:
     digest = hashlib.sha256()
     have = 0
     with open_regular(path) as stream:
-        before = os.fstat(stream.fileno())
+        before = facts_in(stream)
         while have < count and (block := stream.read(min(BLOCK, count - have))):
             digest.update(block)
             have += len(block)
-        after = os.fstat(stream.fileno())
+        after = facts_in(stream)
     if _facts(before) != _facts(after):
         raise InputError(f"{path} is still changing; run the same command again")
     return _file_read(path, after, begun_ns, have, digest.hexdigest())
 
 
-def _facts(facts: os.stat_result) -> tuple[int, StampOf]:
+def _facts(facts: Facts) -> tuple[int, StampOf]:
     return facts.st_size, stamp_of(facts)
 
 
-def _file_read(path: str, facts: os.stat_result, begun_ns: int, count: int, sha256: str | None) -> FileRead:
-    is_settled = max(facts.st_mtime_ns, facts.st_ctime_ns) < begun_ns - TICK_NS
+def _file_read(path: str, facts: Facts, begun_ns: int, count: int, sha256: str | None) -> FileRead:
+    is_settled = isinstance(facts, ObjectFacts) or max(facts.st_mtime_ns, facts.st_ctime_ns) < begun_ns - TICK_NS
     stamp = stamp_of(facts) if is_settled else None
     return FileRead(path=path, size=facts.st_size, stamp=stamp, read=count, sha256=sha256)

@@ -14,6 +14,7 @@ from medad_core.data.patients import with_patients
 from medad_core.data.pseudonyms import Pseudonyms, with_pseudonyms
 from medad_core.data.table import dataset_root, is_table, read_case_table
 from medad_core.errors import CaseError, UsageError
+from medad_core.store.objects import is_object
 
 if TYPE_CHECKING:
     from medad_core.config import DataSettings
@@ -40,11 +41,11 @@ def check_data(data: str | Path, settings: DataSettings) -> None:
         check_folder(data, settings.modality)
 
 
-def files_root(data: str | Path, settings: DataSettings) -> Path:
+def files_root(data: str | Path, settings: DataSettings) -> str:
     """The folder that the files of `find_cases` are relative to: that of DATA, or with pseudonyms that of its links."""
     if settings.pseudonyms is None:
         return dataset_root(data)
-    return Pseudonyms.read(settings.pseudonyms).links_folder(data)
+    return str(Pseudonyms.read(settings.pseudonyms).links_folder(data))
 
 
 def find_cases(data: str | Path, settings: DataSettings, *, may_be_empty: bool = False) -> Discovery:
@@ -55,6 +56,10 @@ def find_cases(data: str | Path, settings: DataSettings, *, may_be_empty: bool =
     """
     if settings.pseudonyms is None:
         return find_named_cases(data, settings, may_be_empty=may_be_empty)
+    if is_object(str(data)):
+        raise UsageError(
+            f"data.pseudonyms: files of {data} get no pseudonyms, because no link leads into a bucket; copy the data"
+        )
     pseudonyms = Pseudonyms.read(settings.pseudonyms)
     check_data(data, settings)
     try:

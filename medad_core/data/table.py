@@ -10,6 +10,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from stat import S_ISREG
 
 from medad_core.data.cases import Case, Discovery, PassedOver, Rejection, VolumeRef
 from medad_core.data.identity import Identity, identity
@@ -18,7 +19,9 @@ from medad_core.data.names import MASK, MODALITIES, canonical
 from medad_core.data.visits import check_date
 from medad_core.errors import StoreError, UsageError
 from medad_core.media import csv_value, write_csv
-from medad_core.store.files import write_text
+from medad_core.store.files import absolute, parent_of, write_text
+from medad_core.store.objects import is_object
+from medad_core.store.regular import facts_at
 
 # What the table says; the columns after them are computed, shown, and not read.
 SAID = ("case_id", "patient", "visit", "date", "modality", "role", "path", "channel", "tumour_labels", "pathology")
@@ -32,16 +35,21 @@ Row = Mapping[str, str]
 
 def is_table(path: str | Path) -> bool:
     """Whether DATA is a table of files and not a folder."""
-    return Path(path).suffix.lower() in (".csv", ".tsv") and Path(path).is_file()
+    if not str(path).lower().endswith((".csv", ".tsv")):
+        return False
+    try:
+        return S_ISREG(facts_at(path).st_mode)
+    except OSError:
+        return False
 
 
-def dataset_root(data: str | Path) -> Path:
+def dataset_root(data: str | Path) -> str:
     """The folder that the files of DATA are relative to: DATA itself, or the folder of a table.
 
     A link keeps its own name: it may have been made to hide that of its target.
     """
-    path = Path(os.path.abspath(data))
-    return path.parent if is_table(path) else path
+    path = absolute(data)
+    return parent_of(path) if is_table(path) else path
 
 
 def write_case_table(path: str | Path, rows: Iterable[Row], root: str | Path) -> None:
@@ -65,7 +73,7 @@ def _as_written(path: str, folder: str) -> str:
 
 def read_case_table(path: str | Path, modality: str) -> Discovery:
     """The cases that a table says. Raises UsageError naming the line for everything that is not clear."""
-    path = Path(path)
+    path = str(path)
     lines = _Lines(path)
     for where, row in _rows(path):
         lines.take(where, row)
@@ -81,8 +89,8 @@ def read_case_table(path: str | Path, modality: str) -> Discovery:
 class _Lines:
     """What the lines of a table say so far."""
 
-    def __init__(self, path: Path) -> None:
-        self.folder = path.parent.absolute()
+    def __init__(self, path: str) -> None:
+        self.folder = parent_of(absolute(path))
         self.passed_over: list[PassedOver] = []
         self.rejected: list[Rejection] = []
         self._files: dict[str, dict[str, VolumeRef]] = defaultdict(dict)
@@ -92,7 +100,7 @@ class _Lines:
 
     def take(self, where: str, row: Row) -> None:
         """Take a line. Raises UsageError where it contradicts an earlier one."""
-        place = os.path.normpath(self.folder / row["path"])
+        place = _resolved(self.folder, row["path"])
         reason = row.get("reason") or "the table says so"
         if row["role"] == NOT_USED:
             self.passed_over.append(PassedOver(place, reason, is_explained=True))
@@ -122,15 +130,25 @@ class _Lines:
         ]
 
 
+def _resolved(folder: str, path: str) -> str:
+    """The whole name of a file of a table in `folder`: it may be relative, absolute, or a URI."""
+    if is_object(path) or not is_object(folder):
+        return path if is_object(path) else os.path.normpath(os.path.join(folder, path))
+    scheme, _, place = folder.partition("://")
+    return f"{scheme}://{os.path.normpath(f'{place}/{path}')}"
+
+
 def _which(path: str, kind: str) -> Identity | str:
     """What is the same for every name of a file. Masks that a store keeps once, because they are equal, are several."""
+    if is_object(path):
+        return path
     try:
         return os.path.realpath(path) if kind == MASK else identity(os.stat(path))
     except OSError:  # its case is rejected when it is read
         return os.path.realpath(path)
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Row]]:
+def _rows(path: str) -> Iterator[tuple[str, Row]]:
     """Every line with where it stands, for messages."""
 
     def check_columns(names: Sequence[str]) -> None:

@@ -28,6 +28,7 @@ from medad_core.run.run import Run
 from medad_core.stages.facts import thresholds_of
 from medad_core.store import write_text
 from medad_core.store.files import make_folder, read_bytes, remove
+from medad_core.store.objects import is_object
 
 
 @dataclass
@@ -53,10 +54,16 @@ def export(
     The mask is the map at the threshold of the results, or of the settings where there are none yet. Files that exist
     are replaced, and removed where the case cannot be written any more. `reference` is the folder of DICOM series, for
     "dicom-seg" only. Raises UsageError for a case that the run does not have, for names that become the same in BIDS,
-    and for a folder that holds something else; StoreError where maps are not finished or a file cannot be written.
+    for a folder that holds something else, and for data in a bucket; StoreError where maps are not finished or a file
+    cannot be written.
     """
     run.stage("maps").require_finished()
     done = [case_id for part in run.stage("maps").finished_inputs() for case_id in part]
+    if is_object(run.cohort.root):
+        raise UsageError(
+            f"medad export puts maps on the grids of volumes on a disk, and these are in {run.cohort.root}; copy them, "
+            f"and run `medad screen COPY --out {run.uri}`, which makes nothing again and knows the new place"
+        )
     unknown = [case_id for case_id in cases if case_id not in done]
     if unknown:
         raise UsageError(f"{unknown[0]}: the run has no maps of this case; predictions.parquet lists those it has")

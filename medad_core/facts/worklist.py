@@ -38,8 +38,9 @@ FINDINGS = ("map and language model", "map only", "language model only", "none")
 class Screened:
     """What a case's predictions say: highest p(yes) and map score, slices answered "Yes", and answers not readable.
 
-    The highest are None where no slice has any. `near_half` counts the slices whose p(yes) is near one half.
-    `best_slice` is the one with the highest map score.
+    The highest are None where no slice has any. `near_half` counts the slices whose p(yes) is near one half, `unstable`
+    those whose verdict may be another when the LLM's engine has more or less to do. `best_slice` is the one with the
+    highest map score.
     """
 
     patient: str
@@ -50,6 +51,7 @@ class Screened:
     unreadable: int
     near_half: int
     best_slice: int
+    unstable: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ class Entry:
             doubts.append(f"finding of the {self.finding}")
         if screened.near_half:
             doubts.append(f"p(yes) near one half in {screened.near_half} of {screened.slices} slices")
+        if screened.unstable:
+            doubts.append(f"verdicts that may flip with the load of the LLM's engine: {screened.unstable}")
         if screened.unreadable:
             doubts.append(f"answers that could not be read: {screened.unreadable}")
         return (*doubts, *self.warnings)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,8 +39,8 @@ class Failure:
 
     @property
     def is_death(self) -> bool:
-        """Whether a worker process died."""
-        return isinstance(self.error, BrokenProcessPool)
+        """Whether a worker process died, or the machine that it ran on."""
+        return isinstance(self.error, BrokenExecutor)
 
 
 OnFailure = Callable[[Failure], None]
@@ -81,8 +81,9 @@ class Supervisor:
         deaths = 0
         while ranges:
             failures = self.executor.make(ranges, _raise_what_stops_the_run)
-            if failures:
-                self.stage.sweep()  # after workers that died
+            if not failures:
+                break
+            self.stage.sweep()  # after workers that died
             deaths += any(failure.is_death for failure in failures)
             undone = self._undone(failures)
             if deaths == 1 and all(failure.is_death for failure in failures):

@@ -6,7 +6,7 @@ the result is sent to the other process.
 
 from __future__ import annotations
 
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor
 from typing import Any
 
 from medad_core.errors import MedadError, PartError, in_one_line
@@ -40,7 +40,7 @@ def accuse(error: Exception, attempts: int) -> Exception:
 
 def suspect_of(error: BaseException) -> Suspect:
     """The Suspect of an error from a worker. Raises the error if it stops the run."""
-    if isinstance(error, BrokenProcessPool):
+    if isinstance(error, BrokenExecutor):
         return Suspect("a worker process died in the middle of its work", "its worker process died", True, 1)
     if not isinstance(error, Suspect):
         raise error

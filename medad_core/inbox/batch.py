@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pyarrow.compute as pc
 
@@ -17,8 +16,9 @@ from medad_core.data.nifti import UNREADABLE
 from medad_core.errors import StoreError
 from medad_core.inbox.records import Batch, BatchPlan, PlannedStudy, Screening, StoredFile, Study
 from medad_core.inbox.scan import unchanged
+from medad_core.run.cohort import place_of
 from medad_core.run.rejected import QUARANTINED, write_rejected
-from medad_core.store import open_stages, read_table, sha256_file
+from medad_core.store import join, open_stages, read_table, sha256_file
 
 PREDICTIONS = "predictions.parquet"
 
@@ -48,11 +48,11 @@ def next_screening(study: Study, history: tuple[Screening, ...], attempts: int) 
     return None
 
 
-def case_of(inbox: Path, study: Study, modality: str) -> Case:
+def case_of(inbox: str, study: Study, modality: str) -> Case:
     """A study as a `Case` for `read_slices`; `inbox` is the folder where the inbox is mounted now."""
 
     def ref(file: StoredFile) -> VolumeRef:
-        return VolumeRef(str(inbox / file.path), file.channel)
+        return VolumeRef(place_of(inbox, file.path), file.channel)
 
     return Case(
         case_id=study.case_id,
@@ -67,14 +67,14 @@ def case_of(inbox: Path, study: Study, modality: str) -> Case:
     )
 
 
-def finished_batch(run: Path, inbox: Path, plan: BatchPlan) -> Batch:
+def finished_batch(run: str, inbox: str, plan: BatchPlan) -> Batch:
     """The commit of a batch whose `run` is finished.
 
     Raises StoreError if a case has neither rows nor a reason, or both.
     """
-    predictions = str(run / PREDICTIONS)
+    predictions = join(run, PREDICTIONS)
     rows = _rows_by_case(predictions)
-    rejected = write_rejected(str(run), open_stages(str(run)).values())
+    rejected = write_rejected(run, open_stages(run).values())
     reasons = {case_id: f"{stage}: {reason}" for case_id, stage, reason in rejected}
     changed = {planned.study.case_id for planned in plan.studies if _is_changed(inbox, planned.study, reasons)}
     screenings = [
@@ -98,7 +98,7 @@ def current_time() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _is_changed(inbox: Path, study: Study, reasons: Mapping[str, str]) -> bool:
+def _is_changed(inbox: str, study: Study, reasons: Mapping[str, str]) -> bool:
     # If a volume was complete when it was hashed, and could not be read later, the study is not at fault.
     return UNREADABLE in reasons.get(study.case_id, "") or not unchanged(inbox, study)
 

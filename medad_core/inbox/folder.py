@@ -5,9 +5,10 @@ The package's docstring lists the files. A caller that writes must hold the lock
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import shutil
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,10 +19,12 @@ from medad_core.inbox.records import Batch, BatchPlan, CaseHistory, Ledger, Plan
 from medad_core.inbox.scan import InboxScan
 from medad_core.inbox.view import write_predictions
 from medad_core.inbox.worklist import WORKLIST, write_worklist
+from medad_core.run.cohort import NAME as COHORT
 from medad_core.run.cohort import cohort_of, settle_cohort, write_cohort
 from medad_core.run.gather import members_of
-from medad_core.store import open_stages, write_bytes
-from medad_core.store.files import explained, move_folder, read_bytes, sweep
+from medad_core.store import open_stages, write_bytes, write_text
+from medad_core.store.files import explained, join, read_bytes, remove, remove_tree, resolved, sweep
+from medad_core.store.listing import list_files, list_names, read_many
 from medad_core.store.planning import difference
 from medad_core.store.records import Record
 
@@ -29,7 +32,11 @@ log = logging.getLogger(__name__)
 PLANNED = "_planned.json"
 COMMIT = "_batch.json"
 LEDGER = "ledger.json"
-UNFINISHED = ".new"  # the folder of a batch that is being planned
+_LISTS = "_lists.txt"
+_LISTED = {WORKLIST, "followup.csv", "followup.parquet", "followup_lesions.parquet"}
+_LISTED_FROM = {WORKLIST, COHORT, "cases.parquet", "run.json", "pruned.txt", COMMIT}
+_WITHDRAWN = ".withdrawn"  # ends the name of a note beside a batch that is being removed
+_EARLIER_SCRATCH = ".new"  # in which earlier versions planned a batch
 _FROM_BACKUP = "bring it back from a backup"
 _DELETE_BATCH = "nothing of it counts yet, the next command screens it again"
 Kind = TypeVar("Kind", bound=Record)
@@ -37,23 +44,18 @@ Kind = TypeVar("Kind", bound=Record)
 
 def is_cohort(folder: str) -> bool:
     """Whether `folder` belongs to an incremental cohort, not to a single run."""
-    return (Path(folder) / "batches").is_dir() or (Path(folder) / LEDGER).is_file()
+    return not {"batches", LEDGER}.isdisjoint(list_names(folder))
 
 
 class CohortFolder:
-    """The FOLDER of `medad screen INBOX --cohort FOLDER`. Its only state is its path; all else is read from disk.
+    """The FOLDER of `medad screen INBOX --cohort FOLDER`, on a disk or in a bucket. Its only state is its name.
 
-    Raises UsageError for a folder that cannot be locked, or is inside the inbox.
+    Raises UsageError for a folder that is inside the inbox.
     """
 
-    def __init__(self, folder: str | Path, inbox: Path | None = None) -> None:
-        if "://" in str(folder):
-            raise UsageError(
-                f"--cohort {folder}: a cohort needs a local or mounted folder, "
-                "because it is locked while it is screened"
-            )
-        self.folder = Path(folder)
-        if inbox is not None and self.folder.resolve().is_relative_to(inbox.resolve()):
+    def __init__(self, folder: str | Path, inbox: str | Path | None = None) -> None:
+        self.uri = str(folder)
+        if inbox is not None and f"{resolved(folder)}/".startswith(f"{resolved(inbox).rstrip('/')}/"):
             raise UsageError(
                 f"--cohort {folder}: lies inside the inbox {inbox}, and would be scanned for studies; "
                 "choose a folder beside it"
@@ -61,47 +63,46 @@ class CohortFolder:
 
     # --- what is on disk --------------------------------------------------------------------------------------------
 
-    def run_of(self, number: int) -> Path:
+    def run_of(self, number: int) -> str:
         """The run of a batch."""
-        return self.folder / "batches" / f"{number:05d}"
+        return join(self.uri, "batches", f"{number:05d}")
 
     def batches(self) -> tuple[Batch, ...]:
         """The committed batches, oldest first.
 
         Raises StoreError for a commit that is damaged or missing, because its content must not be guessed.
         """
-        commits = sorted(self.folder.glob(f"batches/*/{COMMIT}"))
-        batches = [_parsed(Batch, read_bytes(str(path)) or b"", path, _FROM_BACKUP) for path in commits]
+        folder = join(self.uri, "batches")
+        names = sorted(name for name in list_names(folder) if name.isdecimal())
+        commits = read_many(folder, [f"{name}/{COMMIT}" for name in names])
+        batches = [_parsed(Batch, data, join(folder, name), _FROM_BACKUP) for name, data in commits if data is not None]
         numbers = [batch.number for batch in batches]
         if numbers != list(range(1, len(batches) + 1)):
-            raise StoreError(
-                f"{self.folder}/batches has commits of {numbers}; bring back the missing batch from a backup"
-            )
+            raise StoreError(f"{self.uri}/batches has commits of {numbers}; bring back the missing batch from a backup")
         return tuple(batches)
 
     def open_batch(self) -> BatchPlan | None:
         """The batch that was begun and is not committed, if any. Raises StoreError if its plan is damaged."""
-        path = self.run_of(len(self.batches()) + 1) / PLANNED
-        data = read_bytes(str(path))
-        if data is None:
-            return None
-        return _parsed(BatchPlan, data, path, f"delete {path.parent}: {_DELETE_BATCH}")
+        run = self.run_of(len(self.batches()) + 1)
+        path = join(run, PLANNED)
+        data = read_bytes(path)
+        return None if data is None else _parsed(BatchPlan, data, path, f"delete {run}: {_DELETE_BATCH}")
 
     def open_run(self) -> str | None:
         """The run of the batch that is being screened, None if there is none."""
         plan = self.open_batch()
-        return None if plan is None else str(self.run_of(plan.number))
+        return None if plan is None else self.run_of(plan.number)
 
     def ledger(self) -> Ledger | None:
         """The ledger as last written.
 
         None if there is none, or it is damaged: the next screening writes it again.
         """
-        data = read_bytes(str(self.folder / LEDGER))
+        data = read_bytes(join(self.uri, LEDGER))
         try:
             return None if data is None else Ledger.from_json(data)
         except ValueError:
-            log.warning("%s is damaged; it is made again from the batches", self.folder / LEDGER)
+            log.warning("%s is damaged; it is made again from the batches", join(self.uri, LEDGER))
             return None
 
     def histories(self) -> dict[str, tuple[Screening, ...]]:
@@ -126,7 +127,7 @@ class CohortFolder:
         stored = self.fingerprint()
         if stored is not None and stored != current:
             raise StoreError(
-                f"{self.folder} was screened {difference(stored, current)}; choose another --cohort for these settings"
+                f"{self.uri} was screened {difference(stored, current)}; choose another --cohort for these settings"
             )
 
     # --- what is left to do -----------------------------------------------------------------------------------------
@@ -134,7 +135,7 @@ class CohortFolder:
     def reconcile(self) -> None:
         """Update the predictions and remove what killed writers left. Every command does this first."""
         self._clear()
-        sweep(str(self.folder))
+        sweep(self.uri)
         self.write_view()
 
     def pending(self, scan: InboxScan, attempts: int) -> tuple[PlannedStudy, ...]:
@@ -145,13 +146,13 @@ class CohortFolder:
 
     def plan_batch(
         self,
-        inbox: Path,
+        inbox: str,
         studies: Sequence[PlannedStudy],
         fingerprint: dict[str, str],
         settings: Settings,
         apart: bool = False,
     ) -> BatchPlan:
-        """Plan the next batch. Its folder appears complete, so every batch has its plan and its cohort.
+        """Plan the next batch. Its plan is written last, so every batch has its cohort.
 
         Raises StoreError if a file of a study is missing.
         """
@@ -163,14 +164,13 @@ class CohortFolder:
             apart=apart,
         )
         cases = [case_of(inbox, planned.study, settings.data.modality) for planned in studies]
-        scratch = self._scratch
-        with explained("plan a batch of", str(inbox)):  # a file may be deleted between the scan and the plan
-            settle_cohort(str(scratch), members_of(inbox, cases, settings.data))
-        write_bytes(str(scratch / PLANNED), plan.to_json())
-        move_folder(scratch, self.run_of(plan.number))
+        run = self.run_of(plan.number)
+        with explained("plan a batch of", inbox):  # a file may be deleted between the scan and the plan
+            settle_cohort(run, members_of(inbox, cases, settings.data))
+        write_bytes(join(run, PLANNED), plan.to_json())
         return plan
 
-    def resume(self, inbox: Path) -> BatchPlan | None:
+    def resume(self, inbox: str) -> BatchPlan | None:
         """The unfinished batch, ready to be resumed with `inbox` as the inbox's current path; None if there is none.
 
         Raises StoreError if its run is damaged.
@@ -178,7 +178,7 @@ class CohortFolder:
         plan = self.open_batch()
         if plan is None:
             return None
-        run = str(self.run_of(plan.number))
+        run = self.run_of(plan.number)
         try:
             cohort = cohort_of(run)
         except StoreError as error:
@@ -186,27 +186,26 @@ class CohortFolder:
         sweep(run)
         for stage in open_stages(run).values():
             stage.sweep()
-        if cohort.root != str(inbox):
-            write_cohort(run, cohort.at(str(inbox)))
+        if cohort.root != inbox:
+            write_cohort(run, cohort.at(inbox))
         return plan
 
     def withdraw(self, plan: BatchPlan) -> None:
         """Remove an unfinished batch: its studies are pending again. It never counted."""
-        move_folder(
-            self.run_of(plan.number), self._scratch
-        )  # every command removes this folder, so a kill here does no harm
+        # Every command removes what has this note beside it, so a kill here does no harm.
+        write_bytes(f"{self.run_of(plan.number)}{_WITHDRAWN}", b"")
         self._clear()
 
     # --- results ----------------------------------------------------------------------------------------------------
 
-    def commit(self, inbox: Path, plan: BatchPlan) -> Batch:
+    def commit(self, inbox: str, plan: BatchPlan) -> Batch:
         """Commit a finished batch, and update the predictions.
 
         Cases whose files have changed since the plan do not count: the next batch screens them again.
         """
         run = self.run_of(plan.number)
         batch = finished_batch(run, inbox, plan)
-        write_bytes(str(run / COMMIT), batch.to_json())
+        write_bytes(join(run, COMMIT), batch.to_json())
         self.write_view()
         return batch
 
@@ -216,14 +215,33 @@ class CohortFolder:
         They hold the newest screening of every case.
         """
         batches = self.batches()
-        write_predictions(str(self.folder / PREDICTIONS), batches, self.run_of)
-        if batches:
-            from medad_core.inbox.followup import write_followup  # model libraries take seconds
+        write_predictions(join(self.uri, PREDICTIONS), batches, self.run_of)
+        noted = join(self.uri, _LISTS)
+        made_of = self._made_of(batches)  # before anything is read: what changes meanwhile is seen the next time
+        if not batches or read_bytes(noted) == self._lists(made_of).encode():
+            return
+        from medad_core.inbox.followup import write_followup  # model libraries take seconds
 
-            write_worklist(str(self.folder / WORKLIST), batches, self.run_of)
-            write_followup(self.folder, batches, self.run_of)
+        write_worklist(join(self.uri, WORKLIST), batches, self.run_of)
+        write_followup(self.uri, batches, self.run_of)
+        write_text(noted, self._lists(made_of))
 
-    def write_ledger(self, inbox: Path, scan: InboxScan) -> Ledger:
+    def _made_of(self, batches: Sequence[Batch]) -> list[str]:
+        """The state of all files that worklist and follow-up are made of."""
+        return [
+            f"{batch.number} {name} {tuple(stamp)}"
+            for batch in batches
+            for name, stamp in sorted(list_files(self.run_of(batch.number)).items())
+            if name in _LISTED_FROM
+        ]
+
+    def _lists(self, made_of: Sequence[str]) -> str:
+        """A hash of what worklist and follow-up are made of, and of the state of these files themselves."""
+        files = sorted(list_files(self.uri).items())
+        states = [f"{name} {tuple(stamp)}" for name, stamp in files if name in _LISTED]
+        return hashlib.sha256("\n".join([version("medad"), *made_of, *states]).encode()).hexdigest()
+
+    def write_ledger(self, inbox: str, scan: InboxScan) -> Ledger:
         """Write `ledger.json`, replacing the earlier one."""
         present = {study.case_id for study in scan.studies} | scan.waiting.keys() | scan.unusable.keys()
         batches = self.batches()
@@ -232,7 +250,7 @@ class CohortFolder:
             for case_id, screenings in histories_of(batches).items()
         }
         ledger = Ledger(
-            inbox=str(inbox),
+            inbox=inbox,
             looked=current_time(),
             batches=tuple(batch.number for batch in batches),
             cases=cases,
@@ -240,20 +258,24 @@ class CohortFolder:
             unusable=scan.unusable,
             files={file.path: file for study in scan.studies for file in study.files},
         )
-        write_bytes(str(self.folder / LEDGER), ledger.to_json())
+        write_bytes(join(self.uri, LEDGER), ledger.to_json())
         return ledger
 
-    @property
-    def _scratch(self) -> Path:
-        return self.folder / "batches" / UNFINISHED
-
     def _clear(self) -> None:
-        with explained("clear", str(self._scratch)):
-            if self._scratch.exists():
-                shutil.rmtree(self._scratch)
+        """Remove what is left of batches that were withdrawn, or not planned to their end."""
+        folder = join(self.uri, "batches")
+        names = list_names(folder)
+        for name in sorted(name for name in names if name.endswith(_WITHDRAWN)):
+            remove_tree(join(folder, name.removesuffix(_WITHDRAWN)))
+            remove(join(folder, name))
+        if _EARLIER_SCRATCH in names:
+            remove_tree(join(folder, _EARLIER_SCRATCH))
+        run = self.run_of(len(self.batches()) + 1)
+        if {name for name in list_names(run) if not name.startswith(".")} == {COHORT}:
+            remove_tree(run)
 
 
-def _parsed(kind: type[Kind], data: bytes, path: Path, way_out: str) -> Kind:
+def _parsed(kind: type[Kind], data: bytes, path: str, way_out: str) -> Kind:
     try:
         return kind.from_json(data)
     except ValueError as error:

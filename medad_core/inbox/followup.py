@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from medad_core.errors import ConfigError, StoreError
 from medad_core.inbox.batch import histories_of
@@ -23,7 +22,7 @@ from medad_core.store import fingerprint_of, join, read_table
 log = logging.getLogger(__name__)
 
 
-def write_followup(folder: Path, batches: Sequence[Batch], run_of: Callable[[int], Path]) -> None:
+def write_followup(folder: str, batches: Sequence[Batch], run_of: Callable[[int], str]) -> None:
     """Follow the patients of all committed batches, and write the files of `stages.followup` into `folder`.
 
     A case counts with its newest content. Raises StoreError.
@@ -42,17 +41,15 @@ def write_followup(folder: Path, batches: Sequence[Batch], run_of: Callable[[int
             examinations += found
             lost = set(own) - {one.member.case_id for one in found}
             missing += [(several[name], f"batch {batch.number} was not evaluated") for name in sorted(lost)]
-    write_followed(str(folder), follow(examinations, missing, _known(folder)))
+    write_followed(folder, follow(examinations, missing, _known(folder)))
 
 
-def _members(
-    batches: Sequence[Batch], newest: dict[str, Screening], run_of: Callable[[int], Path]
-) -> dict[str, Member]:
+def _members(batches: Sequence[Batch], newest: dict[str, Screening], run_of: Callable[[int], str]) -> dict[str, Member]:
     """The cases that count, as the cohorts of their batches have them."""
     members = {}
     for batch in batches:
         try:
-            cohort = cohort_of(str(run_of(batch.number)))
+            cohort = cohort_of(run_of(batch.number))
         except StoreError as error:  # one damaged file of an old batch must not stop every night
             log.warning("%s; the patients of batch %d are not followed", error, batch.number)
             continue
@@ -63,11 +60,11 @@ def _members(
     return members
 
 
-def _examinations(batch: Batch, members: dict[str, Member], uri: Path) -> list[Examination]:
+def _examinations(batch: Batch, members: dict[str, Member], uri: str) -> list[Examination]:
     """The cases of a batch with their facts; none where an earlier version evaluated it."""
     try:
-        rows = read_table(join(str(uri), CASES_FILE)).to_pylist()
-        run = Run.reopen(str(uri))
+        rows = read_table(join(uri, CASES_FILE)).to_pylist()
+        run = Run.reopen(uri)
     except (StoreError, ConfigError) as error:
         log.warning("%s; run `medad evaluate %s` to make it again", error, uri)
         return []
@@ -79,11 +76,11 @@ def _examinations(batch: Batch, members: dict[str, Member], uri: Path) -> list[E
     ]
 
 
-def _known(folder: Path) -> Followed:
+def _known(folder: str) -> Followed:
     """What the cohort's files have; nothing where there are none, or they cannot be read."""
     try:
-        rows = read_followups(str(folder))
-        return Followed(rows, read_table(join(str(folder), PAIRS_FILE)).to_pylist()) if rows else Followed()
+        rows = read_followups(folder)
+        return Followed(rows, read_table(join(folder, PAIRS_FILE)).to_pylist()) if rows else Followed()
     except StoreError as error:
         log.warning("%s; patients are compared again", error)
         return Followed()

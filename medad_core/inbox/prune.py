@@ -6,14 +6,13 @@ batch stay, so the cohort's predictions can always be written again.
 
 from __future__ import annotations
 
-import shutil
 from datetime import UTC, datetime
-from pathlib import Path
 
 from medad_core.errors import UsageError
 from medad_core.inbox.folder import CohortFolder, is_cohort
-from medad_core.store import PART_STAGES, write_text
-from medad_core.store.files import explained, sweep
+from medad_core.store import PART_STAGES, join, write_text
+from medad_core.store.files import remove_tree, sweep
+from medad_core.store.listing import list_names, tree_bytes
 from medad_core.store.lock import locked
 
 NOTE = "pruned.txt"
@@ -31,26 +30,21 @@ def prune(cohort: str, keep: int) -> dict[int, int]:
     if not is_cohort(cohort):
         raise UsageError(f"{cohort}: not the folder of a cohort; make one with `medad screen INBOX --cohort {cohort}`")
     folder = CohortFolder(cohort)
-    with locked(folder.folder):
+    with locked(folder.uri):
         numbers = [batch.number for batch in folder.batches()]
         older = numbers[: max(0, len(numbers) - keep)]
         freed = {number: _prune(folder.run_of(number)) for number in older}
     return {number: size for number, size in freed.items() if size}
 
 
-def _prune(run: Path) -> int:
-    sweep(str(run))  # of a note that a killed command was writing
-    stages = [run / name for name in PART_STAGES if (run / name).is_dir()]
+def _prune(run: str) -> int:
+    sweep(run)  # of a note that a killed command was writing
+    stages = [join(run, name) for name in sorted(list_names(run) & set(PART_STAGES))]
     if not stages:
         return 0
-    freed = sum(_size_of(stage) for stage in stages)
+    freed = sum(tree_bytes(stage) for stage in stages)
     # The note is written first, so that it is there even if a kill leaves half of the stages.
-    write_text(str(run / NOTE), _NOTE_TEXT.format(date=datetime.now(UTC).date()))
-    with explained("prune", str(run)):
-        for stage in stages:
-            shutil.rmtree(stage)
+    write_text(join(run, NOTE), _NOTE_TEXT.format(date=datetime.now(UTC).date()))
+    for stage in stages:
+        remove_tree(stage)
     return freed
-
-
-def _size_of(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -7,7 +7,6 @@ study waits for the next scan, with the reason. Files with an unchanged stamp ar
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,10 @@ from medad_core.data.nifti import UNREADABLE, hash_whole
 from medad_core.data.source import files_root, find_cases
 from medad_core.errors import CaseError, StoreError, TruncatedError
 from medad_core.inbox.records import Stamp, StoredFile, Study
+from medad_core.run.cohort import below, place_of
 from medad_core.store import sha256_file
+from medad_core.store.files import name_of
+from medad_core.store.regular import facts_at
 
 log = logging.getLogger(__name__)
 READERS = 8  # hashing releases the GIL, and network folders are slow if files are read one by one
@@ -48,7 +50,7 @@ class InboxScan:
     unusable: dict[str, str]
 
 
-def scan_inbox(inbox: Path, settings: Settings, known: Mapping[str, StoredFile]) -> InboxScan:
+def scan_inbox(inbox: str | Path, settings: Settings, known: Mapping[str, StoredFile]) -> InboxScan:
     """Every study below `inbox`. `known` has the files of an earlier scan, by path.
 
     Paths are relative to the inbox; with pseudonyms, to the folder of its links. An empty inbox is not an error. Raises
@@ -76,21 +78,21 @@ def scan_inbox(inbox: Path, settings: Settings, known: Mapping[str, StoredFile])
     )
 
 
-def stamp_of(path: Path) -> Stamp | None:
+def stamp_of(path: str) -> Stamp | None:
     """The stamp of a file, None if there is no such file."""
     try:
-        facts = path.stat()
+        facts = facts_at(path)
     except OSError:
         return None
     return Stamp(size=facts.st_size, mtime_ns=facts.st_mtime_ns, ctime_ns=facts.st_ctime_ns, inode=facts.st_ino)
 
 
-def unchanged(inbox: Path, study: Study) -> bool:
+def unchanged(inbox: str, study: Study) -> bool:
     """Whether the files of a study still have the content that was hashed."""
-    return all(_has_content(inbox / file.path, file) for file in study.files)
+    return all(_has_content(place_of(inbox, file.path), file) for file in study.files)
 
 
-def _has_content(path: Path, file: StoredFile) -> bool:
+def _has_content(path: str, file: StoredFile) -> bool:
     """Compare hashes if the stamp differs: a backup by hard links or a chmod changes ctime, not the content."""
     stamp = stamp_of(path)
     if stamp is None or stamp.size != file.stamp.size:
@@ -98,7 +100,7 @@ def _has_content(path: Path, file: StoredFile) -> bool:
     if stamp == file.stamp:
         return True
     try:
-        return sha256_file(str(path)) == file.sha256
+        return sha256_file(path) == file.sha256
     except StoreError:
         log.warning("%s cannot be read any more; the next scan checks its study again", path)
         return False
@@ -120,7 +122,7 @@ def _refs(case: Case, modality: str) -> tuple[VolumeRef, ...]:
 
 def _stamps(case: Case, modality: str) -> tuple[Stamp, ...] | None:
     """Stamps of all files of a case, None if one is missing."""
-    stamps = [stamp_of(Path(ref.path)) for ref in _refs(case, modality)]
+    stamps = [stamp_of(ref.path) for ref in _refs(case, modality)]
     present = tuple(stamp for stamp in stamps if stamp is not None)
     return present if len(present) == len(stamps) else None
 
@@ -137,7 +139,7 @@ def _let_settle(stamps: Iterable[tuple[Stamp, ...] | None], settle_s: float) -> 
 
 
 def _read_study(
-    inbox: Path,
+    inbox: str,
     case: Case,
     modality: str,
     before: tuple[Stamp, ...] | None,
@@ -175,20 +177,18 @@ def _one_line(error: Exception) -> str:
     return " ".join(text.split())
 
 
-def _read_file(
-    inbox: Path, case_id: str, ref: VolumeRef, known: Mapping[str, StoredFile], max_gib: float
-) -> StoredFile:
+def _read_file(inbox: str, case_id: str, ref: VolumeRef, known: Mapping[str, StoredFile], max_gib: float) -> StoredFile:
     """The content of a file: the known hash if the stamp is the same, else a new hash."""
-    source = Path(ref.path)
-    path = os.path.relpath(source, inbox)
-    stamp = stamp_of(source)
+    name = name_of(ref.path)
+    path = below(inbox, ref.path)
+    stamp = stamp_of(ref.path)
     remembered = known.get(path)
     if remembered is not None and (remembered.stamp, remembered.channel) == (stamp, ref.channel):
         return remembered
     try:
-        content = hash_whole(case_id, source, max_gib)
+        content = hash_whole(case_id, ref.path, max_gib)
     except OSError as error:
-        raise StoreError(f"{source.name}: {UNREADABLE} ({error.strerror})") from error
+        raise StoreError(f"{name}: {UNREADABLE} ({error.strerror})") from error
     if stamp is None:
-        raise StoreError(f"{source.name}: appeared during the scan")
+        raise StoreError(f"{name}: appeared during the scan")
     return StoredFile(path=path, channel=ref.channel, stamp=stamp, sha256=content)

@@ -23,6 +23,7 @@ from medad_core.inbox.records import BatchPlan, PlannedStudy
 from medad_core.inbox.scan import InboxScan, scan_inbox
 from medad_core.inbox.worklist import WORKLIST, read_worklist
 from medad_core.run.run import Run
+from medad_core.store import join
 
 FEW = SURE_IN_A_ROW  # parts; if more fail one after another, they are not at fault
 ScreenBatch = Callable[
@@ -87,7 +88,7 @@ class _Screening:
     """One command on a cohort that it has locked."""
 
     folder: CohortFolder
-    inbox: Path
+    inbox: str
     settings: Settings
     screen_batch: ScreenBatch
 
@@ -103,8 +104,8 @@ class _Screening:
 
     def screen(self, plan: BatchPlan, machine_is_well: bool = False) -> ScreenedBatch:
         """Run the stages on the batch's folder, and commit it."""
-        run = Run.reopen(str(self.folder.run_of(plan.number)), self._settings_of(plan))
-        run.note(str(self.inbox))
+        run = Run.reopen(self.folder.run_of(plan.number), self._settings_of(plan))
+        run.note(self.inbox)
         page = self.screen_batch(run, machine_is_well)
         batch = self.folder.commit(self.inbox, plan)
         done = [screening for screening in batch.screenings if screening.state == "screened"]
@@ -147,7 +148,7 @@ class _Screening:
         return self.settings.model_copy(update={"data": data})
 
 
-def screen_inbox(folder: CohortFolder, inbox: Path, settings: Settings, screen_batch: ScreenBatch) -> CohortOutcome:
+def screen_inbox(folder: CohortFolder, inbox: str, settings: Settings, screen_batch: ScreenBatch) -> CohortOutcome:
     """Screen new and changed studies of `inbox`, after the unfinished batch. The caller holds the cohort's lock.
 
     Raises StoreError if the cohort was screened with different models or settings, or is damaged, and every error that
@@ -156,7 +157,7 @@ def screen_inbox(folder: CohortFolder, inbox: Path, settings: Settings, screen_b
     folder.reconcile()
     settled, fingerprint = _settled(folder, settings)
     root = files_root(inbox, settled.data)
-    if settled.data.pseudonyms is not None and not root.is_dir():  # the unfinished batch reads these links
+    if settled.data.pseudonyms is not None and not Path(root).is_dir():  # the unfinished batch reads these links
         find_cases(inbox, settled.data, may_be_empty=True)
     screening = _Screening(folder, root, settled, screen_batch)
     batches, stuck = screening.finish_left()
@@ -186,14 +187,14 @@ def _outcome(folder: CohortFolder, batches: Sequence[ScreenedBatch], scan: Inbox
 
     newest = [screenings[-1] for screenings in folder.histories().values()]
     return CohortOutcome(
-        predictions=str(folder.folder / "predictions.parquet"),
+        predictions=join(folder.uri, "predictions.parquet"),
         batches=tuple(batches),
         cases=sum(screening.state == "screened" for screening in newest),
         slices=sum(screening.slices for screening in newest),
         waiting=scan.waiting,
         unusable=scan.unusable,
-        worklist=str(folder.folder / WORKLIST),
+        worklist=join(folder.uri, WORKLIST),
         rejected=sum(screening.state == "rejected" for screening in newest),
-        listed=len(read_worklist(str(folder.folder / WORKLIST))),
-        followed=len({row.patient for row in read_followups(str(folder.folder))}),
+        listed=len(read_worklist(join(folder.uri, WORKLIST))),
+        followed=len({row.patient for row in read_followups(folder.uri)}),
     )

@@ -11,7 +11,7 @@ from medad_core.inbox.prune import NOTE
 from medad_core.inbox.view import is_current
 from medad_core.run.info import has_run_info
 from medad_core.run.verify import verify_run
-from medad_core.store import sha256_file
+from medad_core.store import join, sha256_file
 from medad_core.store.listing import size_of
 
 
@@ -36,17 +36,17 @@ def verify_cohort(folder: str) -> Iterator[str]:
     batches = cohort.batches()
     for batch in batches:
         run = cohort.run_of(batch.number)
-        predictions = str(run / PREDICTIONS)
+        predictions = join(run, PREDICTIONS)
         if size_of(predictions) is None or sha256_file(predictions) != batch.predictions_sha256:
             yield (
                 f"{predictions} is not the file that was committed; `medad evaluate {run}` makes it again "
                 "where nothing was pruned, else bring it back from a backup"
             )
-        if not (run / NOTE).exists():
-            yield from _verify_batch(str(run))
-    view = str(cohort.folder / PREDICTIONS)
+        if size_of(join(run, NOTE)) is None:
+            yield from _verify_batch(run)
+    view = join(folder, PREDICTIONS)
     if not batches and size_of(view) is not None:
-        yield f"{view} has rows of batches whose commits ({cohort.folder}/batches/*/{COMMIT}) are gone; bring them back"
+        yield f"{view} has rows of batches whose commits ({folder}/batches/*/{COMMIT}) are gone; bring them back"
     if batches and not is_current(view, tuple(batch.number for batch in batches)):
         yield f"{view} is not up to date, or damaged; the next `medad screen INBOX --cohort {folder}` makes it again"
 

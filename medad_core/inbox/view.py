@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,16 +17,17 @@ from medad_core.data.names import patient_of
 from medad_core.errors import StoreError
 from medad_core.inbox.batch import PREDICTIONS, histories_of
 from medad_core.inbox.records import Batch, Screening, View
-from medad_core.store import COHORT_PREDICTIONS, read_table, sha256_file, write_bytes, write_table
+from medad_core.store import COHORT_PREDICTIONS, join, read_table, sha256_file, write_bytes, write_table
 from medad_core.store import PREDICTIONS as ROWS
-from medad_core.store.files import read_bytes
+from medad_core.store.files import parent_of, read_bytes
+from medad_core.store.listing import stamp_of
 
 log = logging.getLogger(__name__)
 VIEW = "_view.json"
 BATCHES_IN_VIEW = b"medad.batches"  # in the file's metadata: all that earlier versions recorded of it
 
 
-def write_predictions(path: str, batches: Sequence[Batch], run_of: Callable[[int], Path]) -> None:
+def write_predictions(path: str, batches: Sequence[Batch], run_of: Callable[[int], str]) -> None:
     """Replace the file at `path`; do nothing if it is the recorded one of these batches, or there is no batch.
 
     `batches` are oldest first; `run_of` returns the run of a batch by number. A case whose newest content was rejected
@@ -39,7 +39,7 @@ def write_predictions(path: str, batches: Sequence[Batch], run_of: Callable[[int
     if not batches or is_current(path, numbers):
         return
     newest = {case_id: screenings[-1] for case_id, screenings in histories_of(batches).items()}
-    tables = [_newest_rows(str(run_of(batch.number) / PREDICTIONS), batch, newest) for batch in batches]
+    tables = [_newest_rows(join(run_of(batch.number), PREDICTIONS), batch, newest) for batch in batches]
     rows = pa.concat_tables(tables).sort_by([("case_id", "ascending"), ("slice_index", "ascending")])
     # Keep the metadata that tell pandas about the columns (a label is a nullable integer).
     metadata = {**(tables[-1].schema.metadata or {}), BATCHES_IN_VIEW: _listed(numbers)}
@@ -62,7 +62,7 @@ def is_current(path: str, numbers: tuple[int, ...]) -> bool:
         view = View.from_json(data)
     except ValueError:
         return False
-    if view.batches != numbers or not Path(path).exists():
+    if view.batches != numbers or stamp_of(path) is None:
         return False
     if sha256_file(path) != view.sha256:
         log.warning("%s is not the file that was written; it is made again from the batches", path)
@@ -75,7 +75,7 @@ def _record(path: str, numbers: tuple[int, ...]) -> None:
 
 
 def _record_at(path: str) -> str:
-    return str(Path(path).with_name(VIEW))
+    return join(parent_of(path), VIEW)
 
 
 def _listed(numbers: tuple[int, ...]) -> bytes:
@@ -86,23 +86,25 @@ def _newest_rows(predictions: str, batch: Batch, newest: Mapping[str, Screening]
     """Rows of the cases whose newest screening is in `batch`, with the columns `revision` and `batch`."""
     if sha256_file(predictions) != batch.predictions_sha256:
         raise StoreError(
-            f"{predictions} is not the file that was committed; run `medad evaluate {Path(predictions).parent}` "
+            f"{predictions} is not the file that was committed; run `medad evaluate {parent_of(predictions)}` "
             "to make it again where nothing was pruned, or bring it back from a backup"
         )
     revision_of = {each.case_id: each.revision for each in batch.screenings if newest[each.case_id] == each}
-    rows = _with_patients(read_table(predictions))
+    rows = _with_all_columns(read_table(predictions))
     rows = rows.filter(pc.is_in(rows["case_id"], pa.array(list(revision_of), pa.string())))
     revisions = pa.array([revision_of[case_id] for case_id in rows["case_id"].to_pylist()], pa.int32())
     numbers = pa.array([batch.number] * len(rows), pa.int32())
     return rows.append_column("revision", revisions).append_column("batch", numbers)
 
 
-def _with_patients(rows: pa.Table) -> pa.Table:
-    """Rows of PREDICTIONS; batches of earlier versions have no patients, and their case ids say them."""
-    if "patient" in rows.column_names:
-        return rows
-    patients = pa.array([patient_of(case_id) for case_id in rows["case_id"].to_pylist()], pa.string())
-    return rows.append_column("patient", patients).select(ROWS.names)
+def _with_all_columns(rows: pa.Table) -> pa.Table:
+    """Rows of PREDICTIONS. Batches of earlier versions lack patients, which their case ids say, and `unstable`."""
+    if "patient" not in rows.column_names:
+        patients = pa.array([patient_of(case_id) for case_id in rows["case_id"].to_pylist()], pa.string())
+        rows = rows.append_column("patient", patients)
+    if "unstable" not in rows.column_names:
+        rows = rows.append_column("unstable", pa.nulls(len(rows), pa.bool_()))
+    return rows.select(ROWS.names)
 
 
 def _batches_in(path: str) -> bytes | None:

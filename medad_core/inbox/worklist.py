@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from medad_core.errors import StoreError
 from medad_core.facts.worklist import HEADS, urgency
 from medad_core.inbox.batch import histories_of
 from medad_core.inbox.records import Batch
 from medad_core.media import read_csv, write_csv
-from medad_core.store import write_text
+from medad_core.store import join, write_text
 from medad_core.store.files import read_bytes
+from medad_core.store.listing import list_names
 
 log = logging.getLogger(__name__)
 WORKLIST = "worklist.csv"
 COHORT_HEADS = (*HEADS, "batch")
 
 
-def write_worklist(path: str, batches: Sequence[Batch], run_of: Callable[[int], Path]) -> None:
+def write_worklist(path: str, batches: Sequence[Batch], run_of: Callable[[int], str]) -> None:
     """Write the worklist to `path`, unless it is there as it would be written. Raises StoreError.
 
     `batches` are oldest first; `run_of` returns the run of a batch by number. Batches without a worklist, of an earlier
@@ -51,13 +51,13 @@ def read_worklist(path: str) -> list[dict[str, str]]:
         raise StoreError(f"{path} is damaged ({error}); run `medad evaluate` on its folder") from error
 
 
-def _rows_of(run: Path) -> Iterator[dict[str, str]]:
+def _rows_of(run: str) -> Iterator[dict[str, str]]:
     try:
-        rows = read_worklist(str(run / WORKLIST))
+        rows = read_worklist(join(run, WORKLIST))
     except StoreError as error:
         log.warning("%s", error)
         return
     if rows and set(rows[0]) == set(HEADS):
         yield from rows
-    elif rows or not (run / WORKLIST).exists():
+    elif rows or WORKLIST not in list_names(run):
         log.warning("%s has no worklist that can be read; run `medad evaluate %s` to make it", run, run)

@@ -21,6 +21,8 @@ from medad_core.models.loading import check_layers
 from medad_core.models.memory import free_memory
 from medad_core.models.resolve import LOCAL, model_folder, model_sha256
 
+SERVED = "vllm-server"
+
 
 def llm_folder(name: str, lora: str | None = None, *, where: ModelSettings = LOCAL) -> Path:
     """The folder of an LLM: packaged, preset, or the local `transformers` folder that is named.
@@ -57,12 +59,22 @@ def choose_engine(requested: str) -> str:
     return requested
 
 
-def check_engine(settings: LLMSettings) -> None:
-    """Raise UsageError where the engine is not installed, or where the settings ask for more GPUs than there are."""
+def check_engine(settings: LLMSettings, gpus: int | None = None) -> None:
+    """Raise UsageError where the engine is not installed, or where the settings ask for more GPUs than there are.
+
+    `gpus` is their number, where it is not that of this machine.
+    """
     name = choose_engine(settings.engine)
     each = settings.tensor_parallel_size
     copies = settings.data_parallel_size
-    present = torch.cuda.device_count()
+    if name == SERVED:
+        if each * copies > 1:
+            raise UsageError(
+                "llm.tensor_parallel_size, llm.data_parallel_size: how a served model is spread is said to its server; "
+                "set both to 1, and name several servers in llm.endpoints"
+            )
+        return
+    present = torch.cuda.device_count() if gpus is None else gpus
     if each > 1 and name != "vllm":
         raise UsageError(
             f"llm.tensor_parallel_size: engine {name} puts a model on one GPU; set it to 1, or llm.engine=vllm"
@@ -83,6 +95,10 @@ def open_engine(prompt: Prompt, settings: LLMSettings, positions: int, device: s
     free_memory()
     check_engine(settings)
     check_layers(prompt.folder)
+    if settings.engine == SERVED:
+        from medad_core.llm.served import ServedEngine
+
+        return ServedEngine(prompt, settings, positions)
     if settings.data_parallel_size > 1:
         from medad_core.llm.parallel import ParallelEngine
 

@@ -75,6 +75,11 @@ class ParallelEngine:
         )
         self.pool = ProcessPoolExecutor(self.copies, context, _start, (shares, copy))
 
+    @property
+    def made_with(self) -> dict[str, str]:
+        """See `Engine.made_with`. The engine is that of a copy."""
+        return {**self.pool.submit(_made_with).result(), "copies": str(self.copies)}
+
     def generate(self, prompts: np.ndarray, sentences: Sequence[str] = ()) -> list[Generation]:
         """See `Engine.generate`. Raises EngineError where a process ends by itself."""
         runs = [run for run in np.array_split(prompts, self.copies) if len(run)]
@@ -119,3 +124,7 @@ def _start(shares: Queue, copy: _Copy) -> None:
 
 def _generate(prompts: np.ndarray, sentences: Sequence[str]) -> list[Generation]:
     return _opened[0].generate(prompts, sentences)
+
+
+def _made_with() -> dict[str, str]:
+    return _opened[0].made_with

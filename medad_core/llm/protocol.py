@@ -6,6 +6,7 @@ answers in float32; 16 bits round otherwise in each engine, and may tip a close 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,10 +29,20 @@ class Generation:
     tokens: int
 
 
+def share_of_yes(yes: float, no: float) -> float:
+    """`p_yes` from the log-probabilities of the two first tokens."""
+    odds = yes - no
+    return 1 / (1 + math.exp(-odds)) if odds > 0 else math.exp(odds) / (1 + math.exp(odds))
+
+
 class Engine(Protocol):
     """A frozen LLM that answers prompt embeddings."""
 
     name: str
+
+    @property
+    def made_with(self) -> dict[str, str]:
+        """What answers, for the records of parts: `engine`, `version`, and `max_num_seqs`, the prompts at once."""
 
     def generate(self, prompts: np.ndarray, sentences: Sequence[str] = ()) -> list[Generation]:
         """Prompt embeddings (n, L, width) float32 to n answers, in order.

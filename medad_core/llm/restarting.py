@@ -35,6 +35,11 @@ class RestartingEngine:
         self.restarted = False
         self.engine: Engine | None = self._open()
 
+    @property
+    def made_with(self) -> dict[str, str]:
+        """See `Engine.made_with`."""
+        return {} if self.engine is None else self.engine.made_with
+
     def generate(self, prompts: np.ndarray, sentences: Sequence[str] = ()) -> list[Generation]:
         """See `Engine.generate`.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from medad_core import stopping
+from medad_core.environment import installed_version
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Generation
 from medad_core.llm.structured import AllowedTokens
@@ -72,6 +73,12 @@ class TransformersEngine:
         self.model = model
         self.structured = structured
         self.constraints: dict[tuple[str, ...], LogitsProcessor] = {}
+
+    @property
+    def made_with(self) -> dict[str, str]:
+        """See `Engine.made_with`."""
+        version = installed_version("transformers") or ""
+        return {"engine": self.name, "version": version, "max_num_seqs": str(self.batch_size)}
 
     def generate(self, prompts: np.ndarray, sentences: Sequence[str] = ()) -> list[Generation]:
         """See `Engine.generate`. Raises Stopped where the process was asked to stop."""

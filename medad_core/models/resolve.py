@@ -18,9 +18,13 @@ from pathlib import Path
 from medad_core.config import ModelSettings
 from medad_core.errors import ConfigError, UsageError, WeightsError, first_line
 from medad_core.models.cache import sha256_of
+from medad_core.models.fetched import local_folder
 from medad_core.models.loading import VOCABULARIES
 from medad_core.models.pack import PACK, Role, packaged
 from medad_core.models.presets import Preset, preset_of, presets
+from medad_core.store.files import explained, join, name_of
+from medad_core.store.listing import list_names
+from medad_core.store.objects import is_object
 
 log = logging.getLogger(__name__)
 LOCAL = ModelSettings()  # presets are looked for in $MEDAD_MODELS and the hub's cache; nothing is fetched
@@ -61,23 +65,30 @@ def model_folder(name: str, role: Role, where: ModelSettings = LOCAL) -> ModelFo
         _check_role(name, role, preset.roles)
         model = ModelFolder(name, find_preset(preset, where) or _fetch(preset, where))
     else:
-        folder = Path(name).expanduser()
-        model = ModelFolder(folder.absolute().name, folder)
+        folder = local_folder(name, KEYS[role])
+        model = ModelFolder(name_of(name) if is_object(name) else folder.absolute().name, folder)
     _check_folder(model.folder, name, role)
     return model
 
 
-def models_root(where: ModelSettings) -> Path | None:
-    """The folder of presets: `models.folder`, else `$MEDAD_MODELS`, else none."""
+def models_root(where: ModelSettings) -> str | None:
+    """The folder of presets, or their place in a bucket: `models.folder`, else `$MEDAD_MODELS`, else none."""
     root = where.folder or os.environ.get("MEDAD_MODELS")
-    return Path(root).expanduser() if root else None
+    return (root if is_object(root) else os.path.expanduser(root)) if root else None
 
 
 def find_preset(preset: Preset, where: ModelSettings) -> Path | None:
-    """Where a preset lies on this machine, None where it does not; looks at no network."""
+    """Where a preset lies on this machine, None where it does not; looks at no network but that of `models.folder`.
+
+    Raises WeightsError where that is in a bucket that does not answer.
+    """
     root = models_root(where)
-    if root is not None and (root / preset.name / "config.json").is_file():
-        return root / preset.name
+    if root is not None and is_object(root):
+        with explained("look for models in", root):
+            has_it = "config.json" in list_names(join(root, preset.name))
+        return local_folder(join(root, preset.name), "models.folder") if has_it else None
+    if root is not None and Path(root, preset.name, "config.json").is_file():
+        return Path(root, preset.name)
     return _snapshot(preset, local_files_only=True) if preset.hub else None
 
 

@@ -23,6 +23,7 @@ from medad_core.errors import WeightsError, first_line
 from medad_core.models.cache import sha256_of
 from medad_core.models.converter import ARCHITECTURES, AnomalyGPTConverter, Converter
 from medad_core.models.decoder import Decoder
+from medad_core.models.fetched import local_folder
 from medad_core.models.loading import open_tensors, require_finite
 from medad_core.models.view import ALONE, View
 from medad_core.store.files import make_folder, new_file
@@ -43,7 +44,8 @@ def weights_folder(source: str) -> Path:
 
     Raises WeightsError where it is incomplete, or its card is damaged.
     """
-    folder = Path(str(files("medad_core.models") / "embedded")) if source == "embedded" else Path(source)
+    embedded = Path(str(files("medad_core.models") / "embedded"))
+    folder = embedded if source == "embedded" else local_folder(source, "models.weights")
     for file in (DECODER, CONVERTER):
         if not (folder / file).is_file():
             raise WeightsError(

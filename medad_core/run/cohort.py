@@ -8,7 +8,6 @@ same, a resumed run uses it as it is, and opens no volume and no mask.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any, Literal
 
 from medad_core.data.cases import EARLIER, Case, VolumeRef
@@ -16,6 +15,7 @@ from medad_core.data.names import patient_of
 from medad_core.errors import StoreError, first_line
 from medad_core.store import fingerprint_of, join
 from medad_core.store.files import make_folder, read_bytes, write_bytes
+from medad_core.store.objects import is_object
 from medad_core.store.records import Record
 
 NAME = "cohort.json"
@@ -110,7 +110,7 @@ class Cohort(Record, frozen=True):
         """A usable member as a `Case` for `read_slices`."""
 
         def ref(file: File) -> VolumeRef:
-            return VolumeRef(str(Path(self.root) / file.path), file.channel)
+            return VolumeRef(place_of(self.root, file.path), file.channel)
 
         assert member.volume is not None, f"{member.case_id} has no volume"
         return Case(
@@ -187,9 +187,16 @@ def keep_cohort(run: str, stored: Cohort | None, cohort: Cohort) -> None:
 
 
 def below(root: str, path: str) -> str:
-    """`path` relative to `root`."""
+    """`path` relative to `root`; the URI of an object elsewhere stays as it is."""
     above = f"{root}/"
-    return path.removeprefix(above) if path.startswith(above) else os.path.relpath(path, root)
+    if path.startswith(above) or is_object(path):
+        return path.removeprefix(above)
+    return path if is_object(root) else os.path.relpath(path, root)
+
+
+def place_of(root: str, path: str) -> str:
+    """Where the file is whose `path` is relative to `root`; the opposite of `below`."""
+    return path if is_object(path) or path.startswith("/") else f"{root}/{path}"
 
 
 def _changed(before: Cohort, after: Cohort) -> list[str]:

@@ -6,7 +6,6 @@ its files with what it has read of them (`medad_core.run.staleness`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from medad_core.data.split import split_cases
 from medad_core.errors import CaseError, InputError
 from medad_core.run.cohort import UNLABELLED, Cohort, File, Member, below, check_same_cases
 from medad_core.store.collector import collector_paused
+from medad_core.store.regular import facts_at
 
 PHANTOM_NOTE = b"medad phantom"
 BoolArray = npt.NDArray[np.bool_]
@@ -31,7 +31,7 @@ FileFacts = tuple[str, int | None, int | None]  # path below the root, channel, 
 
 @collector_paused()
 def open_cohort(
-    run: str, stored: Cohort | None, root: Path, discovery: Discovery, settings: DataSettings, is_dealt: bool
+    run: str, stored: Cohort | None, root: str, discovery: Discovery, settings: DataSettings, is_dealt: bool
 ) -> Cohort:
     """The cohort of what was discovered below `root`: the stored one if its files are the same, else a new one.
 
@@ -39,7 +39,7 @@ def open_cohort(
     changed.
     """
     if stored is not None and is_dealt and _has_files_of(stored, root, discovery, settings):
-        return stored if stored.root == str(root) else stored.at(str(root))
+        return stored if stored.root == root else stored.at(root)
     cohort = make_cohort(root, discovery, settings, sized=stored is not None and stored.has_sizes)
     check_same_cases(run, stored, cohort)
     return cohort
@@ -58,7 +58,7 @@ def by_index(settings: DataSettings) -> DataSettings:
     return settings.model_copy(update={"levels": "index"})
 
 
-def make_cohort(root: Path, discovery: Discovery, settings: DataSettings, sized: bool = False) -> Cohort:
+def make_cohort(root: str, discovery: Discovery, settings: DataSettings, sized: bool = False) -> Cohort:
     """The cohort of what was discovered below `root`. Opens every mask, and the header of every volume."""
     cases = [settle_case(case, settings) for case in discovery.cases]
     facts = [(case, _has_tumour_free(case, settings)) for case in cases]
@@ -67,20 +67,20 @@ def make_cohort(root: Path, discovery: Discovery, settings: DataSettings, sized:
     return _sorted_cohort(root, usable, discovery)
 
 
-def members_of(root: Path, cases: Sequence[Case], settings: DataSettings) -> Cohort:
+def members_of(root: str, cases: Sequence[Case], settings: DataSettings) -> Cohort:
     """A cohort of the given cases of an inbox.
 
     Nothing is trained on cases from an inbox, so they belong to no split.
     """
     members = tuple(_member(root, settle_case(case, settings), settings, UNLABELLED, sized=True) for case in cases)
-    return Cohort(root=str(root), members=members)
+    return Cohort(root=root, members=members)
 
 
-def _sorted_cohort(root: Path, usable: Sequence[Member], discovery: Discovery) -> Cohort:
+def _sorted_cohort(root: str, usable: Sequence[Member], discovery: Discovery) -> Cohort:
     members = list(usable)
     for case_id, reason in _rejected(discovery):
         members.append(Member(case_id=case_id, split=UNLABELLED, rejected=reason))
-    return Cohort(root=str(root), members=tuple(sorted(members, key=lambda member: member.case_id)))
+    return Cohort(root=root, members=tuple(sorted(members, key=lambda member: member.case_id)))
 
 
 def _rejected(discovery: Discovery) -> Iterator[tuple[str, str]]:
@@ -90,7 +90,7 @@ def _rejected(discovery: Discovery) -> Iterator[tuple[str, str]]:
         yield _untaken(case.case_id, taken), case.reason
 
 
-def _has_files_of(stored: Cohort, root: Path, discovery: Discovery, settings: DataSettings) -> bool:
+def _has_files_of(stored: Cohort, root: str, discovery: Discovery, settings: DataSettings) -> bool:
     """Whether `stored` has the files, and all that is said of cases, of `discovery`, apart from content and splits.
 
     In a run of an earlier version the sizes of files count, and it has neither patients nor labels.
@@ -130,8 +130,8 @@ def _labels(case: Case, settings: DataSettings) -> tuple[int, ...] | None:
     return None if case.mask is None else settings.tumour_labels or case.tumour_labels
 
 
-def _facts(root: Path, ref: VolumeRef, sized: bool) -> FileFacts:
-    return below(str(root), ref.path), ref.channel, os.path.getsize(ref.path) if sized else None
+def _facts(root: str, ref: VolumeRef, sized: bool) -> FileFacts:
+    return below(root, ref.path), ref.channel, facts_at(ref.path).st_size if sized else None
 
 
 def _stored_facts(file: File | None) -> FileFacts | None:
@@ -192,7 +192,7 @@ def _tumour_by_slice(case: Case, settings: DataSettings) -> BoolArray:
     return by_slice
 
 
-def _member(root: Path, case: Case, settings: DataSettings, split: str, sized: bool) -> Member:
+def _member(root: str, case: Case, settings: DataSettings, split: str, sized: bool) -> Member:
     volume = case.volumes[settings.modality]
     return Member(
         case_id=case.case_id,
@@ -210,7 +210,7 @@ def _member(root: Path, case: Case, settings: DataSettings, split: str, sized: b
     )
 
 
-def _file(root: Path, ref: VolumeRef, sized: bool) -> File:
+def _file(root: str, ref: VolumeRef, sized: bool) -> File:
     path, channel, size = _facts(root, ref, sized)
     return File(path=path, channel=channel, size=size)
 

@@ -8,10 +8,10 @@ imported only inside the functions that need them, so that importing this module
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from math import ceil
 from typing import TYPE_CHECKING
 
 from medad_core.config import Settings
@@ -31,8 +31,9 @@ from medad_core.run.rejected import Rejected, write_rejected
 from medad_core.run.staleness import compare_inputs, forget_cases, named, refuse_changed, warn_unknown
 from medad_core.run.warnings import Warned, write_warnings
 from medad_core.store import Stage, check_writable, open_stages
-from medad_core.store.files import sweep
+from medad_core.store.files import absolute, sweep
 from medad_core.store.lock import check_unheld, held
+from medad_core.store.objects import hasty
 
 if TYPE_CHECKING:
     from medad_core.run.fingerprints import ResolvedModels
@@ -71,8 +72,9 @@ class Run:
 
         Raises LockedError as well, which names the process that holds it.
         """
-        check_unheld(out)
-        discovery = _prepare(data, out, settings)
+        with hasty():
+            check_unheld(out)
+            discovery = _prepare(data, out, settings)
         with held(out):
             yield cls._opened(data, out, settings, refresh, discovery)
 
@@ -154,7 +156,7 @@ class Run:
         For an existing run, call it only after its stages have accepted the settings: a refused command must not
         change `run.json`.
         """
-        info = RunInfo.of(self.settings, os.path.abspath(data), package_versions())
+        info = RunInfo.of(self.settings, absolute(data), package_versions())
         write_run_info(self.uri, info)
 
     def sweep(self) -> None:
@@ -186,11 +188,14 @@ def _prepare(data: str, out: str, settings: Settings) -> Discovery:
 
 
 def check_models(settings: Settings) -> None:
-    """Raise UsageError or WeightsError if the device, the engine or the LLM's template cannot be used."""
+    """Raise UsageError or WeightsError if the device, the engine, its servers or the LLM's template cannot be used."""
     from medad_core.llm.engine import check_engine
     from medad_core.models.device import device_of
     from medad_core.run.fingerprints import check_wording
+    from medad_core.run.served import check_served
 
     device_of(settings)
-    check_engine(settings.llm)
+    workers = settings.flow.ray_workers if settings.flow.runner == "ray" else None
+    check_engine(settings.llm, None if workers is None else ceil(workers.answers.gpus))
     check_wording(settings)
+    check_served(settings)

@@ -7,16 +7,17 @@ made again. So a command that is killed in between leaves parts that are missing
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from medad_core.data.reads import FileRead, read_again, stamp_of
 from medad_core.errors import StoreError
+from medad_core.run.cohort import place_of
 from medad_core.run.inputs import Inputs, PartInputs
 from medad_core.store import Stage
 from medad_core.store.collector import collector_paused
 from medad_core.store.files import explained
+from medad_core.store.regular import facts_at, open_regular
 
 log = logging.getLogger(__name__)
 NAMED = 5  # cases that a message names
@@ -108,10 +109,10 @@ def same_content(root: str, file: FileRead) -> bool | None:
 
     Raises StoreError if it cannot be read in a way that may pass.
     """
-    path = f"{root}/{file.path}"
+    path = place_of(root, file.path)
     with explained("read", path):
         try:
-            os.close(os.open(path, os.O_RDONLY))
+            open_regular(path).close()
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             return None
     return _current_file(path, file) is not None
@@ -139,7 +140,7 @@ def _have_stamps(root: str, files: Sequence[FileRead]) -> bool:
     """Whether all files are there with the stamps that are recorded. There may be 200,000 of them."""
     for file in files:
         try:
-            facts = os.stat(f"{root}/{file.path}")
+            facts = facts_at(place_of(root, file.path))
         except OSError:
             return False
         if facts.st_size != file.size or stamp_of(facts) != file.stamp:
@@ -151,7 +152,7 @@ def _current_files(root: str, files: Sequence[FileRead]) -> tuple[FileRead, ...]
     """The same files with their stamps as they are now; None if one has other content."""
     current = []
     for file in files:
-        now = _current_file(f"{root}/{file.path}", file)
+        now = _current_file(place_of(root, file.path), file)
         if now is None:
             return None
         current.append(now)
@@ -161,7 +162,7 @@ def _current_files(root: str, files: Sequence[FileRead]) -> tuple[FileRead, ...]
 def _current_file(path: str, file: FileRead) -> FileRead | None:
     with explained("read", path):
         try:
-            facts = os.stat(path)
+            facts = facts_at(path)
             if facts.st_size == file.size and stamp_of(facts) == file.stamp:
                 return file
             if facts.st_size != file.size and file.sha256 is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -39,28 +39,40 @@ def plan(run: Run) -> Plan:
     return plan_after(run, "prompts", "answers", run.models.answers)
 
 
-def run_parts(
-    run: Run, numbers: Sequence[int], on_part: OnPart = ignore_part, engine: Engine | None = None
-) -> list[PartRecord]:
-    """Answer the prompts of the given parts.
+@contextmanager
+def opened(run: Run, engine: Engine | None = None) -> Iterator[Speaker]:
+    """The questions of the run, and the engine that answers them.
 
-    If no engine is given, one is started, restarted once if it breaks down, and closed at the end. Raises EngineError
-    if it breaks down again, naming its log, `RUN/answers/engine.log`.
+    If no engine is given, one is started, restarted once if it breaks down, and closed when the block ends. Raises
+    WeightsError if the LLM is not the one that the stage was planned with.
+    """
+    settings = run.settings
+    stage = run.stage("answers")
+    check_planned("answers", stage.plan().fingerprint, answers_fingerprint(settings))
+    asking = Asking.of(settings, asked_questions(settings))
+    with _engine(engine, partial(asking.open_engine, settings), stage.uri) as answering:
+        yield Speaker(asking, answering)
+
+
+def run_parts(
+    run: Run, numbers: Sequence[int], on_part: OnPart = ignore_part, speaker: Speaker | None = None
+) -> list[PartRecord]:
+    """Answer the prompts of the given parts. The speaker is opened if not given.
+
+    Raises EngineError if its engine breaks down for the second time, naming its log, `RUN/answers/engine.log`.
     """
     if not numbers:
         return []
-    settings = run.settings
-    check_planned("answers", run.stage("answers").plan().fingerprint, answers_fingerprint(settings))
     prompts = run.stage("prompts")
     answers = run.stage("answers")
-    asking = Asking.of(settings, asked_questions(settings))
     records = []
-    with _engine(engine, partial(asking.open_engine, settings), answers.uri) as opened:
+    with nullcontext(speaker) if speaker is not None else opened(run) as speaking:
         for number in numbers:
             started = time.perf_counter()
             with making(answers, number):
-                rows = asking.rows(prompts.read_part(number), opened)
-                records.append(answers.write_part(number, rows, seconds=time.perf_counter() - started))
+                rows = speaking.asking.rows(prompts.read_part(number), speaking.engine)
+                seconds = time.perf_counter() - started
+                records.append(answers.write_part(number, rows, seconds=seconds, made_with=speaking.engine.made_with))
             on_part(records[-1])
     return records
 
@@ -102,6 +114,14 @@ class Asking:
             for question, asked in zip(self.questions, self.prompts, strict=True)
         ]
         return _answer_rows(table, self.questions, answered, self.temperature)
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """What answers the prompts of a run: its questions, and an engine that runs."""
+
+    asking: Asking
+    engine: Engine
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from medad_core.environment import package_versions
 from medad_core.errors import StoreError, WeightsError
 from medad_core.facts.case import CaseFacts, case_table, lesion_table
 from medad_core.facts.worklist import Entry
+from medad_core.llm.load import is_unstable, moves
 from medad_core.media import markdown_text
 from medad_core.metrics import (
     Evidence,
@@ -68,7 +69,7 @@ from medad_core.stages.followup import FOLLOWUP_FILES, write_followup
 from medad_core.stages.page_files import link_pages, remove_list, remove_pages, remove_reports
 from medad_core.stages.pictures import PREDICTIONS_FILE, gallery_item
 from medad_core.stages.rows import bits_of, grids_of, images_of, windows_of
-from medad_core.store import PREDICTIONS, QUESTIONS, join, read_table, write_table, write_text
+from medad_core.store import PREDICTIONS, QUESTIONS, Plan, join, read_table, write_table, write_text
 from medad_core.store.files import read_bytes, remove
 
 GALLERY = 24
@@ -78,6 +79,7 @@ NULLABLE = {"label": "Int8", "tumour_pixels": "Int32"}
 METRICS_FILE, PAGE_FILE = "metrics.md", "report.html"
 TABLE_FILE = "metrics.parquet"
 QUESTIONS_FILE = "questions.parquet"
+ADDED = ("unstable",)  # columns that predictions of earlier versions lack
 
 
 @dataclass(frozen=True)
@@ -208,10 +210,13 @@ def write_predictions(uri: str, rows: pa.Table) -> None:
 
 
 def _is_stored(uri: str, table: pa.Table) -> bool:
+    """Whether a table is stored, if only with the columns that an earlier version had."""
     try:
-        return bool(read_table(uri).equals(table))
+        stored = read_table(uri)
     except StoreError:  # absent or damaged
         return False
+    known = [name for name in table.column_names if name in stored.column_names or name not in ADDED]
+    return bool(stored.equals(table.select(known)))
 
 
 def _tables(
@@ -242,7 +247,7 @@ def _measure(run: Run) -> _Measured:
     slices = run.stage("slices")
     maps = run.stage("maps")
     answers = run.stage("answers")
-    fingerprint = answers.plan().fingerprint_sha256
+    plan = answers.plan()
     members = {member.case_id: member for member in run.cohort.members}
     places = places_of(run)
     measured = _Measured()
@@ -254,7 +259,7 @@ def _measure(run: Run) -> _Measured:
             answer_table = answers.read_case(case_id)
             if "question" in answer_table.column_names:
                 measured.asked.append(question_rows(slice_table, answer_table, patient)[QUESTIONS.names])
-            frame = _predictions(slice_table, map_table, presence_rows(answer_table), fingerprint)
+            frame = _predictions(slice_table, map_table, presence_rows(answer_table), plan)
             frame["patient"] = patient
             measured.frames.append(frame[PREDICTIONS.names].astype(NULLABLE))
             place, phantom = places.get(case_id), members[case_id].phantom
@@ -262,8 +267,8 @@ def _measure(run: Run) -> _Measured:
     return measured
 
 
-def _predictions(slices: pa.Table, maps: pa.Table, answers: pa.Table, fingerprint: str) -> pd.DataFrame:
-    """One row per slice of one case, with the columns of PREDICTIONS but the patient."""
+def _predictions(slices: pa.Table, maps: pa.Table, answers: pa.Table, plan: Plan) -> pd.DataFrame:
+    """One row per slice of one case, with the columns of PREDICTIONS but the patient; `plan` is that of answers."""
     frame = slices.select([*KEYS, "split", "label", "tumour_pixels"]).to_pandas(integer_object_nulls=True)
     scores = maps.select([*KEYS, "anomaly_score", "peak_y", "peak_x"]).to_pandas()
     sentences = answers.drop_columns(["finish_reason", "tokens"]).to_pandas()
@@ -271,7 +276,8 @@ def _predictions(slices: pa.Table, maps: pa.Table, answers: pa.Table, fingerprin
     frame = frame.merge(sentences, on=KEYS, validate="one_to_one")
     frame["location_true"] = [None if mask is None else true_cell(mask) for mask in _masks(slices)]
     frame["location_anatomical"] = [anatomical(cell) if isinstance(cell, str) else None for cell in frame["location"]]
-    frame["model_fingerprint"] = fingerprint
+    frame["unstable"] = is_unstable(frame["p_yes"].to_numpy(), moves(plan.fingerprint))
+    frame["model_fingerprint"] = plan.fingerprint_sha256
     return frame
 
 

@@ -86,6 +86,7 @@ def screened_of(rows: pd.DataFrame) -> Screened:
         unreadable=int((~rows["answer_parsed"].astype(bool)).sum()),
         near_half=int(p_yes.between(*NEAR_HALF).sum()),
         best_slice=int(rows.loc[best, "slice_index"]),
+        unstable=int((rows["unstable"] == 1).sum()) if "unstable" in rows else 0,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
 
 import numpy as np
 import pyarrow as pa
@@ -40,24 +40,32 @@ def plan(run: Run) -> Plan:
     return plan_after(run, "slices", "maps", run.models.maps)
 
 
+@contextmanager
+def opened(run: Run) -> Iterator[MapModels]:
+    """Encoder and decoder, on a device that no other worker of the run takes while the block runs.
+
+    Raises WeightsError if they are not those that the stage was planned with.
+    """
+    planned = run.stage("maps").plan().fingerprint
+    check_planned("maps", planned, maps_fingerprint(run.settings, planned))
+    with worker_device(run.uri, device_of(run.settings)) as device:
+        yield load_map_models(run.settings, device, settled_precision(planned))
+
+
 def run_parts(
     run: Run, numbers: Sequence[int], on_part: OnPart = ignore_part, models: MapModels | None = None
 ) -> list[PartRecord]:
-    """Encode and decode the slices of the given parts. `models` are loaded if not given."""
+    """Encode and decode the slices of the given parts. `models` are opened if not given."""
     if not numbers:
         return []
     stage = run.stage("maps")
     parts = stage.plan().parts
-    planned = stage.plan().fingerprint
-    if models is None:  # the caller answers for models that it gives
-        check_planned("maps", planned, maps_fingerprint(run.settings, planned))
     case_ids = [case_id for number in numbers for case_id in parts[number].inputs]
-    with worker_device(run.uri, device_of(run.settings)) as device:
-        models = models or load_map_models(run.settings, device, settled_precision(planned))
-        size = batch_size_of(run.settings, models.device)
+    with nullcontext(models) if models is not None else opened(run) as loaded:
+        size = batch_size_of(run.settings, loaded.device)
         cases = read_cases(run.stage("slices"), case_ids, view_of(run.settings))
-        batches = batches_of(cases, size, pinned=models.device.type == "cuda")
-        with closing(maps_of(made_ahead(batches), models, run.settings)) as maps:
+        batches = batches_of(cases, size, pinned=loaded.device.type == "cuda")
+        with closing(maps_of(made_ahead(batches), loaded, run.settings)) as maps:
             return run_casewise(stage, numbers, lambda case_id: _rows(case_id, *next(maps)), on_part)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pyarrow as pa
@@ -27,23 +28,32 @@ def plan(run: Run) -> Plan:
     return plan_after(run, "maps", "prompts", run.models.prompts)
 
 
+@contextmanager
+def opened(run: Run) -> Iterator[AnyConverter]:
+    """The converter, on the device of the settings.
+
+    Raises WeightsError if it is not the one that the stage was planned with.
+    """
+    check_planned("prompts", run.stage("prompts").plan().fingerprint, prompts_fingerprint(run.settings))
+    yield load_converter_of(run.settings).to(device_of(run.settings))
+
+
 def run_parts(
     run: Run, numbers: Sequence[int], on_part: OnPart = ignore_part, converter: AnyConverter | None = None
 ) -> list[PartRecord]:
-    """Convert the maps of the given parts. The converter is loaded if not given."""
+    """Convert the maps of the given parts. The converter is opened if not given."""
     if not numbers:
         return []
-    check_planned("prompts", run.stage("prompts").plan().fingerprint, prompts_fingerprint(run.settings))
     maps = run.stage("maps")
     device = device_of(run.settings)
-    loaded = (converter or load_converter_of(run.settings)).to(device)
     columns = [*COLUMNS, *(column.name for column in WINDOW if view_of(run.settings).window_mm)]
+    with nullcontext(converter.to(device)) if converter is not None else opened(run) as loaded:
 
-    def make(case_id: str) -> pa.Table:
-        table = maps.read_case(case_id, columns)
-        return prompt_rows(table, _tokens(loaded, table, device))
+        def make(case_id: str) -> pa.Table:
+            table = maps.read_case(case_id, columns)
+            return prompt_rows(table, _tokens(loaded, table, device))
 
-    return run_casewise(run.stage("prompts"), numbers, make, on_part)
+        return run_casewise(run.stage("prompts"), numbers, make, on_part)
 
 
 @torch.inference_mode()

@@ -7,7 +7,8 @@ bytes than later stages know, these stages forget its cases first.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pyarrow as pa
 
@@ -45,7 +46,15 @@ def plan(run: Run) -> Plan:
     return run.stage("slices").prepare({**fingerprint, "cohort": run.cohort.content}, parts)
 
 
-def run_parts(run: Run, numbers: Sequence[int], on_part: OnPart = ignore_part) -> list[PartRecord]:
+@contextmanager
+def opened(_run: Run) -> Iterator[None]:
+    """Nothing: the stage has no models."""
+    yield
+
+
+def run_parts(
+    run: Run, numbers: Sequence[int], on_part: OnPart = ignore_part, _models: None = None
+) -> list[PartRecord]:
     """Read, turn, scale and write the cases of the given parts, and record what was read."""
     cohort = run.cohort
     settings = run.settings.data.model_copy(update={"context_mm": view_of(run.settings).context_mm or None})

@@ -53,8 +53,15 @@ class Bookkeeping:
             raise StoreError(f"{self._at(PLAN)} is damaged; delete the folder {self.uri} and run again") from error
         return self._plan
 
+    def write_first_plan(self, plan: Plan) -> Plan:
+        """Write the plan of a new stage; returns it, or that of another command that was faster. Raises StoreError."""
+        files.make_folder(self._at(PARTS))
+        if files.write_new(self._at(PLAN), plan.to_json()):
+            self._keep_plan(plan, listing.stamp_of(self._at(PLAN)))
+        return self.read_plan() or plan
+
     def write_plan(self, plan: Plan) -> None:
-        """Write the plan of a stage. Raises StoreError."""
+        """Write the plan of a stage, replacing another one. Raises StoreError."""
         files.make_folder(self._at(PARTS))
         files.write_bytes(self._at(PLAN), plan.to_json())
         self._keep_plan(plan, listing.stamp_of(self._at(PLAN)))

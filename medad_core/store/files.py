@@ -1,8 +1,8 @@
 """Reads and writes files at a URI; a file is written completely or not at all.
 
 One decision: a reader sees either the old file, or no file, or the complete new one, even after a power cut. Locally
-this needs a temporary name in the target folder, fsync of the file, rename, and fsync of the folder. Other filesystems
-(s3://, gs://, memory://) are used through fsspec, whose uploads appear when they are complete.
+this needs a temporary name in the target folder, fsync of the file, rename, and fsync of the folder. In a bucket
+(s3://, gs://, az://) an upload appears when it is complete (`medad_core.store.objects`).
 
 Every failure of the disk raises StoreError with the path and the system's message.
 """
@@ -11,26 +11,43 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-import fsspec
 
 from medad_core.errors import StoreError, UsageError, first_line
 from medad_core.permissions import file_mode
+from medad_core.store import objects
 from medad_core.store.regular import open_regular
 
 _TEMPORARY = ".tmp"
+_BLOCK = 1 << 20  # bytes hashed at a time
 _own: set[Path] = set()  # temporary files that this process is writing
 
 
 def join(uri: str, *names: str) -> str:
     """`uri` followed by `names`, separated by slashes."""
     return "/".join([uri.rstrip("/"), *names])
+
+
+def resolved(uri: str | Path) -> str:
+    """`absolute`, without links; a bucket has none."""
+    text = str(uri)
+    name = local_name(text)
+    return absolute(text) if name is None else os.path.realpath(name)
+
+
+def name_of(uri: str) -> str:
+    """What stands after the last slash."""
+    return uri.rstrip("/").rsplit("/", 1)[-1]
+
+
+def parent_of(uri: str) -> str:
+    """What stands before the last slash."""
+    return uri.rstrip("/").rsplit("/", 1)[0]
 
 
 def local_path(uri: str) -> Path | None:
@@ -41,19 +58,17 @@ def local_path(uri: str) -> Path | None:
 
 def local_name(uri: str) -> str | None:
     """`local_path` as text. Where 100,000 files are opened, making a Path of each takes longer than opening it."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
+    scheme = objects.scheme_of(uri)
+    if not scheme:
         return uri
-    return rest if scheme == "file" else None
+    return uri.removeprefix("file://") if scheme == "file" else None
 
 
-def filesystem(uri: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a URI that is not local, and the path in that filesystem."""
-    try:
-        fs, path = fsspec.core.url_to_fs(uri)
-    except (ValueError, ImportError) as error:
-        raise UsageError(f"cannot open {uri}: {_words(error)}") from error
-    return fs, str(path)
+def absolute(uri: str | Path) -> str:
+    """The same place by a name that holds in every folder and process: an absolute path, or the URI of an object."""
+    text = str(uri)
+    name = local_name(text)
+    return text.rstrip("/") if name is None else os.path.abspath(name)
 
 
 @contextmanager
@@ -84,8 +99,7 @@ def new_file(uri: str) -> Iterator[Path]:
         yield temporary
         with explained("write", uri):
             if target is None:
-                fs, path = filesystem(uri)
-                fs.put_file(str(temporary), path)
+                objects.put(uri, temporary)
             else:
                 mode = file_mode()
                 if mode is not None:
@@ -101,8 +115,31 @@ def new_file(uri: str) -> Iterator[Path]:
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Replace `uri` by `data`, durably. Raises StoreError."""
+    if local_name(uri) is None:
+        with explained("write", uri):
+            objects.put(uri, data)
+        return
     with new_file(uri) as temporary, explained("write", uri):
         temporary.write_bytes(data)
+
+
+def write_new(uri: str, data: bytes) -> bool:
+    """Write a file that must not exist, durably; returns False where there is one. Raises StoreError.
+
+    In a bucket the store decides, whoever else writes; a local folder must be held (`medad_core.store.lock`).
+    """
+    name = local_name(uri)
+    if name is not None:
+        if os.path.lexists(name):
+            return False
+        write_bytes(uri, data)
+        return True
+    with explained("write", uri):
+        try:
+            objects.put_new(uri, data)
+        except FileExistsError:
+            return False
+    return True
 
 
 def write_text(uri: str, text: str) -> None:
@@ -118,24 +155,18 @@ def read_bytes(uri: str) -> bytes | None:
             if name is not None:
                 with open(name, "rb", buffering=0) as stream:
                     return stream.read()
-            fs, remote = filesystem(uri)
-            return bytes(fs.cat_file(remote))
+            return objects.get(uri)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
 
 def sha256_file(uri: str) -> str:
     """SHA-256 of the file at `uri` as hex, read in blocks. Raises StoreError."""
-    with explained("read", uri), _reading(uri) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _reading(uri: str) -> Any:
-    name = local_name(uri)
-    if name is not None:
-        return open_regular(name)
-    fs, remote = filesystem(uri)
-    return fs.open(remote, "rb")
+    with explained("read", uri), open_regular(local_name(uri) or uri) as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+        return digest.hexdigest()
 
 
 def remove(uri: str) -> None:
@@ -147,19 +178,15 @@ def remove(uri: str) -> None:
                 os.unlink(path)
                 _sync(path.parent)
             else:
-                fs, remote = filesystem(uri)
-                fs.rm_file(remote)
+                objects.delete(uri)
         except (FileNotFoundError, NotADirectoryError):
             pass
 
 
 def make_folder(uri: str) -> None:
-    """Make the folder and its parents, durably. Raises StoreError."""
+    """Make the folder and its parents, durably; a bucket has none. Raises StoreError."""
     path = local_path(uri)
     if path is None:
-        fs, remote = filesystem(uri)
-        with explained("make", uri):
-            fs.makedirs(remote, exist_ok=True)
         return
     with explained("make", uri):
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -168,11 +195,14 @@ def make_folder(uri: str) -> None:
             _sync(folder.parent)
 
 
-def move_folder(source: Path, target: Path) -> None:
-    """Rename a local folder, durably: it appears complete under its new name. Raises StoreError."""
-    with explained("make", str(target)):
-        source.rename(target)
-        _sync(target.parent)
+def remove_tree(uri: str) -> None:
+    """Remove a folder and all below it; nothing happens if there is none. Raises StoreError."""
+    path = local_path(uri)
+    with explained("remove", uri):
+        if path is None:
+            objects.delete_tree(uri)
+        elif path.exists():
+            shutil.rmtree(path)
 
 
 def sweep(uri: str) -> None:
@@ -197,9 +227,10 @@ def sweep_own() -> None:
 def check_writable(uri: str) -> None:
     """Make the folder `uri` and try to write in it, before any work is done. Raises UsageError that says what to do."""
     try:
-        make_folder(uri)
-        write_bytes(join(uri, ".writable"), b"medad")
-        remove(join(uri, ".writable"))
+        with objects.hasty():
+            make_folder(uri)
+            write_bytes(join(uri, ".writable"), b"medad")
+            remove(join(uri, ".writable"))
     except StoreError as error:
         raise UsageError(
             f"cannot write results to {uri}: {_words(error.__cause__ or error)}; choose another output folder"

@@ -1,7 +1,8 @@
 """Whether a part is the one that was recorded.
 
 One decision: a part is hashed before it is used, and again only if it was written to since. So a bit that flipped on
-the disk is noticed by whoever reads it, and a stage of 25,000 parts is hashed once a process.
+the disk is noticed by whoever reads it, and a stage of 25,000 parts is hashed once a process. An object whose tag is
+the recorded one is what was uploaded: a store checks that, and it would have to be fetched to be hashed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class IntactParts:
             return "no record"
         if stamp is None:
             return "its file is missing"
-        if stamp.size != record.bytes or not self._has_hash(number, record.sha256, stamp):
+        is_uploaded = record.tag != "" and stamp.identity == record.tag
+        if stamp.size != record.bytes or not (is_uploaded or self._has_hash(number, record.sha256, stamp)):
             return "its file is not the one that was recorded"
         return None
 

@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from datetime import datetime
+from concurrent.futures import ThreadPoolExecutor
 from stat import S_ISDIR
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from medad_core.store.files import explained, filesystem, join, local_name, read_bytes
+from medad_core.store import objects
+from medad_core.store.files import explained, join, local_name, local_path, read_bytes
+from medad_core.store.objects import ObjectFacts
 
-_WHEN = ("mtime", "LastModified", "last_modified", "created")  # names of a file's time in fsspec's filesystems
-_WHICH = ("ETag", "etag", "md5Hash", "ino")  # … and names of what identifies its content
+AT_ONCE = 16  # requests to a store in flight
 
 
 class FileStamp(NamedTuple):
-    """The state of a file on disk: size in bytes, times in ns (0 if the filesystem gives none), inode or ETag.
+    """The state of a file: size in bytes, times in ns, inode or ETag.
 
     If the stamp is unchanged, the file was not replaced. But it may have been written to within one tick of the
     filesystem's clock. A caller that must exclude this compares `changed_ns` with the time at which it took the stamp.
-    `identity` is empty if the filesystem gives neither: then two contents of one size look the same.
+    Of an object `changed_ns` is 0: its ETag differs with its content, whatever the clocks say. `identity` is empty if
+    a store gives none: then two contents of one size look the same.
     """
 
     size: int
@@ -44,18 +46,24 @@ def stamp_of(uri: str) -> FileStamp | None:
         try:
             if name is not None:
                 return _local_stamp(os.stat(name))
-            fs, remote = filesystem(uri)
-            fs.invalidate_cache(fs._parent(remote))  # others may have written there since it was listed
-            return _remote_stamp(fs.info(remote))
+            return _object_stamp(objects.facts_of(uri))
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+
+def tag_of(uri: str) -> str:
+    """The tag that a store gave to an object, empty for a file on a disk. Raises StoreError."""
+    stamp = None if local_name(uri) is not None else stamp_of(uri)
+    return "" if stamp is None else str(stamp.identity)
 
 
 def list_names(uri: str) -> set[str]:
     """Names of all entries directly in the folder `uri`; empty if there is no such folder. Raises StoreError."""
     folder = local_name(uri)
     if folder is None:
-        return set(list_files(uri))
+        with explained("list", uri):
+            folders, files = objects.list_folder(uri)
+        return folders | files.keys()
     with explained("list", uri):
         try:
             return set(os.listdir(folder))
@@ -73,13 +81,18 @@ def list_files(uri: str) -> dict[str, FileStamp]:
         try:
             if folder is not None:
                 return _list_local(folder)
-            fs, remote = filesystem(uri)
-            fs.invalidate_cache(remote)
-            entries = fs.ls(remote, detail=True)
+            return {name: _object_stamp(facts) for name, facts in objects.list_folder(uri)[1].items()}
         except (FileNotFoundError, NotADirectoryError):
             return {}
-    files = (entry for entry in entries if entry["type"] == "file")
-    return {entry["name"].rsplit("/", 1)[-1]: _remote_stamp(entry) for entry in files}
+
+
+def tree_bytes(uri: str) -> int:
+    """The length of all files below the folder `uri` in bytes. Raises StoreError."""
+    folder = local_path(uri)
+    with explained("list", uri):
+        if folder is None:
+            return sum(facts.st_size for _, facts in objects.list_tree(uri))
+        return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def read_many(uri: str, names: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
@@ -89,15 +102,16 @@ def read_many(uri: str, names: Iterable[str]) -> Iterator[tuple[str, bytes | Non
     """
     folder = local_name(uri)
     if folder is None:
-        for name in names:
-            yield name, read_bytes(join(uri, name))
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            wanted = list(names)
+            yield from zip(wanted, threads.map(lambda name: read_bytes(join(uri, name)), wanted), strict=True)
         return
     with explained("read", uri):
         for name in names:
             try:
                 with open(f"{folder}/{name}", "rb", buffering=0) as stream:
                     yield name, stream.read()
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 yield name, None
 
 
@@ -119,8 +133,5 @@ def _local_stamp(facts: os.stat_result) -> FileStamp:
     return FileStamp(facts.st_size, modified_ns, max(modified_ns, facts.st_ctime_ns), facts.st_ino)
 
 
-def _remote_stamp(entry: dict[str, Any]) -> FileStamp:
-    moment = next((entry[key] for key in _WHEN if key in entry), None)
-    modified_ns = int(moment.timestamp() * 1e9) if isinstance(moment, datetime) else 0
-    identity = next((str(entry[key]) for key in _WHICH if key in entry), str(moment or ""))
-    return FileStamp(int(entry["size"]), modified_ns, modified_ns, identity)
+def _object_stamp(facts: ObjectFacts) -> FileStamp:
+    return FileStamp(facts.st_size, facts.st_mtime_ns, 0, facts.e_tag)

@@ -3,7 +3,7 @@
 One decision: it is a kernel lock (`flock`) on an open file. The kernel releases it when the process ends, so there are
 no stale locks. The content of the file is for people only. The package filelock is not suitable: it opens the file for
 writing and empties it, which erases the holder's name and excludes readers without write permission. A lock file that
-is a link is refused: it would be written to wherever it leads.
+is a link is refused: it would be written to wherever it leads. In a bucket there is no kernel, but a lease (`lease`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from medad_core.errors import MedadError
 from medad_core.media import visible
-from medad_core.store.files import explained, local_path
+from medad_core.store.files import explained, local_name, local_path
+from medad_core.store.lease import LockedError, lease_holder, leased
+from medad_core.store.objects import is_object
 from medad_core.store.regular import open_lock, open_regular
 
 NAME = ".lock"
@@ -30,16 +31,20 @@ WAIT = "wait for it, or give --wait"
 _LONGEST_NOTE = 4096  # bytes
 
 
-class LockedError(MedadError):
-    """Another process writes to the same folder."""
-
-
 @contextmanager
-def locked(folder: Path, wait: bool = False, way_out: str = WAIT) -> Iterator[None]:
+def locked(uri: str | Path, wait: bool = False, way_out: str = WAIT) -> Iterator[None]:
     """Hold a folder while the block runs. With `wait`, wait for another process that holds it.
 
     Raises LockedError naming the holder, and `way_out`, otherwise; StoreError if the lock cannot be written.
     """
+    is_leased = is_object(str(uri))
+    folder = Path(local_name(str(uri)) or "")
+    with leased(str(uri), wait, way_out) if is_leased else _flocked(folder, wait, way_out):
+        yield
+
+
+@contextmanager
+def _flocked(folder: Path, wait: bool, way_out: str) -> Iterator[None]:
     with explained("lock", str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = open_lock(folder / NAME)
@@ -65,34 +70,35 @@ def locked(folder: Path, wait: bool = False, way_out: str = WAIT) -> Iterator[No
 
 @contextmanager
 def held(uri: str) -> Iterator[None]:
-    """Hold the existing folder `uri` while the block runs. Other filesystems than the local one have no locks.
+    """Hold the existing folder `uri`, or a place in a bucket, while the block runs.
 
     Raises LockedError naming the holder, StoreError if the lock cannot be written.
     """
     folder = local_path(uri)
-    if folder is None or not folder.is_dir():
+    if folder is not None and not folder.is_dir():
         yield
         return
-    with locked(folder, way_out="wait until it ends"):
+    with locked(uri, way_out="wait until it ends"):
         yield
 
 
 def check_unheld(uri: str) -> None:
     """Raise LockedError if another process holds the folder `uri` now; nothing is written."""
-    folder = local_path(uri)
-    if folder is not None:
-        check_free(folder, "wait until it ends")
+    check_free(uri, "wait until it ends")
 
 
-def check_free(folder: Path, way_out: str = WAIT) -> None:
+def check_free(uri: str | Path, way_out: str = WAIT) -> None:
     """Raise LockedError if another process holds the folder now."""
-    name = holder(folder)
+    name = holder(uri)
     if name is not None:
-        raise LockedError(_refusal(folder, name, way_out))
+        raise LockedError(_refusal(uri, name, way_out))
 
 
-def holder(folder: Path) -> str | None:
+def holder(uri: str | Path) -> str | None:
     """The process that holds the folder ("process 1 on host since …"), None if none does. Only reads the lock file."""
+    if is_object(str(uri)):
+        return lease_holder(str(uri))
+    folder = Path(local_name(str(uri)) or "")
     with explained("read", str(folder / NAME)):
         try:
             stream = open_regular(folder / NAME)
@@ -110,7 +116,7 @@ def _acquire(descriptor: int, folder: Path, wait: bool, way_out: str) -> None:
         time.sleep(POLL_S)
 
 
-def _refusal(folder: Path, name: str, way_out: str) -> str:
+def _refusal(folder: str | Path, name: str, way_out: str) -> str:
     return f"{folder} is in use by {name}; {way_out}"
 
 

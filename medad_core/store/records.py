@@ -137,13 +137,19 @@ class _Counts(Record, frozen=True):
             )
 
 
-class PartRecord(_Counts, frozen=True):
-    """Written after its part; a part without a record is ignored. `plan_sha256` is the hash of its plan."""
+class PartRecord(_Counts, frozen=True, omit_defaults=True):
+    """Written after its part; a part without a record is ignored. `plan_sha256` is the hash of its plan.
+
+    `made_with` says what made it where that is no part of the fingerprint: the LLM's engine. Others have none. `tag` is
+    the tag that a store gave the uploaded part; on a disk there is none.
+    """
 
     number: Count
     bytes: Count
     sha256: str
     plan_sha256: str
+    made_with: dict[str, str] = {}
+    tag: str = ""
 
 
 class StageManifest(_Counts, frozen=True):

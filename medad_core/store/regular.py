@@ -2,6 +2,7 @@
 
 One decision: a file is opened without waiting, and only then looked at, so nothing can be exchanged in between. What is
 no regular file is an OSError: a pipe would be read for ever, and a link in place of a lock leads to a file of others.
+An object of a bucket is opened by the same name for it, and has facts like those of a file.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import io
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias, cast
 
+from medad_core.store.objects import ObjectFacts, ObjectFile, facts_of, is_object
+
+Facts: TypeAlias = os.stat_result | ObjectFacts
 _LONGEST_TEXT = 1 << 28  # characters; a table of half a million cases has fewer
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -28,8 +32,23 @@ def kind_of(facts: os.stat_result) -> str | None:
     return None if stat.S_ISREG(facts.st_mode) else _KINDS.get(stat.S_IFMT(facts.st_mode), "something else")
 
 
+def facts_at(path: str | Path) -> Facts:
+    """What the file system says of a file, or a store of an object. Raises OSError."""
+    return facts_of(str(path)) if is_object(str(path)) else os.stat(path)
+
+
+def facts_in(stream: BinaryIO) -> Facts:
+    """What the file system says now of an opened file, or a store said of an object when it was opened.
+
+    A file may be written to while it is open. What is read of an object is all of one version.
+    """
+    return stream.facts if isinstance(stream, ObjectFile) else os.fstat(stream.fileno())
+
+
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a regular file, or a link to one, to read its bytes. Raises OSError, also for anything else."""
+    """Open a regular file, a link to one, or an object, to read its bytes. Raises OSError, also for anything else."""
+    if is_object(str(path)):
+        return cast(BinaryIO, ObjectFile(str(path)))
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     _require_regular(descriptor, path)
     return os.fdopen(descriptor, "rb")

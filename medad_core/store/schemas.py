@@ -98,6 +98,7 @@ PREDICTIONS = pa.schema(
         _field("location_anatomical", pa.string(), True),  # `location` in anatomical terms
         _field("peak_y", pa.float32()),
         _field("peak_x", pa.float32()),
+        _field("unstable", pa.bool_(), True),  # the verdict may flip with the engine's load; null: not known
         _field("model_fingerprint", pa.string()),
     ]
 )

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 class Stage:
-    """One stage of one run. `run` is a path or an fsspec URI, `schema` has case_id and slice_index among its fields."""
+    """One stage of one run. `run` is a path or a URI, `schema` has case_id and slice_index among its fields."""
 
     def __init__(self, run: str, name: str, schema: pa.Schema) -> None:
         self.run = str(run)
@@ -77,8 +77,7 @@ class Stage:
         """
         plan = self.find_plan()
         if plan is None:
-            plan = make_plan(self.name, fingerprint, self.schema, parts)
-            self._books.write_plan(plan)
+            plan = self._books.write_first_plan(make_plan(self.name, fingerprint, self.schema, parts))
         wanted = complete_fingerprint(self.name, fingerprint, self.schema, parts)
         if after is not None and differ_in_inputs_only(plan.fingerprint, wanted):
             replan(self, make_plan(self.name, fingerprint, self.schema, parts), after)
@@ -148,14 +147,15 @@ class Stage:
         skipped: Sequence[Item] = (),
         failed: Sequence[Item] = (),
         seconds: float = 0.0,
+        made_with: Mapping[str, str] | None = None,
     ) -> PartRecord:
         """Write a part, then its record.
 
         `rows` is a table, or an iterable of record batches or tables that is consumed during writing. Cases must be in
         the planned order, the rows of a case adjacent, and slice_index increasing; each case gets a row group. Every
         planned input must either have rows, or be in `skipped` or `failed`; `failed` may grow while `rows` is
-        consumed. `seconds` is added to the time of writing. Raises StoreError; then there is no record. Errors raised
-        by the iterable `rows` pass through.
+        consumed. `seconds` is added to the time of writing, `made_with` is recorded. Raises StoreError; then there is
+        no record. Errors raised by the iterable `rows` pass through.
         """
         started = time.perf_counter()
         plan = self.plan()
@@ -179,6 +179,8 @@ class Stage:
             skipped=tuple(skipped),
             failed=tuple(failed),
             plan_sha256=plan.sha256,
+            made_with=dict(made_with or {}),
+            tag=listing.tag_of(self._part_at(number)),
         )
         self._books.write_record(record)
         return record

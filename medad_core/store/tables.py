@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from medad_core.errors import RowsError, StoreError, first_line
-from medad_core.store.files import explained, filesystem, local_path, new_file
+from medad_core.store.files import explained, local_name, new_file
+from medad_core.store.objects import open_for_tables
 
 Rows: TypeAlias = pa.Table | Iterable[pa.RecordBatch | pa.Table]
 
@@ -31,15 +32,12 @@ def write_table(uri: str, table: pa.Table, schema: pa.Schema | None = None) -> N
 
 def read_table(uri: str, columns: Sequence[str] | None = None, case_id: str | None = None) -> pa.Table:
     """Read a Parquet file; with `case_id`, only the rows of that case. Raises StoreError if damaged or absent."""
-    path = local_path(uri)
-    fs, source = (None, str(path)) if path is not None else filesystem(uri)
     filters = [("case_id", "==", case_id)] if case_id is not None else None
     with explained("read", uri), _damage_explained(uri):
         return pq.read_table(
-            source,
+            _source(uri),
             columns=list(columns) if columns is not None else None,
             filters=filters,
-            filesystem=fs,
             partitioning=None,
         )
 
@@ -49,12 +47,10 @@ def read_case_rows(uri: str, case_id: str, columns: Sequence[str] | None = None)
 
     Raises StoreError like `read_table`.
     """
-    path = local_path(uri)
-    fs, source = (None, str(path)) if path is not None else filesystem(uri)
     with (
         explained("read", uri),
         _damage_explained(uri),
-        pq.ParquetFile(source, filesystem=fs, memory_map=False) as file,
+        pq.ParquetFile(_source(uri), memory_map=False) as file,
     ):
         place = file.schema_arrow.get_field_index("case_id")
         groups = [
@@ -64,6 +60,11 @@ def read_case_rows(uri: str, case_id: str, columns: Sequence[str] | None = None)
         rows = file.read_row_groups(groups, columns=wanted)
         rows = rows.filter(pc.equal(rows["case_id"], case_id))
         return rows if columns is None else rows.select(list(columns))
+
+
+def _source(uri: str) -> Any:
+    """What pyarrow reads a file from."""
+    return local_name(uri) or open_for_tables(uri)
 
 
 def _may_hold(group: Any, column: int, case_id: str) -> bool:

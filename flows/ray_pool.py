@@ -1,0 +1,239 @@
+"""The workers of a stage on a Ray cluster: plain actors, each with models that it loads once and keeps.
+
+One decision: plain actors, neither `ray.data` nor prefect-ray. `ray.data.map_batches` retries blocks by itself and
+reports a bad one only by failing all of its job, so nobody could try a part alone; `ray.data.llm` takes no prompt
+embeddings. prefect-ray starts Ray anew for each stage, loads the models for each range, and its tasks on other machines
+know no Prefect server (Prefect #18485). `tests/measure_ray.py` compares all three.
+
+A thread of the flow waits for each range that is made. Where a worker or its node dies, the thread raises WorkerLost,
+and a new worker is asked for, which starts when a node has room for it. So a node that joins gets work.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
+from contextlib import ExitStack
+from typing import Any
+
+from flows.ray_cluster import GIB, connect, expected_of, holds, in_words, living_nodes
+from flows.ray_worker import Made, RangeWorker
+from medad_core import stopping
+from medad_core.config import Settings
+from medad_core.errors import MedadError, Stopped, first_line
+from medad_core.faults.travel import unpack
+from medad_core.run.run import Run
+from medad_core.store import PART_STAGES, PartRecord
+
+log = logging.getLogger(__name__)
+POLL_S = 0.1
+HOPE_S = 300.0  # that no node can hold a worker before the run gives up: a node may come back
+PATIENCE_S = 60.0  # between two lines that say that a stage waits
+GONE_S = 2.0  # until a worker that was killed is gone
+CLOSE_S = 10.0  # until an engine has ended its processes
+LAST = [*PART_STAGES][-1]  # after this stage the workers end; before, the next stage takes them over
+_kept: dict[tuple[object, ...], list[Any]] = {}  # workers between two stages: a new one imports torch for seconds
+
+
+class WorkerLost(BrokenExecutor):
+    """A worker, or the node that it ran on, died in the middle of a range."""
+
+
+def end_kept() -> None:
+    """End the workers that no stage has taken over; their resources are free again."""
+    import ray
+
+    for actors in _kept.values():
+        for actor in actors:
+            ray.kill(actor)
+    _kept.clear()
+
+
+class RayPool:
+    """At most `flow.max_workers` workers of one stage. They start with its first range."""
+
+    def __init__(self, run: Run, stage: str) -> None:
+        self.run = run
+        self.stage = stage
+        self.flow = run.settings.flow
+        self.resources = self.flow.ray_workers.stages()[stage]
+        self._lock = threading.Lock()
+        self._open = ExitStack()
+        self._class: Any = None  # of the actors, once connected
+        self._starting: dict[Any, Any] = {}  # actor by the reference to its first answer
+        self._idle: list[Any] = []
+        self._busy: dict[Any, Any] = {}  # reference to the range that it makes, by actor
+        self._refused = ""  # what is wrong with the last node that was refused
+
+    def make_parts(
+        self, _run: str, _settings: Settings, _stage: str, numbers: Sequence[int], attempt: int = 1
+    ) -> list[PartRecord]:
+        """Make parts on a worker, as `medad_core.stages.workers.make_parts` does. Raises WorkerLost as well."""
+        actor, reference = self._take(list(numbers), attempt)
+        try:
+            made = self._result(actor, reference)
+        except Stopped:
+            raise  # it is in the middle of its range, and killed when the pool is closed
+        except Exception:  # the worker died, or gave an answer that cannot be read
+            with self._lock:
+                self._busy.pop(actor, None)
+                self._end(actor)
+                self._start()
+            raise
+        with self._lock:
+            if self._busy.pop(actor, None) is not None:
+                self._idle.append(actor)
+        for name, level, message in made.logged:
+            logging.getLogger(name).log(level, "%s", message)
+        if made.error is not None:
+            raise unpack(made.error)
+        return made.records
+
+    def close(self) -> None:
+        """Give all workers back. Those that are in the middle of a range are killed, and gone when this returns."""
+        import ray
+
+        with self._lock:
+            if self._class is None:
+                return
+            closing = [actor.close.remote() for actor in self._idle]
+            if closing and not self._busy:
+                ray.wait(closing, num_returns=len(closing), timeout=CLOSE_S)
+            waiting = [*self._idle, *self._starting.values()]
+            keeps = not self._busy and self.stage != LAST
+            if keeps:
+                _kept[self._key()] = waiting
+            for actor in self._busy if keeps else [*self._busy, *waiting]:
+                ray.kill(actor)
+            if self._busy:  # their ranges fail when they are gone
+                ray.wait(list(self._busy.values()), num_returns=len(self._busy), timeout=GONE_S)
+            self._starting, self._idle, self._busy, self._class = {}, [], {}, None
+        self._open.close()
+
+    def _open_cluster(self) -> None:
+        """Connect, and ask for all workers; those that the stage before left are taken over, if they are alike."""
+        import ray
+
+        connect(self.flow)
+        root = self.run.cohort.root if self.stage == "slices" else None
+        self._expected = self._open.enter_context(expected_of(self.run.uri, root))
+        self._class = ray.remote(RangeWorker).options(
+            num_cpus=self.resources.cpus,
+            num_gpus=self.resources.gpus,
+            memory=int(self.resources.memory_gib * GIB) or None,
+            max_restarts=0,  # the supervisor decides what is made again
+            scheduling_strategy="SPREAD",
+        )
+        kept = _kept.pop(self._key(), [])
+        end_kept()
+        for actor in kept:
+            self._begin(actor)
+        for _ in range(self.flow.max_workers - len(kept)):
+            self._start()
+
+    def _key(self) -> tuple[object, ...]:
+        """What workers must share to be taken over by another stage: the connection, and their resources."""
+        import ray
+
+        return (ray.get_runtime_context().get_job_id(), self.flow.max_workers, self.resources)
+
+    def _start(self) -> None:
+        """Ask for one more worker."""
+        if self._class is not None:  # None: closed meanwhile
+            self._begin(self._class.remote(bool(self.resources.gpus)))
+
+    def _end(self, actor: Any) -> None:
+        import ray
+
+        ray.kill(actor)  # nothing happens to one that is dead
+
+    def _begin(self, actor: Any) -> None:
+        actor.open.remote(self.run.uri, self.run.settings, self.stage)
+        self._starting[actor.fault.remote(self._expected)] = actor
+
+    def _take(self, numbers: list[int], attempt: int) -> tuple[Any, Any]:
+        """Give a range to the next idle worker; returns the worker, and the reference to what it makes."""
+        hopeless_since = None
+        warned = time.monotonic()
+        while True:
+            stopping.check()
+            with self._lock:
+                if self._class is None:
+                    self._open_cluster()
+                if self._starting:
+                    self._greet()
+                if self._idle:
+                    actor = self._idle.pop()
+                    self._busy[actor] = actor.make.remote(numbers, attempt)
+                    return actor, self._busy[actor]
+                hopeless = not self._busy and not self._may_start()
+            hopeless_since = (hopeless_since or time.monotonic()) if hopeless else None
+            if hopeless_since is not None and (not self._starting or time.monotonic() - hopeless_since > HOPE_S):
+                raise MedadError(self._hopeless())
+            if time.monotonic() - warned > PATIENCE_S:
+                warned = time.monotonic()
+                log.warning("%s waits for a worker: no node has %s free", self.stage, in_words(self.resources))
+            time.sleep(POLL_S)
+
+    def _greet(self) -> None:
+        """Let workers that have started take ranges, if their nodes are as they should be."""
+        import ray
+
+        for reference in ray.wait(list(self._starting), timeout=0, num_returns=len(self._starting))[0]:
+            actor = self._starting.pop(reference)
+            try:
+                fault = ray.get(reference)
+            except ray.exceptions.RayError as error:
+                self._start()
+                raise WorkerLost(f"a worker of {self.stage} died while it started: {first_line(error)}") from error
+            if fault is None:
+                self._idle.append(actor)
+            else:
+                ray.kill(actor)
+                self._refused = fault
+                log.warning("a node of the Ray cluster is not used: it %s", fault)
+
+    def _may_start(self) -> bool:
+        """Whether a worker that was asked for fits a node."""
+        return bool(self._starting) and any(holds(node, self.resources) for node in living_nodes())
+
+    def _hopeless(self) -> str:
+        if self._refused and not self._starting:
+            return f"flow.ray_address: a node {self._refused}"
+        return (
+            f"flow.ray_workers.{self.stage}: no node of the Ray cluster has {in_words(self.resources)} any more; "
+            "the same command goes on where it stopped"
+        )
+
+    def _result(self, actor: Any, reference: Any) -> Made:
+        """Wait for the range that a worker makes."""
+        import ray
+
+        while not ray.wait([reference], timeout=POLL_S)[0]:
+            stopping.check()
+        try:
+            return ray.get(reference)
+        except ray.exceptions.RayTaskError:
+            raise  # an error of this code: those of parts are returned
+        except ray.exceptions.ActorUnavailableError as error:
+            self._wait_for_death(actor)
+            raise WorkerLost(first_line(error)) from error
+        except ray.exceptions.RayError as error:
+            raise WorkerLost(first_line(error)) from error
+
+    def _wait_for_death(self, actor: Any) -> None:
+        """Kill a worker that cannot be reached, and wait until Ray says that it is dead: it may still make its part."""
+        import ray
+
+        ray.kill(actor)
+        while True:
+            stopping.check()
+            try:
+                ray.get(actor.close.remote(), timeout=1)
+            except ray.exceptions.ActorDiedError:
+                return
+            except ray.exceptions.RayError:
+                time.sleep(POLL_S)

@@ -1,0 +1,125 @@
+"""What a night costs a cohort that has many cases already, and what a run in a bucket costs beside its work.
+
+    python tests/measure_scale.py night 100000 50          # so many cases, screened 50 a night
+    python tests/measure_scale.py bucket 1251 100000       # runs of so many cases in a real S3 server on this machine
+
+One decision: models are left out, and what they would have written is made up: 41 rows a case. What is timed is what
+`medad screen` calls. The S3 server is moto, in Python and with one thread: times in a bucket are those of this server.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from measure_cohort import make_batch
+
+from medad_core.inbox.folder import COMMIT, PLANNED, CohortFolder
+from medad_core.inbox.records import Batch, BatchPlan
+from medad_core.store import PREDICTIONS, sha256_file, write_table
+
+SLICES = 41
+
+
+@contextmanager
+def timed(name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{name}: {time.perf_counter() - started:.1f} s, peak so far {peak:.0f} MB", flush=True)
+
+
+def predictions_of(names: list[str]) -> pa.Table:
+    """Rows as a batch has them, of no meaning."""
+    rows = len(names) * SLICES
+    generator = np.random.default_rng(rows)
+    columns = {}
+    for field in PREDICTIONS:
+        if field.name in {"case_id", "patient"}:
+            columns[field.name] = pa.array(np.repeat(names, SLICES))
+        elif field.name == "slice_index":
+            columns[field.name] = pa.array(np.tile(np.arange(60, 60 + SLICES, dtype=np.int32), len(names)))
+        elif pa.types.is_floating(field.type):
+            columns[field.name] = pa.array(generator.random(rows), field.type)
+        elif pa.types.is_boolean(field.type):
+            columns[field.name] = pa.array(generator.random(rows) < 0.5)
+        elif pa.types.is_integer(field.type):
+            columns[field.name] = pa.array(generator.integers(0, 2, rows), field.type)
+        else:
+            text = "Yes, there is an anomaly at the bottom of the image."
+            columns[field.name] = pa.array([text] * rows).cast(field.type)
+    return pa.table(columns, schema=PREDICTIONS)
+
+
+def make_night(cohort: CohortFolder, number: int, size: int, nights: int) -> Batch:
+    """A batch, committed or not: all its files but the stages."""
+    batch = make_batch(Path(cohort.uri) / "batches", number, size, nights)
+    run = cohort.run_of(number)
+    table = predictions_of([screening.case_id for screening in batch.screenings])
+    write_table(f"{run}/predictions.parquet", table, PREDICTIONS)
+    return batch.replace(predictions_sha256=sha256_file(f"{run}/predictions.parquet"))
+
+
+def night(cases: int, size: int) -> None:
+    """Time what the command does on a cohort of `cases` beside the work on a night of `size`."""
+    nights = cases // size
+    with tempfile.TemporaryDirectory(prefix="medad-") as scratch:
+        cohort = CohortFolder(scratch)
+        for number in range(1, nights + 1):
+            batch = make_night(cohort, number, size, nights)
+            (Path(cohort.run_of(number)) / COMMIT).write_bytes(batch.to_json())
+        with timed(f"{cases:,} cases, the first view"):
+            cohort.reconcile()
+        with timed("nothing new: reconcile"):
+            cohort.reconcile()
+        batch = make_night(cohort, nights + 1, size, nights)
+        plan = BatchPlan(number=nights + 1, opened="", fingerprint=batch.fingerprint, studies=(), apart=False)
+        (Path(cohort.run_of(nights + 1)) / PLANNED).write_bytes(plan.to_json())
+        (Path(cohort.run_of(nights + 1)) / COMMIT).write_bytes(batch.to_json())
+        with timed(f"a night of {size} more: view, worklist, follow-up"):
+            cohort.write_view()
+
+
+def bucket(cases: int) -> None:
+    """Time a finished run of `cases` in a bucket: plan, records, what is pending, the manifest."""
+    from buckets import BUCKET, client_of, proxy_to, s3_server, variables
+
+    from medad_core.store import MAPS, Item, Stage, objects
+
+    with s3_server() as port, proxy_to(port) as proxy:
+        os.environ.update(variables(f"http://127.0.0.1:{port}"))
+        client_of(port).create_bucket(Bucket=BUCKET)
+        objects.forget_stores()
+        names = [f"case-{number:06d}" for number in range(cases)]
+        parts = [tuple(names[at : at + 4]) for at in range(0, cases, 4)]
+        uri = f"s3://{BUCKET}/run"
+        stage = Stage(uri, "maps", MAPS)
+        with timed(f"{cases:,} cases in a bucket, plan"):
+            stage.prepare({"model": "none"}, parts)
+        with timed("parts of no rows, written one after another"):
+            for number, inputs in enumerate(parts):
+                stage.write_part(number, [], failed=[Item(key=key, reason="made up") for key in inputs])
+        os.environ["AWS_ENDPOINT_URL"] = proxy.url  # counts the requests from here on
+        objects.forget_stores()
+        for what, look in (("finish", stage.finish), ("pending", Stage(uri, "maps", MAPS).pending)):
+            before = len(proxy.asked)
+            with timed(what):
+                look()
+            print(f"  {len(proxy.asked) - before} requests")
+
+
+if __name__ == "__main__":
+    kind, *numbers = sys.argv[1:]
+    if kind == "night":
+        night(int(numbers[0]), int(numbers[1]))
+    else:
+        for count in numbers:
+            bucket(int(count))

@@ -28,8 +28,9 @@ $(VENV)/.ready: pyproject.toml requirements-cpu.lock requirements-uv.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	@# uv takes half a minute where pip takes five; where uv cannot be had, pip does it.
+	@# Compiled once here, as pip does: where Python may not write bytecode, every command would compile it all again.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock \
-	  && $(BIN)/python -m uv pip install --quiet --python $(BIN)/python $(PINNED) \
+	  && $(BIN)/python -m uv pip install --quiet --compile-bytecode --python $(BIN)/python $(PINNED) \
 	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINNED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@

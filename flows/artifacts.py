@@ -30,18 +30,12 @@ from medad_core.media import markdown_text, read_csv
 from medad_core.metrics.names import MAIN_METRICS, metric_name
 from medad_core.metrics.printed import interval_text, markdown_table, value_text
 from medad_core.store import Stage, StageProgress, join, read_table
-from medad_core.store.files import read_bytes
+from medad_core.store.files import name_parts, read_bytes
 
 log = logging.getLogger(__name__)
 LOOK_S = 5.0  # between two looks at a stage's files
 PATIENCE_S = 3.0  # the time that a stage waits, at its end, for the last update
 SHOWN = 20  # number of rejected cases that are named; rejected.csv has all of them
-
-
-def name_parts(run: str) -> tuple[str, ...]:
-    """The name of a run's folder; for a batch of a cohort, the cohort's name and the batch number."""
-    words = run.rstrip("/").split("/")
-    return (words[-3], words[-1]) if words[-2:-1] == ["batches"] and len(words) > 2 else (words[-1],)
 
 
 @contextmanager

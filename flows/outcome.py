@@ -65,6 +65,11 @@ def outcome_reported(kind: str, name: str, settings: Settings) -> Iterator[Repor
     notify(notification("finished"), settings.notify, ATTEMPTS)
 
 
+def report_finished(kind: str, name: str, settings: Settings, counts: dict[str, int]) -> None:
+    """Report to the webhook what was finished already, so that no flow begins."""
+    notify(Notification(event="finished", kind=kind, name=name, seconds=0.0, counts=counts), settings.notify, ATTEMPTS)
+
+
 @contextmanager
 def failure_reported(kind: str, name: str, settings: Settings) -> Iterator[None]:
     """Report to the webhook what fails before a flow begins; wrong usage concerns only the person who typed it."""

@@ -11,18 +11,17 @@ from datetime import date
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.artifacts import name_parts
 from flows.cancellation import cancellable
-from flows.outcome import Report, outcome_reported
+from flows.outcome import Report, outcome_reported, report_finished
 from flows.parameters import DEFAULTS, SettingsParameter
-from flows.stages import evaluate_within, stage_within
+from flows.stages import evaluate_within, outcome_of, stage_within
 from medad_core.inbox.folder import CohortFolder
-from medad_core.inbox.screening import CohortOutcome, screen_inbox
+from medad_core.inbox.screening import CohortOutcome, Inbox
 from medad_core.permissions import set_mode
 from medad_core.run.run import Run
-from medad_core.stages.complete import require_cases
+from medad_core.stages.complete import is_complete, require_cases
 from medad_core.store import PART_STAGES
-from medad_core.store.files import name_of, resolved
+from medad_core.store.files import name_of, name_parts, resolved
 from medad_core.store.lock import check_unheld, locked
 from tasks.whole import Outcome
 
@@ -76,14 +75,30 @@ def screen_run(run: Run, data: str) -> Outcome:
     return opened(lambda: cancellable(work))()
 
 
+def finished_run(run: Run, data: str) -> Outcome | None:
+    """The outcome of an opened run that is finished, with the report of a flow; None where something is left to do.
+
+    Loads no model. Raises StoreError where a stage was made with other settings.
+    """
+    outcome = outcome_of(run) if is_complete(run) else None
+    if outcome is not None:
+        run.note(data)
+        report_finished("screen", name_parts(run.uri)[0], run.settings, _counts(outcome))
+    return outcome
+
+
 def _screen(run: Run, data: str, report: Report) -> Outcome:
     for name in PART_STAGES:
         require_cases(run, stage_within(run, name))
     run.note(data)
     outcome = evaluate_within(run)
     report.runs = (run.uri,)
-    report.counts = {"cases": outcome.cases, "slices": outcome.slices, "rejected": len(outcome.rejected)}
+    report.counts = _counts(outcome)
     return outcome
+
+
+def _counts(outcome: Outcome) -> dict[str, int]:
+    return {"cases": outcome.cases, "slices": outcome.slices, "rejected": len(outcome.rejected)}
 
 
 @flow(
@@ -99,12 +114,37 @@ def screen_cohort(inbox: str, cohort: str, settings: SettingsParameter = DEFAULT
 
     def work() -> CohortOutcome:
         with locked(folder.uri, wait), outcome_reported("screen-cohort", name_of(folder.uri), settings) as report:
-            outcome = screen_inbox(folder, resolved(inbox), settings, _screen_batch)
-            report.counts = outcome.counts()
-            report.runs = tuple(folder.run_of(batch.batch) for batch in outcome.batches)
-            return outcome
+            return _screen_inbox(Inbox.look(folder, resolved(inbox), settings), report)
 
     return cancellable(work)
+
+
+def screen_looked_at(inbox: Inbox) -> CohortOutcome:
+    """Screen what is new in an inbox that was looked at, in a flow run like that of `screen_cohort`."""
+    folder = inbox.folder.uri
+
+    def work() -> CohortOutcome:
+        with outcome_reported("screen-cohort", name_of(folder), inbox.settings) as report:
+            return _screen_inbox(inbox, report)
+
+    named = run_name(folder)
+    options = {"description": screen_cohort.description, "flow_run_name": named, "persist_result": False}
+    return flow(name="screen-cohort", **options)(lambda: cancellable(work))()
+
+
+def unchanged_cohort(inbox: Inbox) -> CohortOutcome | None:
+    """The outcome where nothing is new in an inbox, with the report of a flow; None where something is."""
+    outcome = inbox.unchanged()
+    if outcome is not None:
+        report_finished("screen-cohort", name_of(inbox.folder.uri), inbox.settings, outcome.counts())
+    return outcome
+
+
+def _screen_inbox(inbox: Inbox, report: Report) -> CohortOutcome:
+    outcome = inbox.screen(_screen_batch)
+    report.counts = outcome.counts()
+    report.runs = tuple(inbox.folder.run_of(batch.batch) for batch in outcome.batches)
+    return outcome
 
 
 def _screen_batch(run: Run, machine_is_well: bool) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.artifacts import name_parts
 from flows.cancellation import cancellable
 from flows.outcome import outcome_reported
 from flows.parameters import DEFAULTS, SettingsParameter
 from medad_core.errors import StoreError
 from medad_core.inbox.verify import verify_folder
+from medad_core.store.files import name_parts
 
 log = logging.getLogger(__name__)
 

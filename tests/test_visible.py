@@ -31,7 +31,7 @@ from test_notify import Hook
 
 from flows import artifacts as artifacts_module
 from flows import courtesy, outcome
-from flows.artifacts import kind_of, name_parts, progress_line, progress_shown
+from flows.artifacts import kind_of, progress_line, progress_shown
 from flows.gpu import LIMIT, gpu_slot
 from flows.outcome import outcome_reported
 from flows.screen import screen
@@ -39,6 +39,7 @@ from flows.stages import maps
 from medad_core.config import Settings, load_settings
 from medad_core.errors import StoreError, UsageError
 from medad_core.store import PART_STAGES, StageProgress, stage_of
+from medad_core.store.files import name_parts
 
 pytest_plugins = ("prefect_harness",)
 

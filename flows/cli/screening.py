@@ -60,25 +60,31 @@ def _screen_run(data: str, out: str, settings: Settings, refresh: bool, terminal
 
     with ExitStack() as stack:
         with terminals.err.status("checking data, models and settings"):
-            from flows.artifacts import name_parts
-            from flows.cli.server import start_temporary_server
-            from flows.orchestrator import check_orchestration
+            from flows.cli.server import temporary_server
+            from flows.orchestrator import check_orchestration, server_url
             from flows.outcome import failure_reported
             from flows.ray_cluster import check_cluster
-            from flows.screen import screen_run
+            from flows.screen import finished_run, screen_run
             from medad_core.data.summary import summarise
+            from medad_core.run.evaluated import has_results
             from medad_core.run.run import Run
+            from medad_core.store.files import name_parts
 
             check_orchestration(settings)
+            start_server = stack.enter_context(temporary_server(soon=not has_results(out)))
             with failure_reported("screen", name_parts(out)[0], settings):
                 run = stack.enter_context(Run.held(data, out, settings, refresh))
                 check_cluster(settings, out, run.cohort.root)
             if run.discovery is not None:
                 for line in (*summarise(run.discovery, settings.data.modality), *_levels_of(run)):
                     terminals.err.print(line, soft_wrap=True)
-            start_temporary_server()
-        with watching(lambda: out, terminals.err):
-            outcome = screen_run(run, data)
+            # On a server, every command is a flow run; without one, what is finished needs none.
+            outcome = None if server_url() else finished_run(run, data)
+            if outcome is None:
+                start_server()
+        if outcome is None:
+            with watching(lambda: out, terminals.err):
+                outcome = screen_run(run, data)
     return _report_outcome(outcome, terminals)
 
 
@@ -95,16 +101,32 @@ def _levels_of(run: Run) -> list[str]:
 def _screen_cohort(data: str, cohort: str, settings: Settings, wait: bool, terminals: Consoles) -> int:
     from flows.cli.progress import watching
 
-    with terminals.err.status("checking inbox, models and settings"):
-        from flows.cli.server import start_temporary_server
-        from flows.preflight import check_cohort
-        from flows.screen import screen_cohort
-        from medad_core.inbox.folder import CohortFolder
+    with ExitStack() as stack:
+        with terminals.err.status("checking inbox, models and settings"):
+            from flows.cli.server import temporary_server
+            from flows.orchestrator import server_url
+            from flows.outcome import failure_reported
+            from flows.preflight import check_cohort
+            from flows.screen import screen_cohort, screen_looked_at, unchanged_cohort
+            from medad_core.inbox.folder import CohortFolder, is_cohort
+            from medad_core.inbox.screening import Inbox
+            from medad_core.store.files import name_of, resolved
+            from medad_core.store.lock import locked
 
-        check_cohort(data, cohort, settings, wait)
-        start_temporary_server()
-    with watching(CohortFolder(cohort).open_run, terminals.err):
-        outcome = screen_cohort(data, cohort, settings, wait)
+            folder = CohortFolder(cohort, data)
+            start_server = stack.enter_context(temporary_server(soon=not is_cohort(cohort)))
+            check_cohort(data, cohort, settings, wait)
+            inbox = None
+            if not server_url():  # on a server, every command is a flow run, which waits for others where they see it
+                stack.enter_context(locked(folder.uri, wait))
+                with failure_reported("screen-cohort", name_of(folder.uri), settings):
+                    inbox = Inbox.look(folder, resolved(data), settings)
+                outcome = unchanged_cohort(inbox)
+                if outcome is not None:
+                    return _report_cohort(outcome, terminals)
+            start_server()
+        with watching(folder.open_run, terminals.err):
+            outcome = screen_cohort(data, cohort, settings, wait) if inbox is None else screen_looked_at(inbox)
     return _report_cohort(outcome, terminals)
 
 

@@ -15,6 +15,9 @@ import os
 import socket
 import subprocess
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flows.access import SERVER, new_auth_string, set_client_auth_string, use_auth_string
@@ -33,11 +36,33 @@ ENVIRONMENT = {  # of the server
 
 
 def start_temporary_server() -> None:
-    """Start the server that the first flow would start, with its guard.
+    """Start the server that the first flow would start, with its guard, and wait until it answers.
 
     Nothing is started where a real server is configured, or where Prefect may start none. Raises MedadError where it
     does not answer; then nothing of it is left.
     """
+    with temporary_server() as started:
+        started()
+
+
+@contextmanager
+def temporary_server(soon: bool = True) -> Iterator[Callable[[], None]]:
+    """Yields what starts the server and waits until it answers, as `start_temporary_server` does.
+
+    With `soon`, the server starts beside what the block does before it calls that. If the block never does, or fails
+    before the server answers, nothing of it is left.
+    """
+    start = _Start() if _is_needed() else None
+    if start is not None and soon:
+        start.begin()
+    try:
+        yield (lambda: None) if start is None else start.wait
+    finally:
+        if start is not None and not start.answers:
+            start.stop()
+
+
+def _is_needed() -> bool:
     from prefect.settings import PREFECT_SERVER_ALLOW_EPHEMERAL_MODE
 
     from flows.orchestrator import server_url
@@ -45,46 +70,58 @@ def start_temporary_server() -> None:
     url = server_url()
     if url:
         use_auth_string(url)
-        return
-    if not PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():
-        return
-    from prefect.server.api.server import SubprocessASGIServer
-
-    server = SubprocessASGIServer()  # one a process: Prefect's client uses the one that runs
-    if not server.running:
-        _Start(server).run()
+    return not url and PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value()
 
 
 class _Start:
-    """One start of `server`, in a thread of its own."""
+    """One start of the server of this process, in a thread of its own."""
 
-    def __init__(self, server: SubprocessASGIServer) -> None:
-        self.server = server
+    def __init__(self) -> None:
+        self.server: SubprocessASGIServer | None = None
+        self.answers = False
         self.faults: list[BaseException] = []
         self.guard: subprocess.Popen[bytes] | None = None
-        self.thread = threading.Thread(target=self._start, name="medad-server", daemon=True)
+        self.thread: threading.Thread | None = None
 
-    def run(self) -> None:
-        self.server._run_uvicorn_command = self._serve  # what `start` calls to get its process
+    def begin(self) -> None:
+        """Start, and do not wait. Does nothing where the server runs already."""
+        from prefect.server.api.server import SubprocessASGIServer  # takes seconds
+
+        server = SubprocessASGIServer()  # one a process: Prefect's client uses the one that runs
+        self.answers = server.running
+        if self.answers:
+            return
+        server._run_uvicorn_command = partial(self._serve, server)  # what `start` calls to get its process
+        self.server = server
+        self.thread = threading.Thread(target=self._start, args=(server,), name="medad-server", daemon=True)
         self.thread.start()
-        try:
-            while self.thread.is_alive():
-                self._look()
-                self.thread.join(POLL_S)
-            self._look()
-            if self.faults:
-                raise _not_started(first_line(self.faults[0]))
-        except BaseException:
-            self._stop()
-            raise
 
-    def _start(self) -> None:
+    def wait(self) -> None:
+        """Start, if it was not begun, and wait until the server answers. Raises MedadError."""
+        if self.server is None and not self.answers:
+            self.begin()
+        while self.thread is not None and self.thread.is_alive():
+            self._look()
+            self.thread.join(POLL_S)
+        self._look()
+        if self.faults:
+            raise _not_started(first_line(self.faults[0]))
+        self.answers = True
+
+    def stop(self) -> None:
+        """End what was begun."""
+        if self.guard is not None:
+            self.guard.kill()
+        if self.server is not None:
+            self.server.stop()
+
+    def _start(self, server: SubprocessASGIServer) -> None:
         try:
-            self.server.start()
+            server.start()
         except BaseException as error:  # also of a server that was stopped meanwhile
             self.faults.append(error)
 
-    def _serve(self) -> subprocess.Popen[bytes]:
+    def _serve(self, server: SubprocessASGIServer) -> subprocess.Popen[bytes]:
         """The process of the server, at a free port that this process has bound, with an authentication string."""
         from prefect.settings import get_current_settings
 
@@ -97,28 +134,17 @@ class _Start:
                 env={**os.environ, **settings, **ENVIRONMENT, SERVER: text},
                 pass_fds=[bound.fileno()],
             )
-            self.server.port = bound.getsockname()[1]
+            server.port = bound.getsockname()[1]
+        self.guard = _guard(process.pid)  # from its first moment, seconds before it answers
         set_client_auth_string(text)
         return process
 
     def _look(self) -> None:
-        """Guard the process from its first moment, seconds before it answers; notice its end, which Prefect does not.
-
-        Raises MedadError where it ended.
-        """
-        process: subprocess.Popen[Any] | None = self.server.server_process
-        if process is None:
-            return
-        if self.guard is None:
-            self.guard = _guard(process.pid)
-        code = process.poll()
+        """Notice the end of the process, which Prefect does not. Raises MedadError."""
+        process: subprocess.Popen[Any] | None = self.server and self.server.server_process
+        code = None if process is None else process.poll()
         if code is not None:
             raise _not_started(f"it ended with exit code {code}, and what it printed is above")
-
-    def _stop(self) -> None:
-        if self.guard is not None:
-            self.guard.kill()
-        self.server.stop()
 
 
 def _not_started(reason: str) -> MedadError:

@@ -9,7 +9,7 @@ broken machine. The caller passes a function that screens a batch: with flows, o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -148,28 +148,64 @@ class _Screening:
         return self.settings.model_copy(update={"data": data})
 
 
-def screen_inbox(folder: CohortFolder, inbox: str, settings: Settings, screen_batch: ScreenBatch) -> CohortOutcome:
-    """Screen new and changed studies of `inbox`, after the unfinished batch. The caller holds the cohort's lock.
+@dataclass(frozen=True)
+class Inbox:
+    """An inbox and its cohort, looked at; nothing of it is screened yet. The caller holds the cohort's lock.
 
-    Raises StoreError if the cohort was screened with different models or settings, or is damaged, and every error that
-    stops a run.
+    `scan` is None where a batch is unfinished: the inbox is scanned after that.
     """
-    folder.reconcile()
-    settled, fingerprint = _settled(folder, settings)
-    root = files_root(inbox, settled.data)
-    if settled.data.pseudonyms is not None and not Path(root).is_dir():  # the unfinished batch reads these links
-        find_cases(inbox, settled.data, may_be_empty=True)
-    screening = _Screening(folder, root, settled, screen_batch)
-    batches, stuck = screening.finish_left()
-    scan = scan_inbox(inbox, settled, folder.known_files())
-    folder.write_ledger(root, scan)
-    machine_is_well = False
-    for studies, apart in screening.sort_out(folder.pending(scan, settled.inbox.attempts), stuck):
-        plan = folder.plan_batch(root, studies, fingerprint, settled, apart)
-        batches.append(screening.screen(plan, machine_is_well))
-        machine_is_well = batches[-1].screened > 0
-        folder.write_ledger(root, scan)
-    return _outcome(folder, batches, scan)
+
+    folder: CohortFolder
+    uri: str
+    settings: Settings
+    fingerprint: dict[str, str]
+    scan: InboxScan | None
+
+    @classmethod
+    def look(cls, folder: CohortFolder, uri: str, settings: Settings) -> Inbox:
+        """Look at the inbox `uri`. Raises StoreError if the cohort was screened with others, or is damaged."""
+        folder.reconcile()
+        settled, fingerprint = _settled(folder, settings)
+        inbox = cls(folder, uri, settled, fingerprint, None)
+        return inbox if folder.open_batch() is not None else replace(inbox, scan=inbox.scanned())
+
+    @property
+    def root(self) -> str:
+        """The folder that the paths of files are relative to."""
+        return files_root(self.uri, self.settings.data)
+
+    def scanned(self) -> InboxScan:
+        """What is in the inbox now, which the ledger has as well."""
+        scan = scan_inbox(self.uri, self.settings, self.folder.known_files())
+        self.folder.write_ledger(self.root, scan)
+        return scan
+
+    def unchanged(self) -> CohortOutcome | None:
+        """The outcome where nothing is left to screen; None where there is something."""
+        if self.scan is None or self.folder.pending(self.scan, self.settings.inbox.attempts):
+            return None
+        return _outcome(self.folder, (), self.scan)
+
+    def screen(self, screen_batch: ScreenBatch) -> CohortOutcome:
+        """Screen new and changed studies, after the unfinished batch. Raises every error that stops a run."""
+        data = self.settings.data
+        if data.pseudonyms is not None and not Path(self.root).is_dir():  # the unfinished batch reads these links
+            find_cases(self.uri, data, may_be_empty=True)
+        screening = _Screening(self.folder, self.root, self.settings, screen_batch)
+        batches, stuck = screening.finish_left()
+        scan = self.scanned() if self.scan is None else self.scan
+        machine_is_well = False
+        for studies, apart in screening.sort_out(self.folder.pending(scan, self.settings.inbox.attempts), stuck):
+            plan = self.folder.plan_batch(self.root, studies, self.fingerprint, self.settings, apart)
+            batches.append(screening.screen(plan, machine_is_well))
+            machine_is_well = batches[-1].screened > 0
+            self.folder.write_ledger(self.root, scan)
+        return _outcome(self.folder, batches, scan)
+
+
+def screen_inbox(folder: CohortFolder, inbox: str, settings: Settings, screen_batch: ScreenBatch) -> CohortOutcome:
+    """Look at an inbox, and screen what is new in it: `Inbox.look`, then `Inbox.screen`."""
+    return Inbox.look(folder, inbox, settings).screen(screen_batch)
 
 
 def _settled(folder: CohortFolder, settings: Settings) -> tuple[Settings, dict[str, str]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 from pathlib import Path
 
@@ -30,11 +30,20 @@ STORED = {"BF16": "bfloat16", "F16": "float16"}
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Number of parameters of an LLM, their most frequent type on disk, and the numbers in the cache for a position."""
+    """Number of parameters of the LLM in a folder, and their most frequent type on disk."""
 
     parameters: int
     stored: str
-    cache_numbers: int
+    folder: Path
+
+    @cached_property
+    def cache_numbers(self) -> int:
+        """Numbers of the keys and values of one position, over all layers. Raises WeightsError."""
+        config = read_config(self.folder).get_text_config()
+        heads = config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        key_value_heads = getattr(config, "num_key_value_heads", None) or heads
+        return 2 * config.num_hidden_layers * key_value_heads * width
 
     @property
     def sequences(self) -> int:
@@ -62,16 +71,7 @@ def _model_size(folder: Path, files: tuple[tuple[str, int], ...]) -> ModelSize:
                 tensor = tensors.get_slice(name)
                 counts[tensor.get_dtype()] += prod(tensor.get_shape())
     most_frequent = max(counts, key=counts.__getitem__)
-    return ModelSize(counts.total(), STORED.get(most_frequent, "float32"), _cache_numbers(folder))
-
-
-def _cache_numbers(folder: Path) -> int:
-    """Numbers of the keys and values of one position, over all layers."""
-    config = read_config(folder).get_text_config()
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    key_value_heads = getattr(config, "num_key_value_heads", None) or heads
-    return 2 * config.num_hidden_layers * key_value_heads * width
+    return ModelSize(counts.total(), STORED.get(most_frequent, "float32"), folder)
 
 
 def resolved_dtype(folder: Path, requested: str) -> str:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from medad_core.config import ModelSettings
 from medad_core.errors import WeightsError
 from medad_core.models.blocks import Block, cast_products
-from medad_core.models.loading import open_tensors
+from medad_core.models.loading import config_values, open_tensors
 from medad_core.models.resolve import LOCAL, ModelFolder, model_folder, model_sha256, weight_files
-from medad_core.models.vision import FAMILIES, Family, family_of, vision_config
+from medad_core.models.vision import FAMILIES, TOWER, Family, family_of, vision_config
 
 PROJECTION = "visual_projection.weight"
 NO_JOINT = (
@@ -179,13 +179,12 @@ def encoder_fingerprint(name: str, image_size: int = 224, *, where: ModelSetting
 
 def _fingerprint(model: ModelFolder, image_size: int) -> dict[str, str]:
     family = family_of(model)
-    config = vision_config(model.folder)
-    if image_size % config.patch_size:
+    patch, depth = config_values(model.folder, "patch_size", "num_hidden_layers", tower=TOWER)
+    if image_size % patch:
         raise WeightsError(
             f"encoder {model.label}: pictures of {image_size} pixels are no whole number of its patches of "
-            f"{config.patch_size}; set train.image_pixels to a multiple, or take the encoder of the weights"
+            f"{patch}; set train.image_pixels to a multiple, or take the encoder of the weights"
         )
-    depth = config.num_hidden_layers
     usual = {(known.mean, known.std) for known in FAMILIES.values() if known.load == family.load}
     scale = "" if (family.mean, family.std) in usual else f", mean {family.mean}, std {family.std}"
     return {

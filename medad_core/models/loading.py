@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +114,19 @@ def read_config(folder: Path) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and its hub check it, with many kinds of errors that mean the same here
         raise WeightsError(f"{folder}: its config.json is not that of a known model ({first_line(error)})") from error
+
+
+def config_values(folder: Path, *names: str, tower: str = "") -> tuple[Any, ...]:
+    """Values of the configuration of a folder, of its part `tower` where it has one. Raises WeightsError.
+
+    Where config.json states them all, `transformers`, which takes seconds to import, is not asked.
+    """
+    with suppress(OSError, ValueError, AttributeError, KeyError):  # of which transformers says what is wrong
+        stated = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        stated = stated.get(tower, stated)
+        return tuple(stated[name] for name in names)
+    config = read_config(folder)
+    return tuple(getattr(getattr(config, tower, config), name) for name in names)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from medad_core.config import ModelSettings
 from medad_core.errors import WeightsError
-from medad_core.models.loading import load_tokenizer, load_tower, read_config
+from medad_core.models.loading import config_values, load_tokenizer, load_tower, read_config
 from medad_core.models.resolve import LOCAL, model_folder, model_sha256
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def load_text_encoder(name: str, *, where: ModelSettings = LOCAL) -> TextEncoder
 
 
 def _family(folder: Path) -> type[TextEncoder]:
-    kind = read_config(folder).model_type
+    (kind,) = config_values(folder, "model_type")
     if kind not in TEXT_FAMILIES:
         raise WeightsError(
             f"text encoder {folder.name}: architecture {kind!r} is not supported; known: {', '.join(TEXT_FAMILIES)}"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from medad_core.errors import WeightsError
-from medad_core.models.loading import load_tower, read_config, read_normalisation
+from medad_core.models.loading import config_values, load_tower, read_config, read_normalisation
 from medad_core.models.resolve import ModelFolder
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
+
+TOWER = "vision_config"  # the part of a configuration that is the vision tower's, where there are two
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def vision_config(folder: Path) -> PreTrainedConfig:
     Raises WeightsError where `transformers` does not know it.
     """
     config = read_config(folder)
-    return getattr(config, "vision_config", config)
+    return getattr(config, TOWER, config)
 
 
 def family_of(model: ModelFolder) -> Family:
@@ -59,7 +61,7 @@ def family_of(model: ModelFolder) -> Family:
 
     Raises WeightsError for an architecture that is not supported.
     """
-    kind = vision_config(model.folder).model_type
+    (kind,) = config_values(model.folder, "model_type", tower=TOWER)
     if kind not in FAMILIES:
         raise WeightsError(
             f"encoder {model.label}: architecture {kind!r} is not supported; known: {', '.join(FAMILIES)}"

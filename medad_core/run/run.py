@@ -81,7 +81,7 @@ class Run:
     @classmethod
     def _opened(cls, data: str, out: str, settings: Settings, refresh: bool, discovery: Discovery) -> Run:
         run = cls(out, settings)
-        check_models(settings)
+        check_models(settings, is_answered=not refresh and run._is_answered())
         _ = run.models
         run.discovery = discovery
         stored = find_stored(out)
@@ -124,6 +124,12 @@ class Run:
 
         plan = self.stage("maps").find_plan()
         return ResolvedModels.of(self.settings, None if plan is None else plan.fingerprint)
+
+    def _is_answered(self) -> bool:
+        """Whether the answers are made, with the LLM, the template and the questions of these settings."""
+        answers = self.stage("answers")
+        plan = answers.find_plan()
+        return plan is not None and self.models.answers.items() <= plan.fingerprint.items() and answers.is_finished()
 
     def _is_dealt(self) -> bool:
         """Whether the splits of `cohort.json` were dealt by these settings, as the plan of `slices` says."""
@@ -187,8 +193,11 @@ def _prepare(data: str, out: str, settings: Settings) -> Discovery:
     return discovery
 
 
-def check_models(settings: Settings) -> None:
-    """Raise UsageError or WeightsError if the device, the engine, its servers or the LLM's template cannot be used."""
+def check_models(settings: Settings, is_answered: bool = False) -> None:
+    """Raise UsageError or WeightsError if the device, the engine, its servers or the LLM's template cannot be used.
+
+    The last two, which take seconds, are not looked at where `is_answered`: nobody asks the LLM of them again.
+    """
     from medad_core.llm.engine import check_engine
     from medad_core.models.device import device_of
     from medad_core.run.fingerprints import check_wording
@@ -197,5 +206,6 @@ def check_models(settings: Settings) -> None:
     device_of(settings)
     workers = settings.flow.ray_workers if settings.flow.runner == "ray" else None
     check_engine(settings.llm, None if workers is None else ceil(workers.answers.gpus))
-    check_wording(settings)
-    check_served(settings)
+    if not is_answered:
+        check_wording(settings)
+        check_served(settings)

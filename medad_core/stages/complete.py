@@ -35,6 +35,20 @@ def complete_stage(
     return stage.progress()
 
 
+def is_complete(run: Run) -> bool:
+    """Whether every stage of a run is finished, by the settings and models of now, and no part is missing or damaged.
+
+    Raises StoreError where a stage was made with others.
+    """
+    for name, stage in run.stages.items():
+        if stage.find_plan() is None:
+            return False
+        plan_stage(run, name)
+        if stage.manifest() is None or stage.pending():
+            return False
+    return True
+
+
 def require_cases(run: Run, progress: StageProgress) -> None:
     """Raise MedadError if the stage `slices` left no case to go on with."""
     if progress.stage == "slices" and progress.done == 0:

@@ -48,6 +48,7 @@ from medad_core.report import (
     render_report,
 )
 from medad_core.run.cohort import Cohort
+from medad_core.run.evaluated import forget_evaluated, note_evaluated
 from medad_core.run.rejected import Rejected
 from medad_core.run.run import Run
 from medad_core.run.warnings import Warned
@@ -79,6 +80,7 @@ NULLABLE = {"label": "Int8", "tumour_pixels": "Int32"}
 METRICS_FILE, PAGE_FILE = "metrics.md", "report.html"
 TABLE_FILE = "metrics.parquet"
 QUESTIONS_FILE = "questions.parquet"
+RESULTS = (PREDICTIONS_FILE, PAGE_FILE, METRICS_FILE, TABLE_FILE, QUESTIONS_FILE, *FACTS_FILES, *FOLLOWUP_FILES)
 ADDED = ("unstable",)  # columns that predictions of earlier versions lack
 
 
@@ -131,9 +133,11 @@ def evaluate_run(run: Run) -> Results:
     entries = entries_of(measured.facts, predictions, warned)
     rows = evaluate(predictions, run.settings.evaluate, _evidence(run, measured, asked))
     _remove_outdated(run.uri, tables, entries, rows)
+    forget_evaluated(run.uri)
     # A page that does not match the predictions would mislead: it is removed before, and written after them.
-    for name in (PAGE_FILE, METRICS_FILE, TABLE_FILE, QUESTIONS_FILE, *FACTS_FILES, *FOLLOWUP_FILES):
-        remove(join(run.uri, name))
+    for name in RESULTS:
+        if name != PREDICTIONS_FILE:
+            remove(join(run.uri, name))
     write_predictions(join(run.uri, PREDICTIONS_FILE), tables.pop(PREDICTIONS_FILE))
     for name, table in tables.items():
         write_table(join(run.uri, name), table)
@@ -151,16 +155,19 @@ def evaluate_run(run: Run) -> Results:
     )
     write_text(join(run.uri, PAGE_FILE), page)
     link_pages(run.uri)
+    slices, cases = len(predictions), predictions["case_id"].nunique()
+    followed = len({row.patient for row in followups})
+    note_evaluated(run, RESULTS, slices, cases, followed)
     return Results(
         predictions=join(run.uri, PREDICTIONS_FILE),
         metrics=join(run.uri, METRICS_FILE),
         page=join(run.uri, PAGE_FILE),
         rows=rows,
-        slices=len(predictions),
-        cases=predictions["case_id"].nunique(),
+        slices=slices,
+        cases=cases,
         rejected=rejected,
         warned=warned,
-        followed=len({row.patient for row in followups}),
+        followed=followed,
     )
 
 

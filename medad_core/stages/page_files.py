@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from medad_core.media import file_name
 from medad_core.report.page_assets import assets
+from medad_core.run.evaluated import rewritten
 from medad_core.store import join, write_bytes, write_text
 from medad_core.store.files import make_folder, read_bytes, remove, sweep
 from medad_core.store.listing import list_names
@@ -72,4 +73,5 @@ def link_pages(run: str) -> None:
     uri = join(run, "report.html")
     page = read_bytes(uri)
     if page is not None and _MARK in page and read_bytes(join(run, INDEX_FILE)) is not None:
-        write_text(uri, page.replace(_MARK, _LINK, 1).decode())
+        with rewritten(run):
+            write_text(uri, page.replace(_MARK, _LINK, 1).decode())

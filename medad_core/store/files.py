@@ -45,6 +45,12 @@ def name_of(uri: str) -> str:
     return uri.rstrip("/").rsplit("/", 1)[-1]
 
 
+def name_parts(run: str) -> tuple[str, ...]:
+    """The name of a run's folder; for a batch of a cohort, the cohort's name and the batch number."""
+    words = run.rstrip("/").split("/")
+    return (words[-3], words[-1]) if words[-2:-1] == ["batches"] and len(words) > 2 else (words[-1],)
+
+
 def parent_of(uri: str) -> str:
     """What stands before the last slash."""
     return uri.rstrip("/").rsplit("/", 1)[0]

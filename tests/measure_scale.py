@@ -20,10 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from measure_cohort import make_batch
+from measure_cohort import known_rows, make_batch
 
 from medad_core.inbox.folder import COMMIT, PLANNED, CohortFolder
 from medad_core.inbox.records import Batch, BatchPlan
+from medad_core.stages.followup import Followed, write_followed
 from medad_core.store import PREDICTIONS, sha256_file, write_table
 
 SLICES = 41
@@ -31,10 +32,11 @@ SLICES = 41
 
 @contextmanager
 def timed(name: str) -> Iterator[None]:
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     yield
+    seconds = f"{time.perf_counter() - started:.1f} s ({time.process_time() - busy:.1f} s of the processor)"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{name}: {time.perf_counter() - started:.1f} s, peak so far {peak:.0f} MB", flush=True)
+    print(f"{name}: {seconds}, peak so far {peak:.0f} MB", flush=True)
 
 
 def predictions_of(names: list[str]) -> pa.Table:
@@ -76,6 +78,7 @@ def night(cases: int, size: int) -> None:
         for number in range(1, nights + 1):
             batch = make_night(cohort, number, size, nights)
             (Path(cohort.run_of(number)) / COMMIT).write_bytes(batch.to_json())
+        write_followed(scratch, Followed(known_rows(size, nights)))
         with timed(f"{cases:,} cases, the first view"):
             cohort.reconcile()
         with timed("nothing new: reconcile"):

@@ -6,16 +6,18 @@ One decision: a stamp is taken without opening a file, so 25,000 files are looke
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from stat import S_ISDIR
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from medad_core.store import objects
 from medad_core.store.files import explained, join, local_name, local_path, read_bytes
 from medad_core.store.objects import ObjectFacts
 
 AT_ONCE = 16  # requests to a store in flight
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 class FileStamp(NamedTuple):
@@ -86,6 +88,18 @@ def list_files(uri: str) -> dict[str, FileStamp]:
             return {}
 
 
+def at_once(work: Callable[[Given], Made], items: Iterable[Given], uri: str) -> Iterator[Made]:
+    """`work` of every item, in their order; several at a time where it asks the bucket of `uri`.
+
+    On a disk one after another, and only as the results are taken.
+    """
+    if local_name(uri) is not None:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        yield from threads.map(work, items)
+
+
 def tree_bytes(uri: str) -> int:
     """The length of all files below the folder `uri` in bytes. Raises StoreError."""
     folder = local_path(uri)
@@ -102,9 +116,8 @@ def read_many(uri: str, names: Iterable[str]) -> Iterator[tuple[str, bytes | Non
     """
     folder = local_name(uri)
     if folder is None:
-        with ThreadPoolExecutor(AT_ONCE) as threads:
-            wanted = list(names)
-            yield from zip(wanted, threads.map(lambda name: read_bytes(join(uri, name)), wanted), strict=True)
+        wanted = list(names)
+        yield from zip(wanted, at_once(lambda name: read_bytes(join(uri, name)), wanted, uri), strict=True)
         return
     with explained("read", uri):
         for name in names:

@@ -117,7 +117,6 @@ def test_a_night_reads_its_own_batch_and_what_its_patients_had_before(tmp_path, 
     monkeypatch.setattr(followup, "read_table", lambda path: read.append(path) or real_tables(path))
     CohortFolder(tmp_path).write_view()
     assert [str(Path(path).relative_to(tmp_path)) for path in read] == [
-        "worklist.csv",
         "batches/00003/worklist.csv",
         "followup_lesions.parquet",
         "batches/00001/cases.parquet",

@@ -21,6 +21,7 @@ from medad_core.run.cohort import NAME as COHORT
 from medad_core.run.cohort import cohort_of, settle_cohort, write_cohort
 from medad_core.run.gather import members_of
 from medad_core.store import open_stages, write_bytes
+from medad_core.store.collector import collector_paused
 from medad_core.store.files import explained, join, read_bytes, remove, remove_tree, resolved, sweep
 from medad_core.store.listing import list_names, read_many
 from medad_core.store.planning import difference
@@ -61,6 +62,7 @@ class CohortFolder:
         """The run of a batch."""
         return join(self.uri, "batches", f"{number:05d}")
 
+    @collector_paused()
     def batches(self) -> tuple[Batch, ...]:
         """The committed batches, oldest first.
 
@@ -87,6 +89,7 @@ class CohortFolder:
         plan = self.open_batch()
         return None if plan is None else self.run_of(plan.number)
 
+    @collector_paused()
     def ledger(self) -> Ledger | None:
         """The ledger as last written.
 
@@ -133,6 +136,7 @@ class CohortFolder:
         sweep(self.uri)
         self.write_view()
 
+    @collector_paused()
     def pending(self, scan: InboxScan, attempts: int) -> tuple[PlannedStudy, ...]:
         """Studies that are new, changed, or worth another attempt."""
         histories = self.histories()
@@ -204,6 +208,7 @@ class CohortFolder:
         self.write_view()
         return batch
 
+    @collector_paused()
     def write_view(self) -> None:
         """Write what is derived from all batches: predictions, worklist and follow-up, where they are out of date.
 
@@ -213,6 +218,7 @@ class CohortFolder:
         write_predictions(join(self.uri, PREDICTIONS), batches, self.run_of)
         write_lists(self.uri, batches, self.run_of)
 
+    @collector_paused()
     def write_ledger(self, inbox: str, scan: InboxScan) -> Ledger:
         """Write `ledger.json`, replacing the earlier one."""
         present = {study.case_id for study in scan.studies} | scan.waiting.keys() | scan.unusable.keys()

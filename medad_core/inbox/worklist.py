@@ -6,14 +6,16 @@ rows of a batch are those of its own `worklist.csv`, or those that stand here al
 
 from __future__ import annotations
 
+import csv
 import logging
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from medad_core.errors import StoreError
 from medad_core.facts.worklist import HEADS, urgency
 from medad_core.inbox.batch import counting_of
 from medad_core.inbox.records import Batch
-from medad_core.media import read_csv, write_csv
+from medad_core.media import csv_cell, read_csv, write_csv
 from medad_core.store import join, write_text
 from medad_core.store.files import read_bytes
 from medad_core.store.listing import list_names
@@ -30,37 +32,63 @@ def write_worklist(path: str, batches: Sequence[Batch], known: int, run_of: Call
     by number. Batches without a worklist, of an earlier version, are named in the log. Returns False if a worklist is
     there and the disk would not give it.
     """
-    counting = counting_of(batches)
-    own = {
-        number: {case_id for case_id, last in cases.items() if last.state == "screened"}
-        for number, cases in counting.items()
-    }
-    kept = read_worklist(path) if known else []
-    rows = [row for row in kept if row["case_id"] in own[int(row["batch"])]]
-    is_whole = True
+    counting = counting_of(batches[known:])
+    before = read_bytes(path) or b""
+    rows, is_whole = [], True
     for batch in batches[known:]:
+        own = {case_id for case_id, last in counting[batch.number].items() if last.state == "screened"}
         try:
             found = _rows_of(run_of(batch.number))
         except StoreError as error:
             log.warning("%s", error)
             is_whole = is_whole and not error.may_pass
             continue
-        rows += [{**row, "batch": str(batch.number)} for row in found if row["case_id"] in own[batch.number]]
+        rows += [{**row, "batch": str(batch.number)} for row in found if row["case_id"] in own]
     rows.sort(key=urgency)
-    text = write_csv(
-        COHORT_HEADS, ([place, *(row[name] for name in COHORT_HEADS[1:])] for place, row in enumerate(rows, 1))
-    )
-    if read_bytes(path) != text.encode():
+    replaced = {case_id for cases in counting.values() for case_id in cases}
+    kept = _entries_in(before.decode("utf-8"), replaced) if known else []
+    entries = [f"{place},{entry}\n" for place, entry in enumerate(_merged(kept, rows), 1)]
+    text = "".join([write_csv(COHORT_HEADS, []), *entries])
+    if before != text.encode():
         write_text(path, text)
     return is_whole
+
+
+def _entries_in(text: str, replaced: Collection[str]) -> list[str]:
+    """The lines of a worklist without their places, and without those of the cases `replaced`. A row is a line."""
+    lines = text.split("\n")[1:-1]
+    ids = (row[1] for row in csv.reader(lines))
+    gone = {csv_cell(case_id) for case_id in replaced}
+    return [line.partition(",")[2] for line, case_id in zip(lines, ids, strict=True) if case_id not in gone]
+
+
+def _merged(kept: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """Lines without places and `rows` as such lines; both are in order, and so is the result."""
+    lines = write_csv(COHORT_HEADS[1:], ([row[name] for name in COHORT_HEADS[1:]] for row in rows)).split("\n")[1:-1]
+    at = 0
+    for row, line in zip(rows, lines, strict=True):
+        place = bisect_left(kept, urgency(row), lo=at, key=_urgency_of)
+        yield from kept[at:place]
+        yield line
+        at = place
+    yield from kept[at:]
+
+
+def _urgency_of(entry: str) -> tuple:
+    return urgency(next(read_csv(f"{','.join(COHORT_HEADS[1:])}\n{entry}")))
 
 
 def read_worklist(path: str) -> list[dict[str, str]]:
     """The rows of a worklist, in their order; none where there is no such file. Raises StoreError."""
     try:
         return list(read_csv((read_bytes(path) or b"").decode("utf-8")))
-    except UnicodeDecodeError as error:
+    except ValueError as error:
         raise StoreError(f"{path} is damaged ({error}); run `medad evaluate` on its folder") from error
+
+
+def count_listed(path: str) -> int:
+    """The number of rows of a worklist; a row is a line. Raises StoreError."""
+    return max(0, (read_bytes(path) or b"").count(b"\n") - 1)
 
 
 def _rows_of(run: str) -> list[dict[str, str]]:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from made_runs import FAR, SPOT, WIDE, Made, make_run, member
-from test_cohort_lists import commit
+from made_runs import FAR, SPOT, WIDE, Made, commit, make_run, member
 
 from medad_core.errors import StoreError
 from medad_core.inbox import followup, worklist

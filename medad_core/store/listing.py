@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from stat import S_ISDIR
 from typing import NamedTuple, TypeVar
 
@@ -16,6 +17,7 @@ from medad_core.store.files import explained, join, local_name, local_path, read
 from medad_core.store.objects import ObjectFacts
 
 AT_ONCE = 16  # requests to a store in flight
+_LISTED_FOR_ONE = 60  # objects that are listed in the time in which one is asked for
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 
@@ -88,16 +90,45 @@ def list_files(uri: str) -> dict[str, FileStamp]:
             return {}
 
 
-def at_once(work: Callable[[Given], Made], items: Iterable[Given], uri: str) -> Iterator[Made]:
-    """`work` of every item, in their order; several at a time where it asks the bucket of `uri`.
+def at_once(work: Callable[[Given], Made], items: Iterable[Given], uri: str, most: int = AT_ONCE) -> Iterator[Made]:
+    """`work` of every item, in their order; `most` at a time where it asks the bucket of `uri`.
 
     On a disk one after another, and only as the results are taken.
     """
     if local_name(uri) is not None:
         yield from map(work, items)
         return
-    with ThreadPoolExecutor(AT_ONCE) as threads:
+    with ThreadPoolExecutor(most) as threads:
         yield from threads.map(work, items)
+
+
+def facts_of_many(uris: Iterable[str]) -> dict[str, ObjectFacts]:
+    """What stores say of many objects, by URI; paths of a disk, and objects that are not there, are left out.
+
+    One listing of the folder that holds them says most of it. Where other objects lie in between, the rest is asked one
+    by one, several at a time. Raises StoreError.
+    """
+    wanted = {uri for uri in uris if objects.is_object(uri)}
+    if not wanted:
+        return {}
+    above = os.path.commonprefix([*wanted])  # noqa: RUF071 - it ends at a slash, and a URI is no path
+    folder = above.rpartition("/")[0]
+    found: dict[str, ObjectFacts] = {}
+    if len(wanted) > AT_ONCE and "://" in folder:
+        with explained("list", folder):
+            listed = islice(objects.list_tree(folder), _LISTED_FOR_ONE * len(wanted))
+            found = {uri: facts for name, facts in listed if (uri := f"{folder}/{name}") in wanted}
+    unseen = sorted(wanted - found.keys())
+    asked = zip(unseen, at_once(_facts_or_none, unseen, unseen[0]), strict=True) if unseen else ()
+    return found | {uri: facts for uri, facts in asked if facts is not None}
+
+
+def _facts_or_none(uri: str) -> ObjectFacts | None:
+    with explained("read", uri):
+        try:
+            return objects.facts_of(uri)
+        except FileNotFoundError:
+            return None
 
 
 def tree_bytes(uri: str) -> int:

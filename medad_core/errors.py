@@ -23,6 +23,11 @@ def in_one_line(error: BaseException) -> str:
 class MedadError(Exception):
     """Base of every error medad raises on purpose."""
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether a file may be there that the system would not give now."""
+        return isinstance(self.__cause__, OSError) and not isinstance(self.__cause__, FileNotFoundError)
+
 
 class UsageError(MedadError):
     """The command, its arguments or its settings are wrong; nothing was started."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import os
 import socket
 import subprocess
@@ -13,14 +14,23 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import boto3
+import pandas as pd
 import pytest
+from prefect_harness import WORDS, write_case
 
+from medad_core.config import load_settings
+from medad_core.stages.screen import screen
 from medad_core.store import objects
+from medad_core.store.files import read_bytes
 
 BUCKET = "ward"
+ROOT = f"s3://{BUCKET}"
+SETTINGS = load_settings(None, list(WORDS))
 _HOP = {"connection", "transfer-encoding", "keep-alive", "host", "content-length"}
 
 
@@ -228,3 +238,40 @@ def upload(port: int, folder: os.PathLike, prefix: str) -> None:
 def keys(port: int, prefix: str = "") -> list[str]:
     pages = client_of(port).get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
     return [each["Key"] for page in pages for each in page.get("Contents", [])]
+
+
+# --- the same cases on a disk, and a quick client --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def inbox(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("inbox")
+    for number in range(3):
+        write_case(root, f"BraTS2021_{number:05d}", seed=number)
+    (root / "BraTS2021_00002" / "BraTS2021_00002_flair.nii.gz").write_bytes(b"\x1f\x8b broken")
+    (root / "BraTS2021_00001" / "note.txt").write_text("beside")
+    (root / "strange.nii.gz").write_bytes(b"")
+    return root
+
+
+@pytest.fixture(scope="session")
+def local(inbox, tmp_path_factory) -> Path:
+    """The run of the same cases on a disk."""
+    out = tmp_path_factory.mktemp("local") / "run"
+    screen(str(inbox), str(out), SETTINGS)
+    return out
+
+
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"init_backoff": timedelta(seconds=0.02), "max_backoff": timedelta(seconds=0.2), "base": 2.0}
+    retries = {"max_retries": 12, "retry_timeout": timedelta(seconds=60), "backoff": seconds}
+    for name in ("_PATIENT", "_HASTY"):
+        monkeypatch.setattr(objects, name, retries)
+    monkeypatch.setattr(objects, "_CLIENT", {**objects._CLIENT, "read_timeout": "2s"})
+    objects.forget_stores()
+
+
+def predictions_of(run: str | Path) -> pd.DataFrame:
+    data = read_bytes(f"{run}/predictions.parquet")
+    assert data is not None
+    return pd.read_parquet(io.BytesIO(data))

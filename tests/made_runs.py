@@ -13,13 +13,14 @@ from medad_core.config import load_settings
 from medad_core.data.place import Place
 from medad_core.data.read import CaseSlices
 from medad_core.facts.case import case_table, lesion_table
+from medad_core.inbox.records import Batch, Screening
 from medad_core.models.decoder import render_map
 from medad_core.run.cohort import Cohort, Member, write_cohort
 from medad_core.run.inputs import PartInputs
 from medad_core.run.run import Run
 from medad_core.stages.facts import CASES_FILE, LESIONS_FILE, entries_of, facts_of, write_worklist
 from medad_core.stages.rows import map_rows, slice_rows
-from medad_core.store import PREDICTIONS, join, write_table
+from medad_core.store import PREDICTIONS, join, sha256_file, write_table
 from medad_core.store.records import Item
 
 SHAPE = (20, 40, 40)
@@ -90,6 +91,37 @@ def make_run(folder: Path, *cases: Made, smallest_ml: float = 0.05) -> Run:
     write_table(join(run.uri, "predictions.parquet"), pa.Table.from_pandas(frame, PREDICTIONS, preserve_index=False))
     run.note(str(folder))
     return run
+
+
+def commit(cohort: Path, number: int, *cases: Made, rejected: dict[str, str] | None = None) -> None:
+    """A batch of these cases, as the commit of a night leaves it."""
+    run = cohort / "batches" / f"{number:05d}"
+    run.mkdir(parents=True)
+    make_run(run, *cases)
+    reasons = {one.member.case_id: one.fails for one in cases if one.fails}
+    screenings = [
+        Screening(
+            case_id=one.member.case_id,
+            batch=number,
+            revision=number,
+            attempt=1,
+            content=str(number),
+            state="rejected" if one.fails else "screened",
+            reason=reasons.get(one.member.case_id),
+            slices=0 if one.fails else 1,
+        )
+        for one in cases
+    ]
+    batch = Batch(
+        number=number,
+        opened="2026-01-01",
+        committed="2026-01-01",
+        fingerprint={"model": "one"},
+        predictions_sha256=sha256_file(str(run / "predictions.parquet")),
+        screenings=tuple(screenings),
+        changed=(),
+    )
+    (run / "_batch.json").write_bytes(batch.to_json())
 
 
 def _slices_of(one: Made) -> CaseSlices:

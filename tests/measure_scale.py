@@ -14,16 +14,20 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from measure_cohort import make_batch
+from measure_cohort import known_rows, make_batch
 
-from medad_core.inbox.folder import COMMIT, PLANNED, CohortFolder
-from medad_core.inbox.records import Batch, BatchPlan
+from medad_core.inbox.folder import COMMIT, CohortFolder
+from medad_core.inbox.records import Stamp, StoredFile, Study
+from medad_core.inbox.scan import InboxScan
+from medad_core.inbox.screening import outcome_of
+from medad_core.stages.followup import Followed, write_followed
 from medad_core.store import PREDICTIONS, sha256_file, write_table
 
 SLICES = 41
@@ -31,10 +35,11 @@ SLICES = 41
 
 @contextmanager
 def timed(name: str) -> Iterator[None]:
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     yield
+    seconds = f"{time.perf_counter() - started:.1f} s ({time.process_time() - busy:.1f} s of the processor)"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{name}: {time.perf_counter() - started:.1f} s, peak so far {peak:.0f} MB", flush=True)
+    print(f"{name}: {seconds}, peak so far {peak:.0f} MB", flush=True)
 
 
 def predictions_of(names: list[str]) -> pa.Table:
@@ -59,33 +64,64 @@ def predictions_of(names: list[str]) -> pa.Table:
     return pa.table(columns, schema=PREDICTIONS)
 
 
-def make_night(cohort: CohortFolder, number: int, size: int, nights: int) -> Batch:
-    """A batch, committed or not: all its files but the stages."""
+def study_of(name: str) -> Study:
+    """What a scan says of a case of which it read nothing again."""
+    stamp = Stamp(size=2_000_000, mtime_ns=1, ctime_ns=1, inode=1)
+    files = [
+        StoredFile(
+            path=f"{name}/{name}_{role}.nii.gz", channel=None, stamp=stamp, sha256=sha256(name.encode()).hexdigest()
+        )
+        for role in ("flair", "seg")
+    ]
+    return Study(case_id=name, volume=files[0], mask=files[1], patient=name, layout="made up")
+
+
+def make_night(cohort: CohortFolder, number: int, size: int, nights: int) -> list[Study]:
+    """A committed batch: all its files but the stages. Returns its studies."""
     batch = make_batch(Path(cohort.uri) / "batches", number, size, nights)
     run = cohort.run_of(number)
-    table = predictions_of([screening.case_id for screening in batch.screenings])
-    write_table(f"{run}/predictions.parquet", table, PREDICTIONS)
-    return batch.replace(predictions_sha256=sha256_file(f"{run}/predictions.parquet"))
+    studies = [study_of(screening.case_id) for screening in batch.screenings]
+    write_table(f"{run}/predictions.parquet", predictions_of([study.case_id for study in studies]), PREDICTIONS)
+    batch = batch.replace(
+        predictions_sha256=sha256_file(f"{run}/predictions.parquet"),
+        screenings=tuple(
+            screening.replace(content=study.content) for screening, study in zip(batch.screenings, studies, strict=True)
+        ),
+    )
+    (Path(run) / COMMIT).write_bytes(batch.to_json())
+    return studies
+
+
+def look(cohort: CohortFolder, studies: Sequence[Study]) -> InboxScan:
+    """What a command does before its batch, but the scan itself."""
+    cohort.reconcile()
+    cohort.known_files()
+    scan = InboxScan(tuple(studies), {}, {})
+    cohort.write_ledger("inbox", scan)
+    cohort.pending(scan, attempts=2)
+    return scan
 
 
 def night(cases: int, size: int) -> None:
-    """Time what the command does on a cohort of `cases` beside the work on a night of `size`."""
+    """Time what the command does on a cohort of `cases` beside scan and stages: on no new case, and on `size` ones."""
     nights = cases // size
     with tempfile.TemporaryDirectory(prefix="medad-") as scratch:
         cohort = CohortFolder(scratch)
-        for number in range(1, nights + 1):
-            batch = make_night(cohort, number, size, nights)
-            (Path(cohort.run_of(number)) / COMMIT).write_bytes(batch.to_json())
+        studies = [study for number in range(1, nights + 1) for study in make_night(cohort, number, size, nights)]
+        write_followed(scratch, Followed(known_rows(size, nights)))
         with timed(f"{cases:,} cases, the first view"):
             cohort.reconcile()
-        with timed("nothing new: reconcile"):
-            cohort.reconcile()
-        batch = make_night(cohort, nights + 1, size, nights)
-        plan = BatchPlan(number=nights + 1, opened="", fingerprint=batch.fingerprint, studies=(), apart=False)
-        (Path(cohort.run_of(nights + 1)) / PLANNED).write_bytes(plan.to_json())
-        (Path(cohort.run_of(nights + 1)) / COMMIT).write_bytes(batch.to_json())
-        with timed(f"a night of {size} more: view, worklist, follow-up"):
+        cohort.write_ledger("inbox", InboxScan(tuple(studies), {}, {}))
+        with timed("nothing new"):
+            outcome_of(cohort, (), look(cohort, studies))
+        new = [study_of(f"case-{nights + 1:05d}-{at:05d}") for at in range(size)]
+        with timed(f"a night of {size} more, until its batch"):
+            scan = look(cohort, [*studies, *new])
+        make_night(cohort, nights + 1, size, nights)
+        with timed("and after it: view, worklist, follow-up, ledger"):
             cohort.write_view()
+            cohort.write_ledger("inbox", scan)
+            outcome_of(cohort, (), scan)
 
 
 def bucket(cases: int) -> None:

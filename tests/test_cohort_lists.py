@@ -7,46 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from made_runs import FAR, SPOT, WIDE, Made, make_run, member
+from made_runs import FAR, SPOT, WIDE, Made, commit, make_run, member
 
 from medad_core.facts.followup_rows import NOTHING, ON_GRID
 from medad_core.facts.worklist import HEADS, urgency
 from medad_core.inbox.folder import CohortFolder
-from medad_core.inbox.records import Batch, Screening
 from medad_core.inbox.worklist import read_worklist
 from medad_core.stages.followup import read_followups
-from medad_core.store import read_table, sha256_file
-
-
-def commit(cohort: Path, number: int, *cases: Made, rejected: dict[str, str] | None = None) -> None:
-    """A batch of these cases, as the commit of a night leaves it."""
-    run = cohort / "batches" / f"{number:05d}"
-    run.mkdir(parents=True)
-    make_run(run, *cases)
-    reasons = {one.member.case_id: one.fails for one in cases if one.fails}
-    screenings = [
-        Screening(
-            case_id=one.member.case_id,
-            batch=number,
-            revision=number,
-            attempt=1,
-            content=str(number),
-            state="rejected" if one.fails else "screened",
-            reason=reasons.get(one.member.case_id),
-            slices=0 if one.fails else 1,
-        )
-        for one in cases
-    ]
-    batch = Batch(
-        number=number,
-        opened="2026-01-01",
-        committed="2026-01-01",
-        fingerprint={"model": "one"},
-        predictions_sha256=sha256_file(str(run / "predictions.parquet")),
-        screenings=tuple(screenings),
-        changed=(),
-    )
-    (run / "_batch.json").write_bytes(batch.to_json())
+from medad_core.store import read_table
 
 
 def worklist(cohort: Path) -> list[tuple[str, str, str]]:

@@ -408,8 +408,12 @@ def test_predictions_that_are_not_those_committed_never_come_into_the_view(cohor
         pa.Table.from_pandas(table, schema=PREDICTIONS, preserve_index=False),
     )
     write_case(inbox, "BraTS2021_00005", seed=5)
+    night(cohort, inbox, 0.5)
+    rows = {"BraTS2021_00000": (0.25, 1, 1), "BraTS2021_00001": (0.25, 1, 1), "BraTS2021_00005": (0.5, 1, 2)}
+    assert view(cohort) == rows
+    (Path(cohort.uri) / "predictions.parquet").unlink()
     with pytest.raises(StoreError, match="not the file that was committed"):
-        night(cohort, inbox, 0.5)
+        night(cohort, inbox, 0.75)
 
 
 def test_a_cohort_inside_its_inbox_is_refused(inbox):

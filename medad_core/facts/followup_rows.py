@@ -7,7 +7,7 @@ known, there is no row with an earlier and a later one, because every sign in it
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pyarrow as pa
@@ -145,7 +145,7 @@ def _changes(columns: Mapping[str, Any]) -> dict[str, float | None]:
 
 def followup_table(rows: Iterable[FollowUp]) -> pa.Table:
     """The rows with the columns of FOLLOWUPS."""
-    return pa.Table.from_pylist([asdict(row) for row in rows], schema=FOLLOWUPS)
+    return pa.Table.from_pylist([vars(row) for row in rows], schema=FOLLOWUPS)
 
 
 def followups_in(table: pa.Table) -> list[FollowUp]:

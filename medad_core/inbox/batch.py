@@ -32,6 +32,14 @@ def histories_of(batches: Sequence[Batch]) -> dict[str, tuple[Screening, ...]]:
     return {case_id: tuple(screenings[case_id]) for case_id in sorted(screenings)}
 
 
+def counting_of(batches: Sequence[Batch]) -> dict[int, dict[str, Screening]]:
+    """The newest screening of every case, by the number of its batch, then by case_id; `batches` are oldest first."""
+    counting: dict[int, dict[str, Screening]] = {batch.number: {} for batch in batches}
+    for case_id, screenings in histories_of(batches).items():
+        counting[screenings[-1].batch][case_id] = screenings[-1]
+    return counting
+
+
 def next_screening(study: Study, history: tuple[Screening, ...], attempts: int) -> PlannedStudy | None:
     """The screening that a study needs, None if its content needs no further screening.
 

@@ -5,36 +5,31 @@ The package's docstring lists the files. A caller that writes must hold the lock
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
 from medad_core.config import Settings
 from medad_core.errors import StoreError, UsageError, first_line
 from medad_core.inbox.batch import PREDICTIONS, case_of, current_time, finished_batch, histories_of, next_screening
+from medad_core.inbox.lists import COMMIT, write_lists
 from medad_core.inbox.records import Batch, BatchPlan, CaseHistory, Ledger, PlannedStudy, Screening, StoredFile
 from medad_core.inbox.scan import InboxScan
 from medad_core.inbox.view import write_predictions
-from medad_core.inbox.worklist import WORKLIST, write_worklist
 from medad_core.run.cohort import NAME as COHORT
 from medad_core.run.cohort import cohort_of, settle_cohort, write_cohort
 from medad_core.run.gather import members_of
-from medad_core.store import open_stages, write_bytes, write_text
+from medad_core.store import open_stages, write_bytes
+from medad_core.store.collector import collector_paused
 from medad_core.store.files import explained, join, read_bytes, remove, remove_tree, resolved, sweep
-from medad_core.store.listing import list_files, list_names, read_many
+from medad_core.store.listing import list_names, read_many
 from medad_core.store.planning import difference
 from medad_core.store.records import Record
 
 log = logging.getLogger(__name__)
 PLANNED = "_planned.json"
-COMMIT = "_batch.json"
 LEDGER = "ledger.json"
-_LISTS = "_lists.txt"
-_LISTED = {WORKLIST, "followup.csv", "followup.parquet", "followup_lesions.parquet"}
-_LISTED_FROM = {WORKLIST, COHORT, "cases.parquet", "run.json", "pruned.txt", COMMIT}
 _WITHDRAWN = ".withdrawn"  # ends the name of a note beside a batch that is being removed
 _EARLIER_SCRATCH = ".new"  # in which earlier versions planned a batch
 _FROM_BACKUP = "bring it back from a backup"
@@ -67,6 +62,7 @@ class CohortFolder:
         """The run of a batch."""
         return join(self.uri, "batches", f"{number:05d}")
 
+    @collector_paused()
     def batches(self) -> tuple[Batch, ...]:
         """The committed batches, oldest first.
 
@@ -93,6 +89,7 @@ class CohortFolder:
         plan = self.open_batch()
         return None if plan is None else self.run_of(plan.number)
 
+    @collector_paused()
     def ledger(self) -> Ledger | None:
         """The ledger as last written.
 
@@ -116,9 +113,10 @@ class CohortFolder:
 
     def fingerprint(self) -> dict[str, str] | None:
         """The fingerprint of the rows that were made, or are being made; None for a new cohort."""
-        batches = self.batches()
-        if batches:
-            return batches[0].fingerprint
+        path = join(self.run_of(1), COMMIT)
+        data = read_bytes(path)
+        if data is not None:
+            return _parsed(Batch, data, path, _FROM_BACKUP).fingerprint
         plan = self.open_batch()
         return None if plan is None else plan.fingerprint
 
@@ -138,6 +136,7 @@ class CohortFolder:
         sweep(self.uri)
         self.write_view()
 
+    @collector_paused()
     def pending(self, scan: InboxScan, attempts: int) -> tuple[PlannedStudy, ...]:
         """Studies that are new, changed, or worth another attempt."""
         histories = self.histories()
@@ -209,38 +208,17 @@ class CohortFolder:
         self.write_view()
         return batch
 
+    @collector_paused()
     def write_view(self) -> None:
-        """Write what is derived from all batches: `predictions.parquet`, if it is out of date, worklist and follow-up.
+        """Write what is derived from all batches: predictions, worklist and follow-up, where they are out of date.
 
         They hold the newest screening of every case.
         """
         batches = self.batches()
         write_predictions(join(self.uri, PREDICTIONS), batches, self.run_of)
-        noted = join(self.uri, _LISTS)
-        made_of = self._made_of(batches)  # before anything is read: what changes meanwhile is seen the next time
-        if not batches or read_bytes(noted) == self._lists(made_of).encode():
-            return
-        from medad_core.inbox.followup import write_followup  # model libraries take seconds
+        write_lists(self.uri, batches, self.run_of)
 
-        write_worklist(join(self.uri, WORKLIST), batches, self.run_of)
-        write_followup(self.uri, batches, self.run_of)
-        write_text(noted, self._lists(made_of))
-
-    def _made_of(self, batches: Sequence[Batch]) -> list[str]:
-        """The state of all files that worklist and follow-up are made of."""
-        return [
-            f"{batch.number} {name} {tuple(stamp)}"
-            for batch in batches
-            for name, stamp in sorted(list_files(self.run_of(batch.number)).items())
-            if name in _LISTED_FROM
-        ]
-
-    def _lists(self, made_of: Sequence[str]) -> str:
-        """A hash of what worklist and follow-up are made of, and of the state of these files themselves."""
-        files = sorted(list_files(self.uri).items())
-        states = [f"{name} {tuple(stamp)}" for name, stamp in files if name in _LISTED]
-        return hashlib.sha256("\n".join([version("medad"), *made_of, *states]).encode()).hexdigest()
-
+    @collector_paused()
     def write_ledger(self, inbox: str, scan: InboxScan) -> Ledger:
         """Write `ledger.json`, replacing the earlier one."""
         present = {study.case_id for study in scan.studies} | scan.waiting.keys() | scan.unusable.keys()

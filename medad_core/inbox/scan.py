@@ -22,6 +22,7 @@ from medad_core.inbox.records import Stamp, StoredFile, Study
 from medad_core.run.cohort import below, place_of
 from medad_core.store import sha256_file
 from medad_core.store.files import name_of
+from medad_core.store.listing import at_once
 from medad_core.store.regular import facts_at
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,8 @@ def scan_inbox(inbox: str | Path, settings: Settings, known: Mapping[str, Stored
     root = files_root(inbox, settings.data)
     if known and not discovery.cases and not discovery.rejected:
         log.warning("%s is empty now, %d files were there at the last look; is it mounted?", inbox, len(known))
-    stamps = {case.case_id: _stamps(case, modality) for case in discovery.cases}
+    found = at_once(lambda case: _stamps(case, modality), discovery.cases, root)
+    stamps = {case.case_id: stamps for case, stamps in zip(discovery.cases, found, strict=True)}
     _let_settle(stamps.values(), settings.inbox.settle_s)
 
     def read(case: Case) -> Study | StudyProblem:

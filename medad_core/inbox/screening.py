@@ -21,9 +21,10 @@ from medad_core.faults.trial import SURE_IN_A_ROW
 from medad_core.inbox.folder import CohortFolder
 from medad_core.inbox.records import BatchPlan, PlannedStudy
 from medad_core.inbox.scan import InboxScan, scan_inbox
-from medad_core.inbox.worklist import WORKLIST, read_worklist
+from medad_core.inbox.worklist import WORKLIST, count_listed
 from medad_core.run.run import Run
 from medad_core.store import join
+from medad_core.store.collector import collector_paused
 
 FEW = SURE_IN_A_ROW  # parts; if more fail one after another, they are not at fault
 ScreenBatch = Callable[
@@ -184,7 +185,7 @@ class Inbox:
         """The outcome where nothing is left to screen; None where there is something."""
         if self.scan is None or self.folder.pending(self.scan, self.settings.inbox.attempts):
             return None
-        return _outcome(self.folder, (), self.scan)
+        return outcome_of(self.folder, (), self.scan)
 
     def screen(self, screen_batch: ScreenBatch) -> CohortOutcome:
         """Screen new and changed studies, after the unfinished batch. Raises every error that stops a run."""
@@ -200,7 +201,7 @@ class Inbox:
             batches.append(screening.screen(plan, machine_is_well))
             machine_is_well = batches[-1].screened > 0
             self.folder.write_ledger(self.root, scan)
-        return _outcome(self.folder, batches, scan)
+        return outcome_of(self.folder, batches, scan)
 
 
 def screen_inbox(folder: CohortFolder, inbox: str, settings: Settings, screen_batch: ScreenBatch) -> CohortOutcome:
@@ -218,7 +219,9 @@ def _settled(folder: CohortFolder, settings: Settings) -> tuple[Settings, dict[s
     return settings.model_copy(update={"models": models}), fingerprint
 
 
-def _outcome(folder: CohortFolder, batches: Sequence[ScreenedBatch], scan: InboxScan) -> CohortOutcome:
+@collector_paused()
+def outcome_of(folder: CohortFolder, batches: Sequence[ScreenedBatch], scan: InboxScan) -> CohortOutcome:
+    """What the command reports of a cohort whose files are up to date. Raises StoreError."""
     from medad_core.stages.followup import read_followups  # model libraries take seconds
 
     newest = [screenings[-1] for screenings in folder.histories().values()]
@@ -231,6 +234,6 @@ def _outcome(folder: CohortFolder, batches: Sequence[ScreenedBatch], scan: Inbox
         unusable=scan.unusable,
         worklist=join(folder.uri, WORKLIST),
         rejected=sum(screening.state == "rejected" for screening in newest),
-        listed=len(read_worklist(join(folder.uri, WORKLIST))),
+        listed=count_listed(join(folder.uri, WORKLIST)),
         followed=len({row.patient for row in read_followups(folder.uri)}),
     )

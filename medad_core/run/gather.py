@@ -22,9 +22,11 @@ from medad_core.data.split import split_cases
 from medad_core.errors import CaseError, InputError
 from medad_core.run.cohort import UNLABELLED, Cohort, File, Member, below, check_same_cases
 from medad_core.store.collector import collector_paused
+from medad_core.store.listing import at_once
 from medad_core.store.regular import facts_at
 
 PHANTOM_NOTE = b"medad phantom"
+VOLUMES_AT_ONCE = 4  # of a bucket; each may have some GiB
 BoolArray = npt.NDArray[np.bool_]
 FileFacts = tuple[str, int | None, int | None]  # path below the root, channel, size in bytes where it counts
 
@@ -60,10 +62,10 @@ def by_index(settings: DataSettings) -> DataSettings:
 
 def make_cohort(root: str, discovery: Discovery, settings: DataSettings, sized: bool = False) -> Cohort:
     """The cohort of what was discovered below `root`. Opens every mask, and the header of every volume."""
-    cases = [settle_case(case, settings) for case in discovery.cases]
-    facts = [(case, _has_tumour_free(case, settings)) for case in cases]
-    splits = _split_patients(facts, settings)
-    usable = [_member(root, case, settings, splits[case.case_id], sized) for case in cases]
+    cases = list(at_once(lambda case: settle_case(case, settings), discovery.cases, root))
+    tumour_free = at_once(lambda case: _has_tumour_free(case, settings), cases, root, most=VOLUMES_AT_ONCE)
+    splits = _split_patients(list(zip(cases, tumour_free, strict=True)), settings)
+    usable = list(at_once(lambda case: _member(root, case, settings, splits[case.case_id], sized), cases, root))
     return _sorted_cohort(root, usable, discovery)
 
 
@@ -72,8 +74,11 @@ def members_of(root: str, cases: Sequence[Case], settings: DataSettings) -> Coho
 
     Nothing is trained on cases from an inbox, so they belong to no split.
     """
-    members = tuple(_member(root, settle_case(case, settings), settings, UNLABELLED, sized=True) for case in cases)
-    return Cohort(root=root, members=members)
+
+    def member(case: Case) -> Member:
+        return _member(root, settle_case(case, settings), settings, UNLABELLED, sized=True)
+
+    return Cohort(root=root, members=tuple(at_once(member, cases, root)))
 
 
 def _sorted_cohort(root: str, usable: Sequence[Member], discovery: Discovery) -> Cohort:

@@ -17,7 +17,9 @@ from medad_core.run.inputs import Inputs, PartInputs
 from medad_core.store import Stage
 from medad_core.store.collector import collector_paused
 from medad_core.store.files import explained
-from medad_core.store.regular import facts_at, open_regular
+from medad_core.store.listing import facts_of_many
+from medad_core.store.objects import is_object
+from medad_core.store.regular import Facts, facts_at, open_regular
 
 log = logging.getLogger(__name__)
 NAMED = 5  # cases that a message names
@@ -50,9 +52,15 @@ def compare_inputs(inputs: Inputs, stages: Mapping[str, Stage], root: str) -> Co
     recorded: set[int] = set()
     changed: set[str] = set()
     renewed = {}
-    for number, part in inputs.read_all([part.number for part in plan.parts], plan.sha256):
+    parts: Iterable[tuple[int, PartInputs]] = inputs.read_all([part.number for part in plan.parts], plan.sha256)
+    seen: Mapping[str, Facts] = {}
+    if is_object(root):
+        parts = [*parts]
+        files = (file for _, part in parts for of_case in part.cases.values() for file in of_case)
+        seen = facts_of_many(place_of(root, file.path) for file in files)
+    for number, part in parts:
         recorded.add(number)
-        suspects = {case_id: files for case_id, files in part.cases.items() if not _have_stamps(root, files)}
+        suspects = {case_id: files for case_id, files in part.cases.items() if not _have_stamps(root, files, seen)}
         if not suspects:
             continue
         now = {case_id: _current_files(root, files) for case_id, files in suspects.items()}
@@ -136,11 +144,12 @@ def _parts_of(stage: Stage, case_ids: Collection[str]) -> list[int]:
     return sorted(planned & stage.records().keys()) if planned else []
 
 
-def _have_stamps(root: str, files: Sequence[FileRead]) -> bool:
-    """Whether all files are there with the stamps that are recorded. There may be 200,000 of them."""
+def _have_stamps(root: str, files: Sequence[FileRead], seen: Mapping[str, Facts]) -> bool:
+    """Whether all files are there with the stamps that are recorded. There may be 200,000 of them, some `seen`."""
     for file in files:
+        path = place_of(root, file.path)
         try:
-            facts = facts_at(place_of(root, file.path))
+            facts = seen.get(path) or facts_at(path)
         except OSError:
             return False
         if facts.st_size != file.size or stamp_of(facts) != file.stamp:

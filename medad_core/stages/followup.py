@@ -43,7 +43,7 @@ from medad_core.store import join, read_table, write_table, write_text
 from medad_core.store.files import read_bytes, remove
 
 FOLLOWUP_FILE, PAIRS_FILE, FOLLOWUP_CSV = "followup.parquet", "followup_lesions.parquet", "followup.csv"
-UNREAD = "maps cannot be read"
+UNREAD, PRUNED = "maps cannot be read", "were removed by `medad prune`"
 FOLLOWUP_FILES = (FOLLOWUP_FILE, PAIRS_FILE, FOLLOWUP_CSV)
 Row = tuple[FollowUp, list[dict[str, Any]]]  # with its rows of FOLLOWUP_LESIONS
 
@@ -92,6 +92,11 @@ def read_followups(folder: str) -> list[FollowUp]:
     """The follow-up in the folder of a run or a cohort; none where there is none. Raises StoreError."""
     uri = join(folder, FOLLOWUP_FILE)
     return [] if read_bytes(uri) is None else followups_in(read_table(uri))
+
+
+def is_unread(row: FollowUp) -> bool:
+    """Whether maps could not be read that may be readable later: they are damaged, or the disk would not give them."""
+    return row.compared == NUMBERS and (row.reason or "").startswith(UNREAD) and PRUNED not in (row.reason or "")
 
 
 def write_followed(folder: str, followed: Followed) -> None:
@@ -188,11 +193,11 @@ class _Comparing:
 
     def _seen(self, one: Examination) -> Seen:
         """Map and brain of an examination. Raises StoreError where they were pruned, or are damaged."""
-        if one.run.uri not in self.places:
-            self.places[one.run.uri] = places_of(one.run)
         maps = one.run.stage("maps")
         if maps.find_plan() is None:
-            raise StoreError(f"those of batch {one.batch} were removed by `medad prune`")
+            raise StoreError(f"those of batch {one.batch} {PRUNED}")
+        if one.run.uri not in self.places:
+            self.places[one.run.uri] = places_of(one.run)
         case_id = one.member.case_id
         slices = one.run.stage("slices").read_case(case_id, ["slice_index", "height", "width", "brain", "spacing_mm"])
         first = slices.slice(0, 1).to_pylist()[0]

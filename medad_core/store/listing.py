@@ -6,16 +6,20 @@ One decision: a stamp is taken without opening a file, so 25,000 files are looke
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from stat import S_ISDIR
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from medad_core.store import objects
 from medad_core.store.files import explained, join, local_name, local_path, read_bytes
 from medad_core.store.objects import ObjectFacts
 
 AT_ONCE = 16  # requests to a store in flight
+_LISTED_FOR_ONE = 60  # objects that are listed in the time in which one is asked for
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 class FileStamp(NamedTuple):
@@ -86,6 +90,47 @@ def list_files(uri: str) -> dict[str, FileStamp]:
             return {}
 
 
+def at_once(work: Callable[[Given], Made], items: Iterable[Given], uri: str, most: int = AT_ONCE) -> Iterator[Made]:
+    """`work` of every item, in their order; `most` at a time where it asks the bucket of `uri`.
+
+    On a disk one after another, and only as the results are taken.
+    """
+    if local_name(uri) is not None:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(most) as threads:
+        yield from threads.map(work, items)
+
+
+def facts_of_many(uris: Iterable[str]) -> dict[str, ObjectFacts]:
+    """What stores say of many objects, by URI; paths of a disk, and objects that are not there, are left out.
+
+    One listing of the folder that holds them says most of it. Where other objects lie in between, the rest is asked one
+    by one, several at a time. Raises StoreError.
+    """
+    wanted = {uri for uri in uris if objects.is_object(uri)}
+    if not wanted:
+        return {}
+    above = os.path.commonprefix([*wanted])  # noqa: RUF071 - it ends at a slash, and a URI is no path
+    folder = above.rpartition("/")[0]
+    found: dict[str, ObjectFacts] = {}
+    if len(wanted) > AT_ONCE and "://" in folder:
+        with explained("list", folder):
+            listed = islice(objects.list_tree(folder), _LISTED_FOR_ONE * len(wanted))
+            found = {uri: facts for name, facts in listed if (uri := f"{folder}/{name}") in wanted}
+    unseen = sorted(wanted - found.keys())
+    asked = zip(unseen, at_once(_facts_or_none, unseen, unseen[0]), strict=True) if unseen else ()
+    return found | {uri: facts for uri, facts in asked if facts is not None}
+
+
+def _facts_or_none(uri: str) -> ObjectFacts | None:
+    with explained("read", uri):
+        try:
+            return objects.facts_of(uri)
+        except FileNotFoundError:
+            return None
+
+
 def tree_bytes(uri: str) -> int:
     """The length of all files below the folder `uri` in bytes. Raises StoreError."""
     folder = local_path(uri)
@@ -102,9 +147,8 @@ def read_many(uri: str, names: Iterable[str]) -> Iterator[tuple[str, bytes | Non
     """
     folder = local_name(uri)
     if folder is None:
-        with ThreadPoolExecutor(AT_ONCE) as threads:
-            wanted = list(names)
-            yield from zip(wanted, threads.map(lambda name: read_bytes(join(uri, name)), wanted), strict=True)
+        wanted = list(names)
+        yield from zip(wanted, at_once(lambda name: read_bytes(join(uri, name)), wanted, uri), strict=True)
         return
     with explained("read", uri):
         for name in names:

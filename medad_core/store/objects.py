@@ -300,7 +300,9 @@ def _store(scheme: str, bucket: str, is_hasty: bool) -> ObjectStore:
 
 
 def _facts(meta: Mapping[str, Any]) -> ObjectFacts:
-    moment_ns = int(meta["last_modified"].timestamp() * 1e9)
+    moment_ns = (
+        int(meta["last_modified"].timestamp()) * 10**9
+    )  # a listing may be finer than what is asked of one object
     tag = meta["e_tag"] or f"{moment_ns}-{meta['size']}"
     content = int.from_bytes(sha256(tag.encode()).digest()[:7])  # fits where an inode does
     return ObjectFacts(int(meta["size"]), moment_ns, content, meta["e_tag"] or "")

@@ -21,6 +21,7 @@ from medad_core.store.files import explained, local_name, new_file
 from medad_core.store.objects import open_for_tables
 
 Rows: TypeAlias = pa.Table | Iterable[pa.RecordBatch | pa.Table]
+ROWS_OF_A_GROUP = 1 << 18  # of a file with the rows of many cases; a few of them are in memory at a time
 
 
 def write_table(uri: str, table: pa.Table, schema: pa.Schema | None = None) -> None:
@@ -28,6 +29,35 @@ def write_table(uri: str, table: pa.Table, schema: pa.Schema | None = None) -> N
     checked = conform(table, schema, uri) if schema is not None else table
     with new_file(uri) as temporary, explained("write", uri):
         pq.write_table(checked, temporary, compression="zstd")
+
+
+def write_rows(uri: str, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    """Write one complete Parquet file of all rows of `tables`, durably, without having all of them in memory.
+
+    The row groups do not depend on where one table ends. Raises StoreError.
+    """
+    # A dictionary of floats, which hardly ever repeat, would take half of the time and be thrown away.
+    repeated = [field.name for field in schema if not pa.types.is_floating(field.type)]
+    held = schema.empty_table()
+    with (
+        new_file(uri) as temporary,
+        explained("write", uri),
+        pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=repeated) as writer,
+    ):
+        for table in tables:
+            held = pa.concat_tables([held, conform(table, schema, uri)])
+            whole = held.num_rows - held.num_rows % ROWS_OF_A_GROUP
+            if whole:
+                writer.write_table(held.slice(0, whole), row_group_size=ROWS_OF_A_GROUP)
+                held = held.slice(whole)
+        writer.write_table(held)
+
+
+def read_groups(uri: str) -> Iterator[pa.Table]:
+    """The rows of a Parquet file, one row group after another. Raises StoreError if it is damaged or absent."""
+    with explained("read", uri), _damage_explained(uri), pq.ParquetFile(_source(uri), memory_map=False) as file:
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group)
 
 
 def read_table(uri: str, columns: Sequence[str] | None = None, case_id: str | None = None) -> pa.Table:

@@ -10,13 +10,14 @@ from rich.table import Table
 
 from flows.cli.tables import plain_table
 from medad_core.benchmark.bookkeeping import BookkeepingReport
+from medad_core.benchmark.duel import DuelReport
 from medad_core.benchmark.encode import EncodeReport
 from medad_core.benchmark.orchestration import OrchestrationReport
 from medad_core.benchmark.profile import Profile
 from medad_core.benchmark.sizing import Sizing
 from medad_core.benchmark.spread import Spread
 
-Report = EncodeReport | OrchestrationReport | BookkeepingReport | Profile | Sizing
+Report = EncodeReport | OrchestrationReport | BookkeepingReport | Profile | Sizing | DuelReport
 
 
 def report_json(report: Report) -> str:

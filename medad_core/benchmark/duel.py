@@ -200,8 +200,8 @@ def require_equal(name: str, ours: Result, theirs: Result, tolerance: Mapping[st
     for key, difference in differences.items():
         if not difference <= tolerance[key]:
             raise UnequalError(
-                f"{name} has other results: {key} differ by up to {difference:.4g}, and {tolerance[key]:.4g} is allowed; "
-                "no speed is reported"
+                f"{name} has other results: {key} differ by up to {difference:.4g}, "
+                f"and {tolerance[key]:.4g} is allowed; no speed is reported"
             )
     return differences
 

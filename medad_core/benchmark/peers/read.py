@@ -28,6 +28,7 @@ from medad_core.data.reads import reads_kept
 from medad_core.errors import UsageError
 from medad_core.progress import ReportText
 from medad_core.run.gather import find_cohort
+from medad_core.stages.parts import ignore_part, run_casewise
 from medad_core.stages.rows import bits_of, images_of, slice_rows
 from medad_core.store import SLICES, Stage, join
 
@@ -59,8 +60,17 @@ def benchmark_read(
     pairs: int = PAIRS,
     progress: ReportText = lambda _text: None,
 ) -> DuelReport:
-    """Read the labelled cases of `data`. Raises UsageError where it has none, and as `duel` does."""
+    """Read the labelled cases of `data`. Raises UsageError where it has none, and as `duel` does.
+
+    Slices are those that the scaling refers to: a loop has no others.
+    """
     READ.chosen(against)
+    wanted, scaling = settings.data, settings.data.scaling
+    if (wanted.first_slice, wanted.last_slice) != (scaling.reference_first, scaling.reference_last):
+        raise UsageError(
+            f"slices {wanted.first_slice} to {wanted.last_slice} are not those of the scaling's reference; set "
+            f"data.scaling.reference_first={wanted.first_slice} data.scaling.reference_last={wanted.last_slice}"
+        )
     cohort = find_cohort(data, settings.data)
     usable = [member for member in cohort.members if member.rejected is None and member.mask is not None]
     if not usable:
@@ -76,14 +86,18 @@ def benchmark_read(
 
 def _by_medad(given: Volumes) -> Act:
     size = given.settings.cases_per_part
-    parts = [given.cases[start : start + size] for start in range(0, len(given.cases), size)]
+    cases = {case.case_id: case for case in given.cases}
+    names = list(cases)
+    parts = [names[start : start + size] for start in range(0, len(names), size)]
+
+    def make(case_id: str) -> pa.Table:
+        with reads_kept():
+            return slice_rows(read_slices(cases[case_id], given.settings), "screen")
 
     def act() -> Callable[[], Result]:
         stage = Stage(given.new_folder(), "slices", SLICES)
-        stage.prepare({"benchmark": "read"}, [[case.case_id for case in part] for part in parts])
-        for number, part in enumerate(parts):
-            with reads_kept():
-                stage.write_part(number, (slice_rows(read_slices(case, given.settings), "screen") for case in part))
+        stage.prepare({"benchmark": "read"}, parts)
+        run_casewise(stage, range(len(parts)), make, ignore_part)
         stage.finish()
         return lambda: _of_stage(stage, given)
 
@@ -269,7 +283,7 @@ def _of(slices: range) -> slice:
 
 
 def _landmarks(values: np.ndarray, settings: DataSettings) -> tuple[float, float]:
-    """What becomes 0 and 255; of slices that are the reference too, which the benchmark demands."""
+    """What becomes 0 and 255."""
     scaling = settings.scaling
     brain = values[values != 0]
     if scaling.kind == "percentile":

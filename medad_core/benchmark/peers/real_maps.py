@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from medad_core.errors import UsageError
-from medad_core.run.run import Run
 from medad_core.stages.rows import bits_of, grids_of, rendered_maps
+from medad_core.store import stage_of
 
 MOST = 512  # slices that are taken of a run; more would only take longer to read
 _LOGIT_NOISE = 0.05  # of grids: no two maps compress to the same bytes
@@ -26,9 +26,9 @@ class RealGrids:
     def of(cls, uri: str) -> RealGrids:
         """Those of the first slices of the run at `uri`. Raises UsageError or StoreError where it has no maps."""
         grids: list[np.ndarray] = []
-        run = Run.reopen(uri)
-        for case_id in _cases(run):
-            grids += list(grids_of(run.stage("maps").read_case(case_id)))
+        stage = stage_of(uri, "maps")
+        for case_id in _cases(uri):
+            grids += list(grids_of(stage.read_case(case_id)))
             if len(grids) >= MOST:
                 break
         return cls(np.stack(grids[:MOST]))
@@ -51,16 +51,16 @@ class RealMaps:
     @classmethod
     def of(cls, uri: str) -> RealMaps:
         """Those of the first labelled slices of the run at `uri`, all of one size. Raises as `RealGrids.of`."""
-        run = Run.reopen(uri)
+        slices, stage = stage_of(uri, "slices"), stage_of(uri, "maps")
         maps: list[np.ndarray] = []
         masks: list[np.ndarray] = []
-        for case_id in _cases(run):
-            rows = run.stage("slices").read_case(case_id, ["height", "width", "mask"]).to_pylist()
+        for case_id in _cases(uri):
+            rows = slices.read_case(case_id, ["height", "width", "mask"]).to_pylist()
             size = rows[0]["height"], rows[0]["width"]
             labels = [bits_of(row, "mask") for row in rows]
             if labels[0] is None or (maps and maps[0].shape != size):
                 continue
-            maps += list(rendered_maps(run.stage("maps").read_case(case_id), *size))
+            maps += list(rendered_maps(stage.read_case(case_id), *size))
             masks += [mask for mask in labels if mask is not None]
             if len(maps) >= MOST:
                 break
@@ -80,9 +80,9 @@ class RealMaps:
             yield np.clip(self.maps[chosen] + around, 0, 1), self.masks[chosen]
 
 
-def _cases(run: Run) -> list[str]:
-    """The cases of a run that have maps."""
-    cases = [case_id for part in run.stage("maps").finished_inputs() for case_id in part]
+def _cases(uri: str) -> list[str]:
+    """The cases of the run at `uri` that have maps."""
+    cases = [case_id for part in stage_of(uri, "maps").finished_inputs() for case_id in part]
     if not cases:
-        raise UsageError(f"{run.uri} has no case with maps; give a finished run")
+        raise UsageError(f"{uri} has no case with maps; give a run that has")
     return cases

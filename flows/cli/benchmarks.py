@@ -194,6 +194,65 @@ def pixel_metrics(
 
 
 @command(benchmarks)
+def generate(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run with prompts, which are answered again.")],
+    against: Against = None,
+    pairs: Pairs = 5,
+    slices: Annotated[int | None, typer.Option("--slices", min=1, help="Only so many of its prompts.")] = None,
+    json: Json = None,
+) -> None:
+    """Prompts to answers, beside Transformers' generate and vLLM with its defaults."""
+
+    def measure(progress: ReportText) -> DuelReport:
+        from medad_core.benchmark.peers.generate import benchmark_generate
+
+        return benchmark_generate(absolute(run), against or (), pairs, progress, slices)
+
+    _measured(measure, json)
+
+
+@command(benchmarks)
+def end_to_end(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Cases as `medad screen` takes them.")],
+    words: Words = None,
+    config: Config = None,
+    against: Against = None,
+    pairs: Pairs = 5,
+    json: Json = None,
+) -> None:
+    """Volumes to predictions, beside scripts around the same models; each timed from its start to its end."""
+    from medad_core.config import load_settings
+
+    settings = load_settings(config, words or [])
+
+    def measure(progress: ReportText) -> DuelReport:
+        from medad_core.benchmark.peers.end_to_end import benchmark_end_to_end
+
+        return benchmark_end_to_end(absolute(data), settings, against or (), pairs, progress)
+
+    _measured(measure, json)
+
+
+@command(benchmarks)
+def start_up(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run; its data are screened again.")],
+    cohort: Annotated[str | None, typer.Option("--cohort", help="A cohort that has screened all of its inbox.")] = None,
+    turns: Annotated[int, typer.Option("--turns", min=1, help="How often each command is started.")] = 5,
+    json: Json = None,
+) -> None:
+    """What commands cost before they work, or where nothing is left to do."""
+    terminals = consoles()
+    with terminals.err.status("starting") as status:
+        from flows.cli.benchmark_tables import start_up_table
+        from medad_core.benchmark.start_up import benchmark_start_up
+
+        place = None if cohort is None else absolute(cohort)
+        report = benchmark_start_up(absolute(run), place, turns, progress=status.update)
+    terminals.out.print(start_up_table(report))
+    _write_json(json, report, terminals)
+
+
+@command(benchmarks)
 def table(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="What --json of a measurement with peers wrote.")

@@ -102,10 +102,8 @@ def _map_rows(
 @torch.inference_mode()
 def _tokens(converter: AnyConverter, row: pa.Table) -> Tensor:
     """The soft tokens (1, T, width) of a row of MAPS, rounded as they are stored."""
-    pictured = [
-        None if each is None else torch.from_numpy(each)
-        for each in (grids_of(row), map_frames(row), embeddings_of(row))
-    ]
+    arrays = (grids_of(row), map_frames(row), embeddings_of(row))
+    pictured = [None if array is None else torch.from_numpy(array) for array in arrays]
     return converter(*pictured).half().float()
 
 

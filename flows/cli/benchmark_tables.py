@@ -10,13 +10,15 @@ from rich.table import Table
 
 from flows.cli.tables import plain_table
 from medad_core.benchmark.bookkeeping import BookkeepingReport
+from medad_core.benchmark.duel import DuelReport
 from medad_core.benchmark.encode import EncodeReport
 from medad_core.benchmark.orchestration import OrchestrationReport
 from medad_core.benchmark.profile import Profile
 from medad_core.benchmark.sizing import Sizing
 from medad_core.benchmark.spread import Spread
+from medad_core.benchmark.start_up import StartUpReport
 
-Report = EncodeReport | OrchestrationReport | BookkeepingReport | Profile | Sizing
+Report = EncodeReport | OrchestrationReport | BookkeepingReport | Profile | Sizing | DuelReport | StartUpReport
 
 
 def report_json(report: Report) -> str:
@@ -88,6 +90,14 @@ def bookkeeping_table(report: BookkeepingReport) -> Table:
     table.add_row("open a finished run", *(_seconds(size.open_s) for size in report.sizes), growth["open"])
     table.add_row("  of it, hashing its parts", *(_seconds(size.hash_s) for size in report.sizes), "")
     table.add_row("read one case", *(f"{size.read_case_ms.median:.2f} ms" for size in report.sizes), "")
+    return table
+
+
+def start_up_table(report: StartUpReport) -> Table:
+    """Medians, from the least to the greatest."""
+    table = plain_table(f"{report.cases} cases; {report.date}, commit {report.commit}, {report.device}", "median")
+    for name, spread in report.seconds.items():
+        table.add_row(name, _seconds(spread))
     return table
 
 

@@ -55,8 +55,8 @@ def group(**options: Any) -> typer.Typer:
 
 
 def command(app: typer.Typer) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
-    """Register a function as a command of `app` under its own name, trailing underscores aside."""
-    return lambda function: app.command(name=function.__name__.strip("_"))(exits(function))
+    """Register a function as a command of `app` under its own name: `make_it_` is `make-it`."""
+    return lambda function: app.command(name=function.__name__.strip("_").replace("_", "-"))(exits(function))
 
 
 def exits(function: Callable[..., int | None]) -> Callable[..., None]:

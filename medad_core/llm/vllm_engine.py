@@ -37,7 +37,7 @@ class VLLMEngine:
     def __init__(self, prompt: Prompt, settings: LLMSettings, positions: int) -> None:
         """`positions` is the length of the longest prompt in tokens."""
         on_cpu = not torch.cuda.is_available()
-        _quiet_environment(on_cpu)
+        quiet_environment(on_cpu)
         from vllm import LLM
 
         self.prompt = prompt
@@ -118,7 +118,7 @@ def _share_of_gpu(settings: LLMSettings, needed: int) -> float:
     return settings.gpu_memory_share or gpu_share(needed, total, settings.tensor_parallel_size)
 
 
-def _quiet_environment(on_cpu: bool) -> None:
+def quiet_environment(on_cpu: bool) -> None:
     """Set what vLLM reads from the environment at import, unless the user has set it.
 
     The processes of its engines, one a GPU, inherit it.

@@ -7,13 +7,16 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from medad_core.data.read import DISPLAY_ORIENTATION, CaseSlices
 from medad_core.data.window import frames_of
 from medad_core.errors import CaseError
-from medad_core.models.decoder import render_map
+from medad_core.models.decoder import render_maps
 from medad_core.store import MAPS, PROMPTS, SLICES
 from medad_core.store.schemas import CONTEXT, WINDOW
+
+_AT_ONCE = 8  # maps that are drawn together: more do not fit into a cache of the CPU
 
 
 def slice_rows(case: CaseSlices, split: str) -> pa.Table:
@@ -54,13 +57,13 @@ def _outside(case: CaseSlices, neighbours: np.ndarray) -> list[bytes | None]:
 
 def rendered_maps(maps: pa.Table, height: int, width: int) -> np.ndarray:
     """Rows of MAPS of one case to its maps (N, height, width), float32 from 0 to 1."""
+    grids = torch.from_numpy(grids_of(maps))
     windows = windows_of(maps)
-    return np.stack(
-        [
-            render_map(grid, height, width, None if windows is None else windows[number])
-            for number, grid in enumerate(grids_of(maps))
-        ]
-    )
+    drawn = [
+        render_maps(grids[some], height, width, None if windows is None else windows[some])
+        for some in (slice(start, start + _AT_ONCE) for start in range(0, len(grids), _AT_ONCE))
+    ]
+    return torch.cat(drawn).numpy()
 
 
 def pictures_of(table: pa.Table) -> np.ndarray:

@@ -25,6 +25,7 @@ ENCODE_AGAINST_HELP = "Measure the stage beside this peer, or `all`, instead; ma
 Against = Annotated[list[str] | None, typer.Option("--against", metavar="PEER", help=AGAINST_HELP)]
 Pairs = Annotated[int, typer.Option("--pairs", min=1, help="How often medad and each peer are measured in turn.")]
 Real = Annotated[str, typer.Argument(metavar="RUN", help="A run with maps, which are repeated with noise.")]
+TRACE_HELP = "Where the timeline of medad's last run is written, for ui.perfetto.dev."
 COMPILE_HELP = "Also measure models.compile; by default on a GPU only."
 
 
@@ -218,6 +219,7 @@ def end_to_end(
     config: Config = None,
     against: Against = None,
     pairs: Pairs = 5,
+    trace: Annotated[Path | None, typer.Option("--trace", metavar="FILE", help=TRACE_HELP)] = None,
     json: Json = None,
 ) -> None:
     """Volumes to predictions, beside scripts around the same models; each timed from its start to its end."""
@@ -228,7 +230,8 @@ def end_to_end(
     def measure(progress: ReportText) -> DuelReport:
         from medad_core.benchmark.peers.end_to_end import benchmark_end_to_end
 
-        return benchmark_end_to_end(absolute(data), settings, against or (), pairs, progress)
+        drawn = None if trace is None else absolute(str(trace))
+        return benchmark_end_to_end(absolute(data), settings, against or (), pairs, progress, drawn)
 
     _measured(measure, json)
 

@@ -18,14 +18,17 @@ import pyarrow as pa
 
 from medad_core.benchmark.duel import PAIRS, Act, Contender, Contest, DuelReport, Fact, Result, duel
 from medad_core.benchmark.peers.scripts import VALUES
+from medad_core.benchmark.trace import trace_of
 from medad_core.config import Settings, settings_to_yaml
 from medad_core.errors import MedadError
 from medad_core.progress import ReportText
 from medad_core.run.gather import find_cohort
-from medad_core.store import PART_STAGES, join, read_table
+from medad_core.run.run import Run
+from medad_core.store import PART_STAGES, join, read_table, write_bytes
 from medad_core.surroundings.processes import piped_environment, python_command
 
 _SCRIPTS = "medad_core.benchmark.peers.scripts"
+_OURS = "medad-"  # begins the names of medad's runs
 _COLUMNS = ("case_id", "slice_index", "anomaly_score", "p_yes")
 
 
@@ -44,22 +47,29 @@ def benchmark_end_to_end(
     against: Sequence[str] = (),
     pairs: int = PAIRS,
     progress: ReportText = lambda _text: None,
+    trace: str | None = None,
 ) -> DuelReport:
-    """Screen every case below `data`. Raises UsageError and UnequalError as `duel`, MedadError where one fails."""
+    """Screen every case below `data`; `trace` is where the timeline of medad's last run is written (`trace_of`).
+
+    Raises UsageError and UnequalError as `duel`, MedadError where a process fails.
+    """
     END_TO_END.chosen(against)
     cases = [member for member in find_cohort(data, settings.data).members if member.rejected is None]
     with tempfile.TemporaryDirectory(prefix="medad-benchmark-") as scratch:
         described = f"{len(cases)} cases, encoder {settings.models.encoder}, LLM {settings.llm.model}"
         report = duel(END_TO_END, Screening(data, settings, scratch), described, against, pairs, progress)
+        if trace is not None:
+            last = max(Path(scratch).glob(f"{_OURS}*"), key=lambda run: run.stat().st_ctime_ns)
+            write_bytes(trace, trace_of(Run.reopen(str(last))))
     return report.with_facts(Fact("cases", len(cases), ""))
 
 
-def _act(given: Screening, make: Callable[[str, str], None], table: str) -> Act:
+def _act(given: Screening, make: Callable[[str, str], None], table: str, prefix: str = "") -> Act:
     """An act that makes a run in a new folder with `make(run, settings)`; its values are in `table`."""
     settings = settings_to_yaml(given.settings)
 
     def act() -> Callable[[], Result]:
-        run = tempfile.mkdtemp(dir=given.scratch)
+        run = tempfile.mkdtemp(prefix=prefix, dir=given.scratch)
         make(run, settings)
         return partial(_values, join(run, table))
 
@@ -81,7 +91,7 @@ def _by_medad(given: Screening) -> Act:
         # By its name: the core must not import the flows, and a process of its own can.
         _start(["-m", "flows.cli", "screen", given.data, "--out", run, "--config", str(file)])
 
-    return _act(given, make, "predictions.parquet")
+    return _act(given, make, "predictions.parquet", _OURS)
 
 
 def _by_scripts(given: Screening) -> Act:

@@ -1,0 +1,133 @@
+"""Where nothing is left to do, nothing is done: no server, no model, no evaluation; and where something is, it is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prefect_harness import WORDS, write_case
+
+from medad_core.benchmark.trace import trace_of
+from medad_core.config import load_settings
+from medad_core.run.evaluated import find_evaluated
+from medad_core.run.run import Run
+from medad_core.stages.case_files import write_reports
+from medad_core.stages.evaluate import evaluate_run
+from medad_core.stages.page import write_index
+from medad_core.stages.screen import screen
+
+pytest_plugins = ("prefect_harness",)
+SETTINGS = load_settings(None, WORDS)
+HEAVY = ("transformers", "vllm", "prefect.server.api.server")
+COMMAND = f"""
+import sys
+from flows.cli.app import app
+try:
+    app(sys.argv[1:])
+finally:
+    print("imported", [name for name in {HEAVY} if name in sys.modules])
+"""
+
+
+def medad(*words: object) -> subprocess.CompletedProcess:
+    """The command in a process of its own, which has no Prefect server; says which heavy packages it imported."""
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    command = [sys.executable, "-c", COMMAND, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_cohort, tmp_path_factory) -> Path:
+    """A finished run of three good cases and a truncated one."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    screen(str(tiny_cohort), str(run), SETTINGS)
+    return run
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    """A copy, evaluated where it lies."""
+    copy = Path(shutil.copytree(finished, tmp_path / "run"))
+    evaluate_run(Run.reopen(str(copy)))
+    return copy
+
+
+def results(folder: Path) -> dict[str, int]:
+    others = {"run.json", "rejected.csv", "warnings.csv"}  # of every command
+    files = [path for path in folder.iterdir() if path.is_file() and path.name not in others]
+    return {path.name: path.stat().st_mtime_ns for path in files if not path.name.startswith(".")}
+
+
+def test_a_finished_run_starts_no_server_and_loads_no_model(finished, tiny_cohort):
+    before = results(finished)
+    (finished / "rejected.csv").unlink()
+    done = medad("screen", tiny_cohort, "--out", finished, *WORDS)
+    assert done.returncode == 3 and "imported []" in done.stdout, done.stdout + done.stderr
+    assert "9 slices of 3 cases; 1 cases rejected" in done.stdout and "Verdict, balanced accuracy" in done.stdout
+    assert results(finished) == before and "BraTS2021_00002" in (finished / "rejected.csv").read_text()
+
+
+def test_an_inbox_without_news_starts_no_server_and_loads_no_model(tmp_path, server):
+    write_case(tmp_path / "inbox", "BraTS2021_00000", seed=0)
+    words = ["screen", tmp_path / "inbox", "--cohort", tmp_path / "cohort", *WORDS, "inbox.settle_s=0"]
+    first = subprocess.run(
+        [sys.executable, "-m", "flows.cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PREFECT_API_URL": server},
+        check=False,
+    )
+    assert first.returncode == 0 and "batch 1: 1 cases screened" in first.stdout, first.stdout + first.stderr
+    again = medad(*words)
+    assert again.returncode == 0 and "nothing new" in again.stdout, again.stdout + again.stderr
+    assert "prefect.server" not in again.stdout and "vllm" not in again.stdout
+    assert "1 cases in the cohort" in again.stdout
+
+
+def test_results_that_are_not_those_of_the_run_are_made_again(run):
+    opened = Run.reopen(str(run))
+    assert find_evaluated(opened).slices == 9
+    (run / "metrics.md").unlink()
+    assert find_evaluated(opened) is None
+    evaluate_run(opened)
+    assert find_evaluated(opened) is not None
+    with open(run / "predictions.parquet", "ab") as stream:
+        stream.write(b"edited")
+    assert find_evaluated(opened) is None
+    evaluate_run(opened)
+    changed = load_settings(None, [*WORDS, "evaluate.map_threshold=0.4"])
+    assert find_evaluated(Run.reopen(str(run), changed)) is None
+    record = (run / "_evaluated.json").read_bytes()
+    (run / "_evaluated.json").write_bytes(record.replace(b'"cases": 3', b'"cases": 4'))
+    assert find_evaluated(opened) is None
+
+
+def test_a_part_that_is_lost_makes_a_run_unfinished(run):
+    next((run / "maps").glob("part-*.parquet")).unlink()
+    assert find_evaluated(Run.reopen(str(run))) is None
+
+
+def test_the_link_to_the_pages_leaves_the_results_as_they_are(run):
+    opened = Run.reopen(str(run))
+    write_reports(opened, ["BraTS2021_00000"])
+    before = (run / "report.html").read_text()
+    write_index(opened)
+    assert (run / "report.html").read_text() != before and find_evaluated(Run.reopen(str(run))) is not None
+
+
+def test_the_timeline_of_a_run_has_every_part_in_its_stage(run):
+    import json
+
+    events = json.loads(trace_of(Run.reopen(str(run))))["traceEvents"]
+    lanes = {event["tid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
+    assert list(lanes.values()) == ["slices", "maps", "prompts", "answers", "results"]
+    spans = [event for event in events if event["ph"] == "X"]
+    parts = len(Run.reopen(str(run)).stage("maps").plan().parts)
+    for lane, name in list(lanes.items())[:4]:
+        own = [span for span in spans if span["tid"] == lane]
+        assert [span["name"] for span in own] == [name, *(f"part {number}" for number in range(parts))]
+    assert all(span["dur"] >= 0 and span["ts"] >= 0 for span in spans)

@@ -22,7 +22,7 @@ _AT_ONCE = 8  # maps that are drawn together: more do not fit into a cache of th
 def slice_rows(case: CaseSlices, split: str) -> pa.Table:
     """One row per slice; with the columns CONTEXT where the encoder sees neighbours."""
     count, height, width = case.images.shape
-    pixels = None if case.masks is None else case.masks.sum(axis=(1, 2))
+    pixels = None if case.masks is None else np.count_nonzero(case.masks, axis=(1, 2))
     rows = pa.table(
         {
             "case_id": [case.case_id] * count,

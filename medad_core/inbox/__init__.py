@@ -11,6 +11,6 @@
     COHORT/ledger.json                   every case with all its screenings, and the waiting studies
 
 One decision: only the `_batch.json` files are authoritative. Predictions, lists and ledger are derived from them. They
-are replaced as a whole, and written again whenever they are out of date. So if a process is killed, the next command makes
-them consistent again.
+are replaced as a whole, and written again whenever they are out of date. So if a process is killed, the next command
+makes them consistent again.
 """

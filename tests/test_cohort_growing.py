@@ -13,6 +13,7 @@ import pytest
 from made_runs import FAR, SPOT, WIDE, Made, commit, make_run, member
 
 from medad_core.errors import StoreError
+from medad_core.facts.followup_rows import NUMBERS, ON_GRID
 from medad_core.inbox import followup, worklist
 from medad_core.inbox.folder import CohortFolder
 from medad_core.inbox.prune import prune
@@ -21,7 +22,7 @@ from medad_core.inbox.worklist import read_worklist
 from medad_core.stages.followup import read_followups
 from medad_core.store import read_table, tables
 
-NIGHTS = 8
+NIGHTS = 10
 TABLES = ("predictions.parquet", "followup.parquet", "followup_lesions.parquet")
 
 
@@ -71,7 +72,7 @@ def killed(folder: CohortFolder, after: int, monkeypatch: pytest.MonkeyPatch) ->
             folder.write_view()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(4))
 def test_what_grows_by_a_night_is_what_is_made_of_all_batches(tmp_path, monkeypatch, seed):
     """Through superseded, rejected, pruned, lost and evaluated again; killed between any two files."""
     monkeypatch.setattr(tables, "ROWS_OF_A_GROUP", 2)
@@ -85,7 +86,8 @@ def test_what_grows_by_a_night_is_what_is_made_of_all_batches(tmp_path, monkeypa
             disturb(grown, nights, chance)
         nights[number] = some_cases(chance)
         commit(grown, number, *nights[number])
-        killed(CohortFolder(grown), chance.randrange(7), monkeypatch)
+        if chance.random() < 0.4:
+            killed(CohortFolder(grown), chance.randrange(7), monkeypatch)
         CohortFolder(grown).write_view()
         for name in ("_view.json", "_lists.txt", "predictions.parquet"):
             (anew / name).unlink(missing_ok=True)
@@ -124,6 +126,20 @@ def test_a_night_reads_its_own_batch_and_what_its_patients_had_before(tmp_path, 
     assert read_followups(str(tmp_path))[:1] == kept and read_followups(str(tmp_path))[1].later == "p2"
     assert [row["case_id"] for row in read_worklist(str(tmp_path / "worklist.csv"))] == ["p2", "q1", "o1", "o2", "p1"]
     assert read_table(str(tmp_path / "predictions.parquet"))["case_id"].to_pylist() == ["o1", "o2", "p1", "p2", "q1"]
+
+
+def test_maps_that_could_not_be_read_are_compared_once_they_can(tmp_path):
+    commit(tmp_path, 1, Made(member("p1", "P", visit="1"), (SPOT,)))
+    commit(tmp_path, 2, Made(member("p2", "P", visit="2"), (WIDE,)))
+    (part,) = (tmp_path / "batches" / "00001" / "maps").glob("part-*.parquet")
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-9] + bytes(9))
+    CohortFolder(tmp_path).write_view()
+    assert read_followups(str(tmp_path))[0].compared == NUMBERS
+    part.write_bytes(whole)
+    commit(tmp_path, 3, Made(member("q1", "Q"), (SPOT,)))
+    CohortFolder(tmp_path).write_view()
+    assert read_followups(str(tmp_path))[0].compared == ON_GRID
 
 
 def test_a_list_that_was_edited_is_made_of_all_batches(tmp_path):

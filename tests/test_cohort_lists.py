@@ -12,6 +12,7 @@ from made_runs import FAR, SPOT, WIDE, Made, commit, make_run, member
 from medad_core.facts.followup_rows import NOTHING, ON_GRID
 from medad_core.facts.worklist import HEADS, urgency
 from medad_core.inbox.folder import CohortFolder
+from medad_core.inbox.prune import prune
 from medad_core.inbox.worklist import read_worklist
 from medad_core.stages.followup import read_followups
 from medad_core.store import read_table
@@ -87,6 +88,15 @@ def test_a_patient_is_followed_across_batches_and_a_pruned_pair_stays(tmp_path):
     assert (third.compared, third.reason) == (NOTHING, "q2 is not compared (no brain)")
     lesions = read_table(str(tmp_path / "followup_lesions.parquet")).to_pylist()
     assert [pair for pair in lesions if pair["later"] == "p2"] == pairs
+
+
+def test_maps_that_were_pruned_before_they_could_be_compared_are_said_to_be(tmp_path):
+    commit(tmp_path, 1, Made(member("p1", "P", visit="1"), (SPOT,)))
+    commit(tmp_path, 2, Made(member("p2", "P", visit="2"), (WIDE,)))
+    prune(str(tmp_path), keep=1)
+    CohortFolder(tmp_path).write_view()
+    (row,) = read_followups(str(tmp_path))
+    assert row.reason == "maps cannot be read (those of batch 1 were removed by `medad prune`)"
 
 
 def test_newer_content_of_one_examination_is_no_second_examination(tmp_path):

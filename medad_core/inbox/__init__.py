@@ -7,9 +7,10 @@
     COHORT/worklist.csv                  all screened cases, the most urgent first
     COHORT/followup.parquet, .csv        patients who were examined more than once, and followup_lesions.parquet
     COHORT/_view.json                    the batches and the hash of predictions.parquet, written after it
+    COHORT/_lists.txt                    hashes of worklist and follow-up, and of what they were made of in every batch
     COHORT/ledger.json                   every case with all its screenings, and the waiting studies
 
-One decision: only the `_batch.json` files are authoritative. Predictions and ledger are derived from them. They are
-replaced as a whole, and written again whenever they are out of date. So if a process is killed, the next command makes
-them consistent again.
+One decision: only the `_batch.json` files are authoritative. Predictions, lists and ledger are derived from them. They
+are replaced as a whole, and written again whenever they are out of date. So if a process is killed, the next command
+makes them consistent again.
 """

@@ -26,7 +26,8 @@ from medad_core.config import load_settings
 from medad_core.data.nifti import UNREADABLE, hash_whole
 from medad_core.errors import StoreError, UsageError
 from medad_core.inbox.folder import CohortFolder
-from medad_core.inbox.prune import NOTE, prune
+from medad_core.inbox.prune import prune
+from medad_core.inbox.records import PRUNED
 from medad_core.inbox.scan import InboxScan, scan_inbox
 from medad_core.inbox.verify import verify_cohort
 from medad_core.run.rejected import QUARANTINED
@@ -448,7 +449,7 @@ def test_pruning_keeps_predictions_and_the_view_can_be_made_again(cohort, inbox)
     pruned = [Path(cohort.run_of(1)) / name for name in PART_STAGES]
     files = [path for path in Path(cohort.uri).rglob("*") if path.is_file() and not set(path.parents) & set(pruned)]
     before = {path: path.read_bytes() for path in files}
-    killed = Path(cohort.run_of(1)) / f".{NOTE}.0123.tmp"  # while it wrote its note
+    killed = Path(cohort.run_of(1)) / f".{PRUNED}.0123.tmp"  # while it wrote its note
     killed.touch()
     assert list(prune(str(Path(cohort.uri)), keep=1)) == [1] and not killed.exists()
     assert not any(stage.exists() for stage in pruned) and (Path(cohort.run_of(2)) / "slices").exists()

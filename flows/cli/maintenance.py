@@ -40,13 +40,14 @@ def status(
     """Say how far a run or a cohort is, from its files alone."""
     from flows.cli.status import cohort_status, run_status
     from flows.cli.terminal import terminal
-    from medad_core.inbox.folder import is_cohort
-    from medad_core.inbox.verify import verify_folder
+    from medad_core.inbox.records import is_cohort
 
     for part in cohort_status(run) if is_cohort(run) else run_status(run):
         terminal().print(part, soft_wrap=isinstance(part, str))
     if not verify:
         return OK
+    from medad_core.inbox.verify import verify_folder  # what reads volumes takes a second
+
     damaged = list(verify_folder(run))
     for line in damaged:
         terminal().print(line, markup=False, soft_wrap=True)

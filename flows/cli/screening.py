@@ -108,7 +108,8 @@ def _screen_cohort(data: str, cohort: str, settings: Settings, wait: bool, termi
             from flows.outcome import failure_reported
             from flows.preflight import check_cohort
             from flows.screen import screen_cohort, screen_looked_at, unchanged_cohort
-            from medad_core.inbox.folder import CohortFolder, is_cohort
+            from medad_core.inbox.folder import CohortFolder
+            from medad_core.inbox.records import is_cohort
             from medad_core.inbox.screening import Inbox
             from medad_core.store.files import name_of, resolved
             from medad_core.store.lock import locked

@@ -7,9 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from rich.table import Table
 
 from flows.cli.tables import plain_table, status_table
-from medad_core.inbox.folder import CohortFolder
-from medad_core.inbox.prune import NOTE
-from medad_core.inbox.records import Batch, Ledger
+from medad_core.inbox.records import PRUNED, Batch, Ledger
 from medad_core.run.info import read_run_info
 from medad_core.run.inputs import Inputs
 from medad_core.store import PART_STAGES, StageProgress, join, stage_of
@@ -38,7 +36,7 @@ def run_status(run: str) -> Iterator[Table | str]:
     if is_object(root):
         yield _fetched(run)
     yield from (f"{name:<20} {'there' if size_of(join(run, name)) is not None else 'not yet'}" for name in RESULTS)
-    if (note := read_bytes(join(run, NOTE))) is not None:
+    if (note := read_bytes(join(run, PRUNED))) is not None:
         yield from note.decode(errors="replace").splitlines()
 
 
@@ -54,6 +52,8 @@ def _fetched(run: str) -> str:
 
 def cohort_status(folder: str) -> Iterator[Table | str]:
     """Raises StoreError where a batch's record is damaged."""
+    from medad_core.inbox.folder import CohortFolder  # what reads volumes takes a second
+
     cohort = CohortFolder(folder)
     ledger = cohort.ledger()
     busy = holder(folder)

@@ -9,8 +9,6 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from medad_core.media import read_csv, visible
-from medad_core.metrics.names import MAIN_METRICS, metric_name
-from medad_core.metrics.printed import interval_text, value_text
 from medad_core.store import StageProgress
 from medad_core.store.files import read_bytes
 
@@ -62,6 +60,9 @@ def status_table(stages: Iterable[tuple[str, StageProgress | None]]) -> Table:
 
 def metrics_rows(rows: Iterable[Mapping[str, Any]]) -> Table:
     """The main metrics over all cases with their intervals; the undefined with their reason."""
+    from medad_core.metrics.names import MAIN_METRICS, metric_name  # SciPy takes a second
+    from medad_core.metrics.printed import interval_text, value_text
+
     by_name = {(row["metric"], row["level"]): row for row in rows if row["split"] == "all"}
     table = plain_table("metric", "level", "value", "95 % interval", "n", "supervision")
     for key in MAIN_METRICS:
@@ -121,6 +122,8 @@ def presets_table(presets: Iterable[Known]) -> Table:
 
 def paper_table(lines: Iterable[Mapping[str, Any]], failed: Mapping[str, str], rule: str) -> Iterator[Table]:
     """The main columns of the paper's table, one table a group; decisions by `rule` where a row has thresholds."""
+    from medad_core.metrics.printed import value_text  # SciPy takes a second
+
     rules = ("", rule, "answer", "always", "validation")
     shown = [line for line in lines if line["rule"] in rules and _main(line)]
     by_cell = {(line["group"], line["row"], line["level"], line["metric"]): line for line in shown}

@@ -14,7 +14,7 @@ from medad_core.config import Settings
 from medad_core.errors import StoreError, UsageError, first_line
 from medad_core.inbox.batch import PREDICTIONS, case_of, current_time, finished_batch, histories_of, next_screening
 from medad_core.inbox.lists import COMMIT, write_lists
-from medad_core.inbox.records import Batch, BatchPlan, CaseHistory, Ledger, PlannedStudy, Screening, StoredFile
+from medad_core.inbox.records import LEDGER, Batch, BatchPlan, CaseHistory, Ledger, PlannedStudy, Screening, StoredFile
 from medad_core.inbox.scan import InboxScan
 from medad_core.inbox.view import write_predictions
 from medad_core.run.cohort import NAME as COHORT
@@ -29,17 +29,11 @@ from medad_core.store.records import Record
 
 log = logging.getLogger(__name__)
 PLANNED = "_planned.json"
-LEDGER = "ledger.json"
 _WITHDRAWN = ".withdrawn"  # ends the name of a note beside a batch that is being removed
 _EARLIER_SCRATCH = ".new"  # in which earlier versions planned a batch
 _FROM_BACKUP = "bring it back from a backup"
 _DELETE_BATCH = "nothing of it counts yet, the next command screens it again"
 Kind = TypeVar("Kind", bound=Record)
-
-
-def is_cohort(folder: str) -> bool:
-    """Whether `folder` belongs to an incremental cohort, not to a single run."""
-    return not {"batches", LEDGER}.isdisjoint(list_names(folder))
 
 
 class CohortFolder:

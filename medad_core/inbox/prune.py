@@ -9,13 +9,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from medad_core.errors import UsageError
-from medad_core.inbox.folder import CohortFolder, is_cohort
+from medad_core.inbox.folder import CohortFolder
+from medad_core.inbox.records import PRUNED, is_cohort
 from medad_core.store import PART_STAGES, join, write_text
 from medad_core.store.files import remove_tree, sweep
 from medad_core.store.listing import list_names, tree_bytes
 from medad_core.store.lock import locked
 
-NOTE = "pruned.txt"
 _NOTE_TEXT = (
     "Slices, maps, prompts and answers were removed by `medad prune` on {date}; "
     "predictions, metrics and page are whole.\n"
@@ -44,7 +44,7 @@ def _prune(run: str) -> int:
         return 0
     freed = sum(tree_bytes(stage) for stage in stages)
     # The note is written first, so that it is there even if a kill leaves half of the stages.
-    write_text(join(run, NOTE), _NOTE_TEXT.format(date=datetime.now(UTC).date()))
+    write_text(join(run, PRUNED), _NOTE_TEXT.format(date=datetime.now(UTC).date()))
     for stage in stages:
         remove_tree(stage)
     return freed

@@ -6,9 +6,17 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from medad_core.store.listing import list_names
 from medad_core.store.records import Record, fingerprint_of
 
+LEDGER = "ledger.json"
+PRUNED = "pruned.txt"  # in a batch whose stages were deleted
 FromOne = Annotated[int, msgspec.Meta(ge=1)]
+
+
+def is_cohort(folder: str) -> bool:
+    """Whether `folder` belongs to an incremental cohort, not to a single run."""
+    return not {"batches", LEDGER}.isdisjoint(list_names(folder))
 
 
 class Stamp(Record, frozen=True):

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from medad_core.errors import StoreError
 from medad_core.inbox.batch import PREDICTIONS
-from medad_core.inbox.folder import COMMIT, CohortFolder, is_cohort
-from medad_core.inbox.prune import NOTE
+from medad_core.inbox.folder import COMMIT, CohortFolder
+from medad_core.inbox.records import PRUNED, is_cohort
 from medad_core.inbox.view import is_current
 from medad_core.run.info import has_run_info
 from medad_core.run.verify import verify_run
@@ -42,7 +42,7 @@ def verify_cohort(folder: str) -> Iterator[str]:
                 f"{predictions} is not the file that was committed; `medad evaluate {run}` makes it again "
                 "where nothing was pruned, else bring it back from a backup"
             )
-        if size_of(join(run, NOTE)) is None:
+        if size_of(join(run, PRUNED)) is None:
             yield from _verify_batch(run)
     view = join(folder, PREDICTIONS)
     if not batches and size_of(view) is not None:

@@ -147,3 +147,7 @@ class Ledger(Record, frozen=True):
     waiting: dict[str, str]
     unusable: dict[str, str]
     files: dict[str, StoredFile]
+
+    def body(self) -> bytes:
+        """One line: that of 100,000 cases has 75 MB, and is written twice a night."""
+        return msgspec.json.encode(self)[:-1] + b"\n}\n"

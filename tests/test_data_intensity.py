@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from medad_core.data.intensity import Landmarks, percentiles, to_uint8
 
-SMALL = st.sampled_from([np.dtype(kind) for kind in ("u1", "i1", "u2", "i2")])
+SMALL = st.sampled_from([np.dtype(kind) for kind in ("u1", "i1", "u2", "i2", ">u2", ">i2")])
 
 
 @given(

@@ -106,6 +106,27 @@ def test_results_that_are_not_those_of_the_run_are_made_again(run):
     assert find_evaluated(opened) is None
 
 
+def test_a_run_without_its_prompts_is_evaluated_and_found_evaluated(run):
+    shutil.rmtree(run / "prompts")  # no result is computed from them
+    opened = Run.reopen(str(run))
+    (run / "metrics.md").unlink()
+    assert evaluate_run(opened).slices == 9 and find_evaluated(Run.reopen(str(run))) is not None
+
+
+def test_a_server_that_is_not_needed_after_all_leaves_no_process():
+    code = """
+import psutil
+from flows.cli.server import temporary_server
+with temporary_server(soon=True):
+    pass
+psutil.wait_procs(psutil.Process().children(recursive=True), timeout=20)
+print("left", [child.cmdline() for child in psutil.Process().children(recursive=True)])
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert "left []" in done.stdout, done.stdout + done.stderr
+
+
 def test_a_part_that_is_lost_makes_a_run_unfinished(run):
     next((run / "maps").glob("part-*.parquet")).unlink()
     assert find_evaluated(Run.reopen(str(run))) is None

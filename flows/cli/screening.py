@@ -69,9 +69,12 @@ def _screen_run(data: str, out: str, settings: Settings, refresh: bool, terminal
             from medad_core.run.evaluated import has_results
             from medad_core.run.run import Run
             from medad_core.store.files import name_parts
+            from medad_core.store.objects import hasty
 
             check_orchestration(settings)
-            start_server = stack.enter_context(temporary_server(soon=not has_results(out)))
+            with hasty():
+                is_new = not has_results(out)
+            start_server = stack.enter_context(temporary_server(soon=is_new))
             with failure_reported("screen", name_parts(out)[0], settings):
                 run = stack.enter_context(Run.held(data, out, settings, refresh))
                 check_cluster(settings, out, run.cohort.root)
@@ -113,9 +116,12 @@ def _screen_cohort(data: str, cohort: str, settings: Settings, wait: bool, termi
             from medad_core.inbox.screening import Inbox
             from medad_core.store.files import name_of, resolved
             from medad_core.store.lock import locked
+            from medad_core.store.objects import hasty
 
             folder = CohortFolder(cohort, data)
-            start_server = stack.enter_context(temporary_server(soon=not is_cohort(cohort)))
+            with hasty():
+                is_new = not is_cohort(cohort)
+            start_server = stack.enter_context(temporary_server(soon=is_new))
             check_cohort(data, cohort, settings, wait)
             inbox = None
             if not server_url():  # on a server, every command is a flow run, which waits for others where they see it

@@ -109,7 +109,9 @@ class _Start:
         self.answers = True
 
     def stop(self) -> None:
-        """End what was begun."""
+        """End what was begun, also a process that is just being started."""
+        while self.thread is not None and self.thread.is_alive() and self.server and not self.server.server_process:
+            self.thread.join(POLL_S)
         if self.guard is not None:
             self.guard.kill()
         if self.server is not None:

@@ -73,6 +73,7 @@ def percentiles(values: np.ndarray, percents: Sequence[float]) -> list[float]:
     if values.dtype.kind not in "iu" or values.dtype.itemsize > 2:
         found: list[float] = np.percentile(values, percents).tolist()
         return found
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)  # they are counted by their bytes
     limits = np.iinfo(values.dtype)
     counts = np.bincount(values.view(f"u{values.dtype.itemsize}"), minlength=2**limits.bits)
     up_to = np.roll(counts, limits.min).cumsum()  # as unsigned, the negative values came last

@@ -24,6 +24,7 @@ from medad_core.store.listing import list_files
 from medad_core.store.records import Record
 
 NAME = "_evaluated.json"
+STAGES = ("slices", "maps", "answers")  # that results are computed from
 
 
 class Evaluated(Record, frozen=True):
@@ -62,9 +63,10 @@ def find_evaluated(run: Run) -> Evaluated | None:
     No part is read. Raises StoreError if a plan or a record is damaged.
     """
     record = _stored(run.uri)
-    if record is None or any(stage.find_plan() is None for stage in run.stages.values()):
+    stages = [run.stage(name) for name in STAGES]
+    if record is None or any(stage.find_plan() is None for stage in stages):
         return None
-    is_finished = all(stage.is_finished() for stage in run.stages.values())
+    is_finished = all(stage.is_finished() for stage in stages)
     return record if is_finished and record.made_of == _made_of(run) and _has_files(run.uri, record) else None
 
 
@@ -87,7 +89,7 @@ def _stored(run: str) -> Evaluated | None:
 
 
 def _made_of(run: Run) -> str:
-    manifests = [stage.require_finished() for stage in run.stages.values()]
+    manifests = [run.stage(name).require_finished() for name in STAGES]
     inputs = sorted(list_files(run.inputs.uri).items())
     cohort = read_bytes(join(run.uri, COHORT))
     if cohort is None:

@@ -48,7 +48,7 @@ from medad_core.report import (
     render_report,
 )
 from medad_core.run.cohort import Cohort
-from medad_core.run.evaluated import forget_evaluated, note_evaluated
+from medad_core.run.evaluated import STAGES, forget_evaluated, note_evaluated
 from medad_core.run.rejected import Rejected
 from medad_core.run.run import Run
 from medad_core.run.warnings import Warned
@@ -122,7 +122,7 @@ class _Measured:
 
 def evaluate_run(run: Run) -> Results:
     """Write predictions, metrics and page of a run whose stages are finished. Raises StoreError if one is not."""
-    for name in ("slices", "maps", "answers"):
+    for name in STAGES:
         run.stage(name).require_finished()
     rejected = run.write_rejected()
     warned = run.write_warnings()

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
-from medad_core.benchmark.duel import PAIRS, Act, Contender, Contest, DuelReport, Fact, Result, duel
+from medad_core.benchmark.duel import PAIRS, Act, Contender, Contest, DuelReport, Fact, Result, as_numbers, duel
 from medad_core.benchmark.peers.scripts import VALUES
 from medad_core.benchmark.trace import trace_of
 from medad_core.config import Settings, settings_to_yaml
@@ -80,7 +79,7 @@ def _values(uri: str) -> Result:
     rows = read_table(uri).select(_COLUMNS).sort_by([(name, "ascending") for name in _COLUMNS[:2]])
     keys = [f"{case_id} {at}" for case_id, at in zip(*(rows[name].to_pylist() for name in _COLUMNS[:2]), strict=True)]
     numbers = {name: rows[name].cast(pa.float64()).to_numpy() for name in _COLUMNS[2:]}
-    return {"slices": np.array([key.encode().ljust(64) for key in keys]).view(np.uint8), **numbers}
+    return {"slices": as_numbers(keys), **numbers}
 
 
 def _by_medad(given: Screening) -> Act:

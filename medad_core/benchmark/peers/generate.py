@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medad_core.benchmark.duel import PAIRS, Act, Contender, Contest, DuelReport, Fact, Result, duel
+from medad_core.benchmark.duel import PAIRS, Act, Contender, Contest, DuelReport, Fact, Result, as_numbers, duel
 from medad_core.config import Settings
 from medad_core.errors import UsageError
 from medad_core.llm.engine import choose_engine, open_engine
@@ -34,7 +34,6 @@ from medad_core.stages.rows import tokens_of
 from medad_core.surroundings.processes import spawn_context
 
 BATCH = 64  # prompts at once of Transformers in batches
-_TEXT_BYTES = 256  # of the longest answer that is compared
 _Answers = tuple[list[str], list[float]]  # texts, and p(yes) where it is known
 _opened: list[Callable[[], _Answers]] = []  # the one engine of a child process
 
@@ -92,7 +91,7 @@ def _in_a_process(opened: Callable[[Prompts], Callable[[], _Answers]], given: Pr
 
     def act() -> Callable[[], Result]:
         texts, p_yes = pool.submit(_answer).result()
-        results = {"answers": _as_numbers(texts)}
+        results = {"answers": as_numbers(texts)}
         return lambda: {**results, "p_yes": np.array(p_yes)} if p_yes else results
 
     return act
@@ -106,11 +105,6 @@ def _answer() -> _Answers:
     return _opened[0]()
 
 
-def _as_numbers(texts: Sequence[str]) -> np.ndarray:
-    """Texts as (n, _TEXT_BYTES) uint8, so that a difference of 0 says that they are the same."""
-    return np.array([np.frombuffer(text.encode().ljust(_TEXT_BYTES)[:_TEXT_BYTES], np.uint8) for text in texts])
-
-
 def _by_medad(given: Prompts) -> Callable[[], _Answers]:
     engine = open_engine(_prompt(given), given.settings.llm, given.positions, device_of(given.settings))
     prompts = np.load(given.file)
@@ -122,6 +116,18 @@ def _by_medad(given: Prompts) -> Callable[[], _Answers]:
     return answer
 
 
+def greedy(prompt: Prompt, max_new_tokens: int) -> dict[str, Any]:
+    """What Transformers' `generate` needs for greedy answers, and for the logits of their first tokens."""
+    return {
+        "max_new_tokens": max_new_tokens,
+        "do_sample": False,
+        "eos_token_id": list(prompt.end_tokens),
+        "pad_token_id": prompt.end_tokens[-1],
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
+
+
 def _by_transformers(batch: int, given: Prompts) -> Callable[[], _Answers]:
     from medad_core.llm.transformers_engine import load_llm
 
@@ -129,14 +135,7 @@ def _by_transformers(batch: int, given: Prompts) -> Callable[[], _Answers]:
     device = device_of(given.settings)
     model: Any = load_llm(prompt.folder, getattr(torch, _dtype(given))).to(device)
     prompts = torch.from_numpy(np.load(given.file)).to(device, model.dtype)
-    options = {
-        "max_new_tokens": given.settings.llm.max_new_tokens,
-        "do_sample": False,
-        "eos_token_id": list(prompt.end_tokens),
-        "pad_token_id": prompt.end_tokens[-1],
-        "return_dict_in_generate": True,
-        "output_logits": True,
-    }
+    options = greedy(prompt, given.settings.llm.max_new_tokens)
 
     @torch.inference_mode()
     def answer() -> _Answers:

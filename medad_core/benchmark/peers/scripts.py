@@ -21,6 +21,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from medad_core.benchmark.peers.generate import greedy
 from medad_core.config import Settings, settings_from_yaml
 from medad_core.llm.protocol import share_of_yes
 from medad_core.llm.questions import PRESENCE, Question
@@ -111,14 +112,7 @@ def _speaker(settings: Settings) -> Speak:
     asking = Asking.of(settings, [Question(PRESENCE)])
     prompt = asking.prompts[0]
     model: Any = load_llm(prompt.folder)
-    options = {
-        "max_new_tokens": settings.llm.max_new_tokens,
-        "do_sample": False,
-        "eos_token_id": list(prompt.end_tokens),
-        "pad_token_id": prompt.end_tokens[-1],
-        "return_dict_in_generate": True,
-        "output_logits": True,
-    }
+    options = greedy(prompt, settings.llm.max_new_tokens)
 
     @torch.inference_mode()
     def speak(soft: Tensor) -> tuple[str, float]:

@@ -6,6 +6,7 @@ has only references, so its flow opens the run itself (`screen`).
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from datetime import date
 
 from prefect import flow
@@ -89,7 +90,8 @@ def finished_run(run: Run, data: str) -> Outcome | None:
 
 def _screen(run: Run, data: str, report: Report) -> Outcome:
     for name in PART_STAGES:
-        require_cases(run, stage_within(run, name))
+        with _beside(run, name):
+            require_cases(run, stage_within(run, name))
     run.note(data)
     outcome = evaluate_within(run)
     report.runs = (run.uri,)
@@ -150,5 +152,13 @@ def _screen_inbox(inbox: Inbox, report: Report) -> CohortOutcome:
 def _screen_batch(run: Run, machine_is_well: bool) -> str:
     """Run the stages of a batch; returns its page."""
     for name in PART_STAGES:
-        stage_within(run, name, machine_is_well)
+        with _beside(run, name):
+            stage_within(run, name, machine_is_well)
     return evaluate_within(run).page
+
+
+def _beside(run: Run, name: str) -> AbstractContextManager[None]:
+    """While maps are drawn, the engine of the answers is imported."""
+    from medad_core.stages.ahead import engine_imported_beside  # imports torch
+
+    return engine_imported_beside(run.settings, name) if name == "maps" else nullcontext()

@@ -86,6 +86,14 @@ def check_engine(settings: LLMSettings, gpus: int | None = None) -> None:
         )
 
 
+def import_engine(settings: LLMSettings) -> None:
+    """Import what `open_engine` imports last and longest, vLLM, where the settings choose it. Opens nothing."""
+    if settings.engine != SERVED and settings.data_parallel_size == 1 and choose_engine(settings.engine) == "vllm":
+        from medad_core.llm.vllm_engine import import_vllm
+
+        import_vllm()
+
+
 def open_engine(prompt: Prompt, settings: LLMSettings, positions: int, device: str = "cpu") -> Engine:
     """Start the engine of the settings on the LLM of `prompt`, for prompts of `positions` tokens.
 

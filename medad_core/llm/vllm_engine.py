@@ -6,6 +6,7 @@ about 30 s, so functions import it when an engine is opened.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from medad_core.llm.sizing import ModelSize, gpu_share, model_size, resolved_dty
 from medad_core.surroundings.processes import clean_environment
 
 if TYPE_CHECKING:
-    from vllm import RequestOutput, SamplingParams
+    from vllm import LLM, RequestOutput, SamplingParams
 
 # The CPU backend shares prefixes in blocks whose size must be a multiple of 32: the smallest wastes least.
 CPU_BLOCK_SIZE = 32
@@ -37,9 +38,9 @@ class VLLMEngine:
     def __init__(self, prompt: Prompt, settings: LLMSettings, positions: int) -> None:
         """`positions` is the length of the longest prompt in tokens."""
         on_cpu = not torch.cuda.is_available()
-        quiet_environment(on_cpu)
-        from vllm import LLM
-
+        LLM = import_vllm()
+        # vLLM collects garbage half a dozen times at its start and end; without what was imported that takes no time.
+        gc.freeze()
         self.prompt = prompt
         self.settings = settings
         size = model_size(prompt.folder)
@@ -89,6 +90,14 @@ class VLLMEngine:
         """See `Engine.close`."""
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
+
+
+def import_vllm() -> type[LLM]:
+    """vLLM's class of an engine, imported with the environment that it needs. Takes a quarter of a minute."""
+    quiet_environment(not torch.cuda.is_available())
+    from vllm import LLM
+
+    return LLM
 
 
 def sequences_of(settings: LLMSettings, size: ModelSize) -> int:

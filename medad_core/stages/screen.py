@@ -13,11 +13,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 
 from medad_core.config import Settings
 from medad_core.faults.classify import can_heal
 from medad_core.faults.supervisor import Failure, OnFailure, Range
 from medad_core.run.run import Run
+from medad_core.stages.ahead import engine_imported_beside
 from medad_core.stages.complete import complete_stage, plan_stage, require_cases
 from medad_core.stages.evaluate import Results, evaluate_run
 from medad_core.stages.workers import make_parts
@@ -33,7 +35,8 @@ def screen(data: str, out: str, settings: Settings | None = None, refresh: bool 
     with Run.held(data, out, settings or Settings(), refresh) as run:
         for name in PART_STAGES:
             plan_stage(run, name)
-            progress = complete_stage(run, name, LoopExecutor(run, name))
+            with engine_imported_beside(run.settings, name) if name == "maps" else nullcontext():
+                progress = complete_stage(run, name, LoopExecutor(run, name))
             require_cases(run, progress)
         run.note(data)
         return evaluate_run(run)

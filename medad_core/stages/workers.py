@@ -6,7 +6,7 @@ causes are lost when they are pickled.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from typing import Any, Protocol
 
@@ -16,6 +16,8 @@ from medad_core.faults.suspect import accuse
 from medad_core.run.run import Run
 from medad_core.stages.parts import OnPart, ignore_part
 from medad_core.store import PartRecord, Plan
+
+when_opened: list[Callable[[str], None]] = []  # called with the name of a stage whose models were opened here
 
 
 class StageModule(Protocol):
@@ -90,6 +92,8 @@ class Worker:
         if self._run is None:
             self._models = self._open.enter_context(module.opened(run))
             self._run = run
+            for call in when_opened:
+                call(self.stage)
         return module.run_parts(run, numbers, ignore_part, self._models)
 
     def close(self) -> None:

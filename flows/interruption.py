@@ -89,8 +89,8 @@ def ignore_sigterm() -> None:
 
 
 def announce(code: int) -> None:
-    """Write one line to stderr, once per code."""
-    if code not in _announced:
+    """Write one line to stderr, once per code of a signal."""
+    if code in WORDS and code not in _announced:
         _announced.append(code)
         line = f"medad: {WORDS[code]}; the same command goes on where it stopped\n"
         sys.stderr.write(line)

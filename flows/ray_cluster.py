@@ -12,6 +12,7 @@ import re
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,8 @@ from contextlib import contextmanager, suppress
 from math import ceil
 from typing import Any
 
+from flows.interruption import end
+from flows.ray_head import HeadWatch
 from flows.ray_worker import Expected, fault_here, versions_here
 from medad_core.config import FlowSettings, RayWorkers, Settings, WorkerResources
 from medad_core.errors import MedadError, UsageError, first_line, in_one_line
@@ -33,10 +36,12 @@ GCS_S = 15.0  # until Ray's own service answers on it
 HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # how gRPC begins
 SETTINGS = bytes((4,))  # the kind of the server's first frame
 LOOK_S = 60.0  # until every node has been looked at: the first process of a node takes seconds to start
+ORDERLY_S = 8.0  # for a command to end by itself when the head is lost
 FREE_S = 10.0  # until a worker's resources are free
 OBJECT_STORE_BYTES = 100_000_000  # only references and counts travel
 GIB = 2**30
 _connected: dict[str, str | None] = {}  # "address": of the cluster that this process is connected to
+_watched: list[HeadWatch] = []  # its head
 
 
 def address_of(text: str) -> tuple[str, int]:
@@ -86,6 +91,34 @@ def connect(settings: FlowSettings) -> None:
             ) from error
     _silence()
     _connected["address"] = address
+    while _watched:
+        _watched.pop().close()
+    _watched.append(HeadWatch(ray.get_runtime_context().gcs_address, then=_end_if_stuck))
+
+
+def _end_if_stuck() -> None:
+    """End this process, unless it ends by itself: Ray waits for its head in places that nothing interrupts."""
+    if not _watched[-1].is_closed_in(ORDERLY_S):
+        sys.stderr.write(f"medad: {_lost()}\n")
+        end(1)
+
+
+def head_is_lost() -> bool:
+    """Whether the head of the cluster does not answer any more. What asks it would wait until Ray ends the process."""
+    return any(watch.is_lost for watch in _watched)
+
+
+def check_head() -> None:
+    """Raise MedadError where the head of the cluster is lost."""
+    if head_is_lost():
+        raise MedadError(_lost())
+
+
+def _lost() -> str:
+    return (
+        f"flow.ray_address: the head of the Ray cluster at {_watched[-1].address} does not answer any more; start a "
+        "cluster, and the same command goes on where it stopped"
+    )
 
 
 def _silence() -> None:

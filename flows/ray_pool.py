@@ -19,7 +19,16 @@ from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack
 from typing import Any
 
-from flows.ray_cluster import GIB, connect, expected_of, holds, in_words, living_nodes
+from flows.ray_cluster import (
+    GIB,
+    check_head,
+    connect,
+    expected_of,
+    head_is_lost,
+    holds,
+    in_words,
+    living_nodes,
+)
 from flows.ray_worker import Made, RangeWorker
 from medad_core import stopping
 from medad_core.config import Settings
@@ -78,6 +87,7 @@ class RayPool:
         except Stopped:
             raise  # it is in the middle of its range, and killed when the pool is closed
         except Exception:  # the worker died, or gave an answer that cannot be read
+            check_head()
             with self._lock:
                 self._busy.pop(actor, None)
                 self._end(actor)
@@ -94,24 +104,28 @@ class RayPool:
 
     def close(self) -> None:
         """Give all workers back. Those that are in the middle of a range are killed, and gone when this returns."""
-        import ray
-
         with self._lock:
             if self._class is None:
                 return
-            closing = [actor.close.remote() for actor in self._idle]
-            if closing and not self._busy:
-                ray.wait(closing, num_returns=len(closing), timeout=CLOSE_S)
-            waiting = [*self._idle, *self._starting.values()]
-            keeps = not self._busy and self.stage != LAST
-            if keeps:
-                _kept[self._key()] = waiting
-            for actor in self._busy if keeps else [*self._busy, *waiting]:
-                ray.kill(actor)
-            if self._busy:  # their ranges fail when they are gone
-                ray.wait(list(self._busy.values()), num_returns=len(self._busy), timeout=GONE_S)
+            if not head_is_lost():  # else the workers end by themselves
+                self._give_back()
             self._starting, self._idle, self._busy, self._class = {}, [], {}, None
         self._open.close()
+
+    def _give_back(self) -> None:
+        import ray
+
+        closing = [actor.close.remote() for actor in self._idle]
+        if closing and not self._busy:
+            ray.wait(closing, num_returns=len(closing), timeout=CLOSE_S)
+        waiting = [*self._idle, *self._starting.values()]
+        keeps = not self._busy and self.stage != LAST
+        if keeps:
+            _kept[self._key()] = waiting
+        for actor in self._busy if keeps else [*self._busy, *waiting]:
+            ray.kill(actor)
+        if self._busy:  # their ranges fail when they are gone
+            ray.wait(list(self._busy.values()), num_returns=len(self._busy), timeout=GONE_S)
 
     def _open_cluster(self) -> None:
         """Connect, and ask for all workers; those that the stage before left are taken over, if they are alike."""
@@ -160,6 +174,7 @@ class RayPool:
         warned = time.monotonic()
         while True:
             stopping.check()
+            check_head()
             with self._lock:
                 if self._class is None:
                     self._open_cluster()
@@ -197,8 +212,13 @@ class RayPool:
                 log.warning("a node of the Ray cluster is not used: it %s", fault)
 
     def _may_start(self) -> bool:
-        """Whether a worker that was asked for fits a node."""
-        return bool(self._starting) and any(holds(node, self.resources) for node in living_nodes())
+        """Whether a worker that was asked for fits a node; not while the head cannot say."""
+        import ray
+
+        try:
+            return bool(self._starting) and any(holds(node, self.resources) for node in living_nodes())
+        except ray.exceptions.RayError:
+            return False
 
     def _hopeless(self) -> str:
         if self._refused and not self._starting:
@@ -214,6 +234,7 @@ class RayPool:
 
         while not ray.wait([reference], timeout=POLL_S)[0]:
             stopping.check()
+            check_head()
         try:
             return ray.get(reference)
         except ray.exceptions.RayTaskError:
@@ -231,6 +252,7 @@ class RayPool:
         ray.kill(actor)
         while True:
             stopping.check()
+            check_head()
             try:
                 ray.get(actor.close.remote(), timeout=1)
             except ray.exceptions.ActorDiedError:

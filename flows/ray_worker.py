@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.ray_head import WORKER_LOST_S, HeadWatch
 from medad_core.config import Settings
 from medad_core.environment import code_sha256, installed_version
 from medad_core.faults.travel import pack
 from medad_core.store import PartRecord
-from medad_core.store.files import read_bytes
+from medad_core.store.files import read_bytes, sweep_own
 
 if TYPE_CHECKING:
     from medad_core.stages.workers import Worker
@@ -61,7 +62,8 @@ def fault_here(expected: Expected) -> str | None:
     """What keeps this node from working for the run, None if nothing does."""
     own = versions_here()
     for name, version in expected.versions.items():
-        optional = name == "vLLM" and None in (version, own[name])  # an engine of Transformers gives the same answers
+        # An engine of Transformers gives the same answers; code that Ray brought has no version, but a hash.
+        optional = name in ("vLLM", "medad") and None in (version, own[name])
         if own[name] != version and not optional:
             return f"has {name} {own[name] or '(none)'} where this machine has {version}; install the same on both"
     if expected.token is not None and _content(expected.token[0]) != expected.token[1]:
@@ -86,6 +88,9 @@ class RangeWorker:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all GPUs visible to a worker that reserved none
         self.device = "cuda:0" if has_gpus else "cpu"  # of those that Ray gave to this worker
         self.worker: Worker | None = None
+        import ray
+
+        HeadWatch(ray.get_runtime_context().gcs_address, WORKER_LOST_S, _end)
 
     def fault(self, expected: Expected) -> str | None:
         """`fault_here`: the node may have joined after the run began."""
@@ -117,6 +122,12 @@ class RangeWorker:
         """Give the models back, and end the processes of an engine that has some."""
         if self.worker is not None:
             self.worker.close()
+
+
+def _end() -> None:
+    """End this process, whatever it is doing."""
+    sweep_own()
+    os._exit(1)
 
 
 class _Keeper(logging.Handler):

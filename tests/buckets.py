@@ -1,4 +1,4 @@
-"""A real S3 server (moto) in a process of its own, and a proxy before it that disturbs what passes."""
+"""A real S3 server (moto) in a process of its own, and a proxy before any server that disturbs what passes."""
 
 from __future__ import annotations
 
@@ -48,11 +48,26 @@ class Asked:
 Disturb = Callable[[Asked], str | int | None]
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a client sent, without the headers that concern its connection to the proxy."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+Answer = tuple[int, dict[str, str], bytes]  # status, headers, content
+Send = Callable[[Request], Answer]
+
+
 @dataclass
 class Proxy:
-    """The way to the server. `disturb` may be replaced at any time."""
+    """The way to the server; `translate` speaks to one of another dialect. `disturb` may be replaced at any time."""
 
     server: int
+    translate: Callable[[Send, Request], Answer] = lambda send, request: send(request)
     disturb: Disturb = lambda asked: None
     asked: list[Asked] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -62,6 +77,19 @@ class Proxy:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def send(self, request: Request) -> Answer:
+        """Ask the server."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.server, timeout=60)
+        headers = {"Host": f"127.0.0.1:{self.server}", **request.headers}
+        connection.request(request.method, request.path, request.body, headers)
+        answer = connection.getresponse()
+        content = answer.read()
+        kept = {name: value for name, value in answer.getheaders() if name.lower() not in _HOP}
+        if request.method == "HEAD":
+            kept["Content-Length"] = answer.getheader("Content-Length") or "0"
+        connection.close()
+        return answer.status, kept, content
 
     def counts(self) -> Counter[str]:
         return Counter(each.method for each in self.asked)
@@ -101,17 +129,9 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
 
         do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = pass_on
 
-        def _forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
-            connection = http.client.HTTPConnection("127.0.0.1", proxy.server, timeout=60)
+        def _forward(self, body: bytes) -> Answer:
             sent = {name: value for name, value in self.headers.items() if name.lower() not in _HOP}
-            connection.request(self.command, self.path, body, {**sent, "Host": f"127.0.0.1:{proxy.server}"})
-            answer = connection.getresponse()
-            content = answer.read()
-            kept = {name: value for name, value in answer.getheaders() if name.lower() not in _HOP}
-            if self.command == "HEAD":
-                kept["Content-Length"] = answer.getheader("Content-Length") or "0"
-            connection.close()
-            return answer.status, kept, content
+            return proxy.translate(proxy.send, Request(self.command, self.path, sent, body))
 
         def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
             self.send_response_only(status)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from medad_core.errors import UsageError, first_line
 
 if TYPE_CHECKING:
-    from obstore import GetOptions
+    from obstore import GetOptions, UpdateVersion
     from obstore.store import ObjectStore
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -36,7 +36,13 @@ SCHEMES = ("s3", "gs", "az", "memory")
 _PATIENT = {"max_retries": 10, "retry_timeout": timedelta(minutes=2)}
 _HASTY = {"max_retries": 3, "retry_timeout": timedelta(seconds=12)}
 _CLIENT = {"connect_timeout": "5s", "read_timeout": "20s", "timeout": "10m", "user_agent": "medad"}
-_ALLOW_HTTP = ("AWS_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP", "AZURE_ALLOW_HTTP")
+_PREFIX = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}  # of the variables of the environment
+_SECRETS = {
+    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY",
+}
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")  # the codes of the stores
 _ROLES = ("169.254.169.254", "169.254.170.2", "metadata.google.internal")  # where a cloud's machine gets credentials
 _WINDOW = (1 << 18, 1 << 24)  # bytes of a ranged read, least and most …
 _WINDOW_S = 0.05  # … and how long one shall take: about as long as asking for it
@@ -141,7 +147,7 @@ def put_new(uri: str, data: bytes) -> str:
 
     with _as_of_a_disk(uri, "put"):
         store, path = _place(uri)
-        return obstore.put(store, path, data, mode="create", use_multipart=False)["e_tag"] or ""
+        return _tag(obstore.put(store, path, data, mode="create", use_multipart=False))
 
 
 def put_over(uri: str, data: bytes, e_tag: str) -> str:
@@ -150,7 +156,13 @@ def put_over(uri: str, data: bytes, e_tag: str) -> str:
 
     with _as_of_a_disk(uri, "put"):
         store, path = _place(uri)
-        return obstore.put(store, path, data, mode={"e_tag": e_tag}, use_multipart=False)["e_tag"] or ""
+        seen: UpdateVersion = {"e_tag": e_tag}
+        if scheme_of(uri) == "gs":  # Google's store has conditions on generations only
+            meta = obstore.head(store, path)
+            if _tag(meta) != e_tag:
+                raise ChangedError(errno.ESTALE, "it was replaced meanwhile", uri)
+            seen = {"e_tag": e_tag, "version": meta["version"]}
+        return _tag(obstore.put(store, path, data, mode=seen, use_multipart=False))
 
 
 def delete(uri: str) -> None:
@@ -293,7 +305,7 @@ def _store(scheme: str, bucket: str, is_hasty: bool) -> ObjectStore:
         return MemoryStore()
     # An option that is given here is not looked up in the environment any more.
     retries = _HASTY if is_hasty else _PATIENT
-    allow_http = any(os.environ.get(name, "").lower() in ("1", "true") for name in _ALLOW_HTTP)
+    allow_http = os.environ.get(f"{_PREFIX[scheme]}_ALLOW_HTTP", "").lower() in ("1", "true")
     options: Any = {"client_options": {**_CLIENT, "allow_http": allow_http}, "retry_config": retries}
     store: ObjectStore = from_url(f"{scheme}://{bucket}", **options)
     return store
@@ -303,9 +315,16 @@ def _facts(meta: Mapping[str, Any]) -> ObjectFacts:
     moment_ns = (
         int(meta["last_modified"].timestamp()) * 10**9
     )  # a listing may be finer than what is asked of one object
-    tag = meta["e_tag"] or f"{moment_ns}-{meta['size']}"
-    content = int.from_bytes(sha256(tag.encode()).digest()[:7])  # fits where an inode does
-    return ObjectFacts(int(meta["size"]), moment_ns, content, meta["e_tag"] or "")
+    tag = _tag(meta)
+    known = tag or f"{moment_ns}-{meta['size']}"
+    content = int.from_bytes(sha256(known.encode()).digest()[:7])  # fits where an inode does
+    return ObjectFacts(int(meta["size"]), moment_ns, content, tag)
+
+
+def _tag(meta: Mapping[str, Any]) -> str:
+    """The tag of an object as HTTP has it: in quotes, which listings of Azure leave out. Empty where there is none."""
+    tag = meta["e_tag"] or ""
+    return f'"{tag}"' if tag and not tag.endswith('"') else tag
 
 
 @contextmanager
@@ -317,7 +336,7 @@ def _as_of_a_disk(uri: str, kind: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        missing = "no such bucket" if "NoSuchBucket" in str(error) else os.strerror(errno.ENOENT)
+        missing = "no such bucket" if any(code in str(error) for code in _NO_BUCKET) else os.strerror(errno.ENOENT)
         raise FileNotFoundError(errno.ENOENT, missing, uri) from error
     except exceptions.AlreadyExistsError as error:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), uri) from error
@@ -328,17 +347,19 @@ def _as_of_a_disk(uri: str, kind: str) -> Iterator[None]:
     except (exceptions.InvalidPathError, ValueError) as error:
         raise OSError(errno.EINVAL, f"no name for an object ({first_line(error)})", uri) from error
     except exceptions.BaseError as error:
-        raise OSError(errno.EIO, _reason(str(error)), uri) from error
+        raise OSError(errno.EIO, _reason(str(error), scheme_of(uri)), uri) from error
 
 
-def _reason(text: str) -> str:
+def _reason(text: str, scheme: str = "s3") -> str:
     """What a store, or the way to it, said; without queries, which may hold a token."""
-    if "NoSuchBucket" in text:
+    if any(code in text for code in _NO_BUCKET):
         return "no such bucket"
-    if any(f"//{host}/" in text for host in _ROLES):
-        return "there are no credentials in the environment (such as AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+    if any(f"//{host}/" in text for host in _ROLES) or "Account must be specified" in text:
+        return f"there are no credentials in the environment (such as {_SECRETS[scheme]})"
     if "builder error" in text and " http://" in text:
-        return "the endpoint is http://, which is not encrypted; set AWS_ALLOW_HTTP=true if that is meant"
+        return (
+            f"the endpoint is http://, which is not encrypted; set {_PREFIX[scheme]}_ALLOW_HTTP=true if that is meant"
+        )
     line = re.sub(r"\?\S*", "", text.strip().partition("\n")[0])
     refused = " (nothing listens there)" if "connection refused" in text.lower() else ""
     return line.removeprefix("Generic ") + refused

@@ -159,6 +159,8 @@ def _screen_batch(run: Run, machine_is_well: bool) -> str:
 
 def _beside(run: Run, name: str) -> AbstractContextManager[None]:
     """While maps are drawn, the engine of the answers is imported."""
+    if name != "maps":
+        return nullcontext()
     from medad_core.stages.ahead import engine_imported_beside  # imports torch
 
-    return engine_imported_beside(run.settings, name) if name == "maps" else nullcontext()
+    return engine_imported_beside(run.settings, name)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from prefect_harness import WORDS, weights_for, write_case
+from prefect_harness import WORDS, write_case
 
 from medad_core.config import load_settings
 from medad_core.run.run import Run
@@ -21,7 +21,7 @@ from medad_core.stages.screen import LoopExecutor
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ahead")
     write_case(folder / "data", "case", 0)
-    settings = load_settings(None, [*WORDS, f"models.weights={weights_for(folder, load_settings(None, WORDS))}"])
+    settings = load_settings(None, WORDS)
     with Run.held(str(folder / "data"), str(folder / "run"), settings) as opened:
         for name in ("slices", "maps"):
             plan_stage(opened, name)

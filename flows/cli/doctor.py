@@ -34,6 +34,7 @@ def examine() -> Iterator[Finding]:
     yield from _packages()
     yield _engine()
     yield _device()
+    yield _speed()
     yield from _models()
     yield _weights()
     yield _cache()
@@ -78,6 +79,25 @@ def _device() -> Finding:
     if torch.cuda.is_available():
         return Finding("ok", "device", f"cuda: {torch.cuda.get_device_name(0)}")
     return Finding("ok", "device", f"cpu, {torch.get_num_threads()} threads")
+
+
+def _speed() -> Finding:
+    """What is chosen for this machine, and why; measured in medad_core/benchmark/README.md."""
+    from medad_core.llm.vllm_engine import CPU_BLOCK_SIZE, CPU_SEQUENCES
+
+    try:
+        import torch
+    except Exception as error:  # `_device` says what to do
+        return Finding("note", "speed", f"torch does not load: {first_line(error)}")
+    if torch.cuda.is_available():
+        return Finding("ok", "speed", "bfloat16, and 64 to 256 prompts at once by the size of the LLM")
+    cores = len(os.sched_getaffinity(0))
+    threads = f"{torch.get_num_threads()} threads on {cores} cores"
+    prompts = f"{CPU_SEQUENCES} prompts at once, which share beginnings in blocks of {CPU_BLOCK_SIZE} tokens"
+    preloaded = [name for name in ("libiomp", "libtcmalloc") if name in os.environ.get("LD_PRELOAD", "")]
+    libraries = f"preloaded: {', '.join(preloaded) or 'nothing'}"
+    ahead = "with the encoder" if cores > torch.get_num_threads() else "after the maps, as no core is free before"
+    return Finding("ok", "speed", f"{threads}, float32; {prompts}; {libraries}; vLLM is imported {ahead}")
 
 
 def _models() -> Iterator[Finding]:

@@ -7,7 +7,10 @@ starts, never a failed flow run.
 from __future__ import annotations
 
 import importlib.util
+import os
+import sys
 from base64 import b64encode
+from pathlib import Path
 
 from flows.access import CLIENT, how_to_export, use_auth_string
 from medad_core.config import FlowSettings, Settings
@@ -15,10 +18,32 @@ from medad_core.errors import UsageError
 from medad_core.surroundings.proxies import settle_proxies, unusable_proxy_for
 
 SERVER_TIMEOUT_S = 10.0
+SETTINGS_OF_SERVER = (  # variables that name a server, where settings are kept, or that none may be started
+    "PREFECT_API_URL",
+    "PREFECT_PROFILE",
+    "PREFECT_PROFILES_PATH",
+    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE",
+    "PREFECT_SERVER_EPHEMERAL_ENABLED",
+)
+
+
+def has_prefect_settings() -> bool:
+    """Whether Prefect must be asked for its settings: it is in use, or somebody may have told it of a server.
+
+    Prefect reads them from the environment and these files. To import it takes seconds, which a command without a
+    server, and with nothing left to do, need not wait for.
+    """
+    if "prefect" in sys.modules or any(os.environ.get(name) for name in SETTINGS_OF_SERVER):
+        return True
+    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+    files = (home / "profiles.toml", Path(".env"), Path("prefect.toml"), Path("pyproject.toml"))
+    return any(file.exists() for file in files)
 
 
 def server_url() -> str | None:
     """The configured Prefect server, None if a temporary one is started for each command."""
+    if not has_prefect_settings():
+        return None
     from prefect.settings import PREFECT_API_URL
 
     return PREFECT_API_URL.value()

@@ -19,9 +19,7 @@ from flows.artifacts import publish
 from flows.cancellation import stop_if_cancelled
 from flows.courtesy import show_on_server
 from medad_core.config import Settings
-from medad_core.errors import UsageError
 from medad_core.notify import ATTEMPTS, Notification, notify
-from medad_core.store.lock import LockedError
 
 SHORT_TIMEOUT_S = 1.0  # the time that an ending process waits for its webhook
 
@@ -63,25 +61,6 @@ def outcome_reported(kind: str, name: str, settings: Settings) -> Iterator[Repor
         raise
     show_on_server(publish, name, report.counts, report.runs)
     notify(notification("finished"), settings.notify, ATTEMPTS)
-
-
-def report_finished(kind: str, name: str, settings: Settings, counts: dict[str, int]) -> None:
-    """Report to the webhook what was finished already, so that no flow begins."""
-    notify(Notification(event="finished", kind=kind, name=name, seconds=0.0, counts=counts), settings.notify, ATTEMPTS)
-
-
-@contextmanager
-def failure_reported(kind: str, name: str, settings: Settings) -> Iterator[None]:
-    """Report to the webhook what fails before a flow begins; wrong usage concerns only the person who typed it."""
-    begun = time.monotonic()
-    try:
-        yield
-    except (UsageError, LockedError):
-        raise
-    except Exception:
-        seconds = round(time.monotonic() - begun, 1)
-        notify(Notification(event="failed", kind=kind, name=name, seconds=seconds), settings.notify)
-        raise
 
 
 @contextmanager

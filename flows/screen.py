@@ -13,18 +13,18 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.cancellation import cancellable
-from flows.outcome import Report, outcome_reported, report_finished
+from flows.outcome import Report, outcome_reported
 from flows.parameters import DEFAULTS, SettingsParameter
-from flows.stages import evaluate_within, outcome_of, stage_within
+from flows.stages import evaluate_within, stage_within
 from medad_core.inbox.folder import CohortFolder
 from medad_core.inbox.screening import CohortOutcome, Inbox
 from medad_core.permissions import set_mode
+from medad_core.run.outcome import Outcome
 from medad_core.run.run import Run
-from medad_core.stages.complete import is_complete, require_cases
+from medad_core.stages.complete import require_cases
 from medad_core.store import PART_STAGES
 from medad_core.store.files import name_of, name_parts, resolved
 from medad_core.store.lock import check_unheld, locked
-from tasks.whole import Outcome
 
 
 def _run_name() -> str:
@@ -76,18 +76,6 @@ def screen_run(run: Run, data: str) -> Outcome:
     return opened(lambda: cancellable(work))()
 
 
-def finished_run(run: Run, data: str) -> Outcome | None:
-    """The outcome of an opened run that is finished, with the report of a flow; None where something is left to do.
-
-    Loads no model. Raises StoreError where a stage was made with other settings.
-    """
-    outcome = outcome_of(run) if is_complete(run) else None
-    if outcome is not None:
-        run.note(data)
-        report_finished("screen", name_parts(run.uri)[0], run.settings, _counts(outcome))
-    return outcome
-
-
 def _screen(run: Run, data: str, report: Report) -> Outcome:
     for name in PART_STAGES:
         with _beside(run, name):
@@ -95,12 +83,8 @@ def _screen(run: Run, data: str, report: Report) -> Outcome:
     run.note(data)
     outcome = evaluate_within(run)
     report.runs = (run.uri,)
-    report.counts = _counts(outcome)
+    report.counts = outcome.counts()
     return outcome
-
-
-def _counts(outcome: Outcome) -> dict[str, int]:
-    return {"cases": outcome.cases, "slices": outcome.slices, "rejected": len(outcome.rejected)}
 
 
 @flow(
@@ -132,14 +116,6 @@ def screen_looked_at(inbox: Inbox) -> CohortOutcome:
     named = run_name(folder)
     options = {"description": screen_cohort.description, "flow_run_name": named, "persist_result": False}
     return flow(name="screen-cohort", **options)(lambda: cancellable(work))()
-
-
-def unchanged_cohort(inbox: Inbox) -> CohortOutcome | None:
-    """The outcome where nothing is new in an inbox, with the report of a flow; None where something is."""
-    outcome = inbox.unchanged()
-    if outcome is not None:
-        report_finished("screen-cohort", name_of(inbox.folder.uri), inbox.settings, outcome.counts())
-    return outcome
 
 
 def _screen_inbox(inbox: Inbox, report: Report) -> CohortOutcome:

@@ -20,18 +20,16 @@ from flows.executor import executor_of, range_count
 from flows.gpu import gpu_slot
 from flows.outcome import untagged
 from flows.parameters import DEFAULTS, SettingsParameter
-from medad_core.run.evaluated import find_evaluated
+from medad_core.run.outcome import Outcome, outcome_of
 from medad_core.run.run import Run
 from medad_core.stages.complete import complete_stage, plan_stage
-from medad_core.store import StageProgress, join
+from medad_core.store import StageProgress
 from medad_core.store.files import name_parts
 from medad_core.store.lock import held
 from tasks.policy import with_policy
-from tasks.whole import Outcome
 from tasks.whole import evaluate_run as evaluate_task
 
 Result = TypeVar("Result")
-RESULT_FILES = {"predictions": "predictions.parquet", "metrics": "metrics.md", "page": "report.html"}
 
 
 def _run_name() -> str:
@@ -114,21 +112,6 @@ def evaluate_within(run: Run) -> Outcome:
     if done is not None:
         return done
     return flow_within("evaluate", stage_run_name("evaluate", run.uri), lambda: evaluate_run(run))
-
-
-def outcome_of(run: Run) -> Outcome | None:
-    """The outcome of an opened run whose results are those of its stages; None where they have to be made."""
-    done = find_evaluated(run)
-    if done is None:
-        return None
-    return Outcome(
-        **{name: join(run.uri, file) for name, file in RESULT_FILES.items()},
-        slices=done.slices,
-        cases=done.cases,
-        rejected=tuple(run.write_rejected()),
-        warned=len(run.write_warnings()),
-        followed=done.followed,
-    )
 
 
 def flow_within(name: str, run_name: str, work: Callable[[], Result]) -> Result:

@@ -8,26 +8,10 @@ from prefect import task
 from pydantic import BaseModel, ConfigDict
 
 from medad_core.config import Settings
+from medad_core.run.outcome import Outcome
 from tasks.policy import OPTIONS
 
 log = logging.getLogger(__name__)
-
-
-class Outcome(BaseModel):
-    """The result of a run: paths and counts.
-
-    `rejected` is (case_id, stage, reason), `warned` a number of cases, `followed` of patients examined more than once.
-    """
-
-    model_config = ConfigDict(frozen=True)
-    predictions: str
-    metrics: str
-    page: str
-    slices: int
-    cases: int
-    rejected: tuple[tuple[str, str, str], ...]
-    warned: int = 0
-    followed: int = 0
 
 
 class Trained(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from prefect_harness import WORDS, write_case
 
+from flows.orchestrator import SETTINGS_OF_SERVER, has_prefect_settings, server_url
 from medad_core.benchmark.trace import trace_of
 from medad_core.config import load_settings
 from medad_core.run.evaluated import find_evaluated
@@ -22,22 +24,31 @@ from medad_core.stages.screen import screen
 
 pytest_plugins = ("prefect_harness",)
 SETTINGS = load_settings(None, WORDS)
-HEAVY = ("transformers", "vllm", "prefect.server.api.server")
+HEAVY = ("transformers", "vllm", "prefect")
+LIGHT = (*HEAVY, "torch", "pandas", "nibabel", "scipy", "pyarrow.compute")  # what `medad status` need not import either
+ROOT = Path(__file__).parents[1]
 COMMAND = f"""
 import sys
 from flows.cli.app import app
 try:
     app(sys.argv[1:])
 finally:
-    print("imported", [name for name in {HEAVY} if name in sys.modules])
+    print("imported", [name for name in {LIGHT} if name in sys.modules])
 """
 
 
-def medad(*words: object) -> subprocess.CompletedProcess:
-    """The command in a process of its own, which has no Prefect server; says which heavy packages it imported."""
-    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
-    command = [sys.executable, "-c", COMMAND, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+def medad(home: Path, *words: object) -> subprocess.CompletedProcess:
+    """The command in a process of its own, in the empty folder `home`, where nobody has told Prefect of a server."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment |= {"PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-P", "-c", COMMAND, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=home)
+
+
+def imported(done: subprocess.CompletedProcess) -> set[str]:
+    """The packages of LIGHT that a command imported."""
+    line = next(line for line in done.stdout.splitlines() if line.startswith("imported "))
+    return set(ast.literal_eval(line.removeprefix("imported ")))
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +73,39 @@ def results(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in files if not path.name.startswith(".")}
 
 
-def test_a_finished_run_starts_no_server_and_loads_no_model(finished, tiny_cohort):
+def test_a_finished_run_imports_no_prefect_and_loads_no_model(finished, tiny_cohort, tmp_path):
     before = results(finished)
     (finished / "rejected.csv").unlink()
-    done = medad("screen", tiny_cohort, "--out", finished, *WORDS)
-    assert done.returncode == 3 and "imported []" in done.stdout, done.stdout + done.stderr
+    done = medad(tmp_path, "screen", tiny_cohort, "--out", finished, *WORDS)
+    assert done.returncode == 3 and not imported(done) & set(HEAVY), done.stdout + done.stderr
     assert "9 slices of 3 cases; 1 cases rejected" in done.stdout and "Verdict, balanced accuracy" in done.stdout
     assert results(finished) == before and "BraTS2021_00002" in (finished / "rejected.csv").read_text()
 
 
-def test_an_inbox_without_news_starts_no_server_and_loads_no_model(tmp_path, server):
+def test_where_a_run_stands_is_said_without_what_computes(finished, tmp_path):
+    done = medad(tmp_path, "status", finished)
+    assert done.returncode == 0 and imported(done) == set(), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["PREFECT_API_URL", "PREFECT_PROFILE"])
+def test_prefect_is_asked_for_its_settings_where_there_may_be_some(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    for other in SETTINGS_OF_SERVER:
+        monkeypatch.delenv(other, raising=False)
+    for module in [module for module in sys.modules if module == "prefect"]:
+        monkeypatch.delitem(sys.modules, module)
+    assert not has_prefect_settings() and server_url() is None
+    monkeypatch.setenv(name, "http://127.0.0.1:4200/api")
+    assert has_prefect_settings()
+    monkeypatch.delenv(name)
+    for file in ("profiles.toml", ".env", "prefect.toml", "pyproject.toml"):
+        (tmp_path / file).touch()
+        assert has_prefect_settings()
+        (tmp_path / file).unlink()
+
+
+def test_an_inbox_without_news_imports_no_prefect_and_loads_no_model(tmp_path, server):
     write_case(tmp_path / "inbox", "BraTS2021_00000", seed=0)
     words = ["screen", tmp_path / "inbox", "--cohort", tmp_path / "cohort", *WORDS, "inbox.settle_s=0"]
     first = subprocess.run(
@@ -82,9 +116,10 @@ def test_an_inbox_without_news_starts_no_server_and_loads_no_model(tmp_path, ser
         check=False,
     )
     assert first.returncode == 0 and "batch 1: 1 cases screened" in first.stdout, first.stdout + first.stderr
-    again = medad(*words)
+    (tmp_path / "home").mkdir()
+    again = medad(tmp_path / "home", *words)
     assert again.returncode == 0 and "nothing new" in again.stdout, again.stdout + again.stderr
-    assert "prefect.server" not in again.stdout and "vllm" not in again.stdout
+    assert not imported(again) & {"prefect", "vllm"}, again.stdout
     assert "1 cases in the cohort" in again.stdout
 
 

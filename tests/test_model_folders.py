@@ -19,13 +19,14 @@ from test_llm_families import FAMILIES, write_llm
 from flows.preflight import check_training
 from medad_core.config import load_settings
 from medad_core.errors import WeightsError
-from medad_core.llm.engine import llm_fingerprint
+from medad_core.llm.engine import llm_fingerprint, llm_folder
 from medad_core.llm.lora import check_lora, merged, save_lora
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.template import word
 from medad_core.llm.transformers_engine import load_llm
 from medad_core.models.cache import sha256_of
 from medad_core.models.encoder import encoder_fingerprint, load_encoder
+from medad_core.models.loading import load_tokenizer
 from medad_core.models.text import text_encoder_fingerprint, text_encoder_folder
 from medad_core.run.fingerprints import answers_fingerprint
 
@@ -229,6 +230,27 @@ def test_a_tokenizer_belongs_to_what_determines_texts(tmp_path):
     facts["normalizer"]["lowercase"] = not facts["normalizer"]["lowercase"]
     (folder / "tokenizer.json").write_text(json.dumps(facts))
     assert text_encoder_fingerprint(str(folder)) != before
+
+
+def test_the_shipped_llms_tokenizer_is_that_of_auto_tokenizer_without_what_generates():
+    folder = llm_folder(load_settings(None, []).llm.model)
+    ours = load_tokenizer(folder)
+    auto = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    assert type(ours) is type(auto) and ours.init_kwargs == auto.init_kwargs
+    assert ours.backend_tokenizer.to_str() == auto.backend_tokenizer.to_str()
+    assert ours.chat_template == auto.chat_template and ours.special_tokens_map == auto.special_tokens_map
+    code = f"""
+import sys
+from pathlib import Path
+from medad_core.models.loading import load_tokenizer
+load_tokenizer(Path({str(folder)!r}))
+print([name for name in ("sklearn", "transformers.generation", "torch._dynamo") if name in sys.modules])
+"""
+    root = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_chat_template_belongs_to_what_determines_answers(llm):

@@ -30,7 +30,7 @@ from sqlalchemy import make_url
 from test_notify import Hook
 
 from flows import artifacts as artifacts_module
-from flows import courtesy, outcome
+from flows import courtesy, finished, outcome
 from flows.artifacts import kind_of, progress_line, progress_shown
 from flows.gpu import LIMIT, gpu_slot
 from flows.outcome import outcome_reported
@@ -147,9 +147,9 @@ def test_the_webhooks_address_reaches_no_server_no_task_and_no_note_of_the_run(s
 def test_what_fails_before_a_flow_begins_is_reported_and_wrong_usage_is_not():
     with Hook(200) as hook:
         settings = Settings.model_validate({"notify": {"webhook": hook.url}})
-        with pytest.raises(StoreError), outcome.failure_reported("screen", "ward", settings):
+        with pytest.raises(StoreError), finished.failure_reported("screen", "ward", settings):
             raise StoreError("made of other data")
-        with pytest.raises(UsageError), outcome.failure_reported("screen", "ward", settings):
+        with pytest.raises(UsageError), finished.failure_reported("screen", "ward", settings):
             raise UsageError("a wrong key")
     assert [(body["event"], body["name"]) for body in hook.bodies] == [("failed", "ward")]
 

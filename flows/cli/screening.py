@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from medad_core.config import Settings
     from medad_core.inbox.screening import CohortOutcome
+    from medad_core.run.outcome import Outcome
     from medad_core.run.run import Run
-    from tasks.whole import Outcome
 
 DATA_HELP = "Folder of cases, or a table of files (see medad inspect). With --cohort the folder where new cases arrive."
 COHORT_HELP = "Folder of a cohort: only what is new or changed in DATA is screened, as its next batch."
@@ -62,19 +62,21 @@ def _screen_run(data: str, out: str, settings: Settings, refresh: bool, terminal
         with terminals.err.status("checking data, models and settings"):
             from flows.cli.server import temporary_server
             from flows.orchestrator import check_orchestration, server_url
-            from flows.outcome import failure_reported
-            from flows.ray_cluster import check_cluster
-            from flows.screen import finished_run, screen_run
-            from medad_core.data.summary import summarise
-            from medad_core.run.evaluated import has_results
-            from medad_core.run.run import Run
-            from medad_core.store.files import name_parts
+            from medad_core.run.info import has_results
             from medad_core.store.objects import hasty
 
             check_orchestration(settings)
             with hasty():
                 is_new = not has_results(out)
             start_server = stack.enter_context(temporary_server(soon=is_new))
+
+            # What takes longer to import comes while the server starts.
+            from flows.finished import failure_reported, finished_run
+            from flows.ray_cluster import check_cluster
+            from medad_core.data.summary import summarise
+            from medad_core.run.run import Run
+            from medad_core.store.files import name_parts
+
             with failure_reported("screen", name_parts(out)[0], settings):
                 run = stack.enter_context(Run.held(data, out, settings, refresh))
                 check_cluster(settings, out, run.cohort.root)
@@ -86,6 +88,8 @@ def _screen_run(data: str, out: str, settings: Settings, refresh: bool, terminal
             if outcome is None:
                 start_server()
         if outcome is None:
+            from flows.screen import screen_run  # Prefect takes seconds
+
             with watching(lambda: out, terminals.err):
                 outcome = screen_run(run, data)
     return _report_outcome(outcome, terminals)
@@ -108,20 +112,22 @@ def _screen_cohort(data: str, cohort: str, settings: Settings, wait: bool, termi
         with terminals.err.status("checking inbox, models and settings"):
             from flows.cli.server import temporary_server
             from flows.orchestrator import server_url
-            from flows.outcome import failure_reported
-            from flows.preflight import check_cohort
-            from flows.screen import screen_cohort, screen_looked_at, unchanged_cohort
-            from medad_core.inbox.folder import CohortFolder
             from medad_core.inbox.records import is_cohort
-            from medad_core.inbox.screening import Inbox
-            from medad_core.store.files import name_of, resolved
-            from medad_core.store.lock import locked
             from medad_core.store.objects import hasty
 
-            folder = CohortFolder(cohort, data)
             with hasty():
                 is_new = not is_cohort(cohort)
             start_server = stack.enter_context(temporary_server(soon=is_new))
+
+            # What takes longer to import comes while the server starts.
+            from flows.finished import failure_reported, unchanged_cohort
+            from flows.preflight import check_cohort
+            from medad_core.inbox.folder import CohortFolder
+            from medad_core.inbox.screening import Inbox
+            from medad_core.store.files import name_of, resolved
+            from medad_core.store.lock import locked
+
+            folder = CohortFolder(cohort, data)
             check_cohort(data, cohort, settings, wait)
             inbox = None
             if not server_url():  # on a server, every command is a flow run, which waits for others where they see it
@@ -132,6 +138,8 @@ def _screen_cohort(data: str, cohort: str, settings: Settings, wait: bool, termi
                 if outcome is not None:
                     return _report_cohort(outcome, terminals)
             start_server()
+            from flows.screen import screen_cohort, screen_looked_at  # Prefect takes seconds
+
         with watching(folder.open_run, terminals.err):
             outcome = screen_cohort(data, cohort, settings, wait) if inbox is None else screen_looked_at(inbox)
     return _report_cohort(outcome, terminals)

@@ -14,11 +14,11 @@ import atexit
 import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flows.access import SERVER, new_auth_string, set_client_auth_string, use_auth_string
 from medad_core.errors import MedadError, first_line
@@ -63,9 +63,11 @@ def temporary_server(soon: bool = True) -> Iterator[Callable[[], None]]:
 
 
 def _is_needed() -> bool:
-    from prefect.settings import PREFECT_SERVER_ALLOW_EPHEMERAL_MODE
+    from flows.orchestrator import has_prefect_settings, server_url
 
-    from flows.orchestrator import server_url
+    if not has_prefect_settings():
+        return True
+    from prefect.settings import PREFECT_SERVER_ALLOW_EPHEMERAL_MODE
 
     url = server_url()
     if url:
@@ -74,48 +76,61 @@ def _is_needed() -> bool:
 
 
 class _Start:
-    """One start of the server of this process, in a thread of its own."""
+    """One start of the server of this process, which a thread waits for."""
 
     def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.port = 0
         self.server: SubprocessASGIServer | None = None
         self.answers = False
         self.faults: list[BaseException] = []
         self.guard: subprocess.Popen[bytes] | None = None
-        self.thread: threading.Thread | None = None
 
     def begin(self) -> None:
-        """Start, and do not wait. Does nothing where the server runs already."""
-        from prefect.server.api.server import SubprocessASGIServer  # takes seconds
+        """Start the process, and do not wait. Does nothing where the server runs already.
 
-        server = SubprocessASGIServer()  # one a process: Prefect's client uses the one that runs
-        self.answers = server.running
-        if self.answers:
-            return
-        server._run_uvicorn_command = partial(self._serve, server)  # what `start` calls to get its process
-        self.server = server
-        self.thread = threading.Thread(target=self._start, args=(server,), name="medad-server", daemon=True)
-        self.thread.start()
+        Prefect itself, which takes seconds to import, is imported by `wait`, while the server does the same.
+        """
+        imported = sys.modules.get("prefect.server.api.server")
+        self.answers = imported is not None and imported.SubprocessASGIServer().running
+        if not self.answers:
+            self._serve()
 
     def wait(self) -> None:
         """Start, if it was not begun, and wait until the server answers. Raises MedadError."""
-        if self.server is None and not self.answers:
+        if self.process is None:
             self.begin()
-        while self.thread is not None and self.thread.is_alive():
+        if self.answers:
+            return
+        from prefect.server.api.server import SubprocessASGIServer
+
+        self._look()
+        self.server = SubprocessASGIServer()  # one a process: Prefect's client uses the one that runs
+        self.server.port = self.port
+        self.server._run_uvicorn_command = lambda: self.process  # what `start` calls to get its process
+        thread = threading.Thread(target=self._start, args=(self.server,), name="medad-server", daemon=True)
+        thread.start()
+        while thread.is_alive():
             self._look()
-            self.thread.join(POLL_S)
+            thread.join(POLL_S)
         self._look()
         if self.faults:
             raise _not_started(first_line(self.faults[0]))
+        if self.guard is not None:
+            # Python calls the last one first, before Prefect stops the server: a later signal could reach another
+            # process of that number.
+            atexit.register(self.guard.kill)
         self.answers = True
 
     def stop(self) -> None:
-        """End what was begun, also a process that is just being started."""
-        while self.thread is not None and self.thread.is_alive() and self.server and not self.server.server_process:
-            self.thread.join(POLL_S)
+        """End what was begun."""
         if self.guard is not None:
             self.guard.kill()
         if self.server is not None:
             self.server.stop()
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()  # it keeps nothing
+            self.process.wait()
 
     def _start(self, server: SubprocessASGIServer) -> None:
         try:
@@ -123,28 +138,30 @@ class _Start:
         except BaseException as error:  # also of a server that was stopped meanwhile
             self.faults.append(error)
 
-    def _serve(self, server: SubprocessASGIServer) -> subprocess.Popen[bytes]:
-        """The process of the server, at a free port that this process has bound, with an authentication string."""
-        from prefect.settings import get_current_settings
+    def _serve(self) -> None:
+        """Start the server at a free port that this process has bound, with an authentication string."""
+        from flows.orchestrator import has_prefect_settings
 
+        settings = {}
+        if has_prefect_settings():
+            from prefect.settings import get_current_settings
+
+            settings = get_current_settings().to_environment_variables(exclude_unset=True)
         text = new_auth_string()
-        settings = get_current_settings().to_environment_variables(exclude_unset=True)
         with socket.socket() as bound:
             bound.bind(("127.0.0.1", 0))
-            process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 python_command("-m", "flows.api_server", str(bound.fileno())),
                 env={**os.environ, **settings, **ENVIRONMENT, SERVER: text},
                 pass_fds=[bound.fileno()],
             )
-            server.port = bound.getsockname()[1]
-        self.guard = _guard(process.pid)  # from its first moment, seconds before it answers
+            self.port = bound.getsockname()[1]
+        self.guard = _guard(self.process.pid)  # from its first moment, seconds before it answers
         set_client_auth_string(text)
-        return process
 
     def _look(self) -> None:
         """Notice the end of the process, which Prefect does not. Raises MedadError."""
-        process: subprocess.Popen[Any] | None = self.server and self.server.server_process
-        code = None if process is None else process.poll()
+        code = None if self.process is None else self.process.poll()
         if code is not None:
             raise _not_started(f"it ended with exit code {code}, and what it printed is above")
 
@@ -163,6 +180,5 @@ def _guard(pid: int) -> subprocess.Popen[bytes]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    # Python calls this before Prefect stops the server: a later signal could reach another process of that number.
     atexit.register(guard.kill)
     return guard

@@ -6,7 +6,6 @@ runs, of a quarter of the cases and of all, because much of an evaluation takes 
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from medad_core.stages.screen import LoopExecutor
 from medad_core.store import PART_STAGES, join
 from medad_core.store.listing import list_names
 from medad_core.store.objects import bytes_read, requests_made
+from medad_core.surroundings.processes import usable_cores
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def benchmark_stages(data: str, out: str, settings: Settings, progress: ReportTe
     return replace(
         profile,
         device=torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
-        cores=len(os.sched_getaffinity(0)),
+        cores=usable_cores(),
         measured=datetime.now(UTC).date().isoformat(),
         stages=costs,
         evaluation=_evaluation(few, whole),

@@ -130,7 +130,9 @@ class ModelSettings(Section):
     compile: bool = Field(False, description="let torch.compile fuse the encoder; pays from some thousand slices on")
     batch_size: int | str = Field("auto", description="auto, or slices a forward pass; changes no map")
     image_score: ImageScoreSettings = ImageScoreSettings()
-    threads: int | None = Field(None, ge=1, description="null leaves the choice to torch")
+    threads: int | None = Field(
+        None, ge=1, description="of torch, and readers of volumes; null: torch's choice, and a reader a core"
+    )
     folder: str | None = Field(
         None, min_length=1, description="where presets are looked for, one folder a name; null: $MEDAD_MODELS"
     )

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from medad_core.data.intensity import box_of
+
 _DEPTH_MM = 30  # how deep rays look: scalp, bone and fluid of a head are thinner together
 _EVERY_RAY = 2  # neighbours tell the same
 _EVERY_VOXEL = 3
@@ -50,9 +52,7 @@ class Texture:
 
 def scale_by_tissue(volume: np.ndarray, brain: np.ndarray) -> Tissue:
     """`volume` (S, H, W) in units of tissue signal. Values are NaN or infinite where the brain has no contrast."""
-    rows = np.flatnonzero(brain.any(axis=(0, 2)))
-    columns = np.flatnonzero(brain.any(axis=(0, 1)))
-    box = (slice(None), slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    box = box_of(brain)
     brain = np.ascontiguousarray(brain[box])
     values = volume[box].astype(np.float32)
     black, middle = np.percentile(values[brain][::4], (1, 50)).tolist()

@@ -6,7 +6,6 @@ the same functions, so what is shown is what would be done. One row is one volum
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from medad_core.data.source import settle_case
 from medad_core.data.table import NOT_USED, REFUSED, TUMOUR_MASK, VOLUME, Row
 from medad_core.errors import CaseError, InputError
 from medad_core.surroundings.memory import keep_freed_memory
+from medad_core.surroundings.processes import usable_cores
 
 if TYPE_CHECKING:
     from medad_core.config import DataSettings
@@ -57,7 +57,7 @@ def inspect_cases(
     """
     keep_freed_memory()
     rows: list[Row] = []
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # inflating releases the GIL
+    with ThreadPoolExecutor(usable_cores()) as pool:  # inflating releases the GIL
         results = pool.map(lambda case: _case_rows(case, settings, root, check), discovery.cases)
         for number, of_case in enumerate(results, 1):
             rows += of_case

@@ -87,10 +87,15 @@ def percentiles(values: np.ndarray, percents: Sequence[float]) -> list[float]:
 def to_uint8(block: np.ndarray, brain: np.ndarray, landmarks: Landmarks) -> np.ndarray:
     """Scale `block` (N, H, W, any dtype) to uint8: black -> 0, white -> 255, clipped and rounded; 0 outside `brain`."""
     image = np.zeros(block.shape, np.uint8)
-    rows, columns = (_extent(brain.any(axis=axes)) for axes in ((0, 2), (0, 1)))
-    box = np.s_[:, rows, columns]  # less than a half of a picture
+    box = box_of(brain)
     np.multiply(_scaled(block[box], landmarks), brain[box], out=image[box])
     return image
+
+
+def box_of(brain: np.ndarray) -> tuple[slice, slice, slice]:
+    """The smallest part of (N, H, W), of all slices, that holds every brain voxel: less than a half of most volumes."""
+    anywhere = brain.any(axis=0)
+    return slice(None), _extent(anywhere.any(axis=1)), _extent(anywhere.any(axis=0))
 
 
 def _extent(flags: np.ndarray) -> slice:

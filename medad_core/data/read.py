@@ -15,7 +15,7 @@ import numpy as np
 from medad_core.data.cases import EARLIER, Case
 from medad_core.data.content import Check, check_labels, check_mask, check_volume, spread_slices
 from medad_core.data.grid import is_sri24, require_picture
-from medad_core.data.intensity import Landmarks, find_background, find_landmarks, to_uint8
+from medad_core.data.intensity import Landmarks, box_of, find_background, find_landmarks, to_uint8
 from medad_core.data.levels import brain_extent, place_range
 from medad_core.data.mask import read_mask
 from medad_core.data.nifti import NiftiFile, open_nifti
@@ -285,7 +285,9 @@ def _brain(file: NiftiFile, block: np.ndarray) -> np.ndarray:
 
 def _landmarks(file: NiftiFile, block: _Block, scaling: ScalingSettings) -> Landmarks:
     """What the pictures are scaled by, from the reference slices."""
-    values = block.part(block.values, block.reference)[block.part(block.brain, block.reference)]
+    brain = block.part(block.brain, block.reference)
+    box = box_of(brain)
+    values = block.part(block.values, block.reference)[box][brain[box]]
     if values.size == 0:
         raise CaseError(
             file.case_id,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # How configurations call their number of layers. Others of similar names, such as max_window_layers, are not one.
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers")
+READ_BY_BACKEND = ("llama", "TokenizersBackend")  # model and tokenizer that AutoTokenizer has no other class for
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
 
@@ -131,17 +132,34 @@ def config_values(folder: Path, *names: str, tower: str = "") -> tuple[Any, ...]
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder. Raises WeightsError where there is none."""
-    from transformers import AutoTokenizer
-
     # Without any of these files some classes make a vocabulary of three tokens.
     if not any((folder / file).is_file() for file in VOCABULARIES):
         raise WeightsError(f"{folder}: has no tokenizer ({', '.join(VOCABULARIES)}); put its tokenizer files there")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return _tokenizer_class(folder).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise WeightsError(
             f"{folder}: its tokenizer cannot be read ({first_line(error)}); get its tokenizer files again"
         ) from error
+
+
+def _tokenizer_class(folder: Path) -> Any:
+    """What reads the tokenizer of a folder: AutoTokenizer, or at once the class that it would choose.
+
+    AutoTokenizer imports what generates text, and scikit-learn with it: 10 s, before a new run reads its first volume.
+    """
+    with suppress(
+        OSError, ValueError, AttributeError, KeyError, TypeError
+    ):  # of which AutoTokenizer says what is wrong
+        model = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        if (model["model_type"], tokenizer["tokenizer_class"]) == READ_BY_BACKEND and "auto_map" not in tokenizer:
+            from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+            return TokenizersBackend
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 def read_normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

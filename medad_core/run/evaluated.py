@@ -17,13 +17,13 @@ from medad_core.config import settings_to_yaml
 from medad_core.environment import code_sha256, package_versions
 from medad_core.errors import StoreError
 from medad_core.run.cohort import NAME as COHORT
+from medad_core.run.info import EVALUATED
 from medad_core.run.run import Run
 from medad_core.store import join, write_bytes
 from medad_core.store.files import read_bytes, remove
 from medad_core.store.listing import list_files
 from medad_core.store.records import Record
 
-NAME = "_evaluated.json"
 STAGES = ("slices", "maps", "answers")  # that results are computed from
 
 
@@ -44,17 +44,12 @@ def note_evaluated(run: Run, results: Collection[str], slices: int, cases: int, 
     """
     files = _states(run.uri, results)
     record = Evaluated(made_of=_made_of(run), files=files, slices=slices, cases=cases, followed=followed)
-    write_bytes(join(run.uri, NAME), record.to_json())
-
-
-def has_results(run: str) -> bool:
-    """Whether the run in the folder `run` was evaluated: it may be finished. Raises StoreError."""
-    return read_bytes(join(run, NAME)) is not None
+    write_bytes(join(run.uri, EVALUATED), record.to_json())
 
 
 def forget_evaluated(run: str) -> None:
     """Say that results of the run in the folder `run` are about to be written. Raises StoreError."""
-    remove(join(run, NAME))
+    remove(join(run, EVALUATED))
 
 
 def find_evaluated(run: Run) -> Evaluated | None:
@@ -77,11 +72,11 @@ def rewritten(run: str) -> Iterator[None]:
     is_valid = record is not None and _has_files(run, record)
     yield
     if record is not None and is_valid:
-        write_bytes(join(run, NAME), record.replace(files=_states(run, record.files)).to_json())
+        write_bytes(join(run, EVALUATED), record.replace(files=_states(run, record.files)).to_json())
 
 
 def _stored(run: str) -> Evaluated | None:
-    data = read_bytes(join(run, NAME))
+    data = read_bytes(join(run, EVALUATED))
     try:
         return None if data is None else Evaluated.from_json(data)
     except ValueError:

@@ -14,6 +14,7 @@ from medad_core.store.files import make_folder, read_bytes, write_bytes
 from medad_core.store.records import Record
 
 NAME = "run.json"
+EVALUATED = "_evaluated.json"  # `medad_core.run.evaluated`, whose imports take a second
 
 
 class RunInfo(Record, frozen=True):
@@ -45,6 +46,11 @@ def write_run_info(run: str, info: RunInfo) -> None:
 def has_run_info(run: str) -> bool:
     """Whether the run already has a `run.json`."""
     return read_bytes(join(run, NAME)) is not None
+
+
+def has_results(run: str) -> bool:
+    """Whether the run in the folder `run` was evaluated: it may be finished. Raises StoreError."""
+    return read_bytes(join(run, EVALUATED)) is not None
 
 
 def read_run_info(run: str) -> RunInfo:

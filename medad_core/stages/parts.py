@@ -1,14 +1,18 @@
 """Code that the four stages share: making a part, and the parts of a range one after another.
 
 One decision: the caller of `run_parts` (a Prefect task, a plain loop, a Python prompt) decides the number of processes.
-Each call loads the models once, and only if there is a part to make.
+Each call loads the models once, and only if there is a part to make. Where cases do not depend on each other, threads
+make them ahead of the one that writes; rows are written in the same order, and errors noticed in it.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -18,6 +22,7 @@ from medad_core import stopping
 from medad_core.errors import CaseError, MedadError, PartError, in_one_line
 from medad_core.run.run import Run
 from medad_core.store import Item, PartRecord, Plan, Stage
+from medad_core.surroundings.memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
 OnPart = Callable[[PartRecord], None]  # called after every part
@@ -44,17 +49,16 @@ class CasesOfPart:
     `at_end` is called after the last case, before the part counts.
     """
 
-    cases: Iterable[str]
-    make: Callable[[str], pa.Table]
+    made: Iterable[Callable[[], pa.Table]]
     at_end: Callable[[], None]
     failed: list[Item] = field(default_factory=list)
 
     def rows(self) -> Iterator[pa.Table]:
         """The rows of every case that can be used."""
-        for case_id in self.cases:
+        for rows_of_case in self.made:
             stopping.check()
             try:
-                yield self.make(case_id)
+                yield rows_of_case()
             except CaseError as error:
                 log.warning("%s is left out: %s", error.case_id, error.reason)
                 self.failed.append(Item(key=error.case_id, reason=error.reason))
@@ -85,18 +89,47 @@ def run_casewise(
     make: Callable[[str], pa.Table],
     on_part: OnPart,
     before_record: Callable[[int], None] = lambda _number: None,
+    threads: int = 0,
 ) -> list[PartRecord]:
     """Write the given parts of a stage; `make(case_id)` returns the rows of one case.
 
-    `before_record(number)` is called when the last case of a part was made, and before the part counts.
+    `before_record(number)` is called when the last case of a part was made, and before the part counts. With `threads`,
+    so many of them call `make`, for cases of the part that is written.
     """
     records = []
-    for number in numbers:
-        part = CasesOfPart(stage.plan().parts[number].inputs, make, partial(before_record, number))
-        with making(stage, number):
-            records.append(stage.write_part(number, part.rows(), failed=part.failed))
-        on_part(records[-1])
+    with _pool(threads) as pool:
+        for number in numbers:
+            calls = [partial(make, case_id) for case_id in stage.plan().parts[number].inputs]
+            made = calls if pool is None else _ahead(pool, calls, threads)
+            part = CasesOfPart(made, partial(before_record, number))
+            with making(stage, number):
+                records.append(stage.write_part(number, part.rows(), failed=part.failed))
+            on_part(records[-1])
     return records
+
+
+@contextmanager
+def _pool(threads: int) -> Iterator[Executor | None]:
+    """Threads for the block, which waits at its end for what they are doing and forgets the rest; None for 0."""
+    pool = ThreadPoolExecutor(threads, "medad-case") if threads else None
+    if pool is not None:
+        keep_freed_memory()  # of a volume for the next one
+    try:
+        yield pool
+    finally:
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+
+
+def _ahead(pool: Executor, calls: Iterable[Callable[[], pa.Table]], threads: int) -> Iterator[Callable[[], pa.Table]]:
+    """What gives the results of `calls`, in order; `pool` computes at most `threads` of them ahead of the caller."""
+    begun: deque[Future[pa.Table]] = deque()
+    for call in calls:
+        begun.append(pool.submit(copy_context().run, call))
+        if len(begun) > threads:
+            yield begun.popleft().result
+    while begun:
+        yield begun.popleft().result
 
 
 def ignore_part(_record: PartRecord) -> None:

@@ -22,7 +22,8 @@ _AT_ONCE = 8  # maps that are drawn together: more do not fit into a cache of th
 def slice_rows(case: CaseSlices, split: str) -> pa.Table:
     """One row per slice; with the columns CONTEXT where the encoder sees neighbours."""
     count, height, width = case.images.shape
-    pixels = None if case.masks is None else np.count_nonzero(case.masks, axis=(1, 2))
+    # Slice by slice: along axes NumPy counts flags ten times slower.
+    pixels = None if case.masks is None else np.array([np.count_nonzero(mask) for mask in case.masks])
     rows = pa.table(
         {
             "case_id": [case.case_id] * count,

@@ -1,17 +1,20 @@
 """Volumes to slices: every usable case becomes upright, scaled 8-bit pictures in `RUN/slices/`.
 
 One decision: what was read of the files of a part is recorded before the part counts. If a part is made again of other
-bytes than later stages know, these stages forget its cases first.
+bytes than later stages know, these stages forget its cases first. The cases of a part are read in as many threads as
+there are cores, because inflating and arithmetic let others work.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import pyarrow as pa
 
+from medad_core.config import Settings
 from medad_core.data.place import Place
 from medad_core.data.read import read_slices
 from medad_core.data.reads import FileRead, reads_kept
@@ -26,8 +29,10 @@ from medad_core.run.staleness import forget_cases
 from medad_core.stages.parts import OnPart, ignore_part, run_casewise
 from medad_core.stages.rows import slice_rows
 from medad_core.store import PartRecord, Plan
+from medad_core.surroundings.processes import usable_cores
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 Reads = tuple[FileRead, ...]
 
 
@@ -83,7 +88,14 @@ def run_parts(
         for noted in (read, warnings, places):
             noted.clear()
 
-    return run_casewise(run.stage("slices"), numbers, make, on_part, record_inputs)
+    return run_casewise(run.stage("slices"), numbers, make, on_part, record_inputs, reading_threads(run.settings))
+
+
+def reading_threads(settings: Settings) -> int:
+    """How many cases of a part are read at once: `models.threads`, else a worker's share of the cores."""
+    flow = settings.flow
+    share = flow.ray_workers.slices.cpus if flow.runner == "ray" else usable_cores() / flow.max_workers
+    return settings.models.threads or max(1, int(share))
 
 
 def _record_inputs(
@@ -93,11 +105,18 @@ def _record_inputs(
     plan = run.stage("slices").plan()
     before = run.inputs.read(number, plan.sha256)
     known = {} if before is None else before.cases
+    read = {case_id: read[case_id] for case_id in plan.parts[number].inputs}  # threads may have ended in another order
     other = [case_id for case_id, files in read.items() if _content(known.get(case_id)) != _content(files)]
     later = [stage for name, stage in run.stages.items() if name != "slices"]
     for part in forget_cases(later, other):
         log.warning("%s is made again: slices part %d was made again of other files", part, number)
-    run.inputs.write(number, PartInputs(plan_sha256=plan.sha256, cases=read, warnings=warnings, places=places))
+    noted = PartInputs(plan_sha256=plan.sha256, cases=read, warnings=_like(read, warnings), places=_like(read, places))
+    run.inputs.write(number, noted)
+
+
+def _like(read: Mapping[str, Reads], noted: dict[str, T]) -> dict[str, T]:
+    """The notes in the order of the cases that were read."""
+    return {case_id: noted[case_id] for case_id in read if case_id in noted}
 
 
 def _content(files: Reads | None) -> object:

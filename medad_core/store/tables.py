@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from medad_core.errors import RowsError, StoreError, first_line
@@ -77,6 +76,8 @@ def read_case_rows(uri: str, case_id: str, columns: Sequence[str] | None = None)
 
     Raises StoreError like `read_table`.
     """
+    import pyarrow.compute as pc  # a tenth of a second, which `medad status` need not wait for
+
     with (
         explained("read", uri),
         _damage_explained(uri),

@@ -54,6 +54,11 @@ def piped_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONIOENCODING": f"utf-8:{HANDLER}"}
 
 
+def usable_cores() -> int:
+    """How many cores this process may use, which a scheduler of jobs may have made fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def spawn_context() -> SpawnContext:
     """The way to start worker processes: new interpreters, in a clean environment.
 

@@ -31,6 +31,7 @@ from medad_core.run.gather import find_cohort
 from medad_core.stages.parts import ignore_part, run_casewise
 from medad_core.stages.rows import bits_of, images_of, slice_rows
 from medad_core.store import SLICES, Stage, join
+from medad_core.surroundings.processes import usable_cores
 
 _READ = "the volume and mask of each case; slices upright, scaled, as 8-bit pictures"
 
@@ -97,7 +98,7 @@ def _by_medad(given: Volumes) -> Act:
     def act() -> Callable[[], Result]:
         stage = Stage(given.new_folder(), "slices", SLICES)
         stage.prepare({"benchmark": "read"}, parts)
-        run_casewise(stage, range(len(parts)), make, ignore_part)
+        run_casewise(stage, range(len(parts)), make, ignore_part, threads=usable_cores())
         stage.finish()
         return lambda: _of_stage(stage, given)
 

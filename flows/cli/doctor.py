@@ -22,6 +22,7 @@ from flows.cli.tables import plain_table
 from medad_core.environment import installed_version
 from medad_core.errors import MedadError, UsageError, first_line
 from medad_core.models.cache import cache_root
+from medad_core.surroundings.processes import usable_cores
 
 NEEDED = ("torch", "transformers", "prefect", "nibabel", "isal", "pyarrow", "onnx", "gguf")
 CACHE_GIB = 1.0
@@ -91,7 +92,7 @@ def _speed() -> Finding:
         return Finding("note", "speed", f"torch does not load: {first_line(error)}")
     if torch.cuda.is_available():
         return Finding("ok", "speed", "bfloat16, and 64 to 256 prompts at once by the size of the LLM")
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     threads = f"{torch.get_num_threads()} threads on {cores} cores"
     prompts = f"{CPU_SEQUENCES} prompts at once, which share beginnings in blocks of {CPU_BLOCK_SIZE} tokens"
     preloaded = [name for name in ("libiomp", "libtcmalloc") if name in os.environ.get("LD_PRELOAD", "")]

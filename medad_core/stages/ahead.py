@@ -9,7 +9,6 @@ the encoder computes with every core, nothing is imported ahead: on two cores th
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from medad_core.config import Settings
 from medad_core.llm.engine import import_engine
 from medad_core.models.device import device_of
 from medad_core.stages import workers
+from medad_core.surroundings.processes import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def _is_core_free(settings: Settings) -> bool:
     """Whether the encoder leaves a core alone: it computes on a GPU, or in fewer threads than there are cores."""
     computing = settings.models.threads or torch.get_num_threads()
     busy = 1 if device_of(settings) != "cpu" else computing * settings.flow.max_workers
-    return len(os.sched_getaffinity(0)) > busy
+    return usable_cores() > busy
 
 
 def _try(work: Callable[[], None]) -> None:

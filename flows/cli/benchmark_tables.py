@@ -12,13 +12,23 @@ from flows.cli.tables import plain_table
 from medad_core.benchmark.bookkeeping import BookkeepingReport
 from medad_core.benchmark.duel import DuelReport
 from medad_core.benchmark.encode import EncodeReport
+from medad_core.benchmark.growth import GrowthReport
 from medad_core.benchmark.orchestration import OrchestrationReport
 from medad_core.benchmark.profile import Profile
 from medad_core.benchmark.sizing import Sizing
 from medad_core.benchmark.spread import Spread
 from medad_core.benchmark.start_up import StartUpReport
 
-Report = EncodeReport | OrchestrationReport | BookkeepingReport | Profile | Sizing | DuelReport | StartUpReport
+Report = (
+    EncodeReport
+    | OrchestrationReport
+    | BookkeepingReport
+    | Profile
+    | Sizing
+    | DuelReport
+    | StartUpReport
+    | GrowthReport
+)
 
 
 def report_json(report: Report) -> str:
@@ -90,6 +100,18 @@ def bookkeeping_table(report: BookkeepingReport) -> Table:
     table.add_row("open a finished run", *(_seconds(size.open_s) for size in report.sizes), growth["open"])
     table.add_row("  of it, hashing its parts", *(_seconds(size.hash_s) for size in report.sizes), "")
     table.add_row("read one case", *(f"{size.read_case_ms.median:.2f} ms" for size in report.sizes), "")
+    return table
+
+
+def growth_table(report: GrowthReport) -> Table:
+    """Milliseconds a slice by stage, and memory; growth is the last size in the first."""
+    title = f"{report.date}, commit {report.commit}, {report.device}"
+    table = plain_table(title, *(f"{size.cases:,} cases" for size in report.sizes), "growth")
+    for name in report.sizes[0].slice_ms:
+        table.add_row(f"{name}, ms a slice", *(f"{size.slice_ms[name]:.2f}" for size in report.sizes), "")
+    table.add_row("all, ms a slice", *(f"{size.all_ms:.1f}" for size in report.sizes), f"{report.time_growth:.2f}")
+    table.add_row("models' start, once", *(f"{size.start_s:.1f} s" for size in report.sizes), "")
+    table.add_row("peak memory", *(f"{size.peak_mb:,.0f} MB" for size in report.sizes), f"{report.memory_growth:.2f}")
     return table
 
 

@@ -256,6 +256,35 @@ def start_up(
 
 
 @command(benchmarks)
+def growth(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Cases as `medad screen` takes them, best four.")],
+    words: Words = None,
+    config: Config = None,
+    times: Annotated[
+        list[int] | None, typer.Option("--times", min=1, help="How often the cases are screened; by default 1, 4, 16.")
+    ] = None,
+    figure: Annotated[Path | None, typer.Option("--figure", metavar="FILE", help="A PNG of the report.")] = None,
+    json: Json = None,
+) -> None:
+    """The same cases 1, 4 and 16 times: time of a slice and peak of memory by the size of the cohort."""
+    from medad_core.config import load_settings
+
+    settings = load_settings(config, words or [])
+    terminals = consoles(online=not settings.models.offline)
+    with terminals.err.status("starting") as status:
+        from flows.cli.benchmark_tables import growth_table
+        from medad_core.benchmark.growth import TIMES, benchmark_growth, growth_png
+        from medad_core.store import write_bytes
+
+        report = benchmark_growth(absolute(data), settings, times or TIMES, progress=status.update)
+    terminals.out.print(growth_table(report))
+    if figure is not None:
+        write_bytes(absolute(str(figure)), growth_png(report))
+        terminals.out.print(f"figure {figure}", soft_wrap=True)
+    _write_json(json, report, terminals)
+
+
+@command(benchmarks)
 def table(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="What --json of a measurement with peers wrote.")

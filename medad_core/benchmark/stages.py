@@ -33,7 +33,7 @@ from medad_core.surroundings.processes import usable_cores
 
 
 @dataclass(frozen=True)
-class _Screened:
+class Screened:
     """A run that was made: seconds of each stage beside its parts and of the evaluation; requests to a bucket, and
     bytes read of it.
     """
@@ -62,8 +62,8 @@ def benchmark_stages(data: str, out: str, settings: Settings, progress: ReportTe
     usable = [member for member in cohort.members if member.rejected is None]
     if len(usable) < 2:
         raise UsageError(f"{data} has {len(usable)} usable cases; a measurement needs two, better a dozen")
-    few = _screen(data, join(out, "few"), cohort, usable[: max(1, len(usable) // 4)], settings, progress)
-    whole = _screen(data, join(out, "all"), cohort, usable, settings, progress)
+    few = screened(data, join(out, "few"), cohort, usable[: max(1, len(usable) // 4)], settings, progress)
+    whole = screened(data, join(out, "all"), cohort, usable, settings, progress)
     profile = profile_of(whole.run)
     progress("the peak of the device")
     peaks = rooflines(whole.run, profile)
@@ -83,9 +83,15 @@ def benchmark_stages(data: str, out: str, settings: Settings, progress: ReportTe
     )
 
 
-def _screen(
-    data: str, out: str, cohort: Cohort, members: Sequence[Member], settings: Settings, progress: ReportText
-) -> _Screened:
+def screened(
+    data: str,
+    out: str,
+    cohort: Cohort,
+    members: Sequence[Member],
+    settings: Settings,
+    progress: ReportText = lambda _text: None,
+) -> Screened:
+    """Screen `members` of the cohort of `data` into the new folder `out`, in this process. Raises as screening does."""
     asked = requests_made()
     moved = bytes_read()
     settle_cohort(out, cohort.replace(members=tuple(members)))
@@ -103,10 +109,10 @@ def _screen(
     run.note(data)
     evaluate_run(run)
     evaluation_s = time.perf_counter() - began
-    return _Screened(run, starts_s, evaluation_s, requests_made() - asked, bytes_read() - moved)
+    return Screened(run, starts_s, evaluation_s, requests_made() - asked, bytes_read() - moved)
 
 
-def _evaluation(few: _Screened, whole: _Screened) -> Evaluation:
+def _evaluation(few: Screened, whole: Screened) -> Evaluation:
     """The line through both runs."""
     cases, fewer = (len(each.run.cohort.members) for each in (whole, few))
     case_s = max(0.0, (whole.evaluation_s - few.evaluation_s) / (cases - fewer))

@@ -14,7 +14,7 @@ from medad_core.store.files import resolved
 
 
 def check_cohort(inbox: str, cohort: str, settings: Settings, wait: bool) -> None:
-    """Check everything that can be wrong with a `screen --cohort` command.
+    """Check what can be wrong with a `screen --cohort` command, but for what `check_asking` does.
 
     Raises UsageError, StoreError, WeightsError or LockedError.
     """
@@ -34,9 +34,19 @@ def check_cohort(inbox: str, cohort: str, settings: Settings, wait: bool) -> Non
     if not wait:
         check_free(cohort)
     check_orchestration(settings)
-    check_models(settings)
+    check_models(settings, is_answered=True)
     folder.check_fingerprint(run_fingerprint(settings, folder.fingerprint()))
     check_cluster(settings, cohort, inbox)
+
+
+def check_asking(settings: Settings) -> None:
+    """Check whether the LLM can be asked, which takes seconds: where nothing is new nobody asks it.
+
+    Raises UsageError or WeightsError.
+    """
+    from medad_core.run.run import check_models
+
+    check_models(settings)
 
 
 def check_reproducing(out: str, settings: Settings) -> None:

@@ -121,7 +121,7 @@ def _screen_cohort(data: str, cohort: str, settings: Settings, wait: bool, termi
 
             # What takes longer to import comes while the server starts.
             from flows.finished import failure_reported, unchanged_cohort
-            from flows.preflight import check_cohort
+            from flows.preflight import check_asking, check_cohort
             from medad_core.inbox.folder import CohortFolder
             from medad_core.inbox.screening import Inbox
             from medad_core.store.files import name_of, resolved
@@ -137,6 +137,7 @@ def _screen_cohort(data: str, cohort: str, settings: Settings, wait: bool, termi
                 outcome = unchanged_cohort(inbox)
                 if outcome is not None:
                     return _report_cohort(outcome, terminals)
+            check_asking(settings)
             start_server()
             from flows.screen import screen_cohort, screen_looked_at  # Prefect takes seconds
 

@@ -39,10 +39,13 @@ SMALL = (
 )
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody uses; looked for one after another, two could be the same."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in sockets]
 
 
 class RayNodes:
@@ -52,12 +55,12 @@ class RayNodes:
         self.scratch = Path(tempfile.mkdtemp(prefix="ray-"))  # short: sockets lie below it
         self.processes: dict[str, subprocess.Popen] = {}
         self.head = "127.1.0.1"  # any address of the loopback device but 127.0.0.1, which Ray replaces by another
-        port = free_port()
+        port, clients = free_ports(2)
         self.address = f"{self.head}:{port}"
         try:
             self._start(
                 self.head,
-                *("--head", "--port", str(port), "--ray-client-server-port", str(free_port())),
+                *("--head", "--port", str(port), "--ray-client-server-port", str(clients)),
                 *("--include-dashboard", "false", "--temp-dir", str(self.scratch), "--disable-usage-stats"),
                 cpus=cpus,
             )

@@ -28,14 +28,15 @@ SETTINGS_OF_SERVER = (  # variables that name a server, where settings are kept,
 
 
 def has_prefect_settings() -> bool:
-    """Whether Prefect must be asked for its settings: it is in use, or somebody may have told it of a server.
+    """Whether Prefect must be asked for its settings: it is imported already, or they may name a server.
 
-    Prefect reads them from the environment and these files. To import it takes seconds, which a command without a
-    server, and with nothing left to do, need not wait for.
+    Prefect reads them from the environment, where it takes names in any case, and from these files. To import it takes
+    seconds, which a command without a server, and with nothing left to do, need not wait for.
     """
-    if "prefect" in sys.modules or any(os.environ.get(name) for name in SETTINGS_OF_SERVER):
+    given = {name.upper(): value for name, value in os.environ.items() if value}
+    if "prefect" in sys.modules or not given.keys().isdisjoint(SETTINGS_OF_SERVER):
         return True
-    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+    home = Path(given.get("PREFECT_HOME", "~/.prefect")).expanduser()
     files = (home / "profiles.toml", Path(".env"), Path("prefect.toml"), Path("pyproject.toml"))
     return any(file.exists() for file in files)
 

@@ -41,7 +41,7 @@ FREE_S = 10.0  # until a worker's resources are free
 OBJECT_STORE_BYTES = 100_000_000  # only references and counts travel
 GIB = 2**30
 _connected: dict[str, str | None] = {}  # "address": of the cluster that this process is connected to
-_watched: list[HeadWatch] = []  # its head
+_watched: list[HeadWatch] = []  # its head, while a stage uses it
 
 
 def address_of(text: str) -> tuple[str, int]:
@@ -91,16 +91,30 @@ def connect(settings: FlowSettings) -> None:
             ) from error
     _silence()
     _connected["address"] = address
-    while _watched:
-        _watched.pop().close()
-    _watched.append(HeadWatch(ray.get_runtime_context().gcs_address, then=_end_if_stuck))
 
 
-def _end_if_stuck() -> None:
-    """End this process, unless it ends by itself: Ray waits for its head in places that nothing interrupts."""
-    if not _watched[-1].is_closed_in(ORDERLY_S):
-        sys.stderr.write(f"medad: {_lost()}\n")
-        end(1)
+@contextmanager
+def head_watched() -> Iterator[None]:
+    """While the block uses the cluster, notice the loss of its head, for `check_head` and `head_is_lost`.
+
+    A process that does not end soon after such a loss is ended: Ray waits for its head in places that nothing
+    interrupts. A head that ends after the block concerns nobody.
+    """
+    import ray
+
+    watch = HeadWatch(ray.get_runtime_context().gcs_address, then=_end_later)
+    _watched.append(watch)
+    try:
+        yield
+    finally:
+        watch.close()
+        _watched.remove(watch)
+
+
+def _end_later(address: str) -> None:
+    time.sleep(ORDERLY_S)
+    sys.stderr.write(f"medad: {_lost(address)}\n")
+    end(1)
 
 
 def head_is_lost() -> bool:
@@ -110,13 +124,14 @@ def head_is_lost() -> bool:
 
 def check_head() -> None:
     """Raise MedadError where the head of the cluster is lost."""
-    if head_is_lost():
-        raise MedadError(_lost())
+    for watch in _watched:
+        if watch.is_lost:
+            raise MedadError(_lost(watch.address))
 
 
-def _lost() -> str:
+def _lost(address: str) -> str:
     return (
-        f"flow.ray_address: the head of the Ray cluster at {_watched[-1].address} does not answer any more; start a "
+        f"flow.ray_address: the head of the Ray cluster at {address} does not answer any more; start a "
         "cluster, and the same command goes on where it stopped"
     )
 

@@ -20,9 +20,9 @@ CONNECT_S = 3.0
 
 
 class HeadWatch:
-    """Asks a head at HOST:PORT until it is lost, which calls `then`, or until the watch is closed."""
+    """Asks a head at HOST:PORT until it is lost, which calls `then` with its address, or until the watch is closed."""
 
-    def __init__(self, address: str, patience_s: float = LOST_S, then: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, address: str, then: Callable[[str], None], patience_s: float = LOST_S) -> None:
         self.address = address
         self.is_lost = False
         self._patience_s = patience_s
@@ -34,10 +34,6 @@ class HeadWatch:
         """Stop asking."""
         self._closed.set()
 
-    def is_closed_in(self, seconds: float) -> bool:
-        """Wait for `close`, so long at most; returns whether it came."""
-        return self._closed.wait(seconds)
-
     def _watch(self) -> None:
         seen = time.monotonic()
         while not self._closed.wait(POLL_S):
@@ -45,7 +41,7 @@ class HeadWatch:
                 seen = time.monotonic()
             elif time.monotonic() - seen > self._patience_s:
                 self.is_lost = True
-                self._then()
+                self._then(self.address)
                 return
 
     def _answers(self) -> bool:

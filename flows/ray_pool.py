@@ -25,6 +25,7 @@ from flows.ray_cluster import (
     connect,
     expected_of,
     head_is_lost,
+    head_watched,
     holds,
     in_words,
     living_nodes,
@@ -134,6 +135,7 @@ class RayPool:
         connect(self.flow)
         root = self.run.cohort.root if self.stage == "slices" else None
         self._expected = self._open.enter_context(expected_of(self.run.uri, root))
+        self._open.enter_context(head_watched())
         self._class = ray.remote(RangeWorker).options(
             num_cpus=self.resources.cpus,
             num_gpus=self.resources.gpus,

@@ -90,7 +90,7 @@ class RangeWorker:
         self.worker: Worker | None = None
         import ray
 
-        HeadWatch(ray.get_runtime_context().gcs_address, WORKER_LOST_S, _end)
+        HeadWatch(ray.get_runtime_context().gcs_address, _end, WORKER_LOST_S)
 
     def fault(self, expected: Expected) -> str | None:
         """`fault_here`: the node may have joined after the run began."""
@@ -124,7 +124,7 @@ class RangeWorker:
             self.worker.close()
 
 
-def _end() -> None:
+def _end(_address: str) -> None:
     """End this process, whatever it is doing."""
     sweep_own()
     os._exit(1)

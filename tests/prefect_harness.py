@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 
 from medad_core.config import Settings, load_settings
 from medad_core.models.view import View
+from medad_core.store.intact import TICK_NS
 
 SIZE = 64
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])  # stored as BraTS stores: left, posterior, superior
@@ -74,6 +76,11 @@ def restate(path: Path, **facts: str) -> None:
     with open_tensors(path) as tensors:
         metadata = tensors.metadata()
     save_file(load_file(path), path, {**metadata, **facts})
+
+
+def settle() -> None:
+    """Wait until files that were just written have a stamp: those that are younger are read again the next time."""
+    time.sleep(1.25 * TICK_NS / 1e9)
 
 
 def break_case(root: Path, case_id: str) -> None:

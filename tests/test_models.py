@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from medad_core.models.cache import sha256_of
 from medad_core.models.converter import Converter
 from medad_core.models.decoder import Decoder, focal_dice_loss, image_scores, peaks, render_map, render_maps
 from medad_core.models.encoder import load_encoder, pad_to_square, quarter_blocks
+from medad_core.models.memory import free_memory
 from medad_core.models.pack import PACK, packaged
 from medad_core.models.text import load_sentences, load_text_encoder, text_features
 from medad_core.models.weights import DECODER, check_fit, load_decoder, save_decoder, weights_folder
@@ -119,6 +122,21 @@ def test_map_tokens_are_as_long_as_the_embeddings_of_the_llm():
     tokens = converter(torch.randn(3, 4, 16, 16))
     assert tokens.shape == (3, 10, 576) and converter.knowledge_tokens().shape == (8, 576)
     assert tokens.std().item() == pytest.approx(0.136, rel=0.1)
+
+
+def test_memory_is_freed_of_models_that_an_engine_has_frozen():
+    class Node:
+        pass
+
+    node = Node()
+    node.itself = node
+    gone = weakref.ref(node)
+    gc.freeze()
+    del node
+    gc.collect()
+    assert gone() is not None
+    free_memory()
+    assert gone() is None
 
 
 def test_embedded_weights_fit_the_default_models():

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from pathlib import Path
 
 import pytest
-from prefect_harness import WORDS, break_case, write_case
+from prefect_harness import WORDS, break_case, settle, write_case
 
 from medad_core import stopping
 from medad_core.config import load_settings
 from medad_core.errors import InputError, Stopped
 from medad_core.run.run import Run
 from medad_core.stages import slices
-from medad_core.store.intact import TICK_NS
 from medad_core.surroundings.processes import usable_cores
 
 CASES = [f"BraTS2021_{number:05d}" for number in range(6)]
@@ -27,7 +25,7 @@ def data(tmp_path_factory) -> str:
     for number, case_id in enumerate(CASES):
         write_case(root, case_id, seed=number)
     break_case(root, CASES[1])
-    time.sleep(2 * TICK_NS / 1e9)  # a file that was just written to has no stamp
+    settle()
     return str(root)
 
 

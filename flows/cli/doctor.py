@@ -1,7 +1,7 @@
 """`medad doctor`: what is there, what is missing, what to do.
 
 One decision: a finding is in order, a remark, or a fault that keeps screening from running. Only faults change the exit
-code. vLLM is looked for but not imported (30 s).
+code. vLLM is looked for but not imported, which takes long.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def examine() -> Iterator[Finding]:
     yield from _packages()
     yield _engine()
     yield _device()
-    yield _speed()
+    yield from _speed()
     yield from _models()
     yield _weights()
     yield _cache()
@@ -82,23 +82,31 @@ def _device() -> Finding:
     return Finding("ok", "device", f"cpu, {torch.get_num_threads()} threads")
 
 
-def _speed() -> Finding:
-    """What is chosen for this machine, and why; measured in medad_core/benchmark/README.md."""
-    from medad_core.llm.vllm_engine import CPU_BLOCK_SIZE, CPU_SEQUENCES
-
+def _speed() -> Iterator[Finding]:
+    """What is chosen for this machine (medad_core/benchmark/README.md says why), where torch loads."""
     try:
         import torch
-    except Exception as error:  # `_device` says what to do
-        return Finding("note", "speed", f"torch does not load: {first_line(error)}")
+    except Exception:  # `_device` has said it
+        return
+    from medad_core.config import Settings
+    from medad_core.llm.vllm_engine import CPU_BLOCK_SIZE, CPU_SEQUENCES
+    from medad_core.models.device import precision_of
+    from medad_core.stages.ahead import is_core_free
+
+    settings = Settings()
     if torch.cuda.is_available():
-        return Finding("ok", "speed", "bfloat16, and 64 to 256 prompts at once by the size of the LLM")
-    cores = usable_cores()
-    threads = f"{torch.get_num_threads()} threads on {cores} cores"
-    prompts = f"{CPU_SEQUENCES} prompts at once, which share beginnings in blocks of {CPU_BLOCK_SIZE} tokens"
+        prompts = "as many prompts at once as llm.max_sequences says"
+    else:
+        prompts = f"{CPU_SEQUENCES} prompts at once, which share beginnings in blocks of {CPU_BLOCK_SIZE} tokens"
     preloaded = [name for name in ("libiomp", "libtcmalloc") if name in os.environ.get("LD_PRELOAD", "")]
-    libraries = f"preloaded: {', '.join(preloaded) or 'nothing'}"
-    ahead = "with the encoder" if cores > torch.get_num_threads() else "after the maps, as no core is free before"
-    return Finding("ok", "speed", f"{threads}, float32; {prompts}; {libraries}; vLLM is imported {ahead}")
+    facts = (
+        f"{torch.get_num_threads()} threads on {usable_cores()} cores",
+        f"maps in {precision_of(settings)}",
+        prompts,
+        f"preloaded: {', '.join(preloaded) or 'nothing'}",
+        f"vLLM is imported {'beside the maps' if is_core_free(settings) else 'after the maps: no core is free before'}",
+    )
+    yield Finding("ok", "speed", "; ".join(facts))
 
 
 def _models() -> Iterator[Finding]:

@@ -15,8 +15,6 @@ from medad_core.errors import WeightsError, first_line
 from medad_core.models.loading import open_tensors, read_config
 from medad_core.models.resolve import weight_files
 
-LLAMA = ["LlamaForCausalLM"]
-
 
 @dataclass(frozen=True)
 class EmbeddingSource:
@@ -39,34 +37,26 @@ def embedding_table(folder: Path) -> Tensor:
 
 def find_embeddings(folder: Path) -> EmbeddingSource:
     """Where a causal LM's input embeddings lie; reads headers only. Raises WeightsError as `embedding_table` does."""
-    full, bare, scale = _layer_of(folder)
-    for file in weight_files(folder):
-        with open_tensors(file) as tensors:
-            stored = set(tensors.keys())
-        for name in (full, bare):  # a base model is saved without its prefix
-            if name in stored:
-                return EmbeddingSource(file, name, scale)
-    raise WeightsError(
-        f"{folder}: none of its files has a tensor {full}; its embeddings cannot be given from outside, "
-        "choose another LLM"
-    )
-
-
-def _layer_of(folder: Path) -> tuple[str, str, float]:
-    """The tensor of a causal LM's input embeddings, its name in a base model, and their factor. Raises WeightsError."""
-    config = read_config(folder)
-    if config.architectures == LLAMA:  # so that a new run need not wait for what its model imports, 5 s
-        return "model.embed_tokens.weight", "embed_tokens.weight", 1.0
     from transformers import AutoModelForCausalLM
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(read_config(folder), trust_remote_code=False)
             layer = model.get_input_embeddings()
     except (ValueError, NotImplementedError) as error:
         raise WeightsError(
             f"{folder}: is no causal language model ({first_line(error)[:160]}); choose another"
         ) from error
     full = next(name for name, module in model.named_modules() if module is layer) + ".weight"
-    # Gemma multiplies the embeddings that it looks up; those that are given must be multiplied before.
-    return full, full.removeprefix(f"{model.base_model_prefix}."), getattr(layer, "scalar_embed_scale", 1.0)
+    names = (full, full.removeprefix(f"{model.base_model_prefix}."))  # a base model is saved without its prefix
+    for file in weight_files(folder):
+        with open_tensors(file) as tensors:
+            stored = set(tensors.keys())
+        for name in names:
+            if name in stored:
+                # Gemma multiplies the embeddings that it looks up; those that are given must be multiplied before.
+                return EmbeddingSource(file, name, getattr(layer, "scalar_embed_scale", 1.0))
+    raise WeightsError(
+        f"{folder}: none of its files has a tensor {full}; its embeddings cannot be given from outside, "
+        "choose another LLM"
+    )

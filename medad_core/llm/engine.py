@@ -47,7 +47,7 @@ def llm_fingerprint(name: str, lora: str | None = None, *, where: ModelSettings 
 def choose_engine(requested: str) -> str:
     """The name of the engine: `auto` is vLLM where it is installed, else Transformers.
 
-    Does not import vLLM, which takes 30 s.
+    Does not import vLLM, which takes a quarter of a minute.
 
     Raises UsageError where vLLM is requested and not installed.
     """

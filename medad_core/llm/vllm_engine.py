@@ -1,7 +1,7 @@
 """Greedy generation with vLLM in this process, on CUDA or on the CPU build.
 
 One decision: vLLM runs in-process (`VLLM_ENABLE_V1_MULTIPROCESSING=0`), one engine a process. Importing vLLM takes
-about 30 s, so functions import it when an engine is opened.
+a quarter of a minute, so functions import it when an engine is opened.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def engine_imported_beside(settings: Settings, stage: str) -> Iterator[None]:
 
     Nothing is imported where the parts are made in other processes, where none is made, or where no core is free.
     """
-    if settings.flow.runner == "thread" and _is_core_free(settings):
+    if settings.flow.runner == "thread" and is_core_free(settings):
         with done_beside(stage, partial(import_engine, settings.llm)):
             yield
     else:
@@ -61,7 +61,7 @@ def done_beside(stage: str, work: Callable[[], None]) -> Iterator[None]:
         thread.join()
 
 
-def _is_core_free(settings: Settings) -> bool:
+def is_core_free(settings: Settings) -> bool:
     """Whether the encoder leaves a core alone: it computes on a GPU, or in fewer threads than there are cores."""
     computing = settings.models.threads or torch.get_num_threads()
     busy = 1 if device_of(settings) != "cpu" else computing * settings.flow.max_workers

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -75,6 +76,8 @@ def test_a_cluster_gives_the_rows_that_threads_give(screened, on_ray, tmp_path):
         assert stage_of(run, name).read().equals(stage_of(screened.run, name).read()), name
     pd.testing.assert_frame_equal(pd.read_parquet(outcome.predictions), pd.read_parquet(screened.outcome.predictions))
     assert not list(Path(run).glob(".ray*")), "the token of the nodes is left in the run"
+    # Nobody looks at the head after the run: it may end, and this process lives on.
+    until(lambda: "medad-ray-head" not in {thread.name for thread in threading.enumerate()})
 
 
 def test_workers_that_reserve_a_gpu_run_where_one_is(screened, on_ray, tmp_path):

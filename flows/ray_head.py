@@ -37,17 +37,19 @@ class HeadWatch:
     def _watch(self) -> None:
         seen = time.monotonic()
         while not self._closed.wait(POLL_S):
-            if self._answers():
+            if answers(self.address):
                 seen = time.monotonic()
             elif time.monotonic() - seen > self._patience_s:
                 self.is_lost = True
                 self._then(self.address)
                 return
 
-    def _answers(self) -> bool:
-        host, _, port = self.address.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
-        except OSError:
-            return False
-        return True
+
+def answers(address: str) -> bool:
+    """Whether somebody accepts a connection at HOST:PORT within CONNECT_S."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError:
+        return False
+    return True

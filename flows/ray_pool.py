@@ -5,8 +5,9 @@ reports a bad one only by failing all of its job, so nobody could try a part alo
 embeddings. prefect-ray starts Ray anew for each stage, loads the models for each range, and its tasks on other machines
 know no Prefect server (Prefect #18485). `tests/measure_ray.py` compares all three.
 
-A thread of the flow waits for each range that is made. Where a worker or its node dies, the thread raises WorkerLost,
-and a new worker is asked for, which starts when a node has room for it. So a node that joins gets work.
+A thread of the flow waits for each range that is made. Where a worker dies, the thread raises WorkerLost, and a new
+worker is asked for, which starts when a node has room for it. So a node that joins gets work. A node that is lost is no
+fault of the part that was made there: the range is made again, and the supervisor does not hear of it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from flows.ray_cluster import (
     in_words,
     living_nodes,
 )
+from flows.ray_head import answers
 from flows.ray_worker import Made, RangeWorker
 from medad_core import stopping
 from medad_core.config import Settings
@@ -44,12 +46,14 @@ HOPE_S = 300.0  # that no node can hold a worker before the run gives up: a node
 PATIENCE_S = 60.0  # between two lines that say that a stage waits
 GONE_S = 2.0  # until a worker that was killed is gone
 CLOSE_S = 10.0  # until an engine has ended its processes
+NODES_LOST = 5  # under one range; after so many the range may be what ends them
+STARTS_LOST = 8  # workers that died while they started, one after another
 LAST = [*PART_STAGES][-1]  # after this stage the workers end; before, the next stage takes them over
 _kept: dict[tuple[object, ...], list[Any]] = {}  # workers between two stages: a new one imports torch for seconds
 
 
 class WorkerLost(BrokenExecutor):
-    """A worker, or the node that it ran on, died in the middle of a range."""
+    """A worker died in the middle of a range, though its node did not."""
 
 
 def end_kept() -> None:
@@ -76,24 +80,33 @@ class RayPool:
         self._starting: dict[Any, Any] = {}  # actor by the reference to its first answer
         self._idle: list[Any] = []
         self._busy: dict[Any, Any] = {}  # reference to the range that it makes, by actor
+        self._node: dict[Any, str] = {}  # the id of its node, by actor that has started
+        self._stillborn = 0  # workers that died while they started, since one did not
+        self._has_lost_nodes = False
         self._refused = ""  # what is wrong with the last node that was refused
 
     def make_parts(
         self, _run: str, _settings: Settings, _stage: str, numbers: Sequence[int], attempt: int = 1
     ) -> list[PartRecord]:
         """Make parts on a worker, as `medad_core.stages.workers.make_parts` does. Raises WorkerLost as well."""
-        actor, reference = self._take(list(numbers), attempt)
-        try:
-            made = self._result(actor, reference)
-        except Stopped:
-            raise  # it is in the middle of its range, and killed when the pool is closed
-        except Exception:  # the worker died, or gave an answer that cannot be read
-            check_head()
-            with self._lock:
-                self._busy.pop(actor, None)
-                self._end(actor)
-                self._start()
-            raise
+        for nodes_left in reversed(range(NODES_LOST + 1)):
+            actor, reference = self._take(list(numbers), attempt)
+            try:
+                made = self._result(actor, reference)
+                break
+            except Stopped:
+                raise  # it is in the middle of its range, and killed when the pool is closed
+            except Exception as error:  # the worker died, or gave an answer that cannot be read
+                check_head()
+                self._replace(actor)
+                if not nodes_left or not isinstance(error, WorkerLost) or not self._is_node_lost(actor):
+                    raise
+            self._has_lost_nodes = True
+            log.warning("a node was lost in the middle of %s; its parts are made again on another", self.stage)
+            pending = set(self.run.stage(self.stage).pending())
+            numbers = [number for number in numbers if number in pending]
+            if not numbers:
+                return []
         with self._lock:
             if self._busy.pop(actor, None) is not None:
                 self._idle.append(actor)
@@ -102,6 +115,23 @@ class RayPool:
         if made.error is not None:
             raise unpack(made.error)
         return made.records
+
+    def _replace(self, actor: Any) -> None:
+        """End a worker, and ask for another one."""
+        with self._lock:
+            self._busy.pop(actor, None)
+            self._end(actor)
+            self._start()
+
+    def _is_node_lost(self, actor: Any) -> bool:
+        """Whether the node that a worker ran on is dead, or cannot be reached. Ray notices it only after a while."""
+        import ray
+
+        try:
+            (node,) = [node for node in ray.nodes() if node["NodeID"] == self._node.get(actor)]
+        except (ValueError, ray.exceptions.RayError):  # the cluster has forgotten it, or does not say
+            return True
+        return not node["Alive"] or not answers(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
 
     def close(self) -> None:
         """Give all workers back. Those that are in the middle of a range are killed, and gone when this returns."""
@@ -112,6 +142,8 @@ class RayPool:
                 self._give_back()
             self._starting, self._idle, self._busy, self._class = {}, [], {}, None
         self._open.close()
+        if self._has_lost_nodes:
+            self.run.stage(self.stage).sweep()
 
     def _give_back(self) -> None:
         import ray
@@ -168,7 +200,7 @@ class RayPool:
 
     def _begin(self, actor: Any) -> None:
         actor.open.remote(self.run.uri, self.run.settings, self.stage)
-        self._starting[actor.fault.remote(self._expected)] = actor
+        self._starting[actor.greet.remote(self._expected)] = actor
 
     def _take(self, numbers: list[int], attempt: int) -> tuple[Any, Any]:
         """Give a range to the next idle worker; returns the worker, and the reference to what it makes."""
@@ -202,10 +234,15 @@ class RayPool:
         for reference in ray.wait(list(self._starting), timeout=0, num_returns=len(self._starting))[0]:
             actor = self._starting.pop(reference)
             try:
-                fault = ray.get(reference)
+                self._node[actor], fault = ray.get(reference)
             except ray.exceptions.RayError as error:
+                # No part is at fault: it has begun none. Its node may be the one that was just lost.
+                self._stillborn += 1
+                if self._stillborn == STARTS_LOST:
+                    raise MedadError(self._dying(error)) from error
                 self._start()
-                raise WorkerLost(f"a worker of {self.stage} died while it started: {first_line(error)}") from error
+                continue
+            self._stillborn = 0
             if fault is None:
                 self._idle.append(actor)
             else:
@@ -221,6 +258,12 @@ class RayPool:
             return bool(self._starting) and any(holds(node, self.resources) for node in living_nodes())
         except ray.exceptions.RayError:
             return False
+
+    def _dying(self, error: Exception) -> str:
+        return (
+            f"flow.ray_address: {STARTS_LOST} workers of {self.stage}, one after another, died while they started "
+            f"({first_line(error)}); see Ray's logs on the nodes, and the same command goes on where it stopped"
+        )
 
     def _hopeless(self) -> str:
         if self._refused and not self._starting:

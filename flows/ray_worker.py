@@ -92,9 +92,11 @@ class RangeWorker:
 
         HeadWatch(ray.get_runtime_context().gcs_address, _end, WORKER_LOST_S)
 
-    def fault(self, expected: Expected) -> str | None:
-        """`fault_here`: the node may have joined after the run began."""
-        return fault_here(expected)
+    def greet(self, expected: Expected) -> tuple[str, str | None]:
+        """The id of this node, and its `fault_here`: the node may have joined after the run began."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id(), fault_here(expected)
 
     def open(self, run: str, settings: Settings, stage: str) -> None:
         """Prepare to make parts of another stage."""

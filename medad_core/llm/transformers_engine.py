@@ -1,12 +1,15 @@
 """Greedy generation with Transformers: the reference, and the engine where vLLM is not installed.
 
-One decision: the prefix that all prompts of a call share is computed once, and its keys and values are expanded over
-the batch, as vLLM's prefix cache does.
+Two decisions. The prefix that all prompts of a call share is computed once, and its keys and values are expanded over
+the batch, as vLLM's prefix cache does. And the LLM reads several tokens a step where the sentences that it was taught
+say how an answer goes on (see `drafts`): a step reads all weights, however few tokens it computes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +19,7 @@ from torch import Tensor
 
 from medad_core import stopping
 from medad_core.environment import installed_version
+from medad_core.llm.drafts import Drafts, can_be_cut, rows_of
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Generation
 from medad_core.llm.structured import AllowedTokens
@@ -52,6 +56,18 @@ def shared_prefix(prompts: np.ndarray) -> int:
     return min(int(np.argmin(same)) if not same.all() else len(same), prompts.shape[1] - 1)
 
 
+@dataclass
+class _Answers:
+    """Answers that go on together: rows of the batch (n,), their tokens so far (n, t), and the cache before the last.
+
+    t is the same for all.
+    """
+
+    rows: Tensor
+    tokens: Tensor
+    cache: Cache
+
+
 class TransformersEngine:
     """See `Engine`."""
 
@@ -72,7 +88,7 @@ class TransformersEngine:
         self.batch_size = batch_size
         self.model = model
         self.structured = structured
-        self.constraints: dict[tuple[str, ...], LogitsProcessor] = {}
+        self.sentences: dict[tuple[str, ...], tuple[Drafts, LogitsProcessor | None]] = {}
 
     @property
     def made_with(self) -> dict[str, str]:
@@ -84,37 +100,94 @@ class TransformersEngine:
         """See `Engine.generate`. Raises Stopped where the process was asked to stop."""
         starts = range(0, len(prompts), self.batch_size)
         batches = (prompts[start : start + self.batch_size] for start in starts)
-        constraint = self._constraint(tuple(sentences)) if self.structured else None
-        return [answer for batch in batches for answer in self._answer(batch, constraint)]
+        held = self._held(tuple(sentences))
+        return [answer for batch in batches for answer in self._answer(batch, *held)]
 
-    def _constraint(self, sentences: tuple[str, ...]) -> LogitsProcessor:
-        if sentences not in self.constraints:  # it reads the whole vocabulary
-            self.constraints[sentences] = _constraint(self.prompt, sentences)
-        return self.constraints[sentences]
+    def _held(self, sentences: tuple[str, ...]) -> tuple[Drafts, LogitsProcessor | None]:
+        """Drafts from these sentences, and what holds answers to them in structured generation."""
+        if sentences not in self.sentences:  # it reads the whole vocabulary
+            constraint = _constraint(self.prompt, sentences) if self.structured else None
+            self.sentences[sentences] = Drafts(self.prompt, sentences), constraint
+        return self.sentences[sentences]
 
     @torch.inference_mode()
-    def _answer(self, prompts: np.ndarray, constraint: LogitsProcessor | None) -> list[Generation]:
+    def _answer(self, prompts: np.ndarray, drafts: Drafts, constraint: LogitsProcessor | None) -> list[Generation]:
         """Answers to one batch of prompts."""
         embeddings = torch.from_numpy(prompts).to(self.model.device, self.model.dtype)
         shared = shared_prefix(prompts)
         cache = prefix_cache(self.model, embeddings[0, :shared], len(prompts)) if shared else None
-        inputs = {"inputs_embeds": embeddings[:, shared:]}
-        ends = torch.tensor(self.prompt.end_tokens, device=self.model.device)
-        # The first column stands for the prompt, which has no token ids.
-        tokens = ends[-1].expand(len(prompts), 1)
-        p_yes: list[float] = []
-        while tokens.shape[1] <= self.max_new_tokens and not torch.isin(tokens[:, 1:], ends).any(1).all():
+        stopping.check()
+        out = self.model(inputs_embeds=embeddings[:, shared:], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        logits = out.logits[:, -1:].float()
+        p_yes = self._p_yes(logits[:, 0])
+        rows = torch.arange(len(prompts), device=self.model.device)
+        first = self._chosen(logits, rows.new_empty(len(rows), 0), constraint)
+        answers: dict[int, list[int]] = {}
+        waiting = [_Answers(rows, first, out.past_key_values)]
+        while waiting:
             stopping.check()
-            out = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache = out.past_key_values
-            logits = out.logits[:, -1].float()
-            p_yes = p_yes or self._p_yes(logits)
-            if constraint is not None:
-                logits = constraint(tokens, logits)
-            chosen = logits.argmax(-1, keepdim=True)
-            tokens = torch.cat([tokens, chosen], dim=1)
-            inputs = {"input_ids": chosen}
-        return [self._generation(row, p) for row, p in zip(tokens[:, 1:].tolist(), p_yes, strict=True)]
+            going = self._without_ended(waiting.pop(), answers)
+            if going is not None:
+                waiting += self._step(going, drafts, constraint)
+        return [self._generation(answers[row], p) for row, p in enumerate(p_yes)]
+
+    def _without_ended(self, going: _Answers, answers: dict[int, list[int]]) -> _Answers | None:
+        """Put answers that have ended into `answers`; returns the others, None where there is none."""
+        ends = torch.tensor(self.prompt.end_tokens, device=going.tokens.device)
+        ended = torch.isin(going.tokens, ends).any(1)
+        if going.tokens.shape[1] >= self.max_new_tokens:
+            ended[:] = True
+        if not ended.all() and (not ended.any() or not can_be_cut(going.cache)):
+            return going  # those that have ended stay where no row can be taken out
+        for row, tokens in zip(going.rows[ended].tolist(), going.tokens[ended].tolist(), strict=True):
+            answers[row] = tokens
+        return None if ended.all() else _taken(going, ~ended, going.tokens, going.cache.get_seq_length())
+
+    def _step(self, going: _Answers, drafts: Drafts, constraint: LogitsProcessor | None) -> Iterator[_Answers]:
+        """One step of answers of equal length: each by what it accepts of its draft, and one token more."""
+        room = self.max_new_tokens - going.tokens.shape[1] - 1  # a step adds one token to its draft
+        drafted = [drafts.after(tuple(tokens))[:room] for tokens in going.tokens.tolist()]
+        if not can_be_cut(going.cache):
+            drafted = [()] * len(drafted)
+        alike = defaultdict(list)
+        for place, draft in enumerate(drafted):
+            alike[len(draft)].append(place)
+        length = going.cache.get_seq_length()
+        for width, places in alike.items():
+            some = going
+            if len(alike) > 1:
+                picked = torch.tensor(places, device=going.rows.device)
+                some = _taken(going, picked, going.tokens, length)
+            draft = some.tokens.new_tensor([drafted[place] for place in places]).reshape(len(places), width)
+            out = self.model(
+                input_ids=torch.cat([some.tokens[:, -1:], draft], dim=1),
+                past_key_values=some.cache,
+                use_cache=True,
+                logits_to_keep=width + 1,
+            )
+            said = self._chosen(out.logits.float(), torch.cat([some.tokens, draft], dim=1), constraint)
+            accepted = (said[:, :-1] == draft).int().cumprod(1).sum(1)
+            tokens = torch.cat([some.tokens, said], dim=1)  # up to what was accepted, it is what the draft says
+            for count in accepted.unique().tolist():
+                until = some.tokens.shape[1] + count + 1
+                if count == width and bool((accepted == width).all()):
+                    yield _Answers(some.rows, tokens, out.past_key_values)
+                else:
+                    after = _Answers(some.rows, tokens, out.past_key_values)
+                    yield _taken(after, accepted == count, tokens[:, :until], length + count + 1)
+
+    def _chosen(self, logits: Tensor, tokens: Tensor, constraint: LogitsProcessor | None) -> Tensor:
+        """The tokens (n, k) that the LLM says at the last k of its positions, logits (n, k, vocabulary).
+
+        `tokens` (n, t) are what it had read up to the last of them.
+        """
+        if constraint is not None:
+            start = tokens.new_full((len(tokens), 1), self.prompt.end_tokens[-1])  # the prompt, which has no token ids
+            read = torch.cat([start, tokens], dim=1)
+            width = logits.shape[1]
+            each = [constraint(read[:, : read.shape[1] - width + 1 + k], logits[:, k]) for k in range(width)]
+            logits = torch.stack(each, dim=1)
+        return logits.argmax(-1)
 
     def _p_yes(self, logits: Tensor) -> list[float]:
         """P("Yes") / (P("Yes") + P("No")) from the first token's logits (n, vocabulary)."""
@@ -127,6 +200,11 @@ class TransformersEngine:
     def close(self) -> None:
         """See `Engine.close`."""
         del self.model
+
+
+def _taken(answers: _Answers, places: Tensor, tokens: Tensor, length: int) -> _Answers:
+    """Some of the answers, with these tokens, and so many positions of the cache."""
+    return _Answers(answers.rows[places], tokens[places], rows_of(answers.cache, places, length))
 
 
 def _constraint(prompt: Prompt, sentences: Sequence[str]) -> LogitsProcessor:

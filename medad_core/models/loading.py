@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,16 +132,25 @@ def config_values(folder: Path, *names: str, tower: str = "") -> tuple[Any, ...]
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder. Raises WeightsError where there is none."""
+    """The tokenizer of a folder, to be read only: it is kept for who asks next, until a file of the folder changes.
+
+    Raises WeightsError where there is none.
+    """
     # Without any of these files some classes make a vocabulary of three tokens.
     if not any((folder / file).is_file() for file in VOCABULARIES):
         raise WeightsError(f"{folder}: has no tokenizer ({', '.join(VOCABULARIES)}); put its tokenizer files there")
     try:
-        return _tokenizer_class(folder).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        stamps = sorted((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in folder.iterdir())
+        return _read_tokenizer(folder, tuple(stamps))
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise WeightsError(
             f"{folder}: its tokenizer cannot be read ({first_line(error)}); get its tokenizer files again"
         ) from error
+
+
+@lru_cache(maxsize=4)  # half a second each, and every stage of a run asks for it
+def _read_tokenizer(folder: Path, _stamps: tuple[tuple[str, int, int], ...]) -> PreTrainedTokenizerBase:
+    return _tokenizer_class(folder).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def _tokenizer_class(folder: Path) -> Any:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import psutil
+from prepared import Life, start_prepared
 
 from medad_core.store import PART_STAGES, stage_of
 
@@ -19,7 +19,7 @@ DEADLINE_S = 180.0
 SOON_S = 10.0  # how long a signal may take
 
 
-def start(words: list, fault: tuple = ("none", ""), server: str | None = None, **environment: str) -> subprocess.Popen:
+def start(words: list, fault: tuple = ("none", ""), server: str | None = None, **environment: str) -> Life:
     """`medad` with `words`, in a session of its own; without `server` it starts a temporary one.
 
     faulty.py describes `fault`.
@@ -28,45 +28,35 @@ def start(words: list, fault: tuple = ("none", ""), server: str | None = None, *
     if server:
         variables["PREFECT_API_URL"] = server
     variables |= {"PYTHONPATH": str(HERE.parents[1]), **environment}
-    command = [sys.executable, HERE / "faulty.py", *fault, "--", *words]
-    return subprocess.Popen(
-        [str(word) for word in command],
-        env=variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    return start_prepared(HERE / "faulty.py", [*fault, "--", *words], variables)
 
 
 def screening(screened, run: Path, *words: str) -> list:
     return ["screen", screened.data, "--out", run, *screened.words, *words]
 
 
-def ends(process: subprocess.Popen, code: int, timeout: float = DEADLINE_S) -> str:
+def ends(process: Life, code: int, timeout: float = DEADLINE_S) -> str:
     """Wait for the end with this exit code; returns the output."""
     try:
-        output = process.communicate(timeout=timeout)[0]
+        process.wait(timeout)
     except subprocess.TimeoutExpired:
         process.kill()
         raise
-    assert process.returncode == code, output
-    assert "Traceback" not in output, output
-    return output
+    assert process.returncode == code, process.output
+    assert "Traceback" not in process.output, process.output
+    return process.output
 
 
-def until(
-    condition: Callable[[], bool], process: subprocess.Popen | None = None, deadline_s: float = DEADLINE_S
-) -> None:
+def until(condition: Callable[[], bool], process: Life | None = None, deadline_s: float = DEADLINE_S) -> None:
     """Wait for it; `process` must live as long."""
     deadline = time.monotonic() + deadline_s
     while not condition():
-        assert process is None or process.poll() is None, process.stdout.read()
+        assert process is None or process.poll() is None, process.output
         assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
+        time.sleep(0.005)
 
 
-def children_of(process: subprocess.Popen) -> list[psutil.Process]:
+def children_of(process: Life) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 

@@ -7,21 +7,18 @@ to be those of the undisturbed cohort. `MEDAD_KILLS` sets the number of kills.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
-import pytest
 from prefect_harness import WORDS, break_case, write_case
+from prepared import start_prepared
 
 from medad_core.inbox.folder import CohortFolder
 
@@ -37,50 +34,30 @@ CAMPAIGN_WORDS = [*WORDS, "inbox.settle_s=0", "data.cases_per_part=2"]
 
 
 class Screener:
-    """Starts screenings that can be killed."""
+    """Starts screenings that can be killed; what they print is kept in `log`."""
 
-    def __init__(self, server: str, log: Path) -> None:
+    def __init__(self, server: str) -> None:
         root = str(Path(__file__).parents[2])
-        environment = {**os.environ, "PREFECT_API_URL": server, "PYTHONPATH": root, "PREFECT_LOGGING_LEVEL": "ERROR"}
-        self.log = log.open("w")
-        self.parent = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("campaign.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            text=True,
-            env=environment,
-        )
-        assert self.parent.stdout.readline() == "ready\n", log.read_text()
+        self.environment = {**os.environ, "PREFECT_API_URL": server, "PYTHONPATH": root}
+        self.environment["PREFECT_LOGGING_LEVEL"] = "ERROR"
+        self.log = ""
 
     def live(self, inbox: Path, cohort: Path, kill_after_s: float | None) -> tuple[int, float]:
         """Exit code (-9 where it was killed) and seconds lived."""
         started = time.monotonic()
-        request = json.dumps({"inbox": str(inbox), "cohort": str(cohort), "words": CAMPAIGN_WORDS})
-        print(request, file=self.parent.stdin, flush=True)
-        child = int(self.parent.stdout.readline())
-        timer = threading.Timer(LIFE_S if kill_after_s is None else kill_after_s, _kill, [child])
+        words = [inbox, cohort, *CAMPAIGN_WORDS]
+        life = start_prepared(Path(__file__).with_name("campaign.py"), words, self.environment)
+        timer = threading.Timer(LIFE_S if kill_after_s is None else kill_after_s, _kill, [life.pid])
         timer.start()
-        code = int(self.parent.stdout.readline())
+        code = life.wait()
         timer.cancel()
+        self.log += life.output
         return code, time.monotonic() - started
-
-    def close(self) -> None:
-        self.parent.stdin.close()
-        self.parent.wait()
-        self.log.close()
 
 
 def _kill(pid: int) -> None:
     with suppress(ProcessLookupError):  # it may have ended a moment before
         os.kill(pid, signal.SIGKILL)
-
-
-@pytest.fixture
-def screener(server, tmp_path):
-    made = Screener(server, tmp_path / "lives.log")
-    yield made
-    made.close()
 
 
 def change_inbox(night: int, inbox: Path) -> None:
@@ -146,7 +123,8 @@ class Reader(threading.Thread):
         return self.reads
 
 
-def test_killed_at_random_moments_nothing_is_lost_done_twice_or_half_shown(screener, tmp_path, capsys):
+def test_killed_at_random_moments_nothing_is_lost_done_twice_or_half_shown(server, tmp_path, capsys):
+    screener = Screener(server)
     moments = random.Random(SEED)
     inbox = tmp_path / "inbox"
     inbox.mkdir()
@@ -160,11 +138,11 @@ def test_killed_at_random_moments_nothing_is_lost_done_twice_or_half_shown(scree
         change_inbox(night, inbox)
         night += 1
         code, seconds = screener.live(inbox, calm, None)
-        assert code == 0, (tmp_path / "lives.log").read_text()
+        assert code == 0, screener.log
         for _ in range(min(KILLS_A_NIGHT, KILLS - kills)):
             code, _ = screener.live(inbox, struck, moments.uniform(0, LATEST * seconds))
             lives += 1
-            assert code in (0, -signal.SIGKILL), (tmp_path / "lives.log").read_text()
+            assert code in (0, -signal.SIGKILL), screener.log
             if code == 0:
                 break
             kills += 1
@@ -173,7 +151,7 @@ def test_killed_at_random_moments_nothing_is_lost_done_twice_or_half_shown(scree
             stages[newest] = stages.get(newest, 0) + 1
         code, _ = screener.live(inbox, struck, None)
         lives += 1
-        assert code == 0, (tmp_path / "lives.log").read_text()
+        assert code == 0, screener.log
         pd.testing.assert_frame_equal(
             pd.read_parquet(struck / "predictions.parquet"), pd.read_parquet(calm / "predictions.parquet")
         )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pandas as pd
 from buckets import BUCKET, Asked, upload, variables
 from prefect_harness import WORDS, write_case
+from prepared import Life, start_prepared
 
 from medad_core.store import Stage, objects, open_stages
 from medad_core.store.files import read_bytes
@@ -21,17 +20,12 @@ ROOT = f"s3://{BUCKET}"
 RUN = f"{ROOT}/run"
 # The request at which each life ends, before the store has answered it.
 ENDS = ("slices/part-00001", "maps/_parts/00001", "answers/_manifest", "predictions.")
-SCREEN = """
-import sys
-from medad_core.config import load_settings
-from medad_core.stages.screen import screen
-screen(sys.argv[1], sys.argv[2], load_settings(None, sys.argv[3:]))
-"""
+PLAIN = Path(__file__).with_name("plain.py")
 
 
-def screening(data: str, run: str, url: str) -> subprocess.Popen[bytes]:
+def screening(data: str, run: str, url: str) -> Life:
     environment = {**os.environ, **variables(url), "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.Popen([sys.executable, "-c", SCREEN, data, run, *WORDS], env=environment)
+    return start_prepared(PLAIN, [data, run, *WORDS], environment)
 
 
 class Killed:
@@ -41,7 +35,7 @@ class Killed:
         self.end = end
         self.begun = threading.Event()
 
-    def begin(self, process: subprocess.Popen[bytes]) -> None:
+    def begin(self, process: Life) -> None:
         self.process = process
         self.begun.set()
 
@@ -72,7 +66,8 @@ def test_killed_in_every_stage_a_run_in_a_bucket_is_completed_to_the_same_rows(s
         assert killed.process.wait(300) == -signal.SIGKILL, f"it was not killed at {end}"
         s3.disturb = lambda asked: None
         whole(open_stages(RUN))
-    assert screening(f"{ROOT}/data", RUN, s3.url).wait(300) == 0
+    last = screening(f"{ROOT}/data", RUN, s3.url)
+    assert last.wait(300) == 0, last.output
     assert screening(str(tmp_path / "data"), str(tmp_path / "run"), s3.url).wait(300) == 0
     there = pd.read_parquet(tmp_path / "run" / "predictions.parquet")
     (tmp_path / "here.parquet").write_bytes(read_bytes(f"{RUN}/predictions.parquet") or b"")

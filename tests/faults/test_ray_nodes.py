@@ -69,12 +69,16 @@ def test_a_run_survives_its_nodes_its_command_and_a_signal(screened, server, nod
     process.wait()
     until(lambda: gone([worker]), deadline_s=SOON_S)
 
-    # The last node is killed in the middle of answers; one that joins gets the work.
+    # The last node is killed in the middle of answers; one that joins gets the work. The part is not blamed for it, nor
+    # for workers that die there before they have begun anything.
     (faults / "answers-1").touch()
     process = start(words, server=server)
     node, worker = held("answers-1", process)
+    for number in range(3):
+        (faults / f"greet-{number}").touch()
     nodes.kill(node)
     nodes.join("127.1.0.4", PYTHONPATH=path)
-    ends(process, 3, LONG_S)
+    assert "a node was lost in the middle of answers" in ends(process, 3, LONG_S)
+    assert not list(faults.glob("greet-*"))
     same_rows(screened, run)
     assert not list(Path(run).glob(".ray*"))

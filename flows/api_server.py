@@ -1,7 +1,8 @@
 """Prefect's server as medad starts it: `python -m flows.api_server HOST PORT`, or `… FD` of a socket that is bound.
 
-One decision: the application is Prefect's own, in front of which only the name in a request's `Host` is checked. A page
-of the web whose name was pointed at this machine's address reaches nothing: its requests still bear that name.
+Two decisions. The application is Prefect's own, in front of which only the name in a request's `Host` is checked. A
+page of the web whose name was pointed at this machine's address reaches nothing: its requests still bear that name. And
+transactions of SQLite wait for each other.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ import ipaddress
 import os
 import socket
 import sys
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 
 
 def hosts_of(address: str) -> list[str]:
@@ -30,9 +35,28 @@ def application(address: str) -> FastAPI:
     from prefect.server.api.server import create_app
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    let_writers_wait()
     app = create_app(final=True)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts_of(address), www_redirect=False)
     return app
+
+
+def let_writers_wait() -> None:
+    """Let every transaction of SQLite begin as one that writes.
+
+    Prefect begins it as one that reads. Such a one fails at once, however long it may wait, if it writes after another
+    one has written; the client is told 503, and waits for seconds before it asks again, five times.
+    """
+    from prefect.server.database.configurations import AioSqliteConfiguration
+
+    begin = AioSqliteConfiguration.begin_transaction
+
+    def begin_to_write(
+        self: AioSqliteConfiguration, session: AsyncSession, with_for_update: bool = True
+    ) -> AbstractAsyncContextManager[AsyncSessionTransaction]:
+        return begin(self, session, with_for_update=True)
+
+    AioSqliteConfiguration.begin_transaction = begin_to_write
 
 
 def main() -> None:

@@ -165,6 +165,29 @@ def test_greedy_answers_are_those_of_transformers_own_generate(prompt, converter
     assert [answer.text for answer in given] == expected
 
 
+@pytest.mark.parametrize("structured", [False, True])
+def test_drafts_change_no_answer_and_save_most_steps(prompt, converter, structured, monkeypatch):
+    from medad_core.llm import transformers_engine
+
+    grids, _ = lesion_grids()
+    soft = converter(torch.from_numpy(grids[:10])).numpy()
+    prompts = prompt.assemble(converter.knowledge_tokens().numpy(), soft)
+    noise = meaningless_prompts(prompt)[:, -prompts.shape[1] :]
+    prompts = np.concatenate([prompts, np.pad(noise, ((0, 0), (prompts.shape[1] - noise.shape[1], 0), (0, 0)))])
+    given = open_engine(prompt, LLMSettings(engine="transformers", structured=structured), prompts.shape[1])
+    steps: list[int] = []
+    given.model.register_forward_hook(lambda _module, _inputs, out: steps.append(out.logits.shape[1]))
+    drafted, saved = given.generate(prompts[:10]), len(steps)
+    talked = given.generate(prompts)
+    monkeypatch.setattr(transformers_engine, "can_be_cut", lambda _cache: False)
+    steps.clear()
+    assert given.generate(prompts[:10]) == drafted
+    assert set(steps) == {1} and len(steps) > 1.5 * saved
+    assert given.generate(prompts) == talked
+    assert {answer.tokens for answer in drafted} != {1}
+    given.close()
+
+
 def test_answers_follow_the_map(prompt, converter):
     """Clear drawn lesions: the sentence must come from the map.
 

@@ -11,6 +11,7 @@ Run as a script it is the parent: it reads requests from the socket whose number
 from __future__ import annotations
 
 import atexit
+import importlib
 import json
 import os
 import runpy
@@ -20,6 +21,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import suppress
 from functools import cache
@@ -145,10 +147,18 @@ def start_prepared(
 
 def _import() -> None:
     """Import what a screening needs. Nothing of it may start a thread: threads do not survive a fork."""
-    import medad_core.llm.transformers_engine
-    import medad_core.stages.answers
-    import medad_core.stages.evaluate
-    import medad_core.stages.maps  # noqa: F401
+    for name in (
+        "medad_core.llm.transformers_engine",
+        "medad_core.stages.answers",
+        "medad_core.stages.evaluate",
+        "medad_core.stages.maps",
+        "transformers.models.auto.modeling_auto",
+        "transformers.models.dinov2.modeling_dinov2",
+        "transformers.models.llama.modeling_llama",
+        "transformers.tokenization_utils_tokenizers",
+    ):
+        importlib.import_module(name)
+    assert threading.active_count() == 1
 
 
 def _serve(channel: socket.socket) -> dict | None:

@@ -19,6 +19,8 @@ from test_llm_families import FAMILIES, write_llm
 from flows.preflight import check_training
 from medad_core.config import load_settings
 from medad_core.errors import WeightsError
+from medad_core.llm import embeddings
+from medad_core.llm.embeddings import find_embeddings
 from medad_core.llm.engine import llm_fingerprint, llm_folder
 from medad_core.llm.lora import check_lora, merged, save_lora
 from medad_core.llm.prompt import Prompt
@@ -106,6 +108,38 @@ def test_more_layers_than_weights_are_refused_before_they_are_made(encoder, llm)
         rewrite(folder, num_hidden_layers=10**6)
         with pytest.raises(WeightsError, match=r"1000000 layers, and its files hold|is not that of a known"):
             load(folder if load is load_llm else str(folder))
+
+
+def test_transformers_is_asked_once_for_the_embeddings_of_a_configuration(llm, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDAD_CACHE", str(tmp_path / "cache"))
+    asked, ask = [], embeddings._ask
+    monkeypatch.setattr(embeddings, "_ask", lambda folder: asked.append(folder) or ask(folder))
+    found = find_embeddings(llm)
+    assert find_embeddings(llm) == found and len(asked) == 1
+    rewrite(llm, rms_norm_eps=1e-4)
+    assert find_embeddings(llm) == found and len(asked) == 2
+    for record in (tmp_path / "cache" / "embeddings").iterdir():
+        record.write_text('{"names": 1}')
+    assert find_embeddings(llm) == found and len(asked) == 3
+    rewrite(llm, model_type="bert", architectures=["BertModel"])
+    for _ in range(2):
+        with pytest.raises(WeightsError):
+            find_embeddings(llm)
+
+
+CHECK = """
+import sys
+from medad_core.config import load_settings
+from medad_core.run.run import check_models
+check_models(load_settings(None, ["llm.engine=transformers"]))
+print(sorted(name for name in sys.modules if name.endswith(("modeling_auto", "generation.utils")) or name == "sklearn"))
+"""
+
+
+def test_the_checks_before_a_run_import_no_models_of_transformers():
+    find_embeddings(llm_folder("smollm2-135m"))
+    checked = subprocess.run([sys.executable, "-c", CHECK], capture_output=True, text=True, check=True)
+    assert checked.stdout.strip() == "[]"
 
 
 def test_tied_heads_are_not_missed(tmp_path):

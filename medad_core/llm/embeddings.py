@@ -1,19 +1,27 @@
 """The input embeddings of an LLM, read without loading it.
 
 One decision: the embedding layer is looked up in a model without weights, then its tensor is read alone from the files.
+Transformers is asked once for each configuration, because it takes seconds to import its models; what it said is kept
+in the cache of converted models.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from medad_core.errors import WeightsError, first_line
+from medad_core.environment import installed_version
+from medad_core.errors import MedadError, WeightsError, first_line
+from medad_core.models.cache import cache_root
 from medad_core.models.loading import open_tensors, read_config
 from medad_core.models.resolve import weight_files
+from medad_core.store.files import write_bytes
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,38 @@ def embedding_table(folder: Path) -> Tensor:
 
 def find_embeddings(folder: Path) -> EmbeddingSource:
     """Where a causal LM's input embeddings lie; reads headers only. Raises WeightsError as `embedding_table` does."""
+    names, scale = _layer_of(folder)
+    for file in weight_files(folder):
+        with open_tensors(file) as tensors:
+            stored = set(tensors.keys())
+        for name in names:
+            if name in stored:
+                return EmbeddingSource(file, name, scale)
+    raise WeightsError(
+        f"{folder}: none of its files has a tensor {names[0]}; its embeddings cannot be given from outside, "
+        "choose another LLM"
+    )
+
+
+def _layer_of(folder: Path) -> tuple[tuple[str, ...], float]:
+    """The names that the embedding tensor may have, and its scale: as kept for this configuration, or asked for."""
+    try:
+        config = (folder / "config.json").read_bytes()
+    except OSError:
+        return _ask(folder)  # which says what is wrong
+    key = hashlib.sha256(f"{installed_version('transformers')} ".encode() + config).hexdigest()
+    record = cache_root() / "embeddings" / f"{key}.json"
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        kept = json.loads(record.read_text(encoding="utf-8"))
+        return (str(kept["names"][0]), str(kept["names"][1])), float(kept["scale"])
+    names, scale = _ask(folder)
+    with suppress(OSError, MedadError):  # it is asked again the next time
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(str(record), json.dumps({"names": names, "scale": scale}).encode())
+    return names, scale
+
+
+def _ask(folder: Path) -> tuple[tuple[str, ...], float]:
     from transformers import AutoModelForCausalLM
 
     try:
@@ -48,15 +88,6 @@ def find_embeddings(folder: Path) -> EmbeddingSource:
             f"{folder}: is no causal language model ({first_line(error)[:160]}); choose another"
         ) from error
     full = next(name for name, module in model.named_modules() if module is layer) + ".weight"
-    names = (full, full.removeprefix(f"{model.base_model_prefix}."))  # a base model is saved without its prefix
-    for file in weight_files(folder):
-        with open_tensors(file) as tensors:
-            stored = set(tensors.keys())
-        for name in names:
-            if name in stored:
-                # Gemma multiplies the embeddings that it looks up; those that are given must be multiplied before.
-                return EmbeddingSource(file, name, getattr(layer, "scalar_embed_scale", 1.0))
-    raise WeightsError(
-        f"{folder}: none of its files has a tensor {full}; its embeddings cannot be given from outside, "
-        "choose another LLM"
-    )
+    # A base model is saved without its prefix. Gemma multiplies the embeddings that it looks up; those that are given
+    # must be multiplied before.
+    return (full, full.removeprefix(f"{model.base_model_prefix}.")), getattr(layer, "scalar_embed_scale", 1.0)

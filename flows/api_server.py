@@ -44,8 +44,8 @@ def application(address: str) -> FastAPI:
 def let_writers_wait() -> None:
     """Let every transaction of SQLite begin as one that writes.
 
-    Prefect begins it as one that reads. Such a one fails at once, however long it may wait, if it writes after another
-    one has written; the client is told 503, and waits for seconds before it asks again, five times.
+    Prefect begins it as one that reads. If that one writes after another one has written, it fails at once, whatever
+    its timeout. The server then answers 503, and the client tries again after seconds, five times at most.
     """
     from prefect.server.database.configurations import AioSqliteConfiguration
 

@@ -47,13 +47,13 @@ PATIENCE_S = 60.0  # between two lines that say that a stage waits
 GONE_S = 2.0  # until a worker that was killed is gone
 CLOSE_S = 10.0  # until an engine has ended its processes
 NODES_LOST = 5  # under one range; after so many the range may be what ends them
-STARTS_LOST = 8  # workers that died while they started, one after another
+STARTS_LOST = 8  # times that all workers died while they started, and none did not
 LAST = [*PART_STAGES][-1]  # after this stage the workers end; before, the next stage takes them over
 _kept: dict[tuple[object, ...], list[Any]] = {}  # workers between two stages: a new one imports torch for seconds
 
 
 class WorkerLost(BrokenExecutor):
-    """A worker died in the middle of a range, though its node did not."""
+    """A worker died in the middle of a range: its node lives, or is the last of many that were lost under it."""
 
 
 def end_kept() -> None:
@@ -89,6 +89,7 @@ class RayPool:
         self, _run: str, _settings: Settings, _stage: str, numbers: Sequence[int], attempt: int = 1
     ) -> list[PartRecord]:
         """Make parts on a worker, as `medad_core.stages.workers.make_parts` does. Raises WorkerLost as well."""
+        asked = numbers
         for nodes_left in reversed(range(NODES_LOST + 1)):
             actor, reference = self._take(list(numbers), attempt)
             try:
@@ -98,15 +99,16 @@ class RayPool:
                 raise  # it is in the middle of its range, and killed when the pool is closed
             except Exception as error:  # the worker died, or gave an answer that cannot be read
                 check_head()
+                is_lost = isinstance(error, WorkerLost) and self._is_node_lost(actor)
                 self._replace(actor)
-                if not nodes_left or not isinstance(error, WorkerLost) or not self._is_node_lost(actor):
+                if not is_lost or not nodes_left:
                     raise
             self._has_lost_nodes = True
             log.warning("a node was lost in the middle of %s; its parts are made again on another", self.stage)
             pending = set(self.run.stage(self.stage).pending())
             numbers = [number for number in numbers if number in pending]
             if not numbers:
-                return []
+                return self._records(asked)
         with self._lock:
             if self._busy.pop(actor, None) is not None:
                 self._idle.append(actor)
@@ -114,12 +116,18 @@ class RayPool:
             logging.getLogger(name).log(level, "%s", message)
         if made.error is not None:
             raise unpack(made.error)
-        return made.records
+        return made.records if len(numbers) == len(asked) else self._records(asked)
+
+    def _records(self, numbers: Sequence[int]) -> list[PartRecord]:
+        """The records of parts, of which a node that was lost had made some."""
+        records = self.run.stage(self.stage).records()
+        return [records[number] for number in numbers]
 
     def _replace(self, actor: Any) -> None:
         """End a worker, and ask for another one."""
         with self._lock:
             self._busy.pop(actor, None)
+            self._node.pop(actor, None)
             self._end(actor)
             self._start()
 
@@ -140,7 +148,7 @@ class RayPool:
                 return
             if not head_is_lost():  # else the workers end by themselves
                 self._give_back()
-            self._starting, self._idle, self._busy, self._class = {}, [], {}, None
+            self._starting, self._idle, self._busy, self._node, self._class = {}, [], {}, {}, None
         self._open.close()
         if self._has_lost_nodes:
             self.run.stage(self.stage).sweep()
@@ -238,7 +246,7 @@ class RayPool:
             except ray.exceptions.RayError as error:
                 # No part is at fault: it has begun none. Its node may be the one that was just lost.
                 self._stillborn += 1
-                if self._stillborn == STARTS_LOST:
+                if self._stillborn == STARTS_LOST * self.flow.max_workers:
                     raise MedadError(self._dying(error)) from error
                 self._start()
                 continue
@@ -261,7 +269,7 @@ class RayPool:
 
     def _dying(self, error: Exception) -> str:
         return (
-            f"flow.ray_address: {STARTS_LOST} workers of {self.stage}, one after another, died while they started "
+            f"flow.ray_address: {self._stillborn} workers of {self.stage}, one after another, died while they started "
             f"({first_line(error)}); see Ray's logs on the nodes, and the same command goes on where it stopped"
         )
 

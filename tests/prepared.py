@@ -3,7 +3,7 @@
 One decision: a parent that has imported them, and no thread, forks a process for every script that is started. Such a
 process is all that a new one would be: a session, an environment, arguments and an output of its own, and a
 `__main__` of its own, which the workers that it spawns import again. Prefect is not imported before: it reads its
-settings when it is.
+settings when it is. Threads of BLAS and of the allocator, which know of forks, are no matter.
 
 Run as a script it is the parent: it reads requests from the socket whose number is its argument.
 """
@@ -23,12 +23,12 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COMMAND = ROOT / "tests" / "command.py"  # the command line
 START_S = 120.0
 _LONGEST = 1 << 17  # bytes of a message
 
@@ -91,16 +91,11 @@ class _Parent:
         self._channel.settimeout(START_S)
         assert self._channel.recv(_LONGEST) == b"ready"
 
-    def start(self, script: Path, words: list[str], environment: dict[str, str], folder: Path | None) -> Life:
-        """Start `script` with these words, in `folder`."""
+    def start(self, script: Path, words: list[str], environment: dict[str, str]) -> Life:
+        """Start `script` with these words."""
         self._started += 1
         file = Path(self._folder.name) / str(self._started)
-        request = {
-            "script": str(script),
-            "words": words,
-            "environment": environment,
-            "folder": str(folder or Path.cwd()),
-        }
+        request = {"script": str(script), "words": words, "environment": environment}
         with file.open("wb") as output:
             socket.send_fds(self._channel, [json.dumps(request).encode()], [output.fileno()])
         while (pid := self._receive(START_S)) is None:
@@ -138,15 +133,13 @@ def _parent() -> _Parent:
     return _Parent()
 
 
-def start_prepared(
-    script: Path, words: list[object], environment: dict[str, str] | None = None, folder: Path | None = None
-) -> Life:
-    """`python script words…` in a new session, with this environment and in this folder, or those of pytest."""
-    return _parent().start(script, [str(word) for word in words], dict(environment or os.environ), folder)
+def start_prepared(script: Path, words: Sequence[object], environment: Mapping[str, str]) -> Life:
+    """`python script words…` in a new session, with this environment, in the folder of pytest."""
+    return _parent().start(script, [str(word) for word in words], dict(environment))
 
 
 def _import() -> None:
-    """Import what a screening needs. Nothing of it may start a thread: threads do not survive a fork."""
+    """Import what a screening needs. Nothing of it may start a thread of Python: those do not survive a fork."""
     for name in (
         "medad_core.llm.transformers_engine",
         "medad_core.stages.answers",
@@ -201,7 +194,6 @@ def _become(request: dict) -> None:
     os.setsid()
     os.environ.clear()
     os.environ.update(request["environment"])
-    os.chdir(request["folder"])
     sys.argv = [request["script"], *request["words"]]
     sys.path[0] = str(Path(request["script"]).parent)
     runpy.run_path(request["script"], run_name="__main__")

@@ -18,7 +18,7 @@ from medad_core.config import BaselineTraining
 from medad_core.errors import MedadError
 from medad_core.models.encoder import load_encoder
 
-SMALL = BaselineTraining(image_size=32, epochs=9, batch_size=8, learning_rate=3e-3, memory_slots=50, coreset=300)
+SMALL = BaselineTraining(image_size=32, epochs=16, batch_size=8, learning_rate=3e-3, memory_slots=50, coreset=300)
 SEEDED = ("autoencoder", "masked-autoencoder", "memory-autoencoder", "patchcore")
 TRAINED = (*SEEDED, "anomaly-dino")
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -104,10 +105,19 @@ def test_an_llm_that_lacks_a_weight_is_refused_rather_than_filled_with_random_nu
 
 
 def test_more_layers_than_weights_are_refused_before_they_are_made(encoder, llm):
-    for folder, load in ((encoder, load_encoder), (llm, load_llm)):
-        rewrite(folder, num_hidden_layers=10**6)
-        with pytest.raises(WeightsError, match=r"1000000 layers, and its files hold|is not that of a known"):
-            load(folder if load is load_llm else str(folder))
+    for folder, load in ((encoder, load_encoder), (llm, load_llm), (llm, find_embeddings)):
+        rewrite(folder, num_hidden_layers=10**7)
+        with pytest.raises(WeightsError, match=r"10000000 layers, and its files hold|is not that of a known"):
+            load(str(folder) if load is load_encoder else folder)
+
+
+def test_a_thread_that_asks_for_a_tokenizer_again_gets_the_same_until_a_file_changes(llm):
+    read = load_tokenizer(llm)
+    assert load_tokenizer(llm) is read
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(load_tokenizer, llm).result() is not read, "to pad in one thread would change it in both"
+    (llm / "chat_template.jinja").write_text(DATED)
+    assert load_tokenizer(llm) is not read and load_tokenizer(llm).chat_template == DATED
 
 
 def test_transformers_is_asked_once_for_the_embeddings_of_a_configuration(llm, tmp_path, monkeypatch):
@@ -118,7 +128,7 @@ def test_transformers_is_asked_once_for_the_embeddings_of_a_configuration(llm, t
     assert find_embeddings(llm) == found and len(asked) == 1
     rewrite(llm, rms_norm_eps=1e-4)
     assert find_embeddings(llm) == found and len(asked) == 2
-    for record in (tmp_path / "cache" / "embeddings").iterdir():
+    for record in (tmp_path / "cache").glob("embeddings-*.json"):
         record.write_text('{"names": 1}')
     assert find_embeddings(llm) == found and len(asked) == 3
     rewrite(llm, model_type="bert", architectures=["BertModel"])

@@ -24,6 +24,7 @@ from flows.interruption import (
     signals_as_errors,
 )
 from medad_core.errors import MedadError, UsageError, first_line
+from medad_core.faults.classify import causes
 from medad_core.media import visible
 from medad_core.permissions import Mode, set_mode
 
@@ -94,8 +95,9 @@ def complain(text: str) -> None:
 
 def _line_of_server(error: Any) -> str | None:
     """What the user reads where Prefect's server ended the command; None for any other error."""
-    if _is_of_server(error):
-        return _server_gone(error)
+    for cause in causes(error):
+        if _is_of_server(cause):
+            return _server_gone(cause)
     exceptions = sys.modules.get("prefect.exceptions")
     if exceptions is not None and isinstance(error, exceptions.CancelledRun):
         return f"{first_line(error)}; the same command goes on where it stopped"
@@ -105,13 +107,21 @@ def _line_of_server(error: Any) -> str | None:
 def _server_gone(error: Any) -> str:
     url = error.request.url
     server = f"the Prefect server at {url.host}:{url.port}"
+    response = getattr(error, "response", None)
+    if response is not None:
+        return f"{server} could not do its part ({response.status_code}); see its log, and try the same command again"
     return f"{server} answers no more ({error}); once it runs, the same command goes on"
 
 
-def _is_of_server(error: Exception) -> bool:
-    """Whether a request to Prefect's server failed; the libraries are imported where this is so."""
+def _is_of_server(error: BaseException) -> bool:
+    """Whether Prefect's server did not answer, or had an error of its own (5xx).
+
+    The libraries are imported where this is so.
+    """
     httpx = sys.modules.get("httpx")
-    if httpx is None or not isinstance(error, httpx.TransportError):
+    if httpx is None or not isinstance(error, httpx.TransportError | httpx.HTTPStatusError):
+        return False
+    if isinstance(error, httpx.HTTPStatusError) and not error.response.is_server_error:
         return False
     from flows.orchestrator import server_url
 

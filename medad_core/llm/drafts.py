@@ -1,8 +1,9 @@
 """What an answer probably goes on with: the next tokens of the sentences that it has begun.
 
 One decision: a draft is only a guess. The LLM reads all of it at once, and what it would not have said itself is
-dropped; so answers are those of one token after another, in fewer steps. Source: speculative decoding, Leviathan et al.
-2023, with the sentences that the LLM was taught in place of a smaller model.
+dropped; so answers are those of one token after another, in fewer steps (where two tokens are as likely but for the
+order in which numbers are added, another one may win, as with another batch size). Source: speculative decoding,
+Leviathan et al. 2023, with the sentences that the LLM was taught in place of a smaller model.
 """
 
 from __future__ import annotations

@@ -8,20 +8,20 @@ in the cache of converted models.
 from __future__ import annotations
 
 import hashlib
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 from torch import Tensor
 
 from medad_core.environment import installed_version
 from medad_core.errors import MedadError, WeightsError, first_line
 from medad_core.models.cache import cache_root
-from medad_core.models.loading import open_tensors, read_config
+from medad_core.models.loading import check_layers, open_tensors, read_config
 from medad_core.models.resolve import weight_files
-from medad_core.store.files import write_bytes
+from medad_core.store.files import make_folder, read_bytes, write_bytes
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,13 @@ class EmbeddingSource:
 
     file: Path
     tensor: str
+    scale: float
+
+
+class _Layer(msgspec.Struct, forbid_unknown_fields=True):
+    """The names that the tensor may have in the files, and its scale."""
+
+    names: tuple[str, str]
     scale: float
 
 
@@ -45,40 +52,39 @@ def embedding_table(folder: Path) -> Tensor:
 
 def find_embeddings(folder: Path) -> EmbeddingSource:
     """Where a causal LM's input embeddings lie; reads headers only. Raises WeightsError as `embedding_table` does."""
-    names, scale = _layer_of(folder)
+    layer = _layer_of(folder)
     for file in weight_files(folder):
         with open_tensors(file) as tensors:
             stored = set(tensors.keys())
-        for name in names:
+        for name in layer.names:
             if name in stored:
-                return EmbeddingSource(file, name, scale)
+                return EmbeddingSource(file, name, layer.scale)
     raise WeightsError(
-        f"{folder}: none of its files has a tensor {names[0]}; its embeddings cannot be given from outside, "
+        f"{folder}: none of its files has a tensor {layer.names[0]}; its embeddings cannot be given from outside, "
         "choose another LLM"
     )
 
 
-def _layer_of(folder: Path) -> tuple[tuple[str, ...], float]:
-    """The names that the embedding tensor may have, and its scale: as kept for this configuration, or asked for."""
-    try:
-        config = (folder / "config.json").read_bytes()
-    except OSError:
+def _layer_of(folder: Path) -> _Layer:
+    """What Transformers says of this configuration: as kept, or asked now."""
+    config = read_bytes(str(folder / "config.json"))
+    if config is None:
         return _ask(folder)  # which says what is wrong
-    key = hashlib.sha256(f"{installed_version('transformers')} ".encode() + config).hexdigest()
-    record = cache_root() / "embeddings" / f"{key}.json"
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        kept = json.loads(record.read_text(encoding="utf-8"))
-        return (str(kept["names"][0]), str(kept["names"][1])), float(kept["scale"])
-    names, scale = _ask(folder)
-    with suppress(OSError, MedadError):  # it is asked again the next time
-        record.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(str(record), json.dumps({"names": names, "scale": scale}).encode())
-    return names, scale
+    key = hashlib.sha256(f"{installed_version('transformers')} ".encode() + config).hexdigest()[:24]
+    kept_at = str(cache_root() / f"embeddings-{key}.json")
+    with suppress(MedadError, msgspec.MsgspecError):
+        return msgspec.json.decode(read_bytes(kept_at) or b"", type=_Layer)
+    layer = _ask(folder)
+    with suppress(MedadError, OSError):  # it is asked again the next time
+        make_folder(str(cache_root()))
+        write_bytes(kept_at, msgspec.json.encode(layer))
+    return layer
 
 
-def _ask(folder: Path) -> tuple[tuple[str, ...], float]:
+def _ask(folder: Path) -> _Layer:
     from transformers import AutoModelForCausalLM
 
+    check_layers(folder)  # all of them would be made
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(read_config(folder), trust_remote_code=False)
@@ -90,4 +96,5 @@ def _ask(folder: Path) -> tuple[tuple[str, ...], float]:
     full = next(name for name, module in model.named_modules() if module is layer) + ".weight"
     # A base model is saved without its prefix. Gemma multiplies the embeddings that it looks up; those that are given
     # must be multiplied before.
-    return (full, full.removeprefix(f"{model.base_model_prefix}.")), getattr(layer, "scalar_embed_scale", 1.0)
+    names = (full, full.removeprefix(f"{model.base_model_prefix}."))
+    return _Layer(names, getattr(layer, "scalar_embed_scale", 1.0))

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from transformers import Cache, LogitsProcessor
 
 
+MOST_LOGITS = 2**27  # numbers that a step may give: half a GB
+
+
 def load_llm(folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     """A frozen causal LM from a local folder, on the CPU.
 
@@ -146,6 +149,7 @@ class TransformersEngine:
     def _step(self, going: _Answers, drafts: Drafts, constraint: LogitsProcessor | None) -> Iterator[_Answers]:
         """One step of answers of equal length: each by what it accepts of its draft, and one token more."""
         room = self.max_new_tokens - going.tokens.shape[1] - 1  # a step adds one token to its draft
+        room = min(room, max(0, MOST_LOGITS // (len(going.rows) * len(self.prompt.embeddings)) - 1))
         drafted = [drafts.after(tuple(tokens))[:room] for tokens in going.tokens.tolist()]
         if not can_be_cut(going.cache):
             drafted = [()] * len(drafted)

@@ -8,7 +8,8 @@ the folder itself names the class.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -84,11 +85,21 @@ def check_layers(folder: Path, config: PreTrainedConfig | None = None) -> None:
     for path in folder.glob("*.safetensors"):
         with open_tensors(path) as tensors:
             held += len(tensors.keys())
-    layers = _most_layers((config or read_config(folder)).to_dict())
-    if held and layers > held:  # without any, the loader says what is missing
-        raise WeightsError(
-            f"{folder}: its config.json speaks of {layers} layers, and its files hold {held} weights; get it again"
-        )
+    for facts in _configurations(folder, config):
+        layers = _most_layers(facts)
+        if held and layers > held:  # without any, the loader says what is missing
+            raise WeightsError(
+                f"{folder}: its config.json speaks of {layers} layers, and its files hold {held} weights; get it again"
+            )
+
+
+def _configurations(folder: Path, config: PreTrainedConfig | None) -> Iterator[dict[str, Any]]:
+    """What the file says, before `transformers` makes lists as long as it says; then what `transformers` reads."""
+    with suppress(OSError, ValueError):  # of which `transformers` says what is wrong
+        stated = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if isinstance(stated, dict):
+            yield stated
+    yield (config or read_config(folder)).to_dict()
 
 
 def _most_layers(facts: dict[str, Any]) -> int:
@@ -132,7 +143,7 @@ def config_values(folder: Path, *names: str, tower: str = "") -> tuple[Any, ...]
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, to be read only: it is kept for who asks next, until a file of the folder changes.
+    """The tokenizer of a folder, to be read only. A thread that asks again gets the same one, until a file changes.
 
     Raises WeightsError where there is none.
     """
@@ -141,15 +152,16 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise WeightsError(f"{folder}: has no tokenizer ({', '.join(VOCABULARIES)}); put its tokenizer files there")
     try:
         stamps = sorted((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in folder.iterdir())
-        return _read_tokenizer(folder, tuple(stamps))
+        return _read_tokenizer(folder, tuple(stamps), threading.get_ident())
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise WeightsError(
             f"{folder}: its tokenizer cannot be read ({first_line(error)}); get its tokenizer files again"
         ) from error
 
 
-@lru_cache(maxsize=4)  # half a second each, and every stage of a run asks for it
-def _read_tokenizer(folder: Path, _stamps: tuple[tuple[str, int, int], ...]) -> PreTrainedTokenizerBase:
+# Reading takes half a second, and every stage of a run asks. Threads share none: to pad changes a tokenizer.
+@lru_cache(maxsize=4)
+def _read_tokenizer(folder: Path, _stamps: tuple[tuple[str, int, int], ...], _thread: int) -> PreTrainedTokenizerBase:
     return _tokenizer_class(folder).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 

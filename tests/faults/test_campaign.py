@@ -23,9 +23,9 @@ from prepared import start_prepared
 from medad_core.inbox.folder import CohortFolder
 
 pytest_plugins = ("prefect_harness",)
-KILLS = int(os.environ.get("MEDAD_KILLS", "4"))
+KILLS = int(os.environ.get("MEDAD_KILLS", "20"))
 SEED = 20261123
-KILLS_A_NIGHT = min(12, (KILLS + 1) // 2)
+KILLS_A_NIGHT = 12
 # The latest kill, as a share of an undisturbed life: one that goes on where another stopped ends in that time.
 LATEST = 0.7
 LIFE_S = 180.0  # a life that lasts longer hangs

@@ -14,12 +14,14 @@ import pandas as pd
 import pytest
 import torch
 
+from flows import ray_pool
 from flows.orchestrator import check_orchestration
 from flows.ray_cluster import check_cluster, connect, living_nodes
+from flows.ray_worker import RangeWorker
 from flows.screen import screen
 from flows.stages import maps
 from medad_core.config import Settings, load_settings
-from medad_core.errors import UsageError
+from medad_core.errors import MedadError, UsageError
 from medad_core.models.device import device_of_maps, precision_of
 from medad_core.store import PART_STAGES, stage_of
 
@@ -95,6 +97,22 @@ def test_workers_that_reserve_a_gpu_run_where_one_is(screened, on_ray, tmp_path)
     started = [facts["Address"]["IPAddress"] for facts in asked if facts["StartTime"]]
     assert started == [OTHER] and len(asked) == 2  # the second worker waited for a second GPU
     assert stage_of(str(run), "maps").read().equals(stage_of(screened.run, "maps").read())
+
+
+def test_workers_that_die_while_they_start_end_the_run_and_no_part_is_blamed(screened, on_ray, tmp_path, monkeypatch):
+    class Dying(RangeWorker):
+        def greet(self, _expected):
+            os._exit(1)
+
+    monkeypatch.setattr(ray_pool, "RangeWorker", Dying)
+    monkeypatch.setattr(ray_pool, "STARTS_LOST", 2)
+    run = tmp_path / "run"
+    shutil.copytree(screened.run, run)
+    for part in (run / "maps").glob("part-*.parquet"):
+        part.unlink()
+    with pytest.raises(MedadError, match="2 workers of maps, one after another, died while they started"):
+        maps(str(run), on_ray("flow.max_workers=1"))
+    assert not any(record.failed for record in stage_of(str(run), "maps").records().values())
 
 
 def test_what_is_no_cluster_is_named_in_one_line(screened, on_ray):

@@ -27,6 +27,7 @@ from medad_core.llm.lora import check_lora, merged, save_lora
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.template import word
 from medad_core.llm.transformers_engine import load_llm
+from medad_core.models import loading
 from medad_core.models.cache import sha256_of
 from medad_core.models.encoder import encoder_fingerprint, load_encoder
 from medad_core.models.loading import load_tokenizer
@@ -104,10 +105,11 @@ def test_an_llm_that_lacks_a_weight_is_refused_rather_than_filled_with_random_nu
         load_llm(llm)
 
 
-def test_more_layers_than_weights_are_refused_before_they_are_made(encoder, llm):
+def test_more_layers_than_weights_are_refused_before_transformers_reads_of_them(encoder, llm, monkeypatch):
+    monkeypatch.setattr(loading, "read_config", lambda _folder: pytest.fail("it makes lists of ten million"))
     for folder, load in ((encoder, load_encoder), (llm, load_llm), (llm, find_embeddings)):
         rewrite(folder, num_hidden_layers=10**7)
-        with pytest.raises(WeightsError, match=r"10000000 layers, and its files hold|is not that of a known"):
+        with pytest.raises(WeightsError, match="10000000 layers, and its files hold"):
             load(str(folder) if load is load_encoder else folder)
 
 

@@ -48,7 +48,10 @@ def test_an_error_of_prefects_server_is_one_line_and_no_other_answer_is(out_of_o
         exits(ask)(f"{out_of_order}/503")
     (line,) = capsys.readouterr().err.splitlines()
     assert ended.value.exit_code == 1 and "the Prefect server at 127.0.0.1:" in line and "(503)" in line
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="while applying"):
         exits(ask)(f"{out_of_order}/404")
-    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9"}), pytest.raises(RuntimeError):
+    with (
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9"}),
+        pytest.raises(RuntimeError, match="while applying"),
+    ):
         exits(ask)(f"{out_of_order}/503")

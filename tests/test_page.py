@@ -176,11 +176,12 @@ def pixels(page: Page) -> bytes:
 
 
 def names(page: Page) -> list[str]:
-    return page.locator("#rows .name").all_inner_texts()
+    # Rows out of sight are not laid out: their text is not "inner text" of a browser.
+    return page.locator("#rows .name").all_text_contents()
 
 
 def column(page: Page, key: str) -> list[str]:
-    return page.locator(f"#rows .{key}").all_inner_texts()
+    return page.locator(f"#rows .{key}").all_text_contents()
 
 
 def results(run: Path) -> tuple[pd.DataFrame, pd.DataFrame, list[dict[str, str]]]:
@@ -358,7 +359,7 @@ def test_the_report_of_the_case_stands_beside_its_viewer(run_folder, watch):
 def test_a_phantom_is_called_one_in_the_list_and_on_its_page_and_no_other_case_is(run_folder, watch):
     page = open_index(watch(), run_folder)
     assert "Generated pictures, no patients." in page.inner_text("header")
-    assert page.locator("#rows tr", has_text="phantom, no patient").locator("a").all_inner_texts() == [PHANTOM]
+    assert page.locator("#rows tr", has_text="phantom, no patient").locator("a").all_text_contents() == [PHANTOM]
     assert "not a patient" in open_case(watch(), run_folder, PHANTOM).inner_text("header")
     assert "patient." not in open_case(watch(), run_folder, HOSTILE).inner_text("header")
 
@@ -413,7 +414,7 @@ def test_hostile_names_and_answers_stay_text(run_copy, watch):
     assert page.locator("main img, main script").count() == 0
     page = open_index(watched, run_copy)
     page.fill("input[name=q]", "healthy")
-    assert names(page) == [visible(HEALTHY)] and "\u202e" not in page.inner_text("body")
+    assert names(page) == [visible(HEALTHY)] and "\u202e" not in page.text_content("body")
     page.click("#rows a")
     wait_for_viewer(page)
     watched.assert_quiet(run_copy / "report")
@@ -643,7 +644,7 @@ def test_a_run_of_rejected_cases_only_lists_them(watch, tmp_path):
     watched = watch()
     page = open_index(watched, made_list(tmp_path, rows))
     assert names(page) == ["a"] and page.inner_text("#count") == "1 of 1 cases"
-    assert "truncated" in page.inner_text("#rows")
+    assert "truncated" in page.text_content("#rows")
     watched.assert_quiet(tmp_path / "report")
 
 

@@ -4,31 +4,44 @@
 (() => {
   const { readState, writeState, pick, address, strip, fixed } = medadList;
   const labelled = worklistRows.some((row) => row.expert_ml !== undefined);
-  // `extra` columns are left out on small screens. Without `text`, `fill` makes the cell.
+  // `extra` columns are left out on small screens, `place` on the smallest. Without `text`, `fill` makes the cell.
   const COLUMNS = [
-    { key: "place", title: "Place", number: true, text: (row) => String(row.place) },
-    { key: "case", title: "Case", fill: fillCase },
-    { key: "finding", title: "Finding of", text: (row) => row.finding },
-    { key: "slices", title: "Slices", fill: fillStrip, unsorted: true },
-    { key: "doubts", title: "In doubt", extra: true, text: (row) => row.doubts || "–" },
-    { key: "volume_ml", title: "Volume, ml", number: true, text: (row) => atLeast(row, fixed(row.volume_ml, 2)) },
-    { key: "longest_mm", title: "Longest, mm", number: true, extra: true, text: longest },
-    { key: "side", title: "Where", extra: true, text: where },
-    { key: "score", title: "Map score", number: true, text: (row) => fixed(row.score, 3) },
-    { key: "p_yes", title: "p(yes)", number: true, extra: true, text: (row) => fixed(row.p_yes, 3) },
-    { key: "yes", title: "Yes", number: true, extra: true, text: yes },
-    { key: "expert_ml", title: "Expert, ml", number: true, extra: true, text: (row) => fixed(row.expert_ml, 2) },
+    { key: "place", width: "70px", title: "Place", number: true, text: (row) => String(row.place) },
+    { key: "case", width: "minmax(var(--name), 1.4fr)", title: "Case", fill: fillCase },
+    { key: "finding", width: "minmax(106px, 1fr)", title: "Finding of", text: (row) => row.finding },
+    { key: "slices", width: "calc(var(--drawn) + 14px)", title: "Slices", fill: fillStrip, unsorted: true },
+    { key: "doubts", width: "minmax(160px, 1.4fr)", title: "In doubt", extra: true, text: doubts },
+    { key: "volume_ml", width: "98px", title: "Volume, ml", number: true, text: volume },
+    { key: "longest_mm", width: "110px", title: "Longest, mm", number: true, extra: true, text: longest },
+    { key: "side", width: "minmax(150px, 1.4fr)", title: "Where", extra: true, text: where },
+    { key: "score", width: "92px", title: "Map score", number: true, text: (row) => fixed(row.score, 3) },
+    { key: "p_yes", width: "66px", title: "p(yes)", number: true, extra: true, text: (row) => fixed(row.p_yes, 3) },
+    { key: "yes", width: "80px", title: "Yes", number: true, extra: true, text: yes },
+    { key: "expert_ml", width: "100px", title: "Expert, ml", number: true, extra: true, text: expert },
   ].filter((column) => column.key !== "expert_ml" || labelled);
   const form = document.getElementById("filters");
   const body = document.getElementById("rows");
   const count = document.getElementById("count");
   const heads = [];
+  const list = document.querySelector(".worklist");
   const undrawn = new WeakMap();
-  const sight = new IntersectionObserver(drawStrips, { root: document.querySelector(".worklist"), rootMargin: "600px" });
+  const sight = new IntersectionObserver(drawStrips, { root: list, rootMargin: "600px" });
   let state = readState(location.hash);
 
   function atLeast(row, text) {
     return row.at_least && text !== "–" ? `≥ ${text}` : text;
+  }
+
+  function doubts(row) {
+    return row.doubts || "–";
+  }
+
+  function volume(row) {
+    return atLeast(row, fixed(row.volume_ml, 2));
+  }
+
+  function expert(row) {
+    return fixed(row.expert_ml, 2);
   }
 
   function longest(row) {
@@ -74,6 +87,15 @@
     element.className = name;
     element.textContent = text;
     return element;
+  }
+
+  /** Widths do not hang on what cells hold, so a row out of sight is not laid out: a thousand would take 75 MB. */
+  function setWidths() {
+    const widths = (columns) => columns.map((column) => column.width).join(" ");
+    const narrow = COLUMNS.filter((column) => !column.extra);
+    list.style.setProperty("--columns", widths(COLUMNS));
+    list.style.setProperty("--fewer", widths(narrow));
+    list.style.setProperty("--fewest", widths(narrow.filter((column) => column.key !== "place")));
   }
 
   function makeHead() {
@@ -151,6 +173,7 @@
     show();
   }
 
+  setWidths();
   makeHead();
   const lines = new Map(worklistRows.map((row) => [row, makeRow(row)]));
   form.addEventListener("input", readForm);

@@ -6,7 +6,6 @@ import threading
 import time
 
 import pytest
-import torch
 from prefect_harness import WORDS, write_case
 
 from medad_core.config import load_settings
@@ -69,18 +68,8 @@ def test_work_that_fails_and_a_stage_that_fails_are_two_things(run):
     assert workers.when_opened == []
 
 
-@pytest.mark.parametrize(
-    ("words", "begins"),
-    [
-        (["models.threads=1"], True),
-        (["models.threads=4"], False),
-        (["models.threads=1", "flow.max_workers=4"], False),
-        (["models.threads=1", "flow.runner=process"], False),
-    ],
-)
-def test_an_engine_is_imported_ahead_only_where_this_process_leaves_a_core_free(monkeypatch, words, begins):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 1})
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    settings = load_settings(None, ["models.device=cpu", "llm.engine=transformers", *words])
+@pytest.mark.parametrize(("runner", "begins"), [("thread", True), ("process", False), ("ray", False)])
+def test_an_engine_is_imported_ahead_only_where_this_process_makes_the_maps(runner, begins):
+    settings = load_settings(None, ["models.device=cpu", "llm.engine=transformers", f"flow.runner={runner}"])
     with engine_imported_beside(settings, "maps"):
         assert bool(workers.when_opened) is begins

@@ -185,7 +185,7 @@ def test_parts_of_one_call_share_batches_and_are_written_apart(tmp_path, models,
     encode = models.encoder.encode
     monkeypatch.setattr(models.encoder, "encode", lambda images: sizes.append(len(images)) or encode(images))
     records = maps.run_parts(Run.reopen(run, settings), [0, 1, 3], models=models)
-    assert sizes == [6, 3] and [record.rows for record in records] == [3, 3, 3]
+    assert sorted(sizes) == [3, 6] and [record.rows for record in records] == [3, 3, 3]
     assert stage_of(run, "maps").pending() == [2]
 
 

@@ -91,20 +91,23 @@ def _speed() -> Iterator[Finding]:
     from medad_core.config import Settings
     from medad_core.llm.vllm_engine import CPU_BLOCK_SIZE, CPU_SEQUENCES
     from medad_core.models.device import precision_of
-    from medad_core.stages.ahead import is_core_free
+    from medad_core.models.lanes import lane_count
 
     settings = Settings()
+    lanes = lane_count(settings, torch.device("cpu"))
     if torch.cuda.is_available():
+        batches = "one batch of maps at once"
         prompts = "as many prompts at once as llm.max_sequences says"
     else:
+        batches = f"{lanes} batches of maps at once on {usable_cores()} cores, a thread each"
         prompts = f"{CPU_SEQUENCES} prompts at once, which share beginnings in blocks of {CPU_BLOCK_SIZE} tokens"
     preloaded = [name for name in ("libiomp", "libtcmalloc") if name in os.environ.get("LD_PRELOAD", "")]
     facts = (
-        f"{torch.get_num_threads()} threads on {usable_cores()} cores",
+        batches,
         f"maps in {precision_of(settings)}",
         prompts,
         f"preloaded: {', '.join(preloaded) or 'nothing'}",
-        f"vLLM is imported {'beside the maps' if is_core_free(settings) else 'after the maps: no core is free before'}",
+        "vLLM is imported beside the maps",
     )
     yield Finding("ok", "speed", "; ".join(facts))
 

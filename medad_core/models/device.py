@@ -95,8 +95,9 @@ def worker_device(run: str, device: str, count: int | None = None) -> Iterator[s
 def settle_torch(settings: Settings) -> None:
     """Settle how torch computes in this process, so that a resumed stage does not differ from one that ran on.
 
-    `models.threads` threads, because the last bits of its sums depend on how many there are; and no TF32, to which
-    cuDNN would round float32 convolutions: float32 is to mean the same on every device.
+    `models.threads` threads, because the last bits of sums that threads share depend on how many there are (maps are
+    made in lanes, whose sums do not); and no TF32, to which cuDNN would round float32 convolutions: float32 is to mean
+    the same on every device.
     """
     torch.backends.cudnn.allow_tf32 = False
     if settings.models.threads:

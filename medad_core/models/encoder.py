@@ -7,6 +7,7 @@ Source: medad_core/README.md, "The image encoder".
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -46,6 +47,13 @@ class Encoder(Protocol):
         """The same, and the embeddings of the slices in the joint space (B, joint), where there is one."""
 
 
+class _Outputs(threading.local):
+    """The outputs of the tapped blocks in this thread's forward pass, by number."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, Tensor] = {}
+
+
 def quarter_blocks(depth: int) -> tuple[int, ...]:
     """Blocks at a quarter, half, three quarters and the end, counted from 1: (3, 6, 9, 12) of 12."""
     return tuple(round(depth * quarter / 4) for quarter in (1, 2, 3, 4))
@@ -76,7 +84,7 @@ class VisionTransformerEncoder(nn.Module):
         self.taps = len(self.tapped)
         self.width = model.config.hidden_size
         self.grid = image_size // model.config.patch_size
-        self._outputs: dict[int, Tensor] = {}
+        self._outputs = _Outputs()
         for number in self.tapped:
             blocks[number - 1].register_forward_hook(self._keep(number))
         self.register_buffer("mean", torch.tensor(family.mean).view(3, 1, 1), persistent=False)
@@ -101,7 +109,7 @@ class VisionTransformerEncoder(nn.Module):
 
     def _keep(self, number: int) -> Callable:
         def hook(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> None:
-            self._outputs[number] = output[0] if isinstance(output, tuple) else output
+            self._outputs.of[number] = output[0] if isinstance(output, tuple) else output
 
         return hook
 
@@ -148,10 +156,12 @@ class VisionTransformerEncoder(nn.Module):
     @torch.inference_mode()
     def _forward(self, images: np.ndarray | Tensor) -> tuple[Tensor, Tensor | None]:
         """Patch features, and the class token after the last LayerNorm (B, width), None where there is none."""
-        self._outputs.clear()
+        self._outputs.of.clear()
         pooled = self.model(pixel_values=self.prepare(images), **dict(self.family.call)).pooler_output
-        taps = torch.stack([self._outputs[number] for number in self.tapped], dim=1)[:, :, self.family.class_tokens :]
-        self._outputs.clear()
+        taps = torch.stack([self._outputs.of[number] for number in self.tapped], dim=1)[
+            :, :, self.family.class_tokens :
+        ]
+        self._outputs.of.clear()
         return taps.unflatten(2, (self.grid, self.grid)).float(), pooled
 
 

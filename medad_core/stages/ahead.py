@@ -2,8 +2,8 @@
 
 One decision: only imports, no engine. vLLM's import takes a quarter of a minute of one core and depends on nothing; an
 engine would take memory that the encoder has. It begins when the models of the maps are open and is waited for when the
-maps are made, so that it meets no other large import: two threads that import what imports each other can fail. Where
-the encoder computes with every core, nothing is imported ahead: on two cores that took longer than one after another.
+maps are made, so that it meets no other large import: two threads that import what imports each other can fail. An
+encoder on the CPU leaves it its share of a core and loses no more than that (`medad_core.models.lanes`).
 """
 
 from __future__ import annotations
@@ -14,13 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-import torch
-
 from medad_core.config import Settings
 from medad_core.llm.engine import import_engine
-from medad_core.models.device import device_of
 from medad_core.stages import workers
-from medad_core.surroundings.processes import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +25,9 @@ log = logging.getLogger(__name__)
 def engine_imported_beside(settings: Settings, stage: str) -> Iterator[None]:
     """While the block makes `stage` in this process, import the engine of the settings beside its first part.
 
-    Nothing is imported where the parts are made in other processes, where none is made, or where no core is free.
+    Nothing is imported where the parts are made in other processes, or where none is made.
     """
-    if settings.flow.runner == "thread" and is_core_free(settings):
+    if settings.flow.runner == "thread":
         with done_beside(stage, partial(import_engine, settings.llm)):
             yield
     else:
@@ -59,13 +55,6 @@ def done_beside(stage: str, work: Callable[[], None]) -> Iterator[None]:
         workers.when_opened.remove(begin)
     if thread.ident is not None:
         thread.join()
-
-
-def is_core_free(settings: Settings) -> bool:
-    """Whether the encoder leaves a core alone: it computes on a GPU, or in fewer threads than there are cores."""
-    computing = settings.models.threads or torch.get_num_threads()
-    busy = 1 if device_of(settings) != "cpu" else computing * settings.flow.max_workers
-    return usable_cores() > busy
 
 
 def _try(work: Callable[[], None]) -> None:

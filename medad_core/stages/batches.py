@@ -1,8 +1,8 @@
 """Puts slices of many cases into full batches for a device, and returns the results case by case.
 
-One decision: CPU and GPU use the same loop. A thread reads ahead and fills (pinned) batches with slices of several
-cases. One batch is always queued on the device while the results of the previous one are split into cases. So a GPU
-never waits, and a case that cannot be used does not affect the others.
+One decision: a thread reads ahead and fills (pinned) batches with slices of several cases, and while the results of one
+batch are split into cases, a GPU has the next one queued and a CPU computes others (`medad_core.models.lanes`). So no
+device waits, and a case that cannot be used does not affect the others.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 from medad_core import stopping
 from medad_core.data.window import brain_windows, cut_windows
 from medad_core.errors import CaseError, MedadError
+from medad_core.models.lanes import in_lanes
 from medad_core.models.view import ALONE, View
 from medad_core.stages.rows import brains_of, images_of, pictures_of
 from medad_core.store import Stage
@@ -142,18 +143,29 @@ def made_ahead(items: Iterator[T], count: int = AHEAD) -> Iterator[T]:
 
 
 def compute_batches(
-    batches: Iterable[ImageBatch], compute: Compute, device: torch.device
+    batches: Iterable[ImageBatch], compute: Compute, device: torch.device, lanes: int = 0
 ) -> Iterator[tuple[ImageBatch, list[np.ndarray]]]:
-    """Every batch with its results. A GPU gets the next batch before this function waits for the results of one."""
+    """Every batch with its results, as many computed at once as there are `lanes`.
+
+    Without lanes, the device gets the next batch before this function waits for the results of one.
+    """
+    if lanes:
+        yield from in_lanes(_until_stopped(batches), lambda batch: _launch(batch, compute, device)(), lanes)
+        return
     waiting = None
-    for batch in batches:
-        stopping.check()
+    for batch in _until_stopped(batches):
         launched = _launch(batch, compute, device)
         if waiting is not None:
             yield waiting()
         waiting = launched
     if waiting is not None:
         yield waiting()
+
+
+def _until_stopped(batches: Iterable[ImageBatch]) -> Iterator[ImageBatch]:
+    for batch in batches:
+        stopping.check()
+        yield batch
 
 
 def _launch(
@@ -209,19 +221,20 @@ class InPieces:
         pieces = []
         start = 0
         while start < len(images):
+            size = self.size
             try:
-                pieces.append(self.compute(images[start : start + self.size]))
-                start += self.size
+                pieces.append(self.compute(images[start : start + size]))
+                start += size
                 continue
             except torch.OutOfMemoryError:
-                if self.size == 1:
+                if size == 1:
                     raise
             # Only after the except block is the memory of the failed attempt released.
-            self._halve()
+            self._halve(size)
         return pieces[0] if len(pieces) == 1 else tuple(map(torch.cat, zip(*pieces, strict=True)))
 
-    def _halve(self) -> None:
-        self.size //= 2
+    def _halve(self, size: int) -> None:
+        self.size = size // 2
         self._learnt[self.key] = self.size
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

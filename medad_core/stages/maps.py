@@ -13,6 +13,7 @@ from torch import Tensor
 from medad_core.config import Settings
 from medad_core.models.decoder import image_scores, peaks, render_maps
 from medad_core.models.device import batch_size_of, device_of, worker_device
+from medad_core.models.lanes import lane_count
 from medad_core.run.fingerprints import check_planned, maps_fingerprint, settled_precision, view_of
 from medad_core.run.run import Run
 from medad_core.stages.batches import (
@@ -88,9 +89,8 @@ def maps_of(
         return (grid, image_scores(rendered, score.kind, score.quantile), peaks(rendered), *carried)
 
     key = f"{models.device}, {models.encoder.width} wide, {models.encoder.precision}"
-    return case_results(
-        compute_batches(batches, InPieces(compute, batch_size_of(settings, models.device), key), models.device)
-    )
+    pieces = InPieces(compute, batch_size_of(settings, models.device), key)
+    return case_results(compute_batches(batches, pieces, models.device, lane_count(settings, models.device)))
 
 
 def _rows(case_id: str, case: CaseImages, results: list[np.ndarray]) -> pa.Table:

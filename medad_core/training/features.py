@@ -27,6 +27,7 @@ from medad_core.errors import CaseError
 from medad_core.models.decoder import render_maps
 from medad_core.models.device import batch_size_of
 from medad_core.models.encoder import Encoder
+from medad_core.models.lanes import in_lanes, lane_count
 from medad_core.models.view import View
 from medad_core.models.weights import AnyConverter
 from medad_core.run.cohort import Cohort, Member
@@ -156,7 +157,7 @@ def encode_case(case: Case, settings: Settings, encoder: Encoder, folder: Path) 
     for file, arrange in zip(features, (np.asarray, mirror), strict=False):
         if not file.is_file():
             shown = _windows_of(arrange(slices.pictures), arrange(slices.brain), view.window_pixels)
-            _save(file, _encode(encoder, shown, size))
+            _save(file, _encode(encoder, shown, size, lane_count(settings, encoder.device)))
             log.info("encoded %s, %d slices", case.case_id, len(slices.images))
     images, brain, masks = np.load(pictures, mmap_mode="r")
     return TrainingCase(
@@ -202,11 +203,13 @@ def _key(case_id: str, slices: CaseSlices, data: DataSettings, encoder: Encoder,
     return digest.hexdigest()[:24]
 
 
-def _encode(encoder: Encoder, images: np.ndarray, size: int) -> np.ndarray:
-    """Patch features float16 of slices, `size` at once."""
-    starts = range(0, len(images), size)
-    batches = [encoder.encode(images[start : start + size]).half() for start in starts]
-    return torch.cat(batches).cpu().numpy()
+def _encode(encoder: Encoder, images: np.ndarray, size: int, lanes: int) -> np.ndarray:
+    """Patch features float16 of slices, `size` in a batch."""
+
+    def encode(start: int) -> torch.Tensor:
+        return encoder.encode(images[start : start + size]).half()
+
+    return torch.cat(list(in_lanes(range(0, len(images), size), encode, lanes))).cpu().numpy()
 
 
 def _save(path: Path, array: np.ndarray) -> None:

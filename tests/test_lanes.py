@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -88,6 +89,40 @@ def test_an_error_comes_at_its_place_and_ends_the_lanes():
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane")]
 
 
+def test_an_error_of_what_gives_the_items_comes_after_their_results():
+    def items() -> Iterator[int]:
+        yield from range(5)
+        raise MemoryError("for a sixth")
+
+    made = in_lanes(items(), lambda item: item, 4)
+    assert [next(made) for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(MemoryError, match="sixth"):
+        next(made)
+
+
+def test_lanes_have_one_thread_each_although_vllm_took_the_name_away(monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda _count: None)  # its engine on a CPU does that
+    assert set(in_lanes(range(6), lambda _item: torch.get_num_threads(), 2)) == {1}
+
+
+def test_a_lane_that_cannot_start_is_an_error_and_nothing_waits_for_it(monkeypatch):
+    before = torch.get_num_threads()
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "lane_1":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        list(in_lanes(range(6), lambda item: item, 3))
+    monkeypatch.undo()
+    assert torch.get_num_threads() == before
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane")]
+    assert list(in_lanes(range(6), lambda item: item, 3)) == list(range(6))
+
+
 def test_a_run_that_is_stopped_computes_no_further_batch():
     started = []
 
@@ -116,6 +151,7 @@ def test_a_run_that_is_stopped_computes_no_further_batch():
         (["flow.max_workers=9"], 1),
         (["flow.max_workers=2", "flow.runner=process"], 3),
         (["flow.max_workers=2", "flow.runner=ray"], 6),
+        (["models.threads=4", "models.compile=true"], 0),
     ],
 )
 def test_workers_of_a_machine_share_its_cores(monkeypatch, words, lanes):

@@ -174,6 +174,24 @@ def test_a_single_unlabelled_slice_has_a_list_without_metrics_and_a_page_with_on
     watched.assert_quiet(tmp_path / "run/report")
 
 
+@pytest.mark.parametrize("width", [360, 414, 600, 910, 1100, 1280])
+def test_every_column_can_be_reached_on_a_screen_of_any_width(run_folder, browser, width):
+    context = browser.new_context(viewport={"width": width, "height": 800})
+    page = context.new_page()
+    page.goto((run_folder / "report/index.html").as_uri())
+    last = page.locator("#rows tr >> nth=0").locator("td:visible").last
+    last.evaluate("cell => { const list = cell.closest('.worklist'); list.scrollLeft = list.scrollWidth; }")
+    last.scroll_into_view_if_needed()
+    hit = last.evaluate(
+        """cell => {
+            const { left, right, top, bottom } = cell.getBoundingClientRect();
+            return cell.contains(document.elementFromPoint((left + right) / 2, (top + bottom) / 2));
+        }"""
+    )
+    assert hit and last.text_content()
+    context.close()
+
+
 def test_a_run_of_rejected_cases_only_lists_them(watch, tmp_path):
     rows = [PageRow(1, "a", None, "rejected", "slices: truncated")]
     watched = watch()

@@ -18,9 +18,11 @@ import torch
 
 from medad_core.config import Settings
 from medad_core.errors import UsageError
+from medad_core.models.lanes import settle_threads
 from medad_core.store.regular import open_lock
 
-BATCH = {"cuda": 256, "mps": 32, "cpu": 16}  # slices a forward pass: what fills a GPU, what the cache of a CPU likes
+# Slices a forward pass: what fills a GPU, and what a core's cache likes. Small ones keep all cores busy with few cases.
+BATCH = {"cuda": 256, "mps": 32, "cpu": 4}
 POLL_S = 0.2
 
 
@@ -100,5 +102,4 @@ def settle_torch(settings: Settings) -> None:
     the same on every device.
     """
     torch.backends.cudnn.allow_tf32 = False
-    if settings.models.threads:
-        torch.set_num_threads(settings.models.threads)
+    settle_threads(settings.models.threads)

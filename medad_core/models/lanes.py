@@ -1,9 +1,9 @@
 """Batches that a CPU computes side by side, each in one thread.
 
 One decision: a core computes a batch alone. Threads that share a batch wait for each other at every product, so where
-one of them loses its core to other work, all lose theirs: beside one other busy process on two cores, batches in lanes
-are made 1.7 times as fast as batches that both cores share, and as fast without one. So something else can begin while
-maps are made. And a batch's sums no longer depend on how many cores there are.
+one of them loses its core to other work, all lose theirs: on two cores, batches in lanes are made 1.3 times as fast
+beside one other busy process as batches that both share, and 1.2 times without one (medad_core/benchmark/README.md).
+So something else can begin while maps are made. And a batch's sums no longer depend on how many cores there are.
 """
 
 from __future__ import annotations
@@ -11,21 +11,37 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
 from medad_core.config import Settings
+from medad_core.errors import Stopped
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
+# vLLM's engine on a CPU replaces torch's own name of it by a function that does nothing, for the life of the process.
+_set_threads = torch._C.set_num_threads
+# Told of another number, torch tells it to every thread that begins: one at a time may change it, and change it back.
+_settling = threading.Lock()
+
+
+def settle_threads(count: int | None) -> None:
+    """Let this thread, and those that begin later, compute with `count` threads; None: with as many as they have."""
+    with _settling:
+        torch.get_num_threads()  # a thread takes the number of the process the first time, whatever it was told before
+        if count:
+            _set_threads(count)
 
 
 def lane_count(settings: Settings, device: torch.device) -> int:
-    """Batches at once on a CPU: `models.threads`, else this worker's share of the cores. 0 on another device."""
-    if device.type != "cpu":
+    """Batches at once on a CPU: `models.threads`, else this worker's share of the cores.
+
+    0 on another device, and where blocks are compiled: every lane would compile them for itself.
+    """
+    if device.type != "cpu" or settings.models.compile:
         return 0
     sharing = 1 if settings.flow.runner == "ray" else settings.flow.max_workers  # Ray tells torch of a worker's cores
     return settings.models.threads or max(1, torch.get_num_threads() // sharing)
@@ -34,37 +50,58 @@ def lane_count(settings: Settings, device: torch.device) -> int:
 def in_lanes(items: Iterable[Given], work: Callable[[Given], Made], count: int) -> Iterator[Made]:
     """What `work` makes of each item, in order, by `count` threads of one thread of torch each; 0: by the consumer's.
 
-    At most `count` + 1 items are taken ahead of the consumer. An error is raised at the place of its item.
+    At most `count` + 1 items are taken ahead of the consumer. An error of an item, or of what gives the items, is
+    raised at its place, after the results before it; only Stopped is raised at once.
     """
     if not count:
         yield from map(work, items)
         return
     with _lanes(count) as pool:
-        waiting = deque()
-        for item in items:
-            waiting.append(pool.submit(work, item))
+        waiting: deque[Future[Made]] = deque()
+        for future in _begun(pool, items, work):
+            waiting.append(future)
             if len(waiting) > count:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
+def _begun(pool: ThreadPoolExecutor, items: Iterable[Given], work: Callable[[Given], Made]) -> Iterator[Future[Made]]:
+    """The work on each item as it begins; where no further item can be had, the error is the last."""
+    try:
+        for item in items:
+            yield pool.submit(work, item)
+    except Stopped:
+        raise
+    except Exception as error:
+        fault: Future[Made] = Future()
+        fault.set_exception(error)
+        yield fault
+
+
 @contextmanager
 def _lanes(count: int) -> Iterator[ThreadPoolExecutor]:
-    threads = torch.get_num_threads()
     settled = threading.Barrier(count + 1)
 
     def settle() -> None:
         torch.get_num_threads()  # only from here on does this thread keep what it is told
-        torch.set_num_threads(1)
+        _set_threads(1)
         settled.wait()
 
-    pool = ThreadPoolExecutor(count, "lane", settle)
+    with _settling:
+        threads = torch.get_num_threads()
+        pool = ThreadPoolExecutor(count, "lane", settle)
+        try:
+            for _ in range(count):
+                pool.submit(int)  # starts a thread, because those before it wait
+            settled.wait()
+        except BaseException:  # a thread could not be started
+            settled.abort()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+        finally:
+            _set_threads(threads)
     try:
-        for _ in range(count):
-            pool.submit(int)  # starts a thread, because those before it wait
-        settled.wait()
-        torch.set_num_threads(threads)  # a thread that begins later has as many as the last that was settled
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -180,15 +180,13 @@ def test_every_column_can_be_reached_on_a_screen_of_any_width(run_folder, browse
     page = context.new_page()
     page.goto((run_folder / "report/index.html").as_uri())
     last = page.locator("#rows tr >> nth=0").locator("td:visible").last
-    last.evaluate("cell => { const list = cell.closest('.worklist'); list.scrollLeft = list.scrollWidth; }")
-    last.scroll_into_view_if_needed()
-    hit = last.evaluate(
-        """cell => {
-            const { left, right, top, bottom } = cell.getBoundingClientRect();
-            return cell.contains(document.elementFromPoint((left + right) / 2, (top + bottom) / 2));
-        }"""
-    )
-    assert hit and last.text_content()
+    reached = """cell => {
+        cell.scrollIntoView({ block: "center", inline: "end" });
+        const { left, right, top, bottom } = cell.getBoundingClientRect();
+        return cell.contains(document.elementFromPoint((left + right) / 2, (top + bottom) / 2));
+    }"""
+    page.wait_for_function(reached, arg=last.element_handle())  # a row is drawn a frame after it comes into sight
+    assert last.text_content()
     context.close()
 
 

@@ -1,8 +1,8 @@
 """Batches that a CPU computes side by side, each in one thread.
 
 One decision: a core computes a batch alone. Threads that share a batch wait for each other at every product, so where
-one of them loses its core to other work, all lose theirs: on two cores, batches in lanes are made 1.3 times as fast
-beside one other busy process as batches that both share, and 1.2 times without one (medad_core/benchmark/README.md).
+one of them loses its core to other work, all lose theirs: on two cores, batches in lanes were made 1.2 times as fast
+as batches that both share, alone and beside one other busy process (medad_core/benchmark/README.md).
 So something else can begin while maps are made. And a batch's sums no longer depend on how many cores there are.
 """
 

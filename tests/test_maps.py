@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +207,28 @@ def test_memory_that_runs_out_halves_the_batch_for_the_rest_of_the_process(monke
     assert InPieces(compute, 12, "small").size == 3 and InPieces(compute, 12, "other").size == 12
     with pytest.raises(torch.OutOfMemoryError):
         InPieces(lambda images: compute(images.repeat(4, 1, 1)), 2, "tiny")(images)
+
+
+def test_a_lane_that_ran_out_of_memory_later_does_not_raise_the_size_again(monkeypatch):
+    monkeypatch.setattr(InPieces, "_learnt", {})
+    both = threading.Barrier(2)
+
+    def compute(images):
+        seen.append(len(images))
+        if len(images) == 16:
+            both.wait(60)  # the two begin with the same size
+            if images[0, 0, 0] == 1:
+                small.wait(60)
+            raise torch.OutOfMemoryError("a small device")
+        if len(images) > 4:
+            raise torch.OutOfMemoryError("a small device")
+        small.set()
+        return (images,)
+
+    seen, small, pieces = [], threading.Event(), InPieces(compute, 16, "lanes")
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(pieces, [torch.full((16, 1, 1), number) for number in (0, 1)]))
+    assert pieces.size == 4 and seen.count(8) == 1
 
 
 def test_reading_ahead_keeps_the_order_stays_near_and_raises_in_its_turn():

@@ -131,7 +131,9 @@ class ModelSettings(Section):
     batch_size: int | str = Field("auto", description="auto, or slices a forward pass; changes no map")
     image_score: ImageScoreSettings = ImageScoreSettings()
     threads: int | None = Field(
-        None, ge=1, description="of torch, batches of maps at once on a CPU, readers of volumes; null: one a core"
+        None,
+        ge=1,
+        description="of torch, a batch of maps each on a CPU, and readers of volumes; null: torch's choice",
     )
     folder: str | None = Field(
         None, min_length=1, description="where presets are looked for, one folder a name; null: $MEDAD_MODELS"

@@ -156,12 +156,11 @@ class VisionTransformerEncoder(nn.Module):
     @torch.inference_mode()
     def _forward(self, images: np.ndarray | Tensor) -> tuple[Tensor, Tensor | None]:
         """Patch features, and the class token after the last LayerNorm (B, width), None where there is none."""
-        self._outputs.of.clear()
+        outputs = self._outputs.of
+        outputs.clear()
         pooled = self.model(pixel_values=self.prepare(images), **dict(self.family.call)).pooler_output
-        taps = torch.stack([self._outputs.of[number] for number in self.tapped], dim=1)[
-            :, :, self.family.class_tokens :
-        ]
-        self._outputs.of.clear()
+        taps = torch.stack([outputs[number] for number in self.tapped], dim=1)[:, :, self.family.class_tokens :]
+        outputs.clear()
         return taps.unflatten(2, (self.grid, self.grid)).float(), pooled
 
 

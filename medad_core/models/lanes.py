@@ -22,16 +22,17 @@ from medad_core.errors import Stopped
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
-# vLLM's engine on a CPU replaces torch's own name of it by a function that does nothing, for the life of the process.
+# vLLM's engine on a CPU replaces `torch.set_num_threads` by a function that does nothing, until the process ends.
 _set_threads = torch._C.set_num_threads
-# Told of another number, torch tells it to every thread that begins: one at a time may change it, and change it back.
+# The number that was set last, in whatever thread, is that of every thread that begins. So one thread at a time may
+# set another number, and must set the old one again.
 _settling = threading.Lock()
 
 
 def settle_threads(count: int | None) -> None:
     """Let this thread, and those that begin later, compute with `count` threads; None: with as many as they have."""
     with _settling:
-        torch.get_num_threads()  # a thread takes the number of the process the first time, whatever it was told before
+        torch.get_num_threads()  # a thread's first call of torch sets its number, and would overwrite what is set here
         if count:
             _set_threads(count)
 
@@ -84,7 +85,7 @@ def _lanes(count: int) -> Iterator[ThreadPoolExecutor]:
     settled = threading.Barrier(count + 1)
 
     def settle() -> None:
-        torch.get_num_threads()  # only from here on does this thread keep what it is told
+        torch.get_num_threads()  # as in `settle_threads`
         _set_threads(1)
         settled.wait()
 

@@ -234,7 +234,7 @@ class InPieces:
         return pieces[0] if len(pieces) == 1 else tuple(map(torch.cat, zip(*pieces, strict=True)))
 
     def _halve(self, size: int) -> None:
-        self.size = size // 2
+        self.size = min(self.size, size // 2)  # another lane may have halved it
         self._learnt[self.key] = self.size
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -272,7 +272,11 @@ def test_the_grammar_changes_nothing_where_the_llm_keeps_to_it(prompt, converter
     grids, _ = lesion_grids()
     prompts = prompt.assemble(converter.knowledge_tokens().numpy(), converter(torch.from_numpy(grids[:4])).numpy())
     free = speak(prompt, prompts)
-    assert all(parse(answer.text) for answer in free) and speak(prompt, prompts, structured=True) == free
+    held = speak(prompt, prompts, structured=True)
+    assert all(parse(answer.text) for answer in free)
+    assert [(one.text, one.finish_reason) for one in held] == [(one.text, one.finish_reason) for one in free]
+    assert [one.p_yes for one in held] == pytest.approx([one.p_yes for one in free], abs=1e-5)
+    assert all(one.tokens < other.tokens for one, other in zip(held, free, strict=True))
 
 
 def test_two_copies_of_the_llm_answer_like_one_and_in_order(prompt, converter):

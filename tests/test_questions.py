@@ -22,7 +22,7 @@ from scipy.special import expit
 from medad_core.config import load_settings
 from medad_core.data.findings import NUMBERS, PLACES, SIDES, SIZES, TumourFinding, find, measure_parts, spread_of
 from medad_core.data.location import CELLS
-from medad_core.errors import ConfigError, UsageError, WeightsError
+from medad_core.errors import UsageError, WeightsError
 from medad_core.llm.grammar import QUESTION
 from medad_core.llm.questions import NONE, Question, families, questions_of
 from medad_core.llm.temperature import fit_temperature, tempered
@@ -208,22 +208,20 @@ def test_a_run_asks_several_questions_of_every_slice(weights, tmp_path):
     assert not (alone / "questions.parquet").exists()
 
 
-def test_verdicts_first_give_the_same_answers_with_fewer_tokens(tmp_path):
+def test_a_run_held_to_the_grammar_has_the_same_rows_of_fewer_tokens(tmp_path):
     write_case(tmp_path / "data", "BraTS2021_00000", seed=0)
     tables = {}
-    for mode in ("sentence", "verdict"):
-        settings = load_settings(None, [*WORDS, "llm.structured=true", f"llm.mode={mode}"])
-        screen(str(tmp_path / "data"), str(tmp_path / mode), settings)
-        tables[mode] = read_table(str(next((tmp_path / mode / "answers").glob("*.parquet")))).to_pandas()
-    sentences, verdicts = tables["sentence"], tables["verdict"]
-    assert set(sentences["verdict"]) == {"yes", "no"}
-    same = sentences.columns.drop(["tokens", "p_yes"])
-    pd.testing.assert_frame_equal(sentences[same], verdicts[same])
-    np.testing.assert_allclose(sentences["p_yes"], verdicts["p_yes"], atol=1e-5)
-    negative = sentences["verdict"] == "no"
-    assert (verdicts["tokens"][negative] < sentences["tokens"][negative]).all()
-    with pytest.raises(ConfigError, match=r"llm.*set structured=true as well"):
-        load_settings(None, ["llm.mode=verdict"])
+    for structured in ("false", "true"):
+        settings = load_settings(None, [*WORDS, f"llm.structured={structured}"])
+        screen(str(tmp_path / "data"), str(tmp_path / structured), settings)
+        tables[structured] = read_table(str(next((tmp_path / structured / "answers").glob("*.parquet")))).to_pandas()
+    free, held = tables["false"], tables["true"]
+    assert set(free["verdict"]) == {"yes", "no"}
+    same = free.columns.drop(["tokens", "p_yes"])
+    pd.testing.assert_frame_equal(free[same], held[same])
+    np.testing.assert_allclose(free["p_yes"], held["p_yes"], atol=1e-5)
+    assert (held["tokens"] < free["tokens"]).all()
+    assert set(held["tokens"][held["verdict"] == "no"]) == {1}
 
 
 def test_an_unlabelled_cohort_has_answers_to_all_questions_and_no_truth(weights, tmp_path):

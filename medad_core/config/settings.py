@@ -177,11 +177,10 @@ class LLMSettings(Section):
         description="a run stops where no server has answered for so long; they may be started anew meanwhile",
     )
     max_new_tokens: int = Field(24, ge=1)
-    structured: bool = Field(False, description="let the LLM say nothing but the sentences of the grammar")
-    mode: Literal["sentence", "verdict"] = Field(
-        "sentence",
-        description="verdict: first p(yes) of every slice, then a sentence where it is above 1/2; needs `structured`, "
-        "which leaves but one sentence to a No",
+    structured: bool = Field(
+        False,
+        description="let the LLM say nothing but the sentences of the grammar; once only one is left, as after No, "
+        "the rest is not generated",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: float32 up to a billion parameters, 16 bits above"
@@ -223,14 +222,6 @@ class LLMSettings(Section):
     def _served(self) -> Self:
         if (self.engine == "vllm-server") != bool(self.endpoints):
             raise ValueError("endpoints and engine=vllm-server belong together; set both or neither")
-        return self
-
-    @model_validator(mode="after")
-    def _forced(self) -> Self:
-        if self.mode == "verdict" and not self.structured:
-            raise ValueError(
-                "mode=verdict takes the sentence that the grammar leaves to a No; set structured=true as well"
-            )
         return self
 
     @field_validator("questions", mode="before")

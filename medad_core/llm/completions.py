@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -18,6 +17,7 @@ import torch
 
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Generation, share_of_yes
+from medad_core.llm.structured import Held, read_answer
 
 
 class _Logprobs(msgspec.Struct):
@@ -35,11 +35,11 @@ class _Completion(msgspec.Struct):
 
 
 def body_of(
-    prompt: Prompt, model: str, prompts: np.ndarray, dtype: torch.dtype, tokens: int, sentences: Sequence[str] | None
+    prompt: Prompt, model: str, prompts: np.ndarray, dtype: torch.dtype, tokens: int, held: Held | None
 ) -> bytes:
     """The request for greedy answers of at most `tokens` tokens to prompts (n, L, width), as JSON.
 
-    `model` is the server's name of the LLM, `sentences` what answers are held to, None for nothing.
+    `model` is the server's name of the LLM, `held` has what answers are held to, None for nothing.
     """
     body: dict[str, Any] = {
         "model": model,
@@ -56,8 +56,8 @@ def body_of(
         "return_token_ids": True,
         "return_tokens_as_token_ids": True,
     }
-    if sentences is not None:
-        body["structured_outputs"] = {"choice": prompt.spelled(sentences)}
+    if held is not None:
+        body |= {"structured_outputs": {"choice": held.spelled}, "stop": list(held.beginnings)}
     return msgspec.json.encode(body)
 
 
@@ -68,7 +68,7 @@ def _tensor(one: np.ndarray, dtype: torch.dtype) -> str:
     return base64.b64encode(stream.getvalue()).decode()
 
 
-def generations_of(prompt: Prompt, content: bytes, count: int) -> list[Generation]:
+def generations_of(prompt: Prompt, content: bytes, count: int, held: Held | None) -> list[Generation]:
     """The answers in the server's response to `count` prompts, in order.
 
     Raises ValueError where it is not what was asked for.
@@ -79,10 +79,10 @@ def generations_of(prompt: Prompt, content: bytes, count: int) -> list[Generatio
         raise ValueError(str(error)) from error
     if [choice.index for choice in choices] != list(range(count)):
         raise ValueError(f"{len(choices)} answers to {count} prompts")
-    return [_generation(prompt, choice) for choice in choices]
+    return [_generation(prompt, choice, held) for choice in choices]
 
 
-def _generation(prompt: Prompt, choice: _Choice) -> Generation:
+def _generation(prompt: Prompt, choice: _Choice, held: Held | None) -> Generation:
     if not choice.token_ids or not choice.logprobs.top_logprobs:
         raise ValueError("an answer without a token")
     first = choice.logprobs.top_logprobs[0]
@@ -90,5 +90,5 @@ def _generation(prompt: Prompt, choice: _Choice) -> Generation:
         yes, no = (first[f"token_id:{token}"] for token in (prompt.yes_token, prompt.no_token))
     except KeyError as error:
         raise ValueError(f"an answer without the probability of {error}") from error
-    text, ended, count = prompt.read_answer(choice.token_ids)
+    text, ended, count = read_answer(prompt, choice.token_ids, held)
     return Generation(text, share_of_yes(yes, no), "stop" if ended else "length", count)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from functools import cache, partial
@@ -28,6 +28,7 @@ from medad_core.llm.identity import difference, expected, probes
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Generation
 from medad_core.llm.sizing import resolved_dtype
+from medad_core.llm.structured import Held
 
 Answer = TypeVar("Answer")
 KEY_VARIABLE = "MEDAD_LLM_API_KEY"
@@ -112,9 +113,9 @@ class Endpoint:
                 f"and {allowed:g} is allowed; {self._remedy()}"
             )
 
-    async def answer(self, prompts: np.ndarray, sentences: Sequence[str] | None) -> list[Generation]:
+    async def answer(self, prompts: np.ndarray, held: Held | None) -> list[Generation]:
         """Answers to prompts (n, L, width), as many a request as the server takes. Raises Refused or Unavailable."""
-        return await self._in_requests(prompts, self.settings.max_new_tokens, sentences)
+        return await self._in_requests(prompts, self.settings.max_new_tokens, held)
 
     async def _check_model(self) -> None:
         """Learn version, name and length of the served model."""
@@ -145,7 +146,7 @@ class Endpoint:
                     f"its tokenizer is not that of {self.prompt.folder.name}; serve {self.prompt.folder}"
                 )
 
-    async def _in_requests(self, prompts: np.ndarray, tokens: int, held: Sequence[str] | None) -> list[Generation]:
+    async def _in_requests(self, prompts: np.ndarray, tokens: int, held: Held | None) -> list[Generation]:
         answers: list[Generation] = []
         while len(answers) < len(prompts):
             some = prompts[len(answers) : len(answers) + self.prompts_a_request]
@@ -157,13 +158,13 @@ class Endpoint:
                 self.prompts_a_request //= 2
         return answers
 
-    async def _complete(self, prompts: np.ndarray, tokens: int, sentences: Sequence[str] | None) -> list[Generation]:
-        body = await asyncio.to_thread(body_of, self.prompt, self.model, prompts, self.dtype, tokens, sentences)
+    async def _complete(self, prompts: np.ndarray, tokens: int, held: Held | None) -> list[Generation]:
+        body = await asyncio.to_thread(body_of, self.prompt, self.model, prompts, self.dtype, tokens, held)
         response = await self._ask("POST", "/v1/completions", body)
         if not response.is_success:
             raise self._refused(_reason(response))
         try:
-            return generations_of(self.prompt, response.content, len(prompts))
+            return generations_of(self.prompt, response.content, len(prompts), held)
         except ValueError as error:
             raise self._refused(f"its answer is not that of vLLM 0.32: {first_line(error)}") from error
 

@@ -14,7 +14,6 @@ from medad_core.data.location import CELLS
 
 QUESTION = "This is a brain MRI image. Is there any anomaly in the image?"
 NO = "No, there is no anomaly in the image."
-BEGINNINGS = ("Yes", "No")  # of every sentence, of which the first says that there is an anomaly
 
 
 def yes(cell: str) -> str:

@@ -25,6 +25,7 @@ from medad_core.errors import EngineStartError
 from medad_core.llm.endpoint import PROMPTS_A_REQUEST, Endpoint, Refused, Unavailable, in_loop
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Generation
+from medad_core.llm.structured import Held, held_to
 
 log = logging.getLogger(__name__)
 IN_FLIGHT = 64  # prompts at each server
@@ -100,7 +101,7 @@ class ServedEngine:
         endpoints = [
             Endpoint(address, self.prompt, self.settings, self.positions) for address in self.settings.endpoints
         ]
-        held = sentences if self.settings.structured else None
+        held = held_to(self.prompt, sentences) if self.settings.structured else None
         async with AsyncExitStack() as stack:
             for endpoint in endpoints:
                 await stack.enter_async_context(endpoint.client)
@@ -128,7 +129,7 @@ class ServedEngine:
                 )
             await asyncio.wait([job.answered for job in call.unanswered], timeout=LOOK_S)
 
-    async def _serve(self, endpoint: Endpoint, call: _Call, size: int, sentences: Sequence[str] | None) -> None:
+    async def _serve(self, endpoint: Endpoint, call: _Call, size: int, held: Held | None) -> None:
         """Let one server answer until nothing is left: check it, and ask it until it fails, again and again."""
         pause_s = FIRST_PAUSE_S
         while call.unanswered:
@@ -136,7 +137,7 @@ class ServedEngine:
                 await endpoint.check()
                 self.versions[endpoint.address] = endpoint.version
                 pause_s = FIRST_PAUSE_S
-                await self._ask_at_once(endpoint, call, max(1, self.in_flight // size), sentences)
+                await self._ask_at_once(endpoint, call, max(1, self.in_flight // size), held)
             except Refused as error:
                 raise EngineStartError(f"{error}; the same command goes on where it stopped") from error
             except Unavailable as error:
@@ -146,11 +147,9 @@ class ServedEngine:
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # so that not all clients come back at once
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    async def _ask_at_once(
-        self, endpoint: Endpoint, call: _Call, requests: int, sentences: Sequence[str] | None
-    ) -> None:
+    async def _ask_at_once(self, endpoint: Endpoint, call: _Call, requests: int, held: Held | None) -> None:
         """So many requests in flight at one server until nothing is left. Raises Refused or Unavailable."""
-        slots = [asyncio.create_task(self._ask(endpoint, call, sentences)) for _ in range(requests)]
+        slots = [asyncio.create_task(self._ask(endpoint, call, held)) for _ in range(requests)]
         try:
             await asyncio.gather(*slots)
         finally:
@@ -158,7 +157,7 @@ class ServedEngine:
                 slot.cancel()
             await asyncio.gather(*slots, return_exceptions=True)
 
-    async def _ask(self, endpoint: Endpoint, call: _Call, sentences: Sequence[str] | None) -> None:
+    async def _ask(self, endpoint: Endpoint, call: _Call, held: Held | None) -> None:
         """One of a server's slots: a job after the other. Raises Refused or Unavailable."""
         while call.unanswered:
             job = call.next(endpoint.address)
@@ -167,13 +166,13 @@ class ServedEngine:
                 continue
             job.asked_of.add(endpoint.address)
             try:
-                await self._answer(endpoint, job, call, sentences)
+                await self._answer(endpoint, job, call, held)
             finally:
                 job.asked_of.discard(endpoint.address)
 
-    async def _answer(self, endpoint: Endpoint, job: _Job, call: _Call, sentences: Sequence[str] | None) -> None:
+    async def _answer(self, endpoint: Endpoint, job: _Job, call: _Call, held: Held | None) -> None:
         """Ask for a job's answers, until they come from here or from elsewhere."""
-        asking = asyncio.create_task(endpoint.answer(job.prompts, sentences))
+        asking = asyncio.create_task(endpoint.answer(job.prompts, held))
         try:
             await asyncio.wait([asking, job.answered], return_when=asyncio.FIRST_COMPLETED)
             if asking.done():

@@ -1,8 +1,9 @@
 """Greedy generation with Transformers: the reference, and the engine where vLLM is not installed.
 
-Two decisions. The prefix that all prompts of a call share is computed once, and its keys and values are expanded over
+Three decisions. The prefix that all prompts of a call share is computed once, and its keys and values are expanded over
 the batch, as vLLM's prefix cache does. And the LLM reads several tokens a step where the sentences that it was taught
 say how an answer goes on (see `drafts`): a step reads all weights, however few tokens it computes.
+A CPU answers batches side by side, one core each.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,14 +24,15 @@ from medad_core.environment import installed_version
 from medad_core.llm.drafts import Drafts, can_be_cut, rows_of
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Generation
-from medad_core.llm.structured import AllowedTokens
+from medad_core.llm.structured import AllowedTokens, Held, held_to, read_answer
+from medad_core.models.lanes import in_lanes
 from medad_core.models.loading import load_tower
 
 if TYPE_CHECKING:
     from transformers import Cache, LogitsProcessor
 
 
-MOST_LOGITS = 2**27  # numbers that a step may give: half a GB
+MOST_LOGITS = 2**27  # numbers that a step of a batch may give: half a GB
 
 
 def load_llm(folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
@@ -59,6 +62,15 @@ def shared_prefix(prompts: np.ndarray) -> int:
     return min(int(np.argmin(same)) if not same.all() else len(same), prompts.shape[1] - 1)
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """Drafts of the sentences of a question; in structured generation what holds answers to them, else None twice."""
+
+    drafts: Drafts
+    held: Held | None
+    constraint: LogitsProcessor | None
+
+
 @dataclass
 class _Answers:
     """Answers that go on together: rows of the batch (n,), their tokens so far (n, t), and the cache before the last.
@@ -84,14 +96,19 @@ class TransformersEngine:
         batch_size: int,
         model: torch.nn.Module,
         structured: bool = False,
+        lanes: int = 0,
     ) -> None:
-        """`model` is the causal LM of the prompt's folder, on its device; `structured` holds answers to the grammar."""
+        """`model` is the causal LM of the prompt's folder, on its device; `structured` holds answers to the grammar.
+
+        `lanes` batches are answered side by side, one thread each (`medad_core.models.lanes`); 0: one after another.
+        """
         self.prompt = prompt
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
         self.model = model
         self.structured = structured
-        self.sentences: dict[tuple[str, ...], tuple[Drafts, LogitsProcessor | None]] = {}
+        self.lanes = lanes
+        self.asked: dict[tuple[str, ...], _Asked] = {}
 
     @property
     def made_with(self) -> dict[str, str]:
@@ -101,20 +118,26 @@ class TransformersEngine:
 
     def generate(self, prompts: np.ndarray, sentences: Sequence[str] = ()) -> list[Generation]:
         """See `Engine.generate`. Raises Stopped where the process was asked to stop."""
-        starts = range(0, len(prompts), self.batch_size)
-        batches = (prompts[start : start + self.batch_size] for start in starts)
-        held = self._held(tuple(sentences))
-        return [answer for batch in batches for answer in self._answer(batch, *held)]
+        if not len(prompts):
+            return []
+        asked = self._asked(tuple(sentences))
+        count = -(-len(prompts) // self.batch_size)
+        if self.lanes:
+            count = min(-(-count // self.lanes) * self.lanes, len(prompts))  # so that no core waits for the last batch
+        batches = np.array_split(prompts, count)
+        answered = in_lanes(batches, partial(self._answer, asked=asked), min(self.lanes, count))
+        return [answer for answers in answered for answer in answers]
 
-    def _held(self, sentences: tuple[str, ...]) -> tuple[Drafts, LogitsProcessor | None]:
-        """Drafts from these sentences, and what holds answers to them in structured generation."""
-        if sentences not in self.sentences:  # it reads the whole vocabulary
-            constraint = _constraint(self.prompt, sentences) if self.structured else None
-            self.sentences[sentences] = Drafts(self.prompt, sentences), constraint
-        return self.sentences[sentences]
+    def _asked(self, sentences: tuple[str, ...]) -> _Asked:
+        """What engines know of these sentences, made once because it reads the whole vocabulary."""
+        if sentences not in self.asked:
+            held = held_to(self.prompt, sentences) if self.structured else None
+            constraint = None if held is None else _constraint(self.prompt, held)
+            self.asked[sentences] = _Asked(Drafts(self.prompt, sentences), held, constraint)
+        return self.asked[sentences]
 
     @torch.inference_mode()
-    def _answer(self, prompts: np.ndarray, drafts: Drafts, constraint: LogitsProcessor | None) -> list[Generation]:
+    def _answer(self, prompts: np.ndarray, asked: _Asked) -> list[Generation]:
         """Answers to one batch of prompts."""
         embeddings = torch.from_numpy(prompts).to(self.model.device, self.model.dtype)
         shared = shared_prefix(prompts)
@@ -124,20 +147,23 @@ class TransformersEngine:
         logits = out.logits[:, -1:].float()
         p_yes = self._p_yes(logits[:, 0])
         rows = torch.arange(len(prompts), device=self.model.device)
-        first = self._chosen(logits, rows.new_empty(len(rows), 0), constraint)
+        first = self._chosen(logits, rows.new_empty(len(rows), 0), asked)
         answers: dict[int, list[int]] = {}
         waiting = [_Answers(rows, first, out.past_key_values)]
         while waiting:
             stopping.check()
-            going = self._without_ended(waiting.pop(), answers)
+            going = self._without_ended(waiting.pop(), answers, asked)
             if going is not None:
-                waiting += self._step(going, drafts, constraint)
-        return [self._generation(answers[row], p) for row, p in enumerate(p_yes)]
+                waiting += self._step(going, asked)
+        return [self._generation(answers[row], p, asked) for row, p in enumerate(p_yes)]
 
-    def _without_ended(self, going: _Answers, answers: dict[int, list[int]]) -> _Answers | None:
+    def _without_ended(self, going: _Answers, answers: dict[int, list[int]], asked: _Asked) -> _Answers | None:
         """Put answers that have ended into `answers`; returns the others, None where there is none."""
         ends = torch.tensor(self.prompt.end_tokens, device=going.tokens.device)
         ended = torch.isin(going.tokens, ends).any(1)
+        if asked.held is not None:
+            decided = [asked.held.decided(tokens) is not None for tokens in going.tokens.tolist()]
+            ended |= torch.tensor(decided, device=ended.device)
         if going.tokens.shape[1] >= self.max_new_tokens:
             ended[:] = True
         if not ended.all() and (not ended.any() or not can_be_cut(going.cache)):
@@ -146,11 +172,11 @@ class TransformersEngine:
             answers[row] = tokens
         return None if ended.all() else _taken(going, ~ended, going.tokens, going.cache.get_seq_length())
 
-    def _step(self, going: _Answers, drafts: Drafts, constraint: LogitsProcessor | None) -> Iterator[_Answers]:
+    def _step(self, going: _Answers, asked: _Asked) -> Iterator[_Answers]:
         """One step of answers of equal length: each by what it accepts of its draft, and one token more."""
         room = self.max_new_tokens - going.tokens.shape[1] - 1  # a step adds one token to its draft
         room = min(room, max(0, MOST_LOGITS // (len(going.rows) * len(self.prompt.embeddings)) - 1))
-        drafted = [drafts.after(tuple(tokens))[:room] for tokens in going.tokens.tolist()]
+        drafted = [asked.drafts.after(tuple(tokens))[:room] for tokens in going.tokens.tolist()]
         if not can_be_cut(going.cache):
             drafted = [()] * len(drafted)
         alike = defaultdict(list)
@@ -169,7 +195,7 @@ class TransformersEngine:
                 use_cache=True,
                 logits_to_keep=width + 1,
             )
-            said = self._chosen(out.logits.float(), torch.cat([some.tokens, draft], dim=1), constraint)
+            said = self._chosen(out.logits.float(), torch.cat([some.tokens, draft], dim=1), asked)
             accepted = (said[:, :-1] == draft).int().cumprod(1).sum(1)
             tokens = torch.cat([some.tokens, said], dim=1)  # up to what was accepted, it is what the draft says
             for count in accepted.unique().tolist():
@@ -180,12 +206,12 @@ class TransformersEngine:
                     after = _Answers(some.rows, tokens, out.past_key_values)
                     yield _taken(after, accepted == count, tokens[:, :until], length + count + 1)
 
-    def _chosen(self, logits: Tensor, tokens: Tensor, constraint: LogitsProcessor | None) -> Tensor:
+    def _chosen(self, logits: Tensor, tokens: Tensor, asked: _Asked) -> Tensor:
         """The tokens (n, k) that the LLM says at the last k of its positions, logits (n, k, vocabulary).
 
         `tokens` (n, t) are what it had read up to the last of them.
         """
-        if constraint is not None:
+        if (constraint := asked.constraint) is not None:
             start = tokens.new_full((len(tokens), 1), self.prompt.end_tokens[-1])  # the prompt, which has no token ids
             read = torch.cat([start, tokens], dim=1)
             width = logits.shape[1]
@@ -197,8 +223,8 @@ class TransformersEngine:
         """P("Yes") / (P("Yes") + P("No")) from the first token's logits (n, vocabulary)."""
         return (logits[:, self.prompt.yes_token] - logits[:, self.prompt.no_token]).sigmoid().tolist()
 
-    def _generation(self, tokens: list[int], p_yes: float) -> Generation:
-        text, ended, count = self.prompt.read_answer(tokens)
+    def _generation(self, tokens: list[int], p_yes: float, asked: _Asked) -> Generation:
+        text, ended, count = read_answer(self.prompt, tokens, asked.held)
         return Generation(text, p_yes, "stop" if ended else "length", count)
 
     def close(self) -> None:
@@ -211,8 +237,8 @@ def _taken(answers: _Answers, places: Tensor, tokens: Tensor, length: int) -> _A
     return _Answers(answers.rows[places], tokens[places], rows_of(answers.cache, places, length))
 
 
-def _constraint(prompt: Prompt, sentences: Sequence[str]) -> LogitsProcessor:
-    """Allows an answer only the tokens that continue one of the sentences, of the template if none are given."""
+def _constraint(prompt: Prompt, held: Held) -> LogitsProcessor:
+    """Allows an answer only the tokens that continue one of the sentences."""
     from transformers import PrefixConstrainedLogitsProcessor
 
-    return PrefixConstrainedLogitsProcessor(AllowedTokens(prompt, sentences), num_beams=1)
+    return PrefixConstrainedLogitsProcessor(AllowedTokens(prompt, held), num_beams=1)

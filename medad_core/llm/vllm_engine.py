@@ -19,6 +19,7 @@ from medad_core.environment import installed_version
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Generation, share_of_yes
 from medad_core.llm.sizing import ModelSize, gpu_share, model_size, resolved_dtype
+from medad_core.llm.structured import Held, held_to, read_answer
 from medad_core.surroundings.processes import clean_environment
 
 if TYPE_CHECKING:
@@ -76,14 +77,15 @@ class VLLMEngine:
     def generate(self, prompts: np.ndarray, sentences: Sequence[str] = ()) -> list[Generation]:
         """See `Engine.generate`."""
         inputs = [{"prompt_embeds": torch.from_numpy(prompt).to(self.dtype)} for prompt in prompts]
-        outputs = self.llm.generate(inputs, sampling(self.prompt, self.settings, sentences), use_tqdm=False)
-        return [self._generation(output) for output in outputs]
+        held = held_to(self.prompt, sentences) if self.settings.structured else None
+        outputs = self.llm.generate(inputs, sampling(self.prompt, self.settings.max_new_tokens, held), use_tqdm=False)
+        return [self._generation(output, held) for output in outputs]
 
-    def _generation(self, request: RequestOutput) -> Generation:
+    def _generation(self, request: RequestOutput, held: Held | None) -> Generation:
         output = request.outputs[0]
         first = output.logprobs[0]
         p_yes = share_of_yes(first[self.prompt.yes_token].logprob, first[self.prompt.no_token].logprob)
-        text, ended, count = self.prompt.read_answer(list(output.token_ids))
+        text, ended, count = read_answer(self.prompt, list(output.token_ids), held)
         return Generation(text, p_yes, "stop" if ended else "length", count)
 
     def close(self) -> None:
@@ -105,17 +107,19 @@ def sequences_of(settings: LLMSettings, size: ModelSize) -> int:
     return settings.max_sequences or (size.sequences if torch.cuda.is_available() else CPU_SEQUENCES)
 
 
-def sampling(prompt: Prompt, settings: LLMSettings, sentences: Sequence[str] = ()) -> SamplingParams:
-    """vLLM's parameters of a greedy answer, held to `sentences` or the template's where the settings say so."""
+def sampling(prompt: Prompt, max_new_tokens: int, held: Held | None) -> SamplingParams:
+    """vLLM's parameters of a greedy answer, which may be held to sentences."""
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
-    choice = StructuredOutputsParams(choice=prompt.spelled(sentences)) if settings.structured else None
+    choice = None if held is None else StructuredOutputsParams(choice=held.spelled)
     return SamplingParams(
         temperature=0.0,
-        max_tokens=settings.max_new_tokens,
+        max_tokens=max_new_tokens,
         logprob_token_ids=[prompt.yes_token, prompt.no_token],
-        detokenize=False,
+        # The tokens would not do to stop at: where an answer is held to a grammar, vLLM allows those only at its end.
+        stop=None if held is None else list(held.beginnings),
+        detokenize=held is not None,
         stop_token_ids=list(prompt.end_tokens),
         structured_outputs=choice,
     )

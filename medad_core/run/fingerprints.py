@@ -184,8 +184,8 @@ def answers_fingerprint(settings: Settings) -> Fields:
 def speech_fingerprint(settings: Settings) -> Fields:
     """The LLM, its token limit, its dtype and whether it is restricted to the grammar.
 
-    The engine is not a field: all engines give the same greedy answers. float32, unrestricted answers and whole
-    sentences are not in the fingerprint, so that answers older than these settings keep theirs.
+    The engine is not a field: all engines give the same greedy answers. float32 and unrestricted answers are not in the
+    fingerprint, so that answers older than these settings keep theirs.
     """
     llm = settings.llm
     fields = {
@@ -197,8 +197,6 @@ def speech_fingerprint(settings: Settings) -> Fields:
         fields["llm_dtype"] = dtype
     if llm.structured:
         fields["structured"] = "true"
-    if llm.mode != "sentence":
-        fields["llm_mode"] = llm.mode
     return fields
 
 

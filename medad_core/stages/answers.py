@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from medad_core.config import Settings
 from medad_core.llm.engine import open_engine
-from medad_core.llm.grammar import BEGINNINGS, NO, parse
+from medad_core.llm.grammar import parse
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Engine, Generation
 from medad_core.llm.questions import PRESENCE, Question
@@ -82,7 +82,7 @@ class Asking:
     """Questions as an engine gets them, in the words of screening, and what their prompts share.
 
     `knowledge` (K, width) float32 are the tokens of the converter, `positions` is the length of the longest prompt,
-    `temperature` that of p(yes) for presence, `mode` is `llm.mode`.
+    `temperature` that of p(yes) for presence.
     """
 
     questions: tuple[Question, ...]
@@ -90,7 +90,6 @@ class Asking:
     knowledge: np.ndarray
     positions: int
     temperature: float
-    mode: str = "sentence"
 
     @classmethod
     def of(cls, settings: Settings, questions: Sequence[Question]) -> Asking:
@@ -101,7 +100,7 @@ class Asking:
         temperature = converter_facts(weights_folder(settings.models.weights)).temperature
         prompts = tuple(prompt.asking(question.worded()) for question in questions)
         positions = max(asked.length(len(knowledge), converter.tokens) for asked in prompts)
-        return cls(tuple(questions), prompts, knowledge, positions, temperature, settings.llm.mode)
+        return cls(tuple(questions), prompts, knowledge, positions, temperature)
 
     def open_engine(self, settings: Settings) -> Engine:
         """The engine of the settings, for these prompts. Raises as `open_engine` does."""
@@ -117,8 +116,6 @@ class Asking:
         return _answer_rows(table, self.questions, answered, self.temperature)
 
     def _answers(self, question: Question, prompts: np.ndarray, engine: Engine) -> list[Generation]:
-        if question.family == PRESENCE and self.mode == "verdict":
-            return verdicts_first(engine, prompts)
         return engine.generate(prompts, _held_to(question))
 
 
@@ -138,23 +135,6 @@ def _engine(given: Engine | None, start: Callable[[], Engine], folder: str) -> I
         return
     with captured_engine_log(folder) as log_file, closing(RestartingEngine(start, log_file)) as engine:
         yield engine
-
-
-def verdicts_first(engine: Engine, prompts: np.ndarray) -> list[Generation]:
-    """Answers to prompts (n, L, width) of which only those that begin with Yes are spoken to their end.
-
-    The engine is held to its grammar, which goes on from No with one sentence only: that is the answer, word for word,
-    and p(yes) is that of the first token, as in `Engine.generate`. `tokens` are those that were generated.
-    """
-    begun = engine.generate(prompts, tuple(BEGINNINGS))
-    positive = [at for at, first in enumerate(begun) if first.text.strip() == BEGINNINGS[0]]
-    spoken = dict(zip(positive, engine.generate(prompts[positive]) if positive else [], strict=True))
-    return [
-        replace(first, text=first.text.replace(BEGINNINGS[1], NO, 1), finish_reason="stop")
-        if at not in spoken
-        else replace(spoken[at], p_yes=first.p_yes, tokens=first.tokens + spoken[at].tokens)
-        for at, first in enumerate(begun)
-    ]
 
 
 def _held_to(question: Question) -> Sequence[str]:

@@ -185,6 +185,14 @@ def test_writing_and_reading_settings_gives_the_same_settings(first, weights, lo
     assert settings_from_yaml(settings_to_yaml(settings)) == settings
 
 
+def test_a_key_that_is_no_longer_one_is_passed_over_in_a_run_made_with_it_and_explained_to_who_writes_it(tmp_path):
+    assert settings_from_yaml("llm:\n  mode: verdict\n  structured: true\n").llm.structured
+    (tmp_path / "mine.yaml").write_text("llm:\n  mode: verdict\n")
+    for words in ((tmp_path / "mine.yaml",), (None, ["llm.mode=verdict"])):
+        with pytest.raises(ConfigError, match=r"llm.mode is no longer a key: llm.structured=true gives its answers"):
+            load_settings(*words)
+
+
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_settings_survive_json_as_a_flow_parameter_does_and_fit_their_schema(file):
     settings = load_settings(file)

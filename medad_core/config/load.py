@@ -22,6 +22,9 @@ from medad_core.config.yaml_reader import StrictDumper, StrictLoader
 from medad_core.errors import ConfigError, first_line
 from medad_core.media import visible
 
+# Keys that are in the settings of runs and deployments made before, change no result, and say what to write instead.
+RETIRED = {"llm.mode": "llm.structured=true gives its answers"}
+
 
 def load_settings(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:
     """Read settings: defaults, then `file` where given, then `overrides` in order.
@@ -40,8 +43,12 @@ def load_settings(file: str | Path | None = None, overrides: Sequence[str] = ())
 
 @lru_cache(maxsize=8)  # every stage and task reads the same text; settings are frozen
 def settings_from_yaml(text: str, source: str = "settings") -> Settings:
-    """Settings from YAML text, as `settings_to_yaml` writes it. Raises ConfigError."""
-    return _validate(_read_mapping(text, source), source=source)
+    """Settings from YAML text, as `settings_to_yaml` writes it or wrote it. Raises ConfigError."""
+    tree = _read_mapping(text, source)
+    for section, key in (retired.split(".") for retired in RETIRED):
+        if isinstance(tree.get(section), dict):
+            tree[section].pop(key, None)
+    return _validate(tree, source=source)
 
 
 def settings_to_yaml(settings: Settings) -> str:
@@ -156,6 +163,8 @@ def _shown(value: Any) -> str:
 
 
 def _unknown(key: str) -> str:
+    if key in RETIRED:
+        return f"{key} is no longer a key: {RETIRED[key]}"
     near = _nearest_keys(key)
     if near:
         return f"unknown key {key}: did you mean {' or '.join(near[:3])}?"

@@ -123,6 +123,5 @@ def open_engine(prompt: Prompt, settings: LLMSettings, positions: int, device: s
         max_new_tokens=settings.max_new_tokens,
         batch_size=settings.batch_size,
         structured=settings.structured,
-        lanes=torch.get_num_threads() if device == "cpu" else 0,
         model=load_llm(prompt.folder, dtype).to(device),
     )

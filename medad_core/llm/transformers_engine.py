@@ -1,9 +1,8 @@
 """Greedy generation with Transformers: the reference, and the engine where vLLM is not installed.
 
-Three decisions. The prefix that all prompts of a call share is computed once, and its keys and values are expanded over
+Two decisions. The prefix that all prompts of a call share is computed once, and its keys and values are expanded over
 the batch, as vLLM's prefix cache does. And the LLM reads several tokens a step where the sentences that it was taught
 say how an answer goes on (see `drafts`): a step reads all weights, however few tokens it computes.
-A CPU answers batches side by side, one core each.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,14 +23,13 @@ from medad_core.llm.drafts import Drafts, can_be_cut, rows_of
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Generation
 from medad_core.llm.structured import AllowedTokens, Held, held_to, read_answer
-from medad_core.models.lanes import in_lanes
 from medad_core.models.loading import load_tower
 
 if TYPE_CHECKING:
     from transformers import Cache, LogitsProcessor
 
 
-MOST_LOGITS = 2**27  # numbers that a step of a batch may give: half a GB
+MOST_LOGITS = 2**27  # numbers that a step may give: half a GB
 
 
 def load_llm(folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
@@ -96,18 +93,13 @@ class TransformersEngine:
         batch_size: int,
         model: torch.nn.Module,
         structured: bool = False,
-        lanes: int = 0,
     ) -> None:
-        """`model` is the causal LM of the prompt's folder, on its device; `structured` holds answers to the grammar.
-
-        `lanes` batches are answered side by side, one thread each (`medad_core.models.lanes`); 0: one after another.
-        """
+        """`model` is the causal LM of the prompt's folder, on its device; `structured` holds answers to the grammar."""
         self.prompt = prompt
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
         self.model = model
         self.structured = structured
-        self.lanes = lanes
         self.asked: dict[tuple[str, ...], _Asked] = {}
 
     @property
@@ -118,15 +110,10 @@ class TransformersEngine:
 
     def generate(self, prompts: np.ndarray, sentences: Sequence[str] = ()) -> list[Generation]:
         """See `Engine.generate`. Raises Stopped where the process was asked to stop."""
-        if not len(prompts):
-            return []
+        starts = range(0, len(prompts), self.batch_size)
+        batches = (prompts[start : start + self.batch_size] for start in starts)
         asked = self._asked(tuple(sentences))
-        count = -(-len(prompts) // self.batch_size)
-        if self.lanes:
-            count = min(-(-count // self.lanes) * self.lanes, len(prompts))  # so that no core waits for the last batch
-        batches = np.array_split(prompts, count)
-        answered = in_lanes(batches, partial(self._answer, asked=asked), min(self.lanes, count))
-        return [answer for answers in answered for answer in answers]
+        return [answer for batch in batches for answer in self._answer(batch, asked)]
 
     def _asked(self, sentences: tuple[str, ...]) -> _Asked:
         """What engines know of these sentences, made once because it reads the whole vocabulary."""

@@ -23,10 +23,16 @@ import pandas as pd
 import pytest
 from prefect_harness import WORDS, write_case
 
-from medad_core.config import load_settings
-from medad_core.stages.screen import screen
-from medad_core.store import objects
+from medad_core.config import Settings, load_settings
+from medad_core.inbox.folder import CohortFolder
+from medad_core.inbox.screening import CohortOutcome, screen_inbox
+from medad_core.run.run import Run
+from medad_core.stages.complete import complete_stage, plan_stage
+from medad_core.stages.evaluate import evaluate_run
+from medad_core.stages.screen import LoopExecutor, screen
+from medad_core.store import PART_STAGES, objects
 from medad_core.store.files import read_bytes
+from medad_core.store.lock import locked
 
 BUCKET = "ward"
 ROOT = f"s3://{BUCKET}"
@@ -287,6 +293,19 @@ def local(inbox, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("local") / "run"
     screen(str(inbox), str(out), SETTINGS)
     return out
+
+
+def screened_cohort(cohort: str, inbox: str, settings: Settings) -> CohortOutcome:
+    """What is new in an inbox, screened in this process without Prefect."""
+
+    def screen_batch(run: Run, machine_is_well: bool) -> str:
+        for name in PART_STAGES:
+            plan_stage(run, name)
+            complete_stage(run, name, LoopExecutor(run, name), machine_is_well=machine_is_well)
+        return evaluate_run(run).page
+
+    with locked(cohort):
+        return screen_inbox(CohortFolder(cohort, inbox), inbox, settings, screen_batch)
 
 
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:

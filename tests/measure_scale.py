@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -29,8 +30,10 @@ from medad_core.inbox.scan import InboxScan
 from medad_core.inbox.screening import outcome_of
 from medad_core.stages.followup import Followed, write_followed
 from medad_core.store import PREDICTIONS, sha256_file, write_table
+from medad_core.store.listing import AT_ONCE
 
 SLICES = 41
+ONE_BY_ONE = 300
 
 
 @contextmanager
@@ -140,9 +143,16 @@ def bucket(cases: int) -> None:
         stage = Stage(uri, "maps", MAPS)
         with timed(f"{cases:,} cases in a bucket, plan"):
             stage.prepare({"model": "none"}, parts)
-        with timed("parts of no rows, written one after another"):
-            for number, inputs in enumerate(parts):
-                stage.write_part(number, [], failed=[Item(key=key, reason="made up") for key in inputs])
+
+        def write(number: int) -> None:
+            stage.write_part(number, [], failed=[Item(key=key, reason="made up") for key in parts[number]])
+
+        few = min(ONE_BY_ONE, len(parts))
+        with timed(f"{few} parts of no rows, written one after another"):
+            for number in range(few):
+                write(number)
+        with timed(f"the other parts, {AT_ONCE} at a time"), ThreadPoolExecutor(AT_ONCE) as threads:
+            list(threads.map(write, range(few, len(parts))))
         os.environ["AWS_ENDPOINT_URL"] = proxy.url  # counts the requests from here on
         objects.forget_stores()
         for what, look in (("finish", stage.finish), ("pending", Stage(uri, "maps", MAPS).pending)):

@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
-from buckets import BUCKET, ROOT, SETTINGS, client_of, keys, predictions_of, upload
+from buckets import BUCKET, ROOT, SETTINGS, client_of, keys, predictions_of, screened_cohort, upload
 from made_runs import SPOT, Made, commit, member
 from prefect_harness import WORDS, write_case
 from stores import FINGERPRINT, finished
@@ -34,7 +34,7 @@ from medad_core.run.run import Run
 from medad_core.run.staleness import Comparison, compare_inputs
 from medad_core.stages.screen import screen
 from medad_core.store import MAPS, Item, Stage, listing, objects, stage_of
-from medad_core.store.lock import holder, locked
+from medad_core.store.lock import holder
 
 pytest_plugins = ("buckets", "prefect_harness")
 REPOSITORY = Path(__file__).parents[2]
@@ -204,25 +204,11 @@ def test_a_volume_in_a_bucket_that_ends_too_early_is_refused_as_on_a_disk(s3, s3
 
 
 def test_a_cohort_in_a_bucket_is_that_of_a_disk(s3, s3_port, inbox, tmp_path):
-    from medad_core.inbox.screening import screen_inbox
-    from medad_core.stages.complete import complete_stage, plan_stage
-    from medad_core.stages.evaluate import evaluate_run
-    from medad_core.stages.screen import LoopExecutor
-    from medad_core.store import PART_STAGES
-
     settings = load_settings(None, [*WORDS, "inbox.settle_s=0"])
-
-    def screen_batch(run: Run, machine_is_well: bool) -> str:
-        for name in PART_STAGES:
-            plan_stage(run, name)
-            complete_stage(run, name, LoopExecutor(run, name), machine_is_well=machine_is_well)
-        return evaluate_run(run).page
-
     upload(s3_port, inbox, "inbox")
     places = [(f"{ROOT}/cohort", f"{ROOT}/inbox"), (str(tmp_path / "cohort"), str(inbox))]
     for cohort, source in places:
-        with locked(cohort):
-            assert screen_inbox(CohortFolder(cohort, source), source, settings, screen_batch).cases == 2
+        assert screened_cohort(cohort, source, settings).cases == 2
     case = "BraTS2021_00007"
     write_case(tmp_path / "new", case, seed=7)
     upload(s3_port, tmp_path / "new", "inbox")
@@ -230,7 +216,7 @@ def test_a_cohort_in_a_bucket_is_that_of_a_disk(s3, s3_port, inbox, tmp_path):
     shutil.copytree(tmp_path / "new" / case, tmp_path / "inbox" / case)
     places[1] = (places[1][0], str(tmp_path / "inbox"))
     for cohort, source in places:
-        outcome = screen_inbox(CohortFolder(cohort, source), source, settings, screen_batch)
+        outcome = screened_cohort(cohort, source, settings)
         assert [batch.batch for batch in outcome.batches] == [2] and outcome.cases == 3
     pd.testing.assert_frame_equal(*(predictions_of(cohort) for cohort, _ in places))
     names = {key.removeprefix("cohort/") for key in keys(s3_port, "cohort/")}

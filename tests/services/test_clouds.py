@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from buckets import SETTINGS, predictions_of, quick_retries
-from prefect_harness import WORDS
+from buckets import SETTINGS, predictions_of, quick_retries, screened_cohort
+from prefect_harness import WORDS, write_case
 from stores import cases, finished, maps_of
 
+from medad_core.config import load_settings
 from medad_core.errors import MedadError
 from medad_core.stages.screen import screen
 from medad_core.store import MAPS, Stage, lease, listing, objects
@@ -50,6 +52,28 @@ def test_a_run_from_bucket_to_bucket_has_the_rows_of_one_on_a_disk(cloud, inbox,
     assert {name: objects.facts_of(f"{run}/{name}") for name in made} == made, "a finished run is made once"
     pd.testing.assert_frame_equal(predictions_of(run), predictions_of(local))
     assert holder(run) is None
+
+
+def test_a_cohort_of_an_inbox_with_weights_in_the_store_is_that_of_a_disk(cloud, inbox, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDAD_CACHE", str(tmp_path / "cache"))
+    (weights,) = [word.partition("=")[2] for word in WORDS if word.startswith("models.weights=")]
+    cloud.upload(Path(weights), "weights")
+    cloud.upload(inbox, "inbox")
+    shutil.copytree(inbox, tmp_path / "inbox")
+    words = [*WORDS, "inbox.settle_s=0"]
+    there = (f"{cloud.root}/cohort", f"{cloud.root}/inbox", [*words, f"models.weights={cloud.root}/weights"])
+    here = (str(tmp_path / "cohort"), str(tmp_path / "inbox"), words)
+    for cohort, source, given in (there, here):
+        assert screened_cohort(cohort, source, load_settings(None, given)).cases == 2
+    write_case(tmp_path / "new", "BraTS2021_00007", seed=7)
+    cloud.upload(tmp_path / "new", "inbox")
+    shutil.copytree(tmp_path / "new", tmp_path / "inbox", dirs_exist_ok=True)
+    for cohort, source, given in (there, here):
+        outcome = screened_cohort(cohort, source, load_settings(None, given))
+        assert [batch.batch for batch in outcome.batches] == [2] and outcome.cases == 3
+    pd.testing.assert_frame_equal(*(predictions_of(cohort) for cohort, _, _ in (there, here)))
+    names = {str(path.relative_to(here[0])) for path in Path(here[0]).rglob("*") if path.is_file()}
+    assert cloud.names("cohort") == names - {".lock"}, "nothing temporary is left, and nothing is missing"
 
 
 def test_an_object_is_made_once_and_replaced_only_as_it_was_seen(cloud):

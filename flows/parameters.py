@@ -1,23 +1,26 @@
 """Settings as a parameter of a flow: a mapping, as `configs/` has it, or the pydantic model itself.
 
-One decision: deployments that version 0.1.0 registered hold YAML text, "" for the defaults; it is read here, at the
-boundary, and nowhere else.
+One decision: what deployments of earlier versions hold is read here, at the boundary, and nowhere else: YAML text, ""
+for the defaults, and keys that medad has no longer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import BeforeValidator
 
-from medad_core.config import Settings, settings_from_yaml
+from medad_core.config import Settings, stored_settings, without_retired
 
 DEFAULTS = Settings()
 
 
-def settings_of_text(value: object) -> object:
-    """YAML text to settings, anything else as it is. Raises ConfigError."""
-    return settings_from_yaml(value) if isinstance(value, str) else value
+def registered(value: object) -> object:
+    """YAML text to settings, a mapping without keys that are gone, anything else as it is. Raises ConfigError."""
+    if isinstance(value, str):
+        return stored_settings(value)
+    return without_retired(value) if isinstance(value, Mapping) else value
 
 
-SettingsParameter = Annotated[Settings, BeforeValidator(settings_of_text)]
+SettingsParameter = Annotated[Settings, BeforeValidator(registered)]

@@ -8,9 +8,17 @@ import pytest
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from medad_core.config import Settings, known_keys, load_settings, settings_from_yaml, settings_to_yaml
+from flows.parameters import SettingsParameter
+from medad_core.config import (
+    Settings,
+    known_keys,
+    load_settings,
+    settings_from_yaml,
+    settings_to_yaml,
+    stored_settings,
+)
 from medad_core.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -182,15 +190,22 @@ def test_writing_and_reading_settings_gives_the_same_settings(first, weights, lo
             "models": {"weights": weights, "threads": threads},
         }
     )
-    assert settings_from_yaml(settings_to_yaml(settings)) == settings
+    assert stored_settings(settings_to_yaml(settings)) == settings
 
 
 def test_a_key_that_is_no_longer_one_is_passed_over_in_a_run_made_with_it_and_explained_to_who_writes_it(tmp_path):
-    assert settings_from_yaml("llm:\n  mode: verdict\n  structured: true\n").llm.structured
-    (tmp_path / "mine.yaml").write_text("llm:\n  mode: verdict\n")
-    for words in ((tmp_path / "mine.yaml",), (None, ["llm.mode=verdict"])):
-        with pytest.raises(ConfigError, match=r"llm.mode is no longer a key: llm.structured=true gives its answers"):
-            load_settings(*words)
+    text = "llm:\n  mode: verdict\n  structured: true\n"
+    assert stored_settings(text).llm.structured
+    deployed = TypeAdapter(SettingsParameter).validate_python
+    assert deployed(text) == deployed({"llm": {"mode": "verdict", "structured": True}}) == stored_settings(text)
+    (tmp_path / "mine.yaml").write_text(text)
+    for read in (
+        lambda: load_settings(tmp_path / "mine.yaml"),
+        lambda: load_settings(None, ["llm.mode=verdict"]),
+        lambda: settings_from_yaml(text),
+    ):
+        with pytest.raises(ConfigError, match=r"llm.mode is no longer a key: leave it out"):
+            read()
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)

@@ -217,12 +217,18 @@ if __name__ == "__main__":
     prompt, settings = Prompt(llm_folder("smollm2-135m")), LLMSettings(engine="vllm")
     free, meaningless = np.load(sys.argv[1]), np.load(sys.argv[2])
     engine = open_engine(prompt, settings, free.shape[1])
+    generated, generation = [], engine._generation
+    def counted(output, held):
+        generated.append(len(output.outputs[0].token_ids))
+        return generation(output, held)
+    engine._generation = counted
     answers = [engine.generate(free)]
     engine.settings = settings.model_copy(update={"structured": True})
     answers.append(engine.generate(meaningless))
     answers.append(engine.generate(meaningless, tuple(Question("size").answers)))
     engine.close()
     rows = [[[answer.text, answer.p_yes, answer.finish_reason, answer.tokens] for answer in batch] for batch in answers]
+    assert generated == [answer.tokens for batch in answers for answer in batch], "more was generated than is counted"
     print("ANSWERS" + json.dumps(rows))
 """
 
@@ -274,9 +280,22 @@ def test_the_grammar_changes_nothing_where_the_llm_keeps_to_it(prompt, converter
     free = speak(prompt, prompts)
     held = speak(prompt, prompts, structured=True)
     assert all(parse(answer.text) for answer in free)
+    assert {parse(answer.text).verdict for answer in free} == {"yes", "no"}
     assert [(one.text, one.finish_reason) for one in held] == [(one.text, one.finish_reason) for one in free]
     assert [one.p_yes for one in held] == pytest.approx([one.p_yes for one in free], abs=1e-5)
     assert all(one.tokens < other.tokens for one, other in zip(held, free, strict=True))
+
+
+def test_an_answer_that_is_held_to_the_grammar_ends_where_it_is_decided(prompt, converter):
+    grids, _ = lesion_grids()
+    prompts = prompt.assemble(converter.knowledge_tokens().numpy(), converter(torch.from_numpy(grids[::5])).numpy())
+    engine = open_engine(prompt, LLMSettings(engine="transformers", structured=True), prompts.shape[1])
+    steps: list[int] = []
+    engine.model.register_forward_hook(lambda *_: steps.append(1))
+    answers = engine.generate(prompts)
+    engine.close()
+    assert {answer.text for answer in answers} == {NO} and {answer.tokens for answer in answers} == {1}
+    assert len(steps) == 1, "No is decided by its first token"
 
 
 def test_two_copies_of_the_llm_answer_like_one_and_in_order(prompt, converter):

@@ -1,6 +1,13 @@
 """Settings: strict, frozen, from YAML and `key=value` words."""
 
-from medad_core.config.load import known_keys, load_settings, settings_from_yaml, settings_to_yaml
+from medad_core.config.load import (
+    known_keys,
+    load_settings,
+    settings_from_yaml,
+    settings_to_yaml,
+    stored_settings,
+    without_retired,
+)
 from medad_core.config.reproduce import BaselineTraining, ReproduceSettings
 from medad_core.config.settings import (
     DataSettings,
@@ -43,4 +50,6 @@ __all__ = [
     "load_settings",
     "settings_from_yaml",
     "settings_to_yaml",
+    "stored_settings",
+    "without_retired",
 ]

@@ -22,8 +22,8 @@ from medad_core.config.yaml_reader import StrictDumper, StrictLoader
 from medad_core.errors import ConfigError, first_line
 from medad_core.media import visible
 
-# Keys that are in the settings of runs and deployments made before, change no result, and say what to write instead.
-RETIRED = {"llm.mode": "llm.structured=true gives its answers"}
+# Keys that runs and deployments made before have in their settings, and that change nothing any more.
+RETIRED = {"llm.mode": "leave it out; with llm.structured=true no answer is longer than its first words decide"}
 
 
 def load_settings(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:
@@ -43,18 +43,29 @@ def load_settings(file: str | Path | None = None, overrides: Sequence[str] = ())
 
 @lru_cache(maxsize=8)  # every stage and task reads the same text; settings are frozen
 def settings_from_yaml(text: str, source: str = "settings") -> Settings:
-    """Settings from YAML text, as `settings_to_yaml` writes it or wrote it. Raises ConfigError."""
-    tree = _read_mapping(text, source)
+    """Settings from YAML text that somebody wrote. Raises ConfigError."""
+    return _validate(_read_mapping(text, source), source=source)
+
+
+@lru_cache(maxsize=8)
+def stored_settings(text: str) -> Settings:
+    """Settings from YAML text that `settings_to_yaml` of this version or an earlier one wrote. Raises ConfigError."""
+    return _validate(without_retired(_read_mapping(text, "settings")), source="settings")
+
+
+def without_retired(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree of settings that medad wrote, without the keys that it has no longer."""
+    kept = dict(tree)
     for section, key in (retired.split(".") for retired in RETIRED):
-        if isinstance(tree.get(section), dict):
-            tree[section].pop(key, None)
-    return _validate(tree, source=source)
+        if isinstance(kept.get(section), Mapping):
+            kept[section] = {name: value for name, value in kept[section].items() if name != key}
+    return kept
 
 
 def settings_to_yaml(settings: Settings) -> str:
     """The complete settings as YAML, in field order, less the webhook, which is secret.
 
-    `settings_from_yaml` gives equal settings back.
+    `stored_settings` gives equal settings back.
     """
     return yaml.dump(settings.model_dump(mode="json"), Dumper=StrictDumper, sort_keys=False, allow_unicode=True)
 

@@ -179,7 +179,7 @@ class LLMSettings(Section):
     max_new_tokens: int = Field(24, ge=1)
     structured: bool = Field(
         False,
-        description="let the LLM say nothing but the sentences of the grammar; once only one is left, as after No, "
+        description="let the LLM say nothing but the sentences of the grammar; once one is left, as after No, "
         "the rest is not generated",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

@@ -15,9 +15,9 @@ import msgspec
 import numpy as np
 import torch
 
+from medad_core.llm.held import Held
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Generation, share_of_yes
-from medad_core.llm.structured import Held, read_answer
 
 
 class _Logprobs(msgspec.Struct):
@@ -57,7 +57,8 @@ def body_of(
         "return_tokens_as_token_ids": True,
     }
     if held is not None:
-        body |= {"structured_outputs": {"choice": held.spelled}, "stop": list(held.beginnings)}
+        body["structured_outputs"] = {"choice": prompt.spelled(held.sentences)}
+        body["stop"] = list(held.beginnings)
     return msgspec.json.encode(body)
 
 
@@ -90,5 +91,5 @@ def _generation(prompt: Prompt, choice: _Choice, held: Held | None) -> Generatio
         yes, no = (first[f"token_id:{token}"] for token in (prompt.yes_token, prompt.no_token))
     except KeyError as error:
         raise ValueError(f"an answer without the probability of {error}") from error
-    text, ended, count = read_answer(prompt, choice.token_ids, held)
+    text, ended, count = (held or prompt).read_answer(choice.token_ids)
     return Generation(text, share_of_yes(yes, no), "stop" if ended else "length", count)

@@ -24,11 +24,11 @@ import torch
 from medad_core.config import LLMSettings
 from medad_core.errors import MedadError, UsageError, first_line
 from medad_core.llm.completions import body_of, generations_of
+from medad_core.llm.held import Held
 from medad_core.llm.identity import difference, expected, probes
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Generation
 from medad_core.llm.sizing import resolved_dtype
-from medad_core.llm.structured import Held
 
 Answer = TypeVar("Answer")
 KEY_VARIABLE = "MEDAD_LLM_API_KEY"
@@ -104,7 +104,8 @@ class Endpoint:
         """
         await self._check_model()
         await self._check_tokens()
-        answers = await self._in_requests(probes(self.prompt), 1, None)
+        asked = probes(self.prompt)
+        answers = await self._in_requests(asked, 1, None)
         p_yes = [answer.p_yes for answer in answers]
         apart, allowed = await asyncio.to_thread(difference, self.prompt, self.settings.dtype, p_yes)
         if not apart <= allowed:
@@ -112,6 +113,8 @@ class Endpoint:
                 f"its answers to probes are not those of {self.prompt.folder.name}: p(yes) differs by {apart:.2g}, "
                 f"and {allowed:g} is allowed; {self._remedy()}"
             )
+        if self.settings.structured:
+            await self._check_held(asked)
 
     async def answer(self, prompts: np.ndarray, held: Held | None) -> list[Generation]:
         """Answers to prompts (n, L, width), as many a request as the server takes. Raises Refused or Unavailable."""
@@ -131,6 +134,16 @@ class Endpoint:
         if given is not None and given < needed:
             raise self._refused(
                 f"it takes {given} tokens, and {needed} are needed; serve with --max-model-len {needed}"
+            )
+
+    async def _check_held(self, asked: np.ndarray) -> None:
+        """Raise Refused where the server lets the LLM say to probes what it likes: a gateway may drop what holds it."""
+        held = Held.to(self.prompt)
+        said = [answer.text for answer in await self._in_requests(asked, self.settings.max_new_tokens, held)]
+        if not set(said) <= set(held.sentences):
+            raise self._refused(
+                "it does not hold answers to the grammar (structured_outputs); set llm.structured=false, or ask vLLM "
+                "without what stands before it"
             )
 
     async def _check_tokens(self) -> None:

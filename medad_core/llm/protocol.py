@@ -20,7 +20,7 @@ class Generation:
 
     `p_yes` is P("Yes") / (P("Yes") + P("No")) of the first token, of no meaning where neither begins an answer.
     `finish_reason` is "stop" where the answer ended, "length" where it was cut off. `tokens` counts the generated
-    tokens, the end token included.
+    tokens, the end token included; of an answer that is held to sentences, those after which only one was left.
     """
 
     text: str

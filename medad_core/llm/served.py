@@ -23,9 +23,9 @@ from medad_core import stopping
 from medad_core.config import LLMSettings
 from medad_core.errors import EngineStartError
 from medad_core.llm.endpoint import PROMPTS_A_REQUEST, Endpoint, Refused, Unavailable, in_loop
+from medad_core.llm.held import Held
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Generation
-from medad_core.llm.structured import Held, held_to
 
 log = logging.getLogger(__name__)
 IN_FLIGHT = 64  # prompts at each server
@@ -101,7 +101,7 @@ class ServedEngine:
         endpoints = [
             Endpoint(address, self.prompt, self.settings, self.positions) for address in self.settings.endpoints
         ]
-        held = held_to(self.prompt, sentences) if self.settings.structured else None
+        held = Held.to(self.prompt, sentences) if self.settings.structured else None
         async with AsyncExitStack() as stack:
             for endpoint in endpoints:
                 await stack.enter_async_context(endpoint.client)

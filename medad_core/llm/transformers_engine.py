@@ -20,9 +20,10 @@ from torch import Tensor
 from medad_core import stopping
 from medad_core.environment import installed_version
 from medad_core.llm.drafts import Drafts, can_be_cut, rows_of
+from medad_core.llm.held import Held
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Generation
-from medad_core.llm.structured import AllowedTokens, Held, held_to, read_answer
+from medad_core.llm.structured import AllowedTokens
 from medad_core.models.loading import load_tower
 
 if TYPE_CHECKING:
@@ -61,7 +62,10 @@ def shared_prefix(prompts: np.ndarray) -> int:
 
 @dataclass(frozen=True)
 class _Asked:
-    """Drafts of the sentences of a question; in structured generation what holds answers to them, else None twice."""
+    """What an engine makes of the sentences of a question.
+
+    `held` and `constraint`, which lets the LLM say nothing else, are there in structured generation only.
+    """
 
     drafts: Drafts
     held: Held | None
@@ -118,8 +122,8 @@ class TransformersEngine:
     def _asked(self, sentences: tuple[str, ...]) -> _Asked:
         """What engines know of these sentences, made once because it reads the whole vocabulary."""
         if sentences not in self.asked:
-            held = held_to(self.prompt, sentences) if self.structured else None
-            constraint = None if held is None else _constraint(self.prompt, held)
+            held = Held.to(self.prompt, sentences) if self.structured else None
+            constraint = None if held is None else _constraint(self.prompt, sentences)
             self.asked[sentences] = _Asked(Drafts(self.prompt, sentences), held, constraint)
         return self.asked[sentences]
 
@@ -211,7 +215,7 @@ class TransformersEngine:
         return (logits[:, self.prompt.yes_token] - logits[:, self.prompt.no_token]).sigmoid().tolist()
 
     def _generation(self, tokens: list[int], p_yes: float, asked: _Asked) -> Generation:
-        text, ended, count = read_answer(self.prompt, tokens, asked.held)
+        text, ended, count = (asked.held or self.prompt).read_answer(tokens)
         return Generation(text, p_yes, "stop" if ended else "length", count)
 
     def close(self) -> None:
@@ -224,8 +228,8 @@ def _taken(answers: _Answers, places: Tensor, tokens: Tensor, length: int) -> _A
     return _Answers(answers.rows[places], tokens[places], rows_of(answers.cache, places, length))
 
 
-def _constraint(prompt: Prompt, held: Held) -> LogitsProcessor:
-    """Allows an answer only the tokens that continue one of the sentences."""
+def _constraint(prompt: Prompt, sentences: Sequence[str]) -> LogitsProcessor:
+    """Allows an answer only the tokens that continue one of the sentences, of the template if none are given."""
     from transformers import PrefixConstrainedLogitsProcessor
 
-    return PrefixConstrainedLogitsProcessor(AllowedTokens(prompt, held), num_beams=1)
+    return PrefixConstrainedLogitsProcessor(AllowedTokens(prompt, sentences), num_beams=1)

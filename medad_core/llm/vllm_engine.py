@@ -16,10 +16,10 @@ import torch
 
 from medad_core.config import LLMSettings
 from medad_core.environment import installed_version
+from medad_core.llm.held import Held
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Generation, share_of_yes
 from medad_core.llm.sizing import ModelSize, gpu_share, model_size, resolved_dtype
-from medad_core.llm.structured import Held, held_to, read_answer
 from medad_core.surroundings.processes import clean_environment
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class VLLMEngine:
     def generate(self, prompts: np.ndarray, sentences: Sequence[str] = ()) -> list[Generation]:
         """See `Engine.generate`."""
         inputs = [{"prompt_embeds": torch.from_numpy(prompt).to(self.dtype)} for prompt in prompts]
-        held = held_to(self.prompt, sentences) if self.settings.structured else None
+        held = Held.to(self.prompt, sentences) if self.settings.structured else None
         outputs = self.llm.generate(inputs, sampling(self.prompt, self.settings.max_new_tokens, held), use_tqdm=False)
         return [self._generation(output, held) for output in outputs]
 
@@ -85,7 +85,7 @@ class VLLMEngine:
         output = request.outputs[0]
         first = output.logprobs[0]
         p_yes = share_of_yes(first[self.prompt.yes_token].logprob, first[self.prompt.no_token].logprob)
-        text, ended, count = read_answer(self.prompt, list(output.token_ids), held)
+        text, ended, count = (held or self.prompt).read_answer(list(output.token_ids))
         return Generation(text, p_yes, "stop" if ended else "length", count)
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ def sampling(prompt: Prompt, max_new_tokens: int, held: Held | None) -> Sampling
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
-    choice = None if held is None else StructuredOutputsParams(choice=held.spelled)
+    choice = None if held is None else StructuredOutputsParams(choice=prompt.spelled(held.sentences))
     return SamplingParams(
         temperature=0.0,
         max_tokens=max_new_tokens,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from medad_core.config import Settings, settings_from_yaml, settings_to_yaml
+from medad_core.config import Settings, settings_to_yaml, stored_settings
 from medad_core.errors import StoreError
 from medad_core.store import join
 from medad_core.store.files import make_folder, read_bytes, write_bytes
@@ -20,7 +20,7 @@ EVALUATED = "_evaluated.json"  # `medad_core.run.evaluated`, whose imports take 
 class RunInfo(Record, frozen=True):
     """The settings and data of the command. `versions` are those of the relevant packages.
 
-    `settings` are complete, as YAML that `medad_core.config.settings_from_yaml` reads.
+    `settings` are complete, as YAML that `medad_core.config.stored_settings` reads.
     """
 
     settings: str
@@ -34,7 +34,7 @@ class RunInfo(Record, frozen=True):
 
     def parsed_settings(self) -> Settings:
         """The settings of the run. Raises ConfigError if this version does not know one of them."""
-        return settings_from_yaml(self.settings)
+        return stored_settings(self.settings)
 
 
 def write_run_info(run: str, info: RunInfo) -> None:

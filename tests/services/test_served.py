@@ -9,19 +9,22 @@ import json
 import shutil
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from buckets import Answer, Request, Send, proxy_to
 from vllm_server import KEY, Server, relayed, served
 
 from medad_core.config import LLMSettings, Settings, load_settings, settings_to_yaml
 from medad_core.data.phantom import generate_cohort
-from medad_core.errors import ConfigError, UsageError
+from medad_core.errors import ConfigError, EngineStartError, UsageError
 from medad_core.llm.endpoint import KEY_VARIABLE, check_endpoints
 from medad_core.llm.engine import check_engine, llm_fingerprint, llm_folder, open_engine
+from medad_core.llm.held import Held
 from medad_core.llm.load import MOVES, is_unstable
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Generation
@@ -100,11 +103,33 @@ def test_a_server_answers_as_the_engine_in_this_process_does(prompt, prompts, ex
     assert_same(speak(prompt, prompts, engine="vllm-server", endpoints=server.address), expected)
 
 
-def test_a_server_holds_answers_to_the_sentences_of_a_question(prompt, prompts, server):
+def test_a_server_holds_answers_to_the_sentences_of_a_question_and_ends_them_where_they_are_decided(
+    prompt, prompts, server, monkeypatch
+):
+    generated: list[int] = []
+    read = Held.read_answer
+    monkeypatch.setattr(Held, "read_answer", lambda self, tokens: generated.append(len(tokens)) or read(self, tokens))
     sizes = tuple(Question("size").answers)
     given = speak(prompt, prompts[:4], sizes, engine="vllm-server", endpoints=server.address, structured=True)
+    assert generated[-4:] == [one.tokens for one in given]
     expected = speak(prompt, prompts[:4], sizes, engine="transformers", structured=True)
-    assert [one.text for one in given] == [one.text for one in expected] and {one.text for one in given} <= set(sizes)
+    assert [(one.text, one.tokens) for one in given] == [(one.text, one.tokens) for one in expected]
+    assert {one.text for one in given} <= set(sizes)
+
+
+def test_a_server_behind_what_drops_the_grammar_is_refused(prompt, prompts, server):
+    """A gateway that passes on what it knows: `stop` is OpenAI's, `structured_outputs` is not."""
+
+    def without_grammar(send: Send, request: Request) -> Answer:
+        body = json.loads(request.body) if request.path.endswith("/completions") else {}
+        body.pop("structured_outputs", None)
+        return send(replace(request, body=json.dumps(body).encode()) if body else request)
+
+    with proxy_to(server.port) as proxy:
+        proxy.translate = without_grammar
+        assert speak(prompt, prompts[:1], engine="vllm-server", endpoints=proxy.url)
+        with pytest.raises(EngineStartError, match="does not hold answers to the grammar"):
+            speak(prompt, prompts[:1], engine="vllm-server", endpoints=proxy.url, structured=True)
 
 
 def test_of_two_servers_the_slow_one_holds_nobody_up(prompt, prompts, expected, server):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,6 +28,45 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real volumes are not at {folder}; set MEDAD_SHARED_DATA to their folder")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collected():
+    """An engine that opens or closes collects garbage, which takes a second among the objects of all that is imported.
+
+    So these are frozen, and stay it; `test_models.py` sees that medad thaws what an engine has frozen.
+    """
+    memory = sys.modules.get("medad_core.models.memory")
+    if memory is not None:
+        memory.gc = SimpleNamespace(collect=gc.collect, unfreeze=lambda: None)
+    gc.collect()
+    gc.freeze()
+
+
+_PACKAGED = {}  # the packaged LLM by its type, read once
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_llm():
+    """Engines of this process share the packaged LLM, which is half a gigabyte and frozen. Others are read as ever."""
+    engines = sys.modules.get("medad_core.llm.transformers_engine")
+    if engines is None:
+        yield
+        return
+    from medad_core.llm.engine import llm_folder
+
+    read, packaged = engines.load_llm, llm_folder("smollm2-135m")
+
+    def load(folder, *given):
+        if folder != packaged:
+            return read(folder, *given)
+        if given not in _PACKAGED:
+            _PACKAGED[given] = read(folder, *given)
+        return _PACKAGED[given]
+
+    engines.load_llm = load
+    yield
+    engines.load_llm = read
 
 
 def _forget_mode() -> None:

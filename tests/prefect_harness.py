@@ -17,6 +17,7 @@ import pytest
 
 from medad_core.config import Settings, load_settings
 from medad_core.models.view import View
+from medad_core.run.run import Run
 from medad_core.store.intact import TICK_NS
 
 SIZE = 64
@@ -121,6 +122,18 @@ def tiny_cohort(tmp_path_factory) -> Path:
         write_case(root, f"BraTS2021_{number:05d}", seed=number, tumour=range(60 + number % 2, 64))
     break_case(root, "BraTS2021_00002")
     return root
+
+
+def with_stages(data: Path, out: Path, settings: Settings, *names: str) -> Run:
+    """A run of these stages alone, made without Prefect; the LLM is read by `answers` only."""
+    from medad_core.stages.complete import complete_stage, plan_stage
+    from medad_core.stages.screen import LoopExecutor
+
+    with Run.held(str(data), str(out), settings) as run:
+        for name in names:
+            plan_stage(run, name)
+            complete_stage(run, name, LoopExecutor(run, name))
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from importlib.util import resolve_name
 from pathlib import Path
@@ -192,9 +193,20 @@ def find_calls(modules: dict[str, Path], pick: Callable[[ast.Call, str], bool]) 
     return [
         f"{module}:{node.lineno}"
         for module, path in modules.items()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and pick(node, ast.unparse(node.func).rpartition(".")[2])
+        for node in calls_in(path.read_text(encoding="utf-8"))
+        if pick(node, last_word(node.func))
     ]
+
+
+@cache
+def calls_in(text: str) -> list[ast.Call]:
+    return [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+
+
+def last_word(function: ast.expr) -> str:
+    if isinstance(function, ast.Attribute):
+        return function.attr
+    return function.id if isinstance(function, ast.Name) else ast.unparse(function).rpartition(".")[2]
 
 
 def reads_as_the_locale_says(call: ast.Call, name: str) -> bool:
@@ -214,7 +226,11 @@ def reads_as_the_locale_says(call: ast.Call, name: str) -> bool:
 
 def starts_python_itself(call: ast.Call, name: str) -> bool:
     """Whether a call names the interpreter, or makes a context of processes."""
-    return name == "get_context" or "sys.executable" in {ast.unparse(node) for node in ast.walk(call)}
+    return name == "get_context" or any(names_the_interpreter(node) for node in ast.walk(call))
+
+
+def names_the_interpreter(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.executable"
 
 
 def test_text_files_name_their_encoding():

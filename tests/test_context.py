@@ -6,9 +6,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 import pytest
-from prefect_harness import WORDS, weights_for, write_case
+from prefect_harness import WORDS, weights_for, with_stages, write_case
 
 from medad_core.config import DataSettings, ScalingSettings, load_settings
 from medad_core.data.cases import Case, VolumeRef
@@ -18,7 +17,6 @@ from medad_core.models.view import View
 from medad_core.models.weights import DECODER, decoder_view, weights_folder
 from medad_core.run.fingerprints import view_of
 from medad_core.stages.rows import images_of, pictures_of, slice_rows
-from medad_core.stages.screen import screen
 
 COUNT = 13
 
@@ -99,9 +97,9 @@ def test_scores_depend_on_the_neighbours_and_not_on_the_range(weights, tmp_path)
         ("wide", ["data.first_slice=57", "data.last_slice=63"]),
         ("alone", [f"models.weights={plain}"]),
     ):
-        results = screen(str(tmp_path / "data"), str(tmp_path / name), load_settings(None, [*words, *more]))
-        rows = pd.read_parquet(results.predictions).set_index("slice_index")
-        scores[name] = rows["anomaly_score"]
+        settings = load_settings(None, [*words, *more])
+        run = with_stages(tmp_path / "data", tmp_path / name, settings, "slices", "maps")
+        scores[name] = run.stage("maps").read().to_pandas().set_index("slice_index")["anomaly_score"]
     common = scores["narrow"].index
     np.testing.assert_allclose(scores["narrow"], scores["wide"][common], atol=1e-6)
     assert not np.allclose(scores["narrow"], scores["alone"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,9 +23,18 @@ SETTINGS = DataSettings()
 WARNED = SETTINGS.model_copy(update={"checks": "warn"})
 
 
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("phantoms")
+    generate_cohort(folder, 2, seed=3)
+    return folder
+
+
 @pytest.fixture
-def case(tmp_path) -> Case:
-    generate_cohort(tmp_path / "data", 1, seed=3)
+def case(phantoms, tmp_path) -> Case:
+    """A phantom that a test may change."""
+    first = min(path for path in phantoms.iterdir() if path.is_dir())
+    shutil.copytree(first, tmp_path / "data" / first.name)
     (found,) = discover(tmp_path / "data").cases
     return found
 
@@ -104,8 +114,8 @@ def test_no_real_volume_is_refused_or_warned_of(shared_data: Path, folder):
         assert check_case(found, SETTINGS).verdict == "use"
 
 
-def test_a_doubtful_case_is_screened_and_named_in_a_file_and_on_the_page(tmp_path):
-    generate_cohort(tmp_path / "data", 2, seed=3)
+def test_a_doubtful_case_is_screened_and_named_in_a_file_and_on_the_page(phantoms, tmp_path):
+    shutil.copytree(phantoms, tmp_path / "data")
     doubtful, _ = discover(tmp_path / "data").cases
     rewrite(doubtful.volumes["flair"].path, inverted)
     run = tmp_path / "run"

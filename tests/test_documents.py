@@ -12,6 +12,7 @@ import subprocess
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -114,9 +115,14 @@ COMMANDS = [
 PYTHON_BLOCKS = [block for block in BLOCKS if block.language == "python"]
 
 
+@cache
+def the_command() -> object:
+    return typer.main.get_command(app)
+
+
 def resolve(words: list[str]) -> tuple[object, list[str]]:
     """The command of `medad` that the words name, as far as there is one, and the words after its name."""
-    command = typer.main.get_command(app)
+    command = the_command()
     words = [word for word in words if word != "--debug"]
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words[0]]

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from prefect_harness import WORDS, settle, write_case
+from typer.testing import CliRunner
 
+from flows.cli.app import app
 from flows.orchestrator import SETTINGS_OF_SERVER, has_prefect_settings, server_url
 from medad_core.benchmark.trace import trace_of
 from medad_core.config import load_settings
@@ -109,14 +111,8 @@ def test_prefect_is_asked_for_its_settings_where_there_may_be_some(tmp_path, mon
 def test_an_inbox_without_news_imports_no_prefect_and_loads_no_model(tmp_path, server):
     write_case(tmp_path / "inbox", "BraTS2021_00000", seed=0)
     words = ["screen", tmp_path / "inbox", "--cohort", tmp_path / "cohort", *WORDS, "inbox.settle_s=0"]
-    first = subprocess.run(
-        [sys.executable, "-m", "flows.cli", *map(str, words)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PREFECT_API_URL": server},
-        check=False,
-    )
-    assert first.returncode == 0 and "batch 1: 1 cases screened" in first.stdout, first.stdout + first.stderr
+    first = CliRunner(env={"PREFECT_API_URL": server}).invoke(app, [str(word) for word in words])
+    assert first.exit_code == 0 and "batch 1: 1 cases screened" in first.stdout, first.output
     (tmp_path / "home").mkdir()
     again = medad(tmp_path / "home", *words)
     assert again.returncode == 0 and "nothing new" in again.stdout, again.stdout + again.stderr

@@ -172,19 +172,21 @@ def test_drafts_change_no_answer_and_save_most_steps(prompt, converter, structur
     grids, _ = lesion_grids()
     soft = converter(torch.from_numpy(grids[:10])).numpy()
     prompts = prompt.assemble(converter.knowledge_tokens().numpy(), soft)
-    noise = meaningless_prompts(prompt)[:, -prompts.shape[1] :]
-    prompts = np.concatenate([prompts, np.pad(noise, ((0, 0), (prompts.shape[1] - noise.shape[1], 0), (0, 0)))])
+    noise = meaningless_prompts(prompt)[:4, -prompts.shape[1] :]
+    noise = np.pad(noise, ((0, 0), (prompts.shape[1] - noise.shape[1], 0), (0, 0)))
+    mixed = np.concatenate([prompts[:4], noise])
     given = open_engine(prompt, LLMSettings(engine="transformers", structured=structured), prompts.shape[1])
     steps: list[int] = []
-    given.model.register_forward_hook(lambda _module, _inputs, out: steps.append(out.logits.shape[1]))
-    drafted, saved = given.generate(prompts[:10]), len(steps)
-    talked = given.generate(prompts)
+    seen = given.model.register_forward_hook(lambda _module, _inputs, out: steps.append(out.logits.shape[1]))
+    drafted, saved = given.generate(prompts), len(steps)
+    talked = given.generate(mixed)
     monkeypatch.setattr(transformers_engine, "can_be_cut", lambda _cache: False)
     steps.clear()
-    assert given.generate(prompts[:10]) == drafted
+    assert given.generate(prompts) == drafted
     assert set(steps) == {1} and len(steps) > 1.5 * saved
-    assert given.generate(prompts) == talked
+    assert given.generate(mixed) == talked
     assert {answer.tokens for answer in drafted} != {1}
+    seen.remove()
     given.close()
 
 
@@ -291,8 +293,9 @@ def test_an_answer_that_is_held_to_the_grammar_ends_where_it_is_decided(prompt, 
     prompts = prompt.assemble(converter.knowledge_tokens().numpy(), converter(torch.from_numpy(grids[::5])).numpy())
     engine = open_engine(prompt, LLMSettings(engine="transformers", structured=True), prompts.shape[1])
     steps: list[int] = []
-    engine.model.register_forward_hook(lambda *_: steps.append(1))
+    seen = engine.model.register_forward_hook(lambda *_: steps.append(1))
     answers = engine.generate(prompts)
+    seen.remove()
     engine.close()
     assert {answer.text for answer in answers} == {NO} and {answer.tokens for answer in answers} == {1}
     assert len(steps) == 1, "No is decided by its first token"

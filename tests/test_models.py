@@ -124,7 +124,9 @@ def test_map_tokens_are_as_long_as_the_embeddings_of_the_llm():
     assert tokens.std().item() == pytest.approx(0.136, rel=0.1)
 
 
-def test_memory_is_freed_of_models_that_an_engine_has_frozen():
+def test_memory_is_freed_of_models_that_an_engine_has_frozen(monkeypatch):
+    monkeypatch.setattr("medad_core.models.memory.gc", gc)  # which conftest.py keeps from thawing
+
     class Node:
         pass
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from prefect_harness import write_case
+from typer.testing import CliRunner
 
+from flows.cli.app import app
 from medad_core.config import load_settings
 from medad_core.data.location import CELLS
 from medad_core.errors import MedadError
@@ -190,10 +189,8 @@ def test_a_row_that_fails_is_in_the_table_with_its_reason_the_others_go_on_and_t
         "data.first_slice=57",
         "reproduce.rows=[brightness, without-llm, memory-autoencoder]",
     ]
-    environment = {**os.environ, "PREFECT_API_URL": server, "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-m", "flows.cli", "reproduce", str(few), "--out", str(out), *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1, done.stderr
+    done = CliRunner().invoke(app, ["reproduce", str(few), "--out", str(out), *words])
+    assert done.exit_code == 1, done.output
     assert "medad: row without-llm failed: fold 0, seed 0: no tumour-free slices to train on; add cases" in done.stderr
     assert (
         "row memory-autoencoder failed: fold 0, seed 0: no tumour-free slices to train on; "

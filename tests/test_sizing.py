@@ -33,7 +33,15 @@ TOLERANCE = 0.25
 
 @pytest.fixture(scope="module")
 def settings() -> Settings:
-    return load_settings(None, WORDS)
+    return load_settings(None, [*WORDS, "data.first_slice=62"])  # one slice a case
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_rooflines():
+    """What the device can do at most is measured too, and counts for nothing here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medad_core.benchmark.ceilings.LEAST_S", 0.02)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +73,7 @@ def near(value: float) -> object:
 def test_bytes_tokens_and_counts_of_a_run_are_those_that_were_predicted(measured, run):
     sizing = size_cohort(measured, MANY)
     truth = profile_of(run)
-    assert (sizing.slices, sizing.parts, sizing.answers) == (truth.slices, MANY, truth.slices) == (3 * MANY, MANY, 24)
+    assert (sizing.slices, sizing.parts, sizing.answers) == (truth.slices, MANY, truth.slices) == (MANY, MANY, MANY)
     stored = {stage.stage: stage.stored_bytes for stage in sizing.stages}
     for name, stage in run.stages.items():
         assert stored[name] == near(sum(part.bytes for part in stage.require_finished().parts)), name
@@ -185,7 +193,7 @@ def test_the_command_prints_a_plan_from_a_profile_and_from_a_run(measured, run, 
     profile.write_text(report_json(measured))
     assert load_profile(str(profile)) == measured
     shown = plan("--workers", 64, "--profile", profile, "--json", tmp_path / "plan.json")
-    assert shown.exit_code == 0 and "1,000,000 cases, 3,000,000 slices" in shown.output and "binds" in shown.output
+    assert shown.exit_code == 0 and "1,000,000 cases, 1,000,000 slices" in shown.output and "binds" in shown.output
     written = json.loads((tmp_path / "plan.json").read_text())
     assert set(written) == set(Sizing.__dataclass_fields__) and written["binds"] in shown.output
     of_run = plan("--gpus", 64, "--profile", run.uri)

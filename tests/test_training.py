@@ -260,18 +260,18 @@ def trainer(llm, **changes) -> ConverterTrainer:
 
 
 def test_converter_training_resumed_after_a_kill_ends_like_one_that_was_not_killed(llm, tmp_path):
-    maps = drawn_maps(16)
+    maps, unseen = drawn_maps(16), drawn_maps(4)
     whole = trainer(llm)
-    expected = whole.fit(maps, maps, tmp_path / "whole.pt").state_dict()
+    expected = whole.fit(maps, unseen, tmp_path / "whole.pt").state_dict()
 
     def stop(step: int, _: int) -> None:
         if step == 2:
             raise _Killed
 
     with pytest.raises(_Killed):
-        trainer(llm).fit(maps, maps, tmp_path / "part.pt", stop)
+        trainer(llm).fit(maps, unseen, tmp_path / "part.pt", stop)
     resumed = trainer(llm)
-    given = resumed.fit(maps, maps, tmp_path / "part.pt").state_dict()
+    given = resumed.fit(maps, unseen, tmp_path / "part.pt").state_dict()
     assert [point["loss"] for point in resumed.loop.curve] == pytest.approx(
         [point["loss"] for point in whole.loop.curve], rel=1e-4
     )

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from maps_to_learn import empty_example, finding_at
-from prefect_harness import SIZE, WORDS, weights_for, write_case
+from prefect_harness import SIZE, WORDS, weights_for, with_stages, write_case
 
 from medad_core.config import load_settings
 from medad_core.data.window import brain_windows, cut_windows, frames_of, whole_square
@@ -34,7 +34,6 @@ from medad_core.models.weights import (
 )
 from medad_core.run.fingerprints import maps_fingerprint, view_of
 from medad_core.run.gather import find_cohort
-from medad_core.stages.screen import screen
 from medad_core.training.features import encode_cohort
 from medad_core.training.maps import draw, move
 
@@ -139,7 +138,7 @@ def weights(tmp_path_factory) -> Path:
 
 def screened(data: Path, out: Path, weights: Path, *words: str) -> Path:
     settings = load_settings(None, [*WORDS, f"models.weights={weights}", "llm.engine=transformers", *words])
-    screen(str(data), str(out), settings)
+    with_stages(data, out, settings, "slices", "maps", "prompts")
     return out
 
 

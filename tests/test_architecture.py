@@ -19,6 +19,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("medad_core", "tasks", "flows")
+OPEN_PARQUET = ("medad_core.store.", "medad_core.benchmark.")  # benchmarks do what peers do, on a disk
 FOLDERS = {"configs", "flows", "medad_core", "tasks", "tests"}
 
 # From the ground up. A room imports rooms of lower floors and itself, and no neighbour on its own floor.
@@ -240,6 +241,12 @@ def test_text_files_name_their_encoding():
 def test_python_is_started_by_those_who_keep_its_path_safe():
     known = {"medad_core.surroundings.processes", "flows.cli.start"}  # the command starts itself again
     _expect_none(find_calls({name: MODULES[name] for name in MODULES.keys() - known}, starts_python_itself))
+
+
+def test_only_the_store_opens_parquet_files():
+    """pyarrow opens a URI itself, with credentials of its own, and asks a store that does not answer for 15 minutes."""
+    others = {name: path for name, path in MODULES.items() if not name.startswith(OPEN_PARQUET)}
+    _expect_none(name for name, path in others.items() if "pyarrow.parquet" in path.read_text(encoding="utf-8"))
 
 
 def test_the_command_line_starts_without_heavy_imports():

@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from medad_core.data.names import patient_of
 from medad_core.errors import StoreError
@@ -23,7 +22,7 @@ from medad_core.store import COHORT_PREDICTIONS, join, read_table, sha256_file, 
 from medad_core.store import PREDICTIONS as ROWS
 from medad_core.store.files import parent_of, read_bytes
 from medad_core.store.listing import stamp_of
-from medad_core.store.tables import read_groups, write_rows
+from medad_core.store.tables import notes_in, read_groups, write_rows
 
 log = logging.getLogger(__name__)
 VIEW = "_view.json"
@@ -155,6 +154,6 @@ def _with_all_columns(rows: pa.Table, schema: pa.Schema = ROWS) -> pa.Table:
 def _batches_in(path: str) -> bytes | None:
     """The batches in the file at `path`; None if there is no valid one."""
     try:
-        return (pq.read_schema(path).metadata or {}).get(BATCHES_IN_VIEW)
-    except (OSError, pa.ArrowInvalid):
+        return notes_in(path).get(BATCHES_IN_VIEW)
+    except StoreError:
         return None

@@ -19,6 +19,8 @@ from medad_core.llm.held import Held
 from medad_core.llm.prompt import Prompt
 from medad_core.llm.protocol import Generation, share_of_yes
 
+STOPS = 4  # texts to stop at that a server takes, where VLLM_MAX_STOP_STRINGS does not say otherwise
+
 
 class _Logprobs(msgspec.Struct):
     top_logprobs: list[dict[str, float]]
@@ -58,7 +60,7 @@ def body_of(
     }
     if held is not None:
         body["structured_outputs"] = {"choice": prompt.spelled(held.sentences)}
-        body["stop"] = list(held.beginnings)
+        body["stop"] = sorted(held.beginnings, key=len)[:STOPS]  # those that come first save most
     return msgspec.json.encode(body)
 
 

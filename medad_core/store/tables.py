@@ -59,6 +59,12 @@ def read_groups(uri: str) -> Iterator[pa.Table]:
             yield file.read_row_group(group)
 
 
+def notes_in(uri: str) -> dict[bytes, bytes]:
+    """What is noted beside the rows of a Parquet file. Raises StoreError if it is damaged or absent."""
+    with explained("read", uri), _damage_explained(uri), pq.ParquetFile(_source(uri), memory_map=False) as file:
+        return dict(file.schema_arrow.metadata or {})
+
+
 def read_table(uri: str, columns: Sequence[str] | None = None, case_id: str | None = None) -> pa.Table:
     """Read a Parquet file; with `case_id`, only the rows of that case. Raises StoreError if damaged or absent."""
     filters = [("case_id", "==", case_id)] if case_id is not None else None

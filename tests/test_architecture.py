@@ -244,7 +244,7 @@ def test_python_is_started_by_those_who_keep_its_path_safe():
 
 
 def test_only_the_store_opens_parquet_files():
-    """pyarrow opens a URI itself, with credentials of its own, and asks a store that does not answer for 15 minutes."""
+    """pyarrow opens a URI itself, with credentials of its own, and goes on asking a store that refuses them."""
     others = {name: path for name, path in MODULES.items() if not name.startswith(OPEN_PARQUET)}
     _expect_none(name for name, path in others.items() if "pyarrow.parquet" in path.read_text(encoding="utf-8"))
 

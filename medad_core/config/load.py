@@ -23,7 +23,7 @@ from medad_core.errors import ConfigError, first_line
 from medad_core.media import visible
 
 # Keys that runs and deployments made before have in their settings, and that change nothing any more.
-RETIRED = {"llm.mode": "leave it out; with llm.structured=true no answer is longer than its first words decide"}
+RETIRED = {"llm.mode": "leave it out; llm.structured=true generates no more of a sentence than decides it"}
 
 
 def load_settings(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:

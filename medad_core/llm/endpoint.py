@@ -139,8 +139,8 @@ class Endpoint:
     async def _check_held(self, asked: np.ndarray) -> None:
         """Raise Refused where the server lets the LLM say to probes what it likes: a gateway may drop what holds it."""
         held = Held.to(self.prompt)
-        said = [answer.text for answer in await self._in_requests(asked, self.settings.max_new_tokens, held)]
-        if not set(said) <= set(held.sentences):
+        texts = [answer.text for answer in await self._in_requests(asked, self.settings.max_new_tokens, held)]
+        if not set(texts) <= set(held.sentences):
             raise self._refused(
                 "it does not hold answers to the grammar (structured_outputs); set llm.structured=false, or ask vLLM "
                 "without what stands before it"

@@ -110,13 +110,10 @@ class Asking:
         """The rows of answers to rows of prompts."""
         soft = tokens_of(table) if len(table) else None
         answered = [
-            [] if soft is None else self._answers(question, asked.assemble(self.knowledge, soft), engine)
+            [] if soft is None else engine.generate(asked.assemble(self.knowledge, soft), _held_to(question))
             for question, asked in zip(self.questions, self.prompts, strict=True)
         ]
         return _answer_rows(table, self.questions, answered, self.temperature)
-
-    def _answers(self, question: Question, prompts: np.ndarray, engine: Engine) -> list[Generation]:
-        return engine.generate(prompts, _held_to(question))
 
 
 @dataclass(frozen=True)
